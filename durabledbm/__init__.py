@@ -1,0 +1,1 @@
+"""durabledbm: a dict that lasts."""
