@@ -26,6 +26,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple, Protocol
 
+from ..errors import ClosedError
+
 __all__ = ["Disk", "FileDisk", "FileVolume", "LockOwner", "Volume"]
 
 _VECTOR_MAX = 512  # buffers in one writev: below every platform's IOV_MAX
@@ -252,7 +254,7 @@ def _write_all(fd: int, offset: int, parts: Sequence[bytes]) -> None:
 
 
 def _read_closed(length: int, offset: int) -> bytes:
-    raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    raise ClosedError
 
 
 # Locks: open-file-description locks belong to the open file, not to the process, so two handles of one process keep

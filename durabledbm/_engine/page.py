@@ -30,7 +30,7 @@ LEAF, BRANCH, OVERFLOW, SPACE, MAP, PENDING = 1, 2, 3, 4, 5, 6
 TYPE_NAMES = {LEAF: "leaf", BRANCH: "branch", OVERFLOW: "overflow", SPACE: "space", MAP: "map", PENDING: "pending"}
 
 HEADER = struct.Struct("<BBHIQQII")
-"""type, flags, reserved, count, page id, txid, page count, payload size."""
+"""type, flags, reserved, entry count, page id, txid, page count, payload size."""
 
 REF = struct.Struct("<QII")
 """page id, page count, CRC32C: what a parent knows of a run. Kept as 16 bytes everywhere; unpacked only to read."""
@@ -51,7 +51,7 @@ class Header(NamedTuple):
     type: int
     flags: int
     reserved: int
-    count: int
+    entry_count: int
     page_id: int
     txid: int
     page_count: int
@@ -63,11 +63,11 @@ def pages_for(payload_size: int, page_size: int) -> int:
     return -(-(HEADER.size + payload_size + CRC_SIZE) // page_size)
 
 
-def seal(kind: int, flags: int, count: int, page_id: int, txid: int, page_size: int, payload: bytes) -> bytes:
+def seal(kind: int, flags: int, entry_count: int, page_id: int, txid: int, page_size: int, payload: bytes) -> bytes:
     """Return the run: header, payload, zeros up to the end of its last page, CRC."""
     used = HEADER.size + len(payload) + CRC_SIZE
     page_count = -(-used // page_size)
-    header = HEADER.pack(kind, flags, 0, count, page_id, txid, page_count, len(payload))
+    header = HEADER.pack(kind, flags, 0, entry_count, page_id, txid, page_count, len(payload))
     body = b"".join((header, payload, bytes(page_count * page_size - used)))
     return body + _CRC.pack(crc32c(body))
 

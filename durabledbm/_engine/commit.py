@@ -1,0 +1,236 @@
+"""The commit: how a batch of changes becomes the database, and survives.
+
+This is the only module on the way of a write that calls `sync()`. A commit takes one of two ways.
+
+*In the meta page.* If all changes that are not in the tree yet fit in a meta page, they are written there:
+
+1. write the new meta, over the slot that does not hold the last durable commit;
+2. sync. Now the commit is acknowledged.
+
+*Into the tree.* Otherwise they are merged, all at once:
+
+1. write the new runs, to pages that neither the last durable commit nor any pinned one can reach;
+2. if they are too many to be listed in a meta page, sync;
+3. write the new meta, with the list, over the slot that does not hold the last durable commit;
+4. sync. Now the commit is acknowledged.
+
+What a crash leaves, by the step that it interrupts. Before the meta is written: the old meta is the newest valid one,
+and all that it reaches is intact. While it is written: the slot holds the old meta, the new one, or neither if it was
+torn, which the checksum tells; then the other slot, which nobody touched, holds the last durable commit. After it is
+written, before the sync is through: the new meta may have arrived without some of its runs. The list in it tells, for
+every page of it is verified before the meta is believed. After the sync: everything is there.
+
+Then, without another sync, a copy of the meta, marked *steady*, goes to the other slot, which the next commit will
+overwrite anyway. Whoever sees the mark knows that the commit is on the disk and needs neither to verify the list nor to
+sync again; and from then on two copies of the newest meta exist, so that a damaged one does not silently take the
+database back to the commit before.
+
+With `sync=False` (the relaxed durability modes) step "sync" is left out: the commits that follow overwrite the same
+slot, the list grows, and pages freed since the last durable commit are not reused, until `harden` syncs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+from ..errors import CorruptionError
+from .disk import Disk
+from .merge import Change, Merged, merge
+from .meta import CHANGE_OVERHEAD, META_SIZE, Meta, encode_meta, first_page, room_for, steady_copy
+from .page import ref_parts
+from .pager import MALFORMED, Pager
+from .space import Space
+from .state import State
+from .tree import Tree
+from .walk import walk
+from .writer import Writer
+
+__all__ = ["Committer", "expected_pages"]
+
+_LISTED_PAGES = 256
+"""A commit with more pages syncs twice instead of listing them: verifying them after a crash would take long."""
+
+_LISTED_PAGES_RELAXED = 2048
+_LISTED_EXTENTS = 64
+
+
+class Committer:
+    """What the writer of a file knows beyond what a reader knows. Used by one thread at a time."""
+
+    def __init__(self, disk: Disk, pager: Pager) -> None:
+        self.disk = disk
+        self._pager = pager
+        self._space: Space | None = None
+        self.durable_txid = -1
+        """The newest commit that is known to be on the disk, with everything it reaches."""
+        self.in_doubt = False
+        """A commit was started and neither acknowledged nor known to have failed: only the file knows."""
+        self.sync_failed = False
+        """Nothing may be assumed about what is on the disk."""
+        self._unsteady: bytes | None = None
+        self.syncs = 0
+        self.commits = 0
+        self.pages_written = 0
+
+    # -- the ways to commit --------------------------------------------------------------------------------------
+
+    def commit(
+        self, state: State, changes: Mapping[bytes, bytes | None], *, pinned: Callable[[], int | None],
+        sync: bool = True, cleared: bool = False,
+    ) -> State:  # fmt: skip
+        """Make `changes` on top of `state`, or of nothing if `cleared`, its successor and return that. `pinned` tells the oldest commit that is still read.
+
+        When it returns with `sync` true, the commit survives anything. If it raises before the meta was written,
+        nothing happened; if it raises later, only the file knows what happened.
+        """
+        meta = None if cleared else self._in_meta(state, changes)
+        if meta is None:
+            meta = self._in_tree(state, changes, pinned=pinned, sync=sync, cleared=cleared)
+        return self._finish(state, meta, sync=sync)
+
+    def _in_meta(self, state: State, changes: Mapping[bytes, bytes | None]) -> Meta | None:
+        """The successor with the changes in its meta page, or None if they do not fit."""
+        old = state.meta
+        extents = () if state.meta.txid <= self.durable_txid else old.extents
+        room = room_for(len(extents))
+        size = 0
+        for key, value in changes.items():
+            size += CHANGE_OVERHEAD + len(key) + (0 if value is None else len(value))
+            if size > room:
+                return None
+        waiting = dict(old.changes)
+        tree = state.view.tree
+        count = old.entry_count
+        for key, value in changes.items():
+            in_tree = key in tree
+            count += (value is not None) - (waiting[key] is not None if key in waiting else in_tree)
+            if value is None and not in_tree:
+                waiting.pop(key, None)
+            else:
+                waiting[key] = value
+        for key, value in waiting.items():
+            room -= CHANGE_OVERHEAD + len(key) + (0 if value is None else len(value))
+        if room < 0:
+            return None
+        return old._replace(entry_count=count, changes=waiting, extents=extents)
+
+    def _in_tree(
+        self, state: State, changes: Mapping[bytes, Change], *, pinned: Callable[[], int | None], sync: bool,
+        cleared: bool = False,
+    ) -> Meta:  # fmt: skip
+        """The successor with everything merged into the tree; its runs are written."""
+        txid = state.meta.txid + 1
+        space = self.space(state, pinned())
+        self._space = None  # until this commit is through, a failure leaves it unknown
+        writer = Writer(self.disk, self._pager, space, txid)
+        if cleared:
+            space.free_all()
+            tree = Tree(self._pager)
+        else:
+            changes = {**state.meta.changes, **changes}
+            tree = state.view.tree
+        writer.expected = expected_pages(changes, tree.depth, self._pager.page_size)
+        keys = sorted(changes)
+        merged = merge(self._pager, writer, tree.root, tree.depth, keys, [changes[key] for key in keys])
+        count = merged.growth + (0 if cleared else state.meta.tree_count)
+        return self.seal(state, merged, count, space, writer, sync=sync)
+
+    def seal(
+        self, state: State, merged: Merged, count: int, space: Space, writer: Writer, *, sync: bool
+    ) -> Meta:
+        """Close a merge: write the free space, sync if the runs are too many to be listed, return the meta."""
+        writer.release_place()
+        space.cut_tail()
+        space_ref = space.save(writer.txid, writer.write)
+        extents = writer.finish()
+        self._space = space
+        self.pages_written += writer.pages_written
+        if state.meta.txid > self.durable_txid:
+            extents = state.meta.extents + extents
+        listed = sum(extent.page_count for extent in extents)
+        if writer.own is not None or listed > (_LISTED_PAGES if sync else _LISTED_PAGES_RELAXED) or len(extents) > _LISTED_EXTENTS:
+            self._sync()
+            extents = ()
+        old = state.meta
+        return old._replace(
+            page_count=space.page_count, entry_count=count, tree_count=count, root=merged.root, depth=merged.depth,
+            space=space_ref, extents=extents, changes={},
+        )  # fmt: skip
+
+    def finish(self, state: State, meta: Meta, *, sync: bool) -> State:
+        """Write the meta of a sealed merge: the commit itself."""
+        return self._finish(state, meta, sync=sync)
+
+    def _finish(self, state: State, meta: Meta, *, sync: bool) -> State:
+        durable = state.meta.txid <= self.durable_txid
+        slot = 1 - state.slot if durable else state.slot
+        meta = meta._replace(
+            txid=state.meta.txid + 1,
+            steady_txid=self.durable_txid,
+            steady=False,
+            time_ns=time.time_ns(),
+        )
+        page = encode_meta(meta)
+        self.in_doubt = True
+        self.disk.write(slot * META_SIZE, (page,))
+        self._unsteady = page
+        successor = State.make(meta, slot, self._pager)
+        if sync:
+            self.harden(successor)
+        self.in_doubt = False
+        self.commits += 1
+        if meta.page_count < state.meta.page_count:
+            self.disk.resize(meta.page_count * meta.page_size)
+        return successor
+
+    def harden(self, state: State) -> None:
+        """Sync, so that `state`, which this committer wrote last, survives anything; then mark it steady."""
+        self._sync()
+        self.durable_txid = state.meta.txid
+        if self._unsteady is not None:
+            self.disk.write((1 - state.slot) * META_SIZE, (steady_copy(self._unsteady),))
+            self._unsteady = None
+
+    def _sync(self) -> None:
+        self.syncs += 1
+        try:
+            self.disk.sync()
+        except OSError:
+            self.sync_failed = True
+            raise
+
+    # -- free space ----------------------------------------------------------------------------------------------
+
+    def space(self, state: State, pinned: int | None) -> Space:
+        """The free space at `state`, with everything released that neither a snapshot nor a crash can reach."""
+        space = self._space
+        if space is None or space.ref != state.meta.space:
+            space = self._load_space(state)
+        space.release(self.durable_txid if pinned is None else min(pinned, self.durable_txid))
+        self._space = space
+        return space
+
+    def forget_space(self) -> None:
+        """What this committer believes about free space may be wrong: read it again before it is used."""
+        self._space = None
+
+    def _load_space(self, state: State) -> Space:
+        meta = state.meta
+        first = first_page(meta.page_size)
+        try:
+            return Space.load(meta.space, meta.page_size, first, meta.page_count, self._pager.read)
+        except MALFORMED + (CorruptionError,):
+            # Nothing is lost with the free-space map: what the tree does not use is free.
+            used = (ref_parts(ref)[:2] for ref, _ in walk(state.view.tree))
+            return Space.rebuilt(meta.page_size, first, meta.page_count, used, meta.txid)
+
+
+def expected_pages(changes: Mapping[bytes, Change], depth: int, page_size: int) -> int:
+    """About how many pages merging the changes will take."""
+    count = len(changes)
+    if count <= 1000:
+        return count * max(depth - 1, 1) + depth + 3
+    sample = [value for _, value in zip(range(256), changes.values(), strict=False) if type(value) is bytes]
+    average = sum(map(len, sample)) // max(len(sample), 1) + 40
+    return max(count * average // page_size + count // 64 + 3, min(count, 4096))

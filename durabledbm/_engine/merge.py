@@ -1,0 +1,337 @@
+"""The merge: the one way in which a tree gets a successor.
+
+A sorted batch of changes goes down the tree in one recursive pass and comes back as new nodes. Each node that a change
+concerns is decoded, merged with its share of the batch, and cut into as many nodes as its entries now need; one that
+came out too small is joined with a neighbour first. There is no separate insert, delete, split or rebalance, and it
+makes no difference whether the batch is one change or a million.
+
+Until its parent has settled who is joined with whom, a new node is a `_Draft`; then it is written, and the parent
+keeps its ref. So pages are written bottom up, each once, and no page is ever changed.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
+from types import NoneType
+from typing import Final, NamedTuple
+
+from .node import BRANCH_OVERHEAD, LEAF_OVERHEAD, Overflow, capacity, decode_leaf, separator
+from .page import NO_REF, ref_parts
+from .pager import MALFORMED, Pager
+from .writer import Writer
+
+__all__ = ["TOUCH", "Change", "Merged", "inline_max", "merge"]
+
+
+class _Touch:
+    """Instead of a value: leave the entry as it is, but write its leaf anew, somewhere else."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "TOUCH"
+
+
+TOUCH: Final = _Touch()
+
+Change = bytes | _Touch | None
+"""A new value; `TOUCH`; or None, the tombstone: the key is deleted."""
+
+_MIN_BRANCH = 4
+"""A branch has at least so many children, however long the separators: a tree of long keys must not become a list."""
+
+_MIN_LEAF = 6
+"""A leaf takes as many pages as so many of its entries need..."""
+
+_MAX_LEAF_PAGES = 4
+"""...but no more than this, unless a single entry needs them."""
+
+_JOIN_BELOW = 0.25
+"""A node filled less than this is joined with a neighbour."""
+
+
+class Merged(NamedTuple):
+    """The successor of a tree."""
+
+    root: bytes
+    depth: int
+    growth: int
+    """How many entries it has more (or, if negative, fewer) than its predecessor."""
+
+
+class _Draft(NamedTuple):
+    """A node that is not written yet. A leaf's keys and values; or, in a branch, the children's lows and refs."""
+
+    low: bytes
+    """No key in or below the node is smaller. What the parent uses as separator."""
+    keys: list[bytes]
+    values: list[bytes]
+    size: int
+
+
+def inline_max(page_size: int) -> int:
+    """The longest value, in bytes, that is kept in a leaf; longer ones get runs of their own."""
+    return page_size // 2
+
+
+def merge(
+    pager: Pager, writer: Writer, root: bytes, depth: int, keys: Sequence[bytes], values: Sequence[Change],
+    *, join_below: float = _JOIN_BELOW,
+) -> Merged:  # fmt: skip
+    """Merge changes, `values[i]` for `keys[i]`, keys strictly ascending, into the tree under `root`.
+
+    Old runs are freed and new ones written through `writer`. `join_below` is how full a node must be not to be joined
+    with its neighbour: near 1 packs the leaves that are touched. Raises `CorruptionError` if the tree is damaged.
+    """
+    return _Merge(pager, writer, keys, values, join_below).run(root, depth)
+
+
+class _Merge:
+    """The state of one pass."""
+
+    def __init__(
+        self, pager: Pager, writer: Writer, keys: Sequence[bytes], values: Sequence[Change], join_below: float
+    ) -> None:
+        self._pager = pager
+        self._writer = writer
+        self._keys = keys
+        self._values = values
+        self._growth = 0
+        self._page_size = writer.page_size
+        self._one_page = capacity(1, self._page_size)
+        self._inline_max = inline_max(self._page_size)
+        self._join_below = join_below
+
+    def run(self, root: bytes, depth: int) -> Merged:
+        count = len(self._keys)
+        if depth:
+            drafts = self._node(root, depth - 1, b"", 0, count, rightmost=True)
+        else:
+            drafts = self._apply([], [], b"", 0, count, greedy=True)
+        level = max(depth - 1, 0)
+        while len(drafts) > 1:
+            refs = [self._write(draft, level) for draft in drafts]
+            level += 1
+            drafts = self._cut([draft.low for draft in drafts], refs, level, b"", greedy=False)
+        if not drafts:
+            return Merged(NO_REF, 0, self._growth)
+        if level and len(drafts[0].values) == 1:
+            ref = drafts[0].values[0]
+            level -= 1
+        else:
+            ref = self._write(drafts[0], level)
+        if level:
+            self._writer.flush()  # the child may have been written only now, and not be in the cache
+        while level and len(branch := self._pager.branch(ref).refs) == 1:
+            self._writer.free(ref)
+            ref = branch[0]
+            level -= 1
+        return Merged(ref, level + 1, self._growth)
+
+    # -- one node ------------------------------------------------------------------------------------------------
+
+    def _node(
+        self, ref: bytes, level: int, low: bytes, first: int, end: int, *, rightmost: bool = False
+    ) -> list[_Draft]:
+        """Merge the changes from `first` to `end` into the node at `ref`, return what takes its place."""
+        self._writer.free(ref)
+        if level == 0:
+            keys, values = self._decode(ref)
+            greedy = rightmost and bool(keys) and self._keys[first] > keys[-1]
+            return self._apply(keys, values, low, first, end, greedy=greedy)
+        branch = self._pager.branch(ref)
+        lows: list[bytes] = []
+        nodes: list[bytes | _Draft] = []
+        small = False
+        separators, refs = branch
+        old_lows = [low, *separators]
+        done = 0
+        threshold = self._join_below * self._one_page
+        while first < end:
+            child = bisect_right(separators, self._keys[first], done)
+            stop = bisect_left(self._keys, separators[child], first, end) if child < len(separators) else end
+            lows += old_lows[done:child]
+            nodes += refs[done:child]
+            last = rightmost and child == len(separators)
+            drafts = self._node(refs[child], level - 1, old_lows[child], first, stop, rightmost=last)
+            for draft in drafts:
+                lows.append(draft.low)
+                nodes.append(draft)
+                small = small or draft.size < threshold
+            done = child + 1
+            first = stop
+        lows += old_lows[done:]
+        nodes += refs[done:]
+        if small:
+            lows, nodes = self._joined(lows, nodes, level - 1, rightmost=rightmost)
+        written = [node if type(node) is bytes else self._write(node, level - 1) for node in nodes]  # type: ignore[arg-type]
+        return self._cut(lows, written, level, low, greedy=False)
+
+    def _decode(self, ref: bytes) -> tuple[list[bytes], list[bytes]]:
+        leaf = self._pager.leaf(ref, keep=False)
+        try:
+            return decode_leaf(leaf)
+        except MALFORMED as exc:
+            raise self._pager.malformed(ref, exc) from exc
+
+    def _write(self, draft: _Draft, level: int) -> bytes:
+        if level:
+            return self._writer.branch(draft.keys[1:], draft.values)
+        return self._writer.leaf(draft.keys, draft.values)
+
+    # -- leaves --------------------------------------------------------------------------------------------------
+
+    def _apply(
+        self, keys: list[bytes], values: list[bytes], low: bytes, first: int, end: int, *, greedy: bool
+    ) -> list[_Draft]:
+        """Apply the changes from `first` to `end` to the entries of one leaf."""
+        before = len(keys)
+        if end - first <= len(keys) // 4:
+            self._apply_few(keys, values, first, end)
+        else:
+            keys, values = self._apply_many(keys, values, first, end)
+        self._growth += len(keys) - before
+        return self._cut(keys, values, 0, low, greedy=greedy)
+
+    def _apply_few(self, keys: list[bytes], values: list[bytes], first: int, end: int) -> None:
+        for index in range(first, end):
+            key, change = self._keys[index], self._values[index]
+            at = bisect_left(keys, key)
+            if at < len(keys) and keys[at] == key:
+                if change is TOUCH:
+                    self._move(key, values, at)
+                    continue
+                self._drop(values[at])
+                if change is None:
+                    del keys[at], values[at]
+                else:
+                    values[at] = self._stored(key, change)  # type: ignore[arg-type]
+            elif type(change) is bytes or type(change) is Overflow:
+                keys.insert(at, key)
+                values.insert(at, self._stored(key, change))
+
+    def _apply_many(
+        self, keys: list[bytes], values: list[bytes], first: int, end: int
+    ) -> tuple[list[bytes], list[bytes]]:
+        changes = dict(zip(self._keys[first:end], self._values[first:end], strict=True))
+        entries = dict(zip(keys, values, strict=True))
+        kinds = set(map(type, changes.values()))
+        if _Touch in kinds:
+            for key in [key for key, change in changes.items() if change is TOUCH]:
+                del changes[key]
+                if key in entries:
+                    self._move_in(key, entries)
+        if Overflow in set(map(type, values)):
+            for key in changes.keys() & entries.keys():
+                self._drop(entries[key])
+        if not entries and NoneType not in kinds:
+            merged: dict[bytes, bytes] = changes  # type: ignore[assignment]
+        else:
+            merged = entries
+            merged.update(changes)  # type: ignore[arg-type]
+            if NoneType in kinds:
+                for key in [key for key, change in changes.items() if change is None]:
+                    del merged[key]
+        if max(map(len, merged.values()), default=0) > self._inline_max:
+            for key, value in merged.items():
+                merged[key] = self._stored(key, value)
+        keys = sorted(merged)
+        return keys, list(map(merged.__getitem__, keys))
+
+    def _stored(self, key: bytes, value: bytes) -> bytes:
+        """What a leaf holds for `value`."""
+        if len(value) > self._inline_max:
+            return self._writer.value(key, value)
+        return value
+
+    def _drop(self, value: bytes) -> None:
+        if type(value) is Overflow:
+            self._writer.free(value.ref)
+
+    def _move(self, key: bytes, values: list[bytes], at: int) -> None:
+        """Write a large value anew: its owner was touched to get it out of the way."""
+        value = values[at]
+        if type(value) is Overflow:
+            values[at] = self._writer.value(key, self._pager.value(value))
+            self._writer.free(value.ref)
+
+    def _move_in(self, key: bytes, entries: dict[bytes, bytes]) -> None:
+        holder = [entries[key]]
+        self._move(key, holder, 0)
+        entries[key] = holder[0]
+
+    # -- cutting and joining -------------------------------------------------------------------------------------
+
+    def _cut(self, keys: list[bytes], values: list[bytes], level: int, low: bytes, *, greedy: bool) -> list[_Draft]:
+        """Cut entries into drafts that fit. Evenly, unless `greedy`: then as full as can be, for appending."""
+        count = len(keys)
+        if not count:
+            return []
+        if level:
+            total = sum(map(len, keys)) + BRANCH_OVERHEAD * count
+            limit, minimum = self._one_page, _MIN_BRANCH
+        else:
+            overhead = LEAF_OVERHEAD + (Overflow in set(map(type, values)))
+            total = sum(map(len, keys)) + sum(map(len, values)) + overhead * count
+            limit, minimum = self._leaf_limit(total, count), 1
+        if total <= limit or count <= minimum:
+            return [_Draft(low, keys, values, total)]
+        if level:
+            ends = list(accumulate(len(key) + BRANCH_OVERHEAD for key in keys))
+        else:
+            ends = list(accumulate(len(k) + len(v) + overhead for k, v in zip(keys, values, strict=True)))
+        drafts: list[_Draft] = []
+        at = done = 0
+        while at < count:
+            rest = total - done
+            pieces = -(-rest // limit)
+            target = limit if greedy else min(limit, -(-rest // pieces) + limit // 64)
+            end = max(bisect_right(ends, done + target), at + minimum)
+            if count - end < minimum:
+                end = count
+            first = low if not drafts else keys[at] if level else separator(keys[at - 1], keys[at])
+            drafts.append(_Draft(first, keys[at:end], values[at:end], ends[end - 1] - done))
+            done = ends[end - 1]
+            at = end
+        return drafts
+
+    def _leaf_limit(self, total: int, count: int) -> int:
+        """Bytes of entries in a leaf: one page if entries are small, more if a page would hold but a few."""
+        pages = -(-_MIN_LEAF * total // count // self._one_page)
+        return self._one_page if pages <= 1 else capacity(min(pages, _MAX_LEAF_PAGES), self._page_size)
+
+    def _joined(
+        self, lows: list[bytes], nodes: list[bytes | _Draft], level: int, *, rightmost: bool
+    ) -> tuple[list[bytes], list[bytes | _Draft]]:
+        """Join drafts that are too small with a neighbour, and cut the result anew where it is too large for one."""
+        threshold = self._join_below * self._one_page
+        at = 0
+        while at < len(nodes) and len(nodes) > 1:
+            node = nodes[at]
+            last = at == len(nodes) - 1
+            if type(node) is bytes or node.size >= threshold or (last and rightmost and self._growth > 0):  # type: ignore[union-attr]
+                at += 1
+                continue
+            a = at - 1 if last or (at and type(nodes[at - 1]) is _Draft) else at
+            left, right = self._draft(lows[a], nodes[a], level), self._draft(lows[a + 1], nodes[a + 1], level)
+            keys, values = left.keys + right.keys, left.values + right.values
+            drafts = self._cut(keys, values, level, left.low, greedy=False)
+            lows[a : a + 2] = [draft.low for draft in drafts]
+            nodes[a : a + 2] = drafts
+            at = a if len(drafts) == 1 and len(nodes) > 1 else a + len(drafts)
+        return lows, nodes
+
+    def _draft(self, low: bytes, node: bytes | _Draft, level: int) -> _Draft:
+        """The node as a draft: decoded, if it was to stay as it is."""
+        if type(node) is _Draft:
+            return node
+        ref: bytes = node  # type: ignore[assignment]
+        self._writer.free(ref)
+        if level:
+            branch = self._pager.branch(ref)
+            return _Draft(low, [low, *branch.separators], list(branch.refs), ref_parts(ref)[1])
+        keys, values = self._decode(ref)
+        return _Draft(low, keys, values, ref_parts(ref)[1])
+

@@ -1,0 +1,197 @@
+"""The meta page: the one thing that decides what the database contains.
+
+There are two slots, at the start of the file. A commit writes the slot that does not hold the last commit known to be
+on the disk, so that one always remains; the newest valid slot *is* the database. A meta holds the root of the tree,
+where free space is recorded, and two short lists:
+
+* `extents`: the pages that were written since the last commit known to be on disk. With them, one sync is enough for
+  pages and meta together: whoever opens the file after a crash believes this meta only if all of them arrived.
+* `changes`: the newest changes, not merged into the tree yet. A small commit is then one write of one page. They are
+  part of the state, not a log: nothing is replayed, readers look here first and in the tree after.
+
+Pure: bytes in, bytes out. The layout is documented in docs/format.md.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from crc32c import crc32c
+
+from ..errors import error
+from .page import MAX_PAGE_SIZE, MIN_PAGE_SIZE, NO_REF, self_consistent
+
+__all__ = [
+    "CHANGE_OVERHEAD", "LOOK_OFFSET", "LOOK_SIZE", "MAGIC", "META_AREA", "META_SIZE", "SLOTS", "Extent", "Meta",
+    "UnknownVersionError", "decode_meta", "encode_meta", "first_page", "has_magic", "look_of", "room_for",
+    "steady_copy",
+]  # fmt: skip
+
+META_SIZE = 4096
+"""Bytes of one meta page, whatever the page size: what a disk writes whole or a checksum catches."""
+
+SLOTS = 2
+META_AREA = SLOTS * META_SIZE
+
+MAGIC = b"\x8bdurabledbm\r\n\x1a\n\x00"
+"""First 16 bytes of the file. Not text, and not what a text-mode copy would leave unchanged."""
+
+FORMAT_VERSION = 1
+
+_FIXED = struct.Struct("<16sQIIIIQQQ16sII16sQQ16sIHH")
+"""magic, txid, version, features, page size, flags, page count, entry count, tree count, root, depth, reserved, space, steady txid,
+time, database id, changes size, extent count, change count."""
+
+_FLAGS_OFFSET = 36
+
+_STEADY = 1
+"""Flag: this commit is known to be on disk, and so is everything it refers to. What is missing is damage, not a crash."""
+
+_EXTENT = struct.Struct("<QII")
+_CHANGE = struct.Struct("<Ii")
+_TRAILER = struct.Struct("<QI")
+_TOMBSTONE = -1
+
+CHANGE_OVERHEAD = _CHANGE.size
+"""Bytes that a change takes in a meta beside its key and value."""
+
+LOOK_OFFSET = META_SIZE - _TRAILER.size
+LOOK_SIZE = _TRAILER.size + 24
+"""The bytes that tell whether anything was committed: the end of slot 0, its txid and CRC, and the start of slot 1, its
+magic and txid. They are adjacent, so that a reader notices another process's commit with one small read."""
+
+
+class UnknownVersionError(error):
+    """The file was written by a newer version of durabledbm."""
+
+
+class Extent(NamedTuple):
+    """Consecutive pages that a commit wrote. `digest` is the CRC32C of the CRCs of the runs in it, in order."""
+
+    page_id: int
+    page_count: int
+    digest: int
+
+
+_NO_CHANGES: Mapping[bytes, bytes | None] = {}
+
+
+class Meta(NamedTuple):
+    """One commit: everything that a reader or the next writer must know."""
+
+    txid: int
+    page_size: int
+    database_id: bytes
+    page_count: int
+    """Pages of the file that belong to the database, meta area included: whatever is beyond is left over."""
+    entry_count: int = 0
+    tree_count: int = 0
+    """Entries of the tree alone, without the changes here."""
+    root: bytes = NO_REF
+    depth: int = 0
+    space: bytes = NO_REF
+    steady_txid: int = 0
+    """The newest commit that was known to be on disk when this one was written."""
+    steady: bool = False
+    time_ns: int = 0
+    """When the commit was made, nanoseconds since 1970, by the clock of the machine that made it."""
+    extents: tuple[Extent, ...] = ()
+    changes: Mapping[bytes, bytes | None] = _NO_CHANGES
+
+
+def first_page(page_size: int) -> int:
+    """The first page id after the meta area."""
+    return -(-META_AREA // page_size)
+
+
+def room_for(extent_count: int) -> int:
+    """Bytes that are left for changes in a meta with so many extents."""
+    return META_SIZE - _FIXED.size - _TRAILER.size - extent_count * _EXTENT.size
+
+
+def look_of(slot0: bytes, slot1: bytes) -> bytes:
+    """The bytes at `LOOK_OFFSET` of a file with these two slots."""
+    return slot0[LOOK_OFFSET:] + slot1[: LOOK_SIZE - _TRAILER.size]
+
+
+def encode_meta(meta: Meta) -> bytes:
+    """The meta page, `META_SIZE` bytes."""
+    parts = [b""]
+    parts.extend(_EXTENT.pack(e.page_id, e.page_count, e.digest) for e in meta.extents)
+    size = 0
+    for key, value in meta.changes.items():
+        if value is None:
+            parts.append(_CHANGE.pack(len(key), _TOMBSTONE))
+            parts.append(key)
+            size += _CHANGE.size + len(key)
+        else:
+            parts += (_CHANGE.pack(len(key), len(value)), key, value)
+            size += _CHANGE.size + len(key) + len(value)
+    parts[0] = _FIXED.pack(
+        MAGIC, meta.txid, FORMAT_VERSION, 0, meta.page_size, _STEADY if meta.steady else 0, meta.page_count,
+        meta.entry_count, meta.tree_count, meta.root, meta.depth, 0, meta.space, meta.steady_txid, meta.time_ns, meta.database_id,
+        size, len(meta.extents), len(meta.changes),
+    )  # fmt: skip
+    body = b"".join(parts)
+    assert len(body) <= LOOK_OFFSET, "the changes do not fit in a meta page"
+    body = body.ljust(LOOK_OFFSET, b"\0") + meta.txid.to_bytes(8, "little")
+    return body + crc32c(body).to_bytes(4, "little")
+
+
+def steady_copy(slot: bytes) -> bytes:
+    """The same meta page, marked steady."""
+    body = slot[:_FLAGS_OFFSET] + _STEADY.to_bytes(4, "little") + slot[_FLAGS_OFFSET + 4 : -4]
+    return body + crc32c(body).to_bytes(4, "little")
+
+
+def has_magic(slot: bytes) -> bool:
+    """Whether the bytes claim to be a meta page of ours."""
+    return slot.startswith(MAGIC)
+
+
+def decode_meta(slot: bytes) -> Meta | None:
+    """The meta in a slot, or None if the slot does not hold a whole one.
+
+    Raises `UnknownVersionError` if it is whole, but of a format that this version of durabledbm does not know.
+    """
+    if len(slot) != META_SIZE or not slot.startswith(MAGIC) or not self_consistent(slot):
+        return None
+    (
+        _, txid, version, features, page_size, flags, page_count, entry_count, tree_count, root, depth, _, space, steady_txid,
+        time_ns, database_id, changes_size, extent_count, change_count,
+    ) = _FIXED.unpack_from(slot)  # fmt: skip
+    if version != FORMAT_VERSION:
+        raise UnknownVersionError(f"the file has format version {version}; this durabledbm reads version 1")
+    if features:
+        raise UnknownVersionError(f"the file uses features that this durabledbm does not know: {features:#x}")
+    if not (MIN_PAGE_SIZE <= page_size <= MAX_PAGE_SIZE) or page_size & (page_size - 1):
+        return None
+    at = _FIXED.size + extent_count * _EXTENT.size
+    if at + changes_size > LOOK_OFFSET:
+        return None
+    extents = tuple(map(Extent._make, _EXTENT.iter_unpack(slot[_FIXED.size : at]))) if extent_count else ()
+    changes = _decode_changes(slot, at, at + changes_size, change_count) if change_count else _NO_CHANGES
+    if changes is None:
+        return None
+    return Meta(
+        txid, page_size, database_id, page_count, entry_count, tree_count, root, depth, space, steady_txid, bool(flags & _STEADY),
+        time_ns, extents, changes,
+    )  # fmt: skip
+
+
+def _decode_changes(slot: bytes, at: int, end: int, count: int) -> dict[bytes, bytes | None] | None:
+    changes: dict[bytes, bytes | None] = {}
+    for _ in range(count):
+        if at + _CHANGE.size > end:
+            return None
+        key_size, value_size = _CHANGE.unpack_from(slot, at)
+        at += _CHANGE.size
+        middle = at + key_size
+        stop = middle + max(value_size, 0)
+        if stop > end:
+            return None
+        changes[slot[at:middle]] = None if value_size == _TOMBSTONE else slot[middle:stop]
+        at = stop
+    return changes

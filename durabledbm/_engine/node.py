@@ -1,0 +1,217 @@
+"""Nodes: what a leaf and a branch of the tree look like as bytes, and how they are searched.
+
+Pure functions, bytes in and lists out, no I/O. A leaf is kept in memory as the bytes read, because finding one key in
+it costs less than decoding it: the leaf starts with one *fingerprint* byte per key, and searching for that byte is a
+single C call. A branch is searched far more often than it is read, so it is decoded once, into a `Branch`.
+
+Entries stand in ascending order of their keys. A cell is a key followed by its value; `Overflow` takes the value's
+place when the value is too large and lives in a run of its own. The layout is documented in docs/format.md.
+"""
+
+from __future__ import annotations
+
+import struct
+import sys
+from array import array
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
+from typing import Any, NamedTuple
+from zlib import crc32
+
+from .page import CRC_SIZE, HEADER, REF
+
+__all__ = [
+    "BRANCH_OVERHEAD", "LEAF_OVERHEAD", "Branch", "Overflow", "capacity", "decode_branch", "decode_leaf",
+    "encode_branch", "encode_leaf", "find_value", "leaf_keys", "separator",
+]  # fmt: skip
+
+HAS_OVERFLOW = 1
+"""Flag of a leaf in which at least one value is an `Overflow`: then a kind byte per cell tells which."""
+
+_START = HEADER.size
+_U16, _U32 = ("H", "I")
+_BIG_ENDIAN = sys.byteorder == "big"
+_THREE = {_U16: struct.Struct("<3H").unpack_from, _U32: struct.Struct("<3I").unpack_from}
+_WIDTH = {_U16: 2, _U32: 4}
+_NARROW_MAX = 65536
+"""Runs up to this many bytes hold 16-bit offsets, longer ones 32-bit."""
+
+
+class Overflow(bytes):
+    """Stands in a leaf for a large value: the ref of its run and its length, as the bytes that the cell holds."""
+
+    __slots__ = ()
+    _LAYOUT = struct.Struct("<16sQ")
+    SIZE = _LAYOUT.size
+
+    @classmethod
+    def make(cls, ref: bytes, length: int) -> Overflow:
+        return cls(cls._LAYOUT.pack(ref, length))
+
+    @property
+    def ref(self) -> bytes:
+        return self[: REF.size]
+
+    @property
+    def length(self) -> int:
+        size: int = self._LAYOUT.unpack(self)[1]
+        return size
+
+
+class Branch(NamedTuple):
+    """A decoded branch: `refs[i]` leads to the keys from `separators[i - 1]` up to, not including, `separators[i]`."""
+
+    separators: list[bytes]
+    refs: list[bytes]
+
+
+# -- leaves ------------------------------------------------------------------------------------------------------
+
+
+LEAF_OVERHEAD = 5
+"""Bytes that an entry takes in a leaf beside its key and value: a fingerprint and two offsets."""
+
+BRANCH_OVERHEAD = REF.size + 2
+"""Bytes that a child takes in a branch beside its separator: a ref and an offset."""
+
+
+def capacity(page_count: int, page_size: int) -> int:
+    """Bytes of entries, overheads included, that a node of so many pages holds."""
+    return page_count * page_size - HEADER.size - CRC_SIZE - 2
+
+
+def encode_leaf(keys: Sequence[bytes], values: Sequence[bytes], page_size: int) -> tuple[int, bytes]:
+    """The flags and the payload of a leaf with these entries."""
+    count = len(keys)
+    cells: list[bytes] = [b""] * (2 * count)
+    cells[::2] = keys
+    cells[1::2] = values
+    body = b"".join(cells)
+    kinds = b""
+    flags = 0
+    if Overflow in set(map(type, values)):
+        flags = HAS_OVERFLOW
+        kinds = bytes([type(value) is Overflow for value in values])
+    table = 2 * count + 1
+    size = _START + count + 2 * table + len(kinds) + len(body) + CRC_SIZE
+    code = _code_for(size, page_size)
+    first = _START + count + _WIDTH[code] * table + len(kinds)
+    offsets = _pack(code, accumulate(map(len, cells), initial=first))
+    return flags, b"".join((_fingerprints(keys), offsets, kinds, body))
+
+
+def find_value(leaf: bytes, key: bytes) -> bytes | None:
+    """The value of `key` in a sealed leaf: bytes, an `Overflow`, or None if the key is not there."""
+    count = leaf[4] | leaf[5] << 8 | leaf[6] << 16 | leaf[7] << 24
+    table = _START + count
+    code = _U16 if len(leaf) <= _NARROW_MAX else _U32
+    width = _WIDTH[code]
+    fingerprint = crc32(key) & 0xFF
+    size = len(key)
+    at = leaf.find(fingerprint, _START, table)
+    while at >= 0:
+        start, middle, end = _THREE[code](leaf, table + (at - _START) * 2 * width)
+        if middle - start == size and leaf.startswith(key, start):
+            value = leaf[middle:end]
+            if leaf[1] & HAS_OVERFLOW and leaf[table + width * (2 * count + 1) + at - _START]:
+                return Overflow(value)
+            return value
+        at = leaf.find(fingerprint, at + 1, table)
+    return None
+
+
+def leaf_keys(leaf: bytes) -> list[bytes]:
+    """The keys of a sealed leaf, ascending."""
+    offsets = _leaf_offsets(leaf)
+    return [leaf[a:b] for a, b in zip(offsets[::2], offsets[1::2], strict=False)]
+
+
+def decode_leaf(leaf: bytes) -> tuple[list[bytes], list[bytes]]:
+    """The keys and the values (bytes or `Overflow`) of a sealed leaf."""
+    offsets = _leaf_offsets(leaf)
+    starts, ends = offsets[::2], offsets[1::2]
+    keys = [leaf[a:b] for a, b in zip(starts, ends, strict=False)]
+    values = [leaf[a:b] for a, b in zip(ends, starts[1:], strict=True)]
+    if leaf[1] & HAS_OVERFLOW:
+        count = len(keys)
+        kinds = starts[0] - count
+        values = [Overflow(v) if leaf[kinds + i] else v for i, v in enumerate(values)]
+    return keys, values
+
+
+def _leaf_offsets(leaf: bytes) -> tuple[int, ...]:
+    count = int.from_bytes(leaf[4:8], "little")
+    return _unpack(_U16 if len(leaf) <= _NARROW_MAX else _U32, leaf, _START + count, 2 * count + 1)
+
+
+def _fingerprints(keys: Sequence[bytes]) -> bytes:
+    codes = array("I", map(crc32, keys)).tobytes()
+    return codes[3::4] if _BIG_ENDIAN else codes[::4]
+
+
+# -- branches ----------------------------------------------------------------------------------------------------
+
+
+def encode_branch(separators: Sequence[bytes], refs: Sequence[bytes], page_size: int) -> bytes:
+    """The payload of a branch. There is one separator less than there are refs."""
+    assert len(refs) == len(separators) + 1
+    count = len(refs)
+    body = b"".join(separators)
+    size = _START + count * (REF.size + 2) + len(body) + CRC_SIZE
+    code = _code_for(size, page_size)
+    first = _START + count * (REF.size + _WIDTH[code])
+    offsets = _pack(code, accumulate(map(len, separators), initial=first))
+    return b"".join((*refs, offsets, body))
+
+
+def decode_branch(run: bytes) -> Branch:
+    """The separators and refs of a sealed branch."""
+    count = int.from_bytes(run[4:8], "little")
+    table = _START + count * REF.size
+    offsets = _unpack(_U16 if len(run) <= _NARROW_MAX else _U32, run, table, count)
+    refs = [run[at : at + REF.size] for at in range(_START, table, REF.size)]
+    return Branch([run[a:b] for a, b in zip(offsets, offsets[1:], strict=False)], refs)
+
+
+def separator(left: bytes, right: bytes) -> bytes:
+    """The shortest bytes that are greater than `left` and not greater than `right`, where `left < right`."""
+    low, high = 0, len(right)
+    if left[:32] != right[:32]:
+        high = min(high, 32)
+    while low < high:  # the longest common prefix is shorter than the answer, and bisected because keys may be long
+        middle = (low + high) // 2
+        if left[low : middle + 1] == right[low : middle + 1]:
+            low = middle + 1
+        else:
+            high = middle
+    return right[: low + 1]
+
+
+# -- both --------------------------------------------------------------------------------------------------------
+
+
+def _code_for(size: int, page_size: int) -> str:
+    """16-bit offsets where the whole run, rounded up to pages, stays within their reach."""
+    return _U16 if -(-size // page_size) * page_size <= _NARROW_MAX else _U32
+
+
+def _pack(code: str, numbers: Iterable[int]) -> bytes:
+    packed = array(code, numbers)
+    if _BIG_ENDIAN:
+        packed.byteswap()
+    return packed.tobytes()
+
+
+_UNPACKERS: dict[tuple[str, int], Any] = {}
+
+
+def _unpack(code: str, run: bytes, offset: int, count: int) -> tuple[int, ...]:
+    unpacker = _UNPACKERS.get((code, count))
+    if unpacker is None:
+        if count > len(run):  # checksums do not keep out a file that was made to hurt
+            raise ValueError("an entry count larger than the page")
+        unpacker = struct.Struct(f"<{count}{code}").unpack_from
+        if len(_UNPACKERS) < 1024:
+            _UNPACKERS[code, count] = unpacker
+    result: tuple[int, ...] = unpacker(run, offset)
+    return result

@@ -1,0 +1,171 @@
+"""The pager: verified reads of runs, through a cache with a limit.
+
+The cache is keyed by ref, that is by place *and* content: a run that was replaced has another ref, so an entry is
+never wrong and never needs to be invalidated. It keeps two generations. New and used entries go to the young one; when
+that holds half of the limit, the old one is dropped and the young one becomes the old. So an entry that is used once
+in a generation stays, and a hit in the young generation, the common case, costs one dict look-up and no bookkeeping.
+
+Nothing that was read is used before its checksum, its place and its type are verified against the ref. Any number of
+threads may use a pager at once: every step is a single dict operation, and a lost update costs a second read.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+from crc32c import crc32c
+
+from ..errors import CorruptionError, error
+from .disk import Disk
+from .node import Branch, Overflow, decode_branch
+from .page import BRANCH, CRC_SIZE, HEADER, LEAF, OVERFLOW, REF, mismatch
+
+__all__ = ["MALFORMED", "Pager"]
+
+MALFORMED = (struct.error, ValueError, IndexError, TypeError, OverflowError)
+"""What decoding raises on a run whose checksum is right but whose content makes no sense: a file made to hurt."""
+
+_BRANCH_COST = 120
+"""Bytes of memory, about, that a child takes in a decoded branch."""
+
+_CHUNK = 1 << 24
+"""Bytes of a large value that are read and checked at a time."""
+
+
+class Pager:
+    """Reads of one file. `cache_size` is in bytes; what is in use by readers meanwhile comes on top."""
+
+    __slots__ = ("__weakref__", "_disk", "_half", "_old", "_room", "hits", "misses", "page_size", "young")
+
+    def __init__(self, disk: Disk, page_size: int, cache_size: int) -> None:
+        self._disk = disk
+        self.page_size = page_size
+        self._half = cache_size // 2
+        self._room = self._half
+        self._old: dict[bytes, bytes | Branch] = {}
+        self.young: dict[bytes, bytes | Branch] = {}
+        """Leaves as bytes and decoded branches, by ref. Read by the tree directly; written by `keep` only."""
+        self.hits = 0
+        self.misses = 0
+
+    def use(self, disk: Disk) -> None:
+        """Read from another `Disk` of the same file from now on."""
+        self._disk = disk
+
+    def branch(self, ref: bytes) -> Branch:
+        """The branch at `ref`."""
+        node = self.young.get(ref)
+        if node is None:
+            node = self._old.get(ref)
+            if node is None:
+                run = self.read(ref, BRANCH)
+                try:
+                    node = decode_branch(run)
+                except MALFORMED as exc:
+                    raise self.malformed(ref, exc) from exc
+            self.keep(ref, node)
+        if type(node) is not Branch:
+            raise self.malformed(ref, "a leaf where a branch should be")
+        return node
+
+    def leaf(self, ref: bytes, *, keep: bool = True) -> bytes:
+        """The sealed run of the leaf at `ref`. `keep` false leaves the cache alone: for long scans."""
+        node = self.young.get(ref)
+        if node is None:
+            node = self._old.get(ref)
+            if node is None:
+                node = self.read(ref, LEAF)
+            if keep:
+                self.keep(ref, node)
+        if type(node) is not bytes:
+            raise self.malformed(ref, "a branch where a leaf should be")
+        return node
+
+    def keep(self, ref: bytes, node: bytes | Branch) -> None:
+        """Put a verified node in the cache."""
+        size = _BRANCH_COST * len(node.refs) if isinstance(node, Branch) else len(node)
+        self._room -= size + 100
+        if self._room < 0:
+            self._old, self.young = self.young, {}
+            self._room = self._half
+        if size <= self._half:
+            self.young[ref] = node
+
+    def forget(self, ref: bytes) -> None:
+        """Drop a run that no reader will ask for again."""
+        self.young.pop(ref, None)
+
+    def clear(self) -> None:
+        """Drop everything."""
+        self.young, self._old, self._room = {}, {}, self._half
+
+    def read(self, ref: bytes, kind: int) -> bytes:
+        """The run at `ref`, from the disk, verified. Raises `CorruptionError`."""
+        page_id, page_count, _ = REF.unpack(ref)
+        size = page_count * self.page_size
+        if size > 1 << 20:
+            self._check_bounds(ref)
+        try:
+            run = self._disk.read(size, page_id * self.page_size) if size <= _CHUNK else b""
+            if len(run) < size:
+                run = b"".join(self._pieces(page_id * self.page_size, size))
+        except OSError as exc:
+            raise error.wrap(exc, self._disk.path) from exc
+        problem = mismatch(run, ref, (kind,)) if len(run) == size and size else "the page is beyond the file's end"
+        if problem is not None:
+            raise CorruptionError(problem, path=self._disk.path, page_id=page_id)
+        self.misses += 1
+        return run
+
+    def value(self, overflow: Overflow) -> bytes:
+        """The large value that `overflow` stands for, read and verified in pieces."""
+        try:
+            return self._value(overflow)
+        except OSError as exc:
+            raise error.wrap(exc, self._disk.path) from exc
+
+    def _value(self, overflow: Overflow) -> bytes:
+        ref, length = overflow.ref, overflow.length
+        page_id, page_count, crc = REF.unpack(ref)
+        self._check_bounds(ref)
+        offset, end = page_id * self.page_size, (page_id + page_count) * self.page_size - CRC_SIZE
+        head = self._disk.read(HEADER.size, offset)
+        if len(head) < HEADER.size:
+            raise self.malformed(ref, "the page is beyond the file's end")
+        header = HEADER.unpack(head)
+        start = offset + HEADER.size + header[3]
+        if header[0] != OVERFLOW or header[4] != page_id or start + length > end:
+            raise self.malformed(ref, "the page is not the large value that its parent points at")
+        checksum = crc32c(head)
+        for piece in self._pieces(offset + HEADER.size, start - offset - HEADER.size):
+            checksum = crc32c(piece, checksum)
+        parts = []
+        for piece in self._pieces(start, length):
+            checksum = crc32c(piece, checksum)
+            parts.append(piece)
+        tail = b"".join(self._pieces(start + length, end + CRC_SIZE - start - length))
+        checksum = crc32c(tail[:-CRC_SIZE], checksum)
+        if checksum != crc or tail[-CRC_SIZE:] != ref[-CRC_SIZE:] or sum(map(len, parts)) != length:
+            raise self.malformed(ref, "the checksum does not match the content")
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _pieces(self, offset: int, size: int) -> Iterator[bytes]:
+        """Read `size` bytes in pieces, fewer if the file ends before. A read may stop short; only 0 bytes is the end."""
+        end = offset + size
+        while offset < end:
+            piece = self._disk.read(min(end - offset, _CHUNK), offset)
+            if not piece:
+                return
+            yield piece
+            offset += len(piece)
+
+    def _check_bounds(self, ref: bytes) -> None:
+        """Refuse a run beyond the file's end before memory is taken for it."""
+        page_id, page_count, _ = REF.unpack(ref)
+        if (page_id + page_count) * self.page_size > self._disk.size():
+            raise self.malformed(ref, "the page is beyond the file's end")
+
+    def malformed(self, ref: bytes, what: object) -> CorruptionError:
+        """The error for a run, or something below it, that makes no sense."""
+        return CorruptionError(str(what), path=self._disk.path, page_id=REF.unpack(ref)[0])

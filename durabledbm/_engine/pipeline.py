@@ -1,0 +1,369 @@
+"""The ways of a write to the disk, one for each durability mode.
+
+An *operation* is a function of a `Work`: it reads what there is, makes its changes and returns a result. A pipeline
+runs operations one at a time and decides when their changes are committed:
+
+* `Group` (durability "full" and "process"): before `run` returns. Operations of threads that wait at the same time are
+  committed together: the first of a batch becomes its leader, waits for its turn, and runs and commits all operations
+  that have come in by then.
+* `Deferred` ("interval" and "manual"): later, all at once. Until then this handle keeps the writer lock, so what was
+  written in memory is still right when it is committed.
+
+A `Flusher` is the thread that syncs or commits in time, for the modes that promise one.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
+
+from ..errors import error
+from .locks import someone_waits
+from .state import State
+from .store import Store
+from .view import View
+from .work import Work
+
+__all__ = ["Deferred", "Flusher", "Group", "Pipeline", "make_pipeline"]
+
+T = TypeVar("T")
+
+_PENDING_MAX = 256 * 2**20
+"""Bytes of memory that deferred changes may take before they are committed early."""
+
+_PEEK = 0.02
+"""Seconds between looks whether another process waits for what this handle holds back."""
+
+
+class Pipeline(Protocol):
+    """Runs operations and commits their changes."""
+
+    store: Store
+    flusher: Flusher | None
+
+    def run(self, operation: Callable[[Work], T]) -> T:
+        """Run one operation as an atomic change; return when its durability mode says so."""
+
+    def pending(self) -> Work | None:
+        """Changes that this handle sees, but the file does not hold yet: to look up single keys in."""
+
+    def count(self) -> int:
+        """Entries, with what is pending."""
+
+    def view(self) -> tuple[View, State] | None:
+        """The same, as a view that does not change, and the state that it builds on; None if nothing is pending."""
+
+    def begin(self) -> Work:
+        """Take the writer lock for a transaction, and return the work that it builds on."""
+
+    def finish(self, work: Work | None, commit: Callable[[bool], State] | None = None) -> None:
+        """End what `begin` began: with the changes of `work`, or with a commit that was prepared, or with nothing."""
+
+    def flush(self) -> None:
+        """Commit and sync whatever is not yet on the disk."""
+
+
+class _Ticket:
+    """One operation that waits for its batch."""
+
+    __slots__ = ("failure", "operation", "result")
+
+    def __init__(self, operation: Callable[[Work], Any]) -> None:
+        self.operation = operation
+        self.result: Any = None
+        self.failure: BaseException | None = None
+
+
+class _Batch:
+    """Operations that will be committed together."""
+
+    __slots__ = ("done", "tickets")
+
+    def __init__(self) -> None:
+        self.tickets: list[_Ticket] = []
+        self.done = threading.Lock()
+        self.done.acquire()
+
+
+class Group:
+    """Commits each operation before it returns, together with those that wait at the same time."""
+
+    def __init__(self, store: Store, timeout: float | None, *, sync: bool) -> None:
+        self.store = store
+        self.flusher: Flusher | None = None
+        self._timeout = timeout
+        self._sync = sync
+        self._mutex = threading.Lock()
+        self._open: _Batch | None = None
+
+    def run(self, operation: Callable[[Work], T]) -> T:
+        self.store.writer.check_self(self.store.path)
+        ticket = _Ticket(operation)
+        with self._mutex:
+            batch = self._open
+            leads = batch is None
+            if batch is None:
+                batch = self._open = _Batch()
+            batch.tickets.append(ticket)
+        if leads:
+            self._lead(batch)
+        else:
+            batch.done.acquire()
+            batch.done.release()
+        if ticket.failure is not None:
+            raise ticket.failure
+        return ticket.result  # type: ignore[no-any-return]
+
+    def _lead(self, batch: _Batch) -> None:
+        try:
+            try:
+                self.store.begin(self._timeout)
+            finally:
+                with self._mutex:
+                    self._open = None
+            try:
+                work = Work.on(self.store.state)
+                for ticket in batch.tickets:
+                    try:
+                        ticket.result = ticket.operation(work)
+                    except Exception as exc:
+                        ticket.failure = exc
+                self._commit(work)
+            finally:
+                self.store.end()
+        except BaseException as exc:
+            self._fail(batch, exc)
+        finally:
+            batch.done.release()
+
+    def _fail(self, batch: _Batch, cause: BaseException) -> None:
+        """Nothing of the batch counts as written. Each caller gets an exception of its own."""
+        for number, ticket in enumerate(batch.tickets):
+            if ticket.failure is None:
+                if number == 0:
+                    ticket.failure = cause
+                elif isinstance(cause, OSError):
+                    ticket.failure = _copy(cause)
+                else:
+                    ticket.failure = error(f"the commit of this write together with others failed: {cause!r}")
+
+    def _commit(self, work: Work) -> None:
+        self.store.commit(work, sync=self._sync)
+        if self.flusher is not None:
+            self.flusher.wake()
+
+    def pending(self) -> Work | None:
+        return None
+
+    def count(self) -> int:
+        return self.store.state.meta.entry_count
+
+    def view(self) -> tuple[View, State] | None:
+        return None
+
+    def begin(self) -> Work:
+        return Work.on(self.store.begin(self._timeout))
+
+    def finish(self, work: Work | None, commit: Callable[[bool], State] | None = None) -> None:
+        try:
+            if commit is not None:
+                self.store.guarded(lambda: commit(self._sync), None)
+                if self.flusher is not None:
+                    self.flusher.wake()
+            elif work is not None:
+                self._commit(work)
+        finally:
+            self.store.end()
+
+    def flush(self) -> None:
+        store = self.store
+        if store.readonly or store.state.meta.txid <= store.committer.durable_txid:
+            return
+        store.begin(self._timeout)
+        try:
+            store.harden()
+        finally:
+            store.end()
+
+
+class Deferred:
+    """Keeps changes in memory, and the writer lock with them, until `flush`."""
+
+    def __init__(self, store: Store, timeout: float | None) -> None:
+        self.store = store
+        self.flusher: Flusher | None = None
+        self._timeout = timeout
+        self._mutex = threading.Lock()
+        self._work: Work | None = None
+
+    def run(self, operation: Callable[[Work], T]) -> T:
+        state = self.store.begin(self._timeout)
+        try:
+            with self._mutex:
+                return operation(self._work_on(state))
+        finally:
+            self._end()
+
+    def _work_on(self, state: State) -> Work:
+        work = self._work
+        if work is None or not work.size:
+            work = self._work = Work.on(state)
+        assert work.cleared or work.root_of(state)
+        return work
+
+    def _end(self) -> None:
+        work = self._work
+        keep = False
+        try:
+            if work is not None and work.size > _PENDING_MAX:
+                self._commit()
+            elif work is not None and work.size:
+                keep = True
+        finally:
+            self.store.end(keep=keep)
+        if keep and self.flusher is not None:
+            self.flusher.wake()
+
+    def _commit(self) -> None:
+        work = self._work
+        if work is not None:
+            self.store.commit(work)
+            self._work = None
+
+    def count(self) -> int:
+        with self._mutex:
+            work = self._work
+            return self.store.state.meta.entry_count if work is None else work.count()
+
+    def view(self) -> tuple[View, State] | None:
+        with self._mutex:
+            work = self._work
+            return None if work is None or not work.size else (work.view(), self.store.state)
+
+    def pending(self) -> Work | None:
+        return self._work
+
+    def begin(self) -> Work:
+        state = self.store.begin(self._timeout)
+        with self._mutex:
+            work = self._work_on(state)
+            return Work(work.view(), work.count)
+
+    def finish(self, work: Work | None, commit: Callable[[bool], State] | None = None) -> None:
+        try:
+            with self._mutex:
+                if commit is not None:
+                    self.store.guarded(lambda: commit(True), None)
+                    self._work = None
+                elif work is not None:
+                    pending = self._work_on(self.store.state)
+                    if work.cleared:
+                        pending.clear()
+                    pending.update(work.changes(), work.size)
+        finally:
+            self._end()
+
+    def flush(self) -> None:
+        if self._work is None or self.store.readonly:
+            return
+        self.store.begin(self._timeout)
+        keep = True
+        try:
+            with self._mutex:
+                self._commit()
+            keep = False
+        finally:
+            self.store.end(keep=keep)
+
+
+class Flusher:
+    """A daemon thread that calls `flush` within `interval` seconds of a `wake`.
+
+    It holds the pipeline weakly, so it dies with the handle. What goes wrong in it is kept in `failure`.
+    """
+
+    def __init__(self, pipeline: Group | Deferred, interval: float) -> None:
+        self._pipeline = weakref.ref(pipeline)
+        self._interval = interval
+        self._event = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._mutex = threading.Lock()
+        self.failure: BaseException | None = None
+        self._stopped = False
+
+    def wake(self) -> None:
+        """Something was written."""
+        if self._event.is_set():
+            return
+        self._event.set()
+        if self._thread is None:
+            with self._mutex:
+                if self._thread is None and not self._stopped:
+                    self._thread = threading.Thread(
+                        target=_flush_in_time, args=(weakref.ref(self), self._event), daemon=True, name="durabledbm-flusher"
+                    )
+                    self._thread.start()
+
+    def round(self) -> bool:
+        """Wait for the interval to pass and flush once; False when the thread is to end."""
+        deadline = time.monotonic() + self._interval
+        while not self._stopped and (left := deadline - time.monotonic()) > 0:
+            time.sleep(min(left, _PEEK))
+            pipeline = self._pipeline()
+            if pipeline is None:
+                return False
+            if type(pipeline) is Deferred and pipeline.store.writer.kept and someone_waits(pipeline.store.disk):
+                break
+            del pipeline
+        pipeline = self._pipeline()
+        if pipeline is None or self._stopped:
+            return False
+        self._event.clear()
+        try:
+            pipeline.flush()
+        except BaseException as exc:  # noqa: BLE001 - raised by the next call, and by close
+            self.failure = exc
+        return True
+
+    def stop(self) -> None:
+        """End the thread. What is unwritten is the caller's business."""
+        self._stopped = True
+        self._event.set()
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+        self._thread = None
+
+
+def _flush_in_time(flusher: weakref.ref[Flusher], event: threading.Event) -> None:
+    """The thread. Between rounds it holds nothing but the event, so that the handle can go away."""
+    while True:
+        while not event.wait(0.5):
+            if flusher() is None:
+                return
+        living = flusher()
+        if living is None or not living.round():
+            return
+        del living
+
+
+def make_pipeline(store: Store, durability: str, interval: float, timeout: float | None) -> Group | Deferred:
+    """The pipeline of a durability mode, with its flusher."""
+    pipeline: Group | Deferred
+    if durability in ("full", "process"):
+        pipeline = Group(store, timeout, sync=durability == "full")
+    else:
+        pipeline = Deferred(store, timeout)
+    if durability in ("process", "interval"):
+        pipeline.flusher = Flusher(pipeline, interval)
+    return pipeline
+
+
+def _copy(cause: OSError) -> OSError:
+    twin = copy.copy(cause)
+    twin.__cause__ = cause
+    return twin

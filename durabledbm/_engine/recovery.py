@@ -1,0 +1,114 @@
+"""What a file says that it is: reading the two meta slots, and deciding which one to believe.
+
+This is all the recovery there is. Nothing is replayed and nothing is repaired: the newest commit that arrived whole is
+the database. A commit that was synced before its meta was marked steady may still be in question after a crash, so the
+list of pages in its meta is verified; if one is missing, the commit was never acknowledged (see `commit`), and the
+other slot holds the one before it.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple
+
+from crc32c import crc32c
+
+from ..errors import CorruptionError, error
+from .disk import Disk
+from .locks import writer_present
+from .meta import META_AREA, META_SIZE, Extent, Meta, decode_meta, has_magic, look_of
+from .page import CRC_SIZE, HEADER, self_consistent
+
+__all__ = ["Slots", "extent_arrived", "newest", "read_slots"]
+
+_PATIENCE = 200
+"""How often to read again a slot that seems to be in the middle of being written."""
+
+_PIECE = 1 << 24
+
+
+class Slots(NamedTuple):
+    """The two meta slots at one moment."""
+
+    metas: tuple[Meta | None, Meta | None]
+    look: bytes
+    """The bytes by which to notice the next commit; empty if that is not to be trusted now."""
+    ours: bool
+    """Whether the file looks like one of ours at all."""
+    size: int
+    """Bytes that could be read: 0 for an empty file."""
+
+
+def read_slots(disk: Disk) -> Slots:
+    """Read both slots. While a writer is at work a slot may be read half written: then it is read again."""
+    for attempt in range(_PATIENCE):
+        area = disk.read(META_AREA, 0)
+        slot0, slot1 = area[:META_SIZE], area[META_SIZE:]
+        metas = decode_meta(slot0), decode_meta(slot1)
+        if None not in metas:
+            return Slots(metas, look_of(slot0, slot1), True, len(area))
+        if not writer_present(disk):
+            if area == disk.read(META_AREA, 0):
+                break
+        elif attempt:
+            time.sleep(50e-6)
+    settled = not writer_present(disk)
+    ours = has_magic(slot0) or has_magic(slot1)
+    return Slots(metas, look_of(slot0, slot1) if settled else b"", ours, len(area))
+
+
+def newest(disk: Disk, slots: Slots) -> tuple[Meta, int]:
+    """The meta that is the database, and the slot that was synced with it.
+
+    Raises `error` for a file that is not ours, `CorruptionError` for one that is but has no usable meta.
+    """
+    meta0, meta1 = slots.metas
+    if meta0 is None and meta1 is None:
+        if slots.ours:
+            raise CorruptionError("both meta pages are damaged; 'durabledbm salvage' may recover entries", path=disk.path)
+        raise error(f"{disk.path}: not a durabledbm database")
+    first = meta0 is not None and (meta1 is None or meta0.txid > meta1.txid or (meta0.txid == meta1.txid and meta1.steady))
+    meta, other, slot = (meta0, meta1, 0) if first else (meta1, meta0, 1)
+    assert meta is not None
+    steady = meta.steady or (other is not None and other.txid == meta.txid and other.steady)
+    if steady or all(extent_arrived(disk, extent, meta.page_size) for extent in meta.extents):
+        return meta, slot
+    if other is None or other.txid != meta.steady_txid:
+        raise CorruptionError("the newest commit is incomplete, and the one before it is damaged", path=disk.path)
+    return other, 1 - slot
+
+
+def extent_arrived(disk: Disk, extent: Extent, page_size: int) -> bool:
+    """Whether every run in the extent is on the disk as it was written."""
+    digest = 0
+    page_id, end = extent.page_id, extent.page_id + extent.page_count
+    if end * page_size > disk.size():
+        return False
+    while page_id < end:
+        head = disk.read(HEADER.size, page_id * page_size)
+        page_count = HEADER.unpack(head)[6] if len(head) == HEADER.size else 0
+        if not 0 < page_count <= end - page_id:
+            return False
+        crc = _crc_if_whole(disk, page_id * page_size, page_count * page_size)
+        if crc is None:
+            return False
+        digest = crc32c(crc, digest)
+        page_id += page_count
+    return digest == extent.digest
+
+
+def _crc_if_whole(disk: Disk, offset: int, size: int) -> bytes | None:
+    """The CRC field of the run there, or None if the run does not match it."""
+    if size <= _PIECE:
+        run = disk.read(size, offset)
+        return run[-CRC_SIZE:] if len(run) == size and self_consistent(run) else None
+    end = offset + size - CRC_SIZE
+    checksum = 0
+    while offset < end:
+        piece = disk.read(min(end - offset, _PIECE), offset)
+        if not piece:
+            return None
+        checksum = crc32c(piece, checksum)
+        offset += len(piece)
+    crc = disk.read(CRC_SIZE, end)
+    return crc if crc == checksum.to_bytes(CRC_SIZE, "little") else None

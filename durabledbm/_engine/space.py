@@ -1,0 +1,482 @@
+"""Free space: which pages may be written, and how the file remembers it.
+
+In memory there is one byte per page, 1 where the page may be reused, because searching a bytearray for a run of ones
+is a single C call. Pages that a commit frees wait in `_pending` until no snapshot and no fallback can reach them.
+
+On the disk the same is a *map* (one bit per page, in MAP pages, each for a span of the file) and a *log* of what was
+taken and freed since the map was written. Every commit that writes pages writes the log anew (one page); when the log
+grows too long it is folded into the map, which rewrites only the MAP pages of the spans that changed. So a commit
+costs what it changed, however much is free. Freed pages that a long-lived snapshot still pins would make the log grow:
+they move into PENDING runs, which are written once and dropped as a whole when the last of them is reusable.
+
+Pure but for `load`, which is handed a function that reads runs. Nothing here is needed to read the database: all of it
+can be rebuilt from the tree.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+from .page import CRC_SIZE, HEADER, MAP, NO_REF, PENDING, REF, SPACE, pages_for, seal
+
+__all__ = ["Run", "Space", "Taken"]
+
+_FIXED = struct.Struct("<QIIII")
+"""pages in use, map count, chunk count, log count, reserved"""
+
+_LOG = struct.Struct("<QIQ")
+"""page id, page count, txid that freed the pages, or 0 if they were taken"""
+
+_CHUNK = struct.Struct("<16sQ")
+"""ref of a PENDING run, the newest txid in it"""
+
+_EXTENT = struct.Struct("<QI")
+
+_LOG_PAGES = 2
+"""Fold when the log would take more pages than this."""
+
+_CHUNK_MIN = 64
+"""So many freed extents that cannot be folded yet are worth a PENDING run; fewer stay in the log."""
+
+_SLACK = 1.15
+"""Grow the file rather than fill scattered holes while it is at most so many times the pages in use..."""
+
+_SLACK_PAGES = 64
+"""...and so many pages more. Small files should not be scattered for a few kilobytes."""
+
+_EXPAND = [bytes((byte >> bit) & 1 for bit in range(8)) for byte in range(256)]
+
+Run = tuple[int, int]
+"""Page id of the first page, and how many."""
+
+
+class Taken(NamedTuple):
+    """Pages that were allocated for a commit, to be filled from the front."""
+
+    page_id: int
+    page_count: int
+
+
+class _Pending(NamedTuple):
+    """Pages freed by commits up to `txid`. `chunk` is the ref of the PENDING run that lists them, if one does."""
+
+    txid: int
+    runs: list[Run]
+    chunk: bytes
+
+
+class Space:
+    """The free pages of one database, as the writer sees them. Not thread-safe: only the writer has it."""
+
+    def __init__(self, page_size: int, first_page: int, page_count: int) -> None:
+        self._page_size = page_size
+        self._first_page = first_page
+        self._span = (page_size - HEADER.size - CRC_SIZE) * 8
+        self._free = bytearray(page_count)
+        self._pending: deque[_Pending] = deque()
+        self._log: list[tuple[int, int, int]] = []
+        self._maps: list[bytes] = []
+        self._dirty: set[int] = set()
+        self._chunks: list[tuple[bytes, int]] = []
+        self.ref = NO_REF
+        """The run that the newest commit's meta points at."""
+        self._taken: list[Run] = []
+        self._freed: list[Run] = []
+        self._base = page_count
+        self._nothing_before: dict[int, int] = {}
+        self.free_count = 0
+        self.pending_count = 0
+
+    # -- what there is -------------------------------------------------------------------------------------------
+
+    @property
+    def page_count(self) -> int:
+        """Pages of the file."""
+        return len(self._free)
+
+    @property
+    def used_count(self) -> int:
+        """Pages that the newest commit, or the one being made, needs; meta pages included."""
+        return len(self._free) - self.free_count - self.pending_count
+
+    @property
+    def oldest_pending(self) -> int | None:
+        """The txid that freed the oldest pages which may not be reused yet."""
+        return self._pending[0].txid if self._pending else None
+
+    def is_free(self, page_id: int) -> bool:
+        """Whether the page may be reused now."""
+        return bool(self._free[page_id])
+
+    def free_runs(self) -> Iterator[Run]:
+        """All reusable pages, ascending."""
+        free, at = self._free, self._free.find(1)
+        while at >= 0:
+            end = free.find(0, at)
+            end = len(free) if end < 0 else end
+            yield at, end - at
+            at = free.find(1, end)
+
+    def pending_runs(self) -> Iterator[tuple[int, Run]]:
+        """All pages that were freed and may not be reused yet, with the txid that freed them (or a newer one)."""
+        for group in self._pending:
+            for run in group.runs:
+                yield group.txid, run
+
+    def own_runs(self) -> Iterator[bytes]:
+        """The refs of the runs that hold the free-space map itself."""
+        if self.ref != NO_REF:
+            yield self.ref
+        yield from (ref for ref in self._maps if ref != NO_REF)
+        yield from (ref for ref, _ in self._chunks)
+
+    # -- taking and freeing --------------------------------------------------------------------------------------
+
+    def take(self, want: int, *, grow: bool = True) -> Taken:
+        """Allocate up to `want` consecutive pages, at least one: as long a run as there is.
+
+        With `grow` false the file grows only if nothing at all is free: for commits that make the file smaller.
+        """
+        found = self._find(want) if self.free_count >= want else -1
+        if found < 0 and self._may_grow(want, grow):
+            found, length = len(self._free), want
+            self._free.extend(bytes(want))
+        else:
+            length = want
+            while found < 0:
+                length = (length + 1) // 2
+                found = self._find(length)
+            self._free[found : found + length] = bytes(length)
+            self.free_count -= length
+        self._touch(found, length)
+        self._taken.append((found, length))
+        return Taken(found, length)
+
+    def _may_grow(self, want: int, grow: bool) -> bool:
+        if self.free_count == 0:
+            return True
+        return grow and len(self._free) + want <= self.used_count * _SLACK + _SLACK_PAGES
+
+    def _find(self, length: int) -> int:
+        """Page id of the first free run of that length, or -1. Remembers where looking again is useless."""
+        start = self._nothing_before.get(length, self._first_page)
+        found = self._free.find(b"\1" * length, start)
+        self._nothing_before[length] = found if found >= 0 else len(self._free)
+        return found
+
+    def give_back(self, page_id: int, page_count: int) -> None:
+        """Undo part of a `take` of this commit: the pages hold nothing that anybody can reach."""
+        if page_id + page_count == len(self._free) and page_id >= self._base:
+            del self._free[page_id:]
+        else:
+            self._reuse(page_id, page_count)
+
+    def free(self, page_id: int, page_count: int) -> None:
+        """The commit being made no longer needs these pages; older commits may."""
+        self._freed.append((page_id, page_count))
+        self.pending_count += page_count
+
+    def free_all(self) -> None:
+        """The commit being made, which has taken nothing yet, starts from an empty tree."""
+        unused = self._free[:]
+        unused[: self._first_page] = b"\1" * self._first_page
+        kept = [REF.unpack(ref)[:2] for ref in self.own_runs()]
+        for page_id, page_count in [*kept, *(run for _, run in self.pending_runs())]:
+            unused[page_id : page_id + page_count] = b"\1" * page_count
+        at = unused.find(0)
+        while at >= 0:
+            end = unused.find(1, at)
+            end = len(unused) if end < 0 else end
+            self.free(at, end - at)
+            at = unused.find(0, end)
+
+    def freed_mark(self) -> int:
+        """How many runs the commit being made has freed."""
+        return len(self._freed)
+
+    def unfree(self, mark: int) -> None:
+        """Take back what was freed since there were `mark` freed runs."""
+        for _, page_count in self._freed[mark:]:
+            self.pending_count -= page_count
+        del self._freed[mark:]
+
+    def release(self, txid: int) -> None:
+        """Make reusable what was freed by commits up to `txid`: nothing reaches it any more."""
+        while self._pending and self._pending[0].txid <= txid:
+            for page_id, page_count in self._pending.popleft().runs:
+                self.pending_count -= page_count
+                self._reuse(page_id, page_count)
+
+    def _reuse(self, page_id: int, page_count: int) -> None:
+        self._free[page_id : page_id + page_count] = b"\1" * page_count
+        self.free_count += page_count
+        self._touch(page_id, page_count)
+        for length, start in self._nothing_before.items():
+            if start > page_id - length:
+                self._nothing_before[length] = max(page_id - length, self._first_page)
+
+    def _touch(self, page_id: int, page_count: int) -> None:
+        self._dirty.update(range(page_id // self._span, (page_id + page_count - 1) // self._span + 1))
+
+    def cut_tail(self) -> None:
+        """Forget the reusable pages at the end of the file, if they are worth it: the file may be cut off there."""
+        tail = len(self._free) - len(self._free.rstrip(b"\1"))
+        if tail > max(len(self._free) // 16, 16):
+            del self._free[-tail:]
+            self.free_count -= tail
+            self._base = min(self._base, len(self._free))
+            self._nothing_before.clear()
+
+    # -- persistence ---------------------------------------------------------------------------------------------
+
+    def save(self, txid: int, write: Callable[[bytes, int], bytes], *, fold: bool = False) -> bytes:
+        """Close the books of commit `txid`: write what changed with `write(run, page_id) -> ref`, return the ref.
+
+        Allocates the pages it needs itself; `fold` makes it write the map even if the log is short.
+        """
+        self._free_ref(self.ref)
+        log_count = len(self._log) + len(list(self._taken_records(txid))) + len(self._freed) + 2
+        if fold or self._log_pages(log_count) > _LOG_PAGES:
+            self._fold(txid, write)
+            log_count = len(self._log) + len(self._freed) + 2
+        where = self._take_all(self._size_pages(log_count))
+        freed = list(_coalesced(self._freed))
+        self._log += self._taken_records(txid)
+        self._log += [(page_id, page_count, txid) for page_id, page_count in freed]
+        if freed:
+            self._pending.append(_Pending(txid, freed, NO_REF))
+        self._taken, self._freed, self._base = [], [], len(self._free)
+        payload = b"".join(
+            (
+                _FIXED.pack(self.used_count, len(self._maps), len(self._chunks), len(self._log), 0),
+                *self._maps,
+                *(_CHUNK.pack(ref, newest) for ref, newest in self._chunks),
+                *(_LOG.pack(*record) for record in self._log),
+            )
+        )
+        spare = bytes(max(0, _payload_size(where.page_count, self._page_size) - len(payload)))
+        self.ref = write(seal(SPACE, 0, 0, where.page_id, txid, self._page_size, payload + spare), where.page_id)
+        return self.ref
+
+    def _taken_records(self, txid: int) -> Iterator[tuple[int, int, int]]:
+        """What to log of the pages taken: those that were given back again count only where the map lacks them."""
+        for page_id, page_count in _coalesced(self._taken):
+            at, end = page_id, min(page_id + page_count, len(self._free))
+            while at < end:
+                given_back = self._free[at]
+                stop = self._free.find(1 - given_back, at, end)
+                stop = end if stop < 0 else stop
+                if not given_back:
+                    yield at, stop - at, 0
+                elif stop > self._base:
+                    start = max(at, self._base)
+                    yield start, stop - start, txid
+                at = stop
+
+    def _log_pages(self, count: int) -> int:
+        return pages_for(count * _LOG.size, self._page_size)
+
+    def _size_pages(self, log_count: int) -> int:
+        fixed = _FIXED.size + len(self._maps) * REF.size + len(self._chunks) * _CHUNK.size
+        return pages_for(fixed + log_count * _LOG.size, self._page_size)
+
+    def _take_all(self, want: int) -> Taken:
+        """Exactly `want` pages in one run, at the end of the file if there is no such run inside."""
+        found = self._find(want) if self.free_count >= want else -1
+        if found < 0:
+            found = len(self._free)
+            self._free.extend(bytes(want))
+        else:
+            self._free[found : found + want] = bytes(want)
+            self.free_count -= want
+        self._touch(found, want)
+        self._taken.append((found, want))
+        return Taken(found, want)
+
+    def take_run(self, want: int) -> Taken:
+        """Allocate exactly `want` consecutive pages: for things that are read in one piece."""
+        return self._take_all(want)
+
+    def _free_ref(self, ref: bytes) -> None:
+        if ref != NO_REF:
+            page_id, page_count, _ = REF.unpack(ref)
+            self.free(page_id, page_count)
+
+    def _fold(self, txid: int, write: Callable[[bytes, int], bytes]) -> None:
+        """Write the map pages that changed, and start the log anew with what is not reusable yet."""
+        listed = {group.chunk for group in self._pending}
+        for ref, _ in self._chunks:
+            if ref not in listed:
+                self._free_ref(ref)
+        self._chunks = [chunk for chunk in self._chunks if chunk[0] in listed]
+        loose = [group for group in self._pending if group.chunk == NO_REF]
+        if sum(len(group.runs) for group in loose) >= _CHUNK_MIN:
+            self._write_chunk(loose, txid, write)
+            loose = []
+        self._log = [(page_id, count, group.txid) for group in loose for page_id, count in group.runs]
+        spans = -(-len(self._free) // self._span)
+        for ref in self._maps[spans:]:
+            self._free_ref(ref)
+        del self._maps[spans:]
+        self._maps += [NO_REF] * (spans - len(self._maps))
+        # Taking the pages for the map may make one more span dirty, so they are taken before anything is written.
+        places: dict[int, Taken] = {}
+        while todo := sorted(i for i in self._dirty if i < spans and i not in places):
+            for index in todo:
+                places[index] = self._take_all(1)
+            spans = -(-len(self._free) // self._span)
+            self._maps += [NO_REF] * (spans - len(self._maps))
+        # Whatever the log page itself takes after this goes into the new log, as any later commit's pages do.
+        self._taken = []
+        for index, place in places.items():
+            self._free_ref(self._maps[index])
+            bits = _pack_bits(self._free[index * self._span : (index + 1) * self._span])
+            run = seal(MAP, 0, index, place.page_id, txid, self._page_size, bits)
+            self._maps[index] = write(run, place.page_id)
+        self._dirty = set()
+
+    def _write_chunk(self, groups: list[_Pending], txid: int, write: Callable[[bytes, int], bytes]) -> None:
+        runs = list(_coalesced(run for group in groups for run in group.runs))
+        newest = groups[-1].txid
+        payload = b"".join(_EXTENT.pack(*run) for run in runs)
+        where = self._take_all(pages_for(len(payload), self._page_size))
+        ref = write(seal(PENDING, 0, len(runs), where.page_id, txid, self._page_size, payload), where.page_id)
+        self._chunks.append((ref, newest))
+        self._pending = deque(group for group in self._pending if group.chunk != NO_REF)
+        self._pending.append(_Pending(newest, runs, ref))
+
+    @classmethod
+    def load(
+        cls, ref: bytes, page_size: int, first_page: int, page_count: int, read: Callable[[bytes, int], bytes]
+    ) -> Space:
+        """The free space that a meta points at; `read(ref, type)` returns verified runs.
+
+        Raises `ValueError` if what is written there cannot be.
+        """
+        space = cls(page_size, first_page, page_count)
+        if ref == NO_REF:
+            return space
+        run = read(ref, SPACE)
+        _, map_count, chunk_count, log_count, _ = _FIXED.unpack_from(run, HEADER.size)
+        at = HEADER.size + _FIXED.size
+        end = at + map_count * REF.size + chunk_count * _CHUNK.size + log_count * _LOG.size
+        if end > len(run):
+            raise ValueError("the free-space map is larger than its page")
+        space.ref = ref
+        space._maps = [run[i : i + REF.size] for i in range(at, at + map_count * REF.size, REF.size)]
+        at += map_count * REF.size
+        space._chunks = list(_CHUNK.iter_unpack(run[at : at + chunk_count * _CHUNK.size]))
+        at += chunk_count * _CHUNK.size
+        space._log = list(_LOG.iter_unpack(run[at : at + log_count * _LOG.size]))
+        space._load_map(read)
+        space._load_pending(read)
+        return space
+
+    def _load_map(self, read: Callable[[bytes, int], bytes]) -> None:
+        page_count = len(self._free)
+        parts = []
+        for ref in self._maps:
+            if ref == NO_REF:
+                parts.append(bytes(self._span))
+            else:
+                run = read(ref, MAP)
+                parts.append(_unpack_bits(run[HEADER.size : self._page_size - CRC_SIZE]))
+        free = bytearray().join(parts)[:page_count]
+        free.extend(bytes(page_count - len(free)))
+        free[: self._first_page] = bytes(self._first_page)
+        self._free = free
+
+    def _load_pending(self, read: Callable[[bytes, int], bytes]) -> None:
+        """Go through the log in order: a page may have been freed and taken again, more than once."""
+        freed_by: dict[int, tuple[int, bytes]] = {}
+        for ref, newest in self._chunks:
+            run = read(ref, PENDING)
+            count = HEADER.unpack_from(run)[3]
+            if count * _EXTENT.size > len(run) - HEADER.size - CRC_SIZE:
+                raise ValueError("a list of freed pages is larger than its page")
+            for page_id, length in _EXTENT.iter_unpack(run[HEADER.size : HEADER.size + count * _EXTENT.size]):
+                freed_by.update(dict.fromkeys(self._inside(page_id, length), (newest, ref)))
+        for page_id, length, txid in self._log:
+            pages = self._inside(page_id, length)
+            if not pages:
+                continue
+            self._touch(pages.start, len(pages))
+            if txid:
+                freed_by.update(dict.fromkeys(pages, (txid, NO_REF)))
+            else:
+                self._free[pages.start : pages.stop] = bytes(len(pages))
+                for page in pages:
+                    freed_by.pop(page, None)
+        groups: dict[tuple[int, bytes], list[Run]] = {}
+        for page in sorted(freed_by):
+            self._free[page] = 0
+            groups.setdefault(freed_by[page], []).append((page, 1))
+        self._pending = deque(
+            _Pending(txid, list(_coalesced(runs)), chunk) for (txid, chunk), runs in sorted(groups.items())
+        )
+        self.pending_count = len(freed_by)
+        self.free_count = self._free.count(1)
+
+    def _inside(self, page_id: int, length: int) -> range:
+        """The pages of a record that the file still has: it may have been cut off after the record was made."""
+        if page_id < self._first_page or length < 1:
+            raise ValueError(f"pages {page_id} to {page_id + length - 1} cannot be free")
+        return range(page_id, max(page_id, min(page_id + length, len(self._free))))
+
+    @classmethod
+    def rebuilt(
+        cls, page_size: int, first_page: int, page_count: int, used: Iterable[Run], pinned_until: int
+    ) -> Space:
+        """Free space derived from what is in use: all else is free, though maybe still read by a snapshot.
+
+        What is free becomes reusable by `release(pinned_until)`.
+        """
+        space = cls(page_size, first_page, page_count)
+        unused = bytearray(b"\1" * page_count)
+        unused[:first_page] = bytes(first_page)
+        for page_id, length in used:
+            unused[page_id : page_id + length] = bytes(length)
+        space._free = unused
+        runs = list(space.free_runs())
+        space._free = bytearray(page_count)
+        space._dirty = set(range(-(-page_count // space._span)))
+        if runs:
+            space._pending.append(_Pending(pinned_until, runs, NO_REF))
+            space.pending_count = sum(length for _, length in runs)
+        return space
+
+
+def _payload_size(page_count: int, page_size: int) -> int:
+    return page_count * page_size - HEADER.size - CRC_SIZE
+
+
+def _coalesced(runs: Iterable[Run]) -> Iterator[Run]:
+    """The same pages as few runs, ascending."""
+    start = end = -1
+    for page_id, length in sorted(runs):
+        if page_id == end:
+            end += length
+        else:
+            if end > start:
+                yield start, end - start
+            start, end = page_id, page_id + length
+    if end > start:
+        yield start, end - start
+
+
+def _pack_bits(flags: bytearray) -> bytes:
+    """Eight pages to a byte, the lowest page in the lowest bit. int() reads base 2 in C, from the highest digit."""
+    if not flags:
+        return b""
+    digits = flags[::-1].translate(_DIGITS).decode("ascii")
+    return int(digits, 2).to_bytes(-(-len(flags) // 8), "little")
+
+
+_DIGITS = bytes(range(256)).replace(b"\0\1", b"01")
+
+
+def _unpack_bits(bits: bytes) -> bytes:
+    return b"".join(map(_EXPAND.__getitem__, bits))

@@ -1,0 +1,83 @@
+"""Spilling: a transaction larger than its memory budget merges early, into pages that no meta page names yet.
+
+The tree under construction is the transaction's alone. A crash leaves its pages unreachable, so they are free; rolling
+back forgets them. Pages that a later spill replaces are used again at once, unless an iterator or a savepoint of the
+transaction may still want them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from .commit import Committer, expected_pages
+from .merge import Change, Merged, merge
+from .page import NO_REF
+from .pager import Pager
+from .space import Space
+from .state import State
+from .tree import Tree
+from .writer import Mark, Writer
+
+__all__ = ["Spill"]
+
+
+class Spill:
+    """The tree of a transaction on top of `state` that has outgrown memory."""
+
+    def __init__(self, committer: Committer, pager: Pager, state: State, pinned: int | None, *, cleared: bool) -> None:
+        self._committer = committer
+        self._pager = pager
+        self._state = state
+        self._space: Space = committer.space(state, pinned)
+        committer.forget_space()
+        self._writer = Writer(committer.disk, pager, self._space, state.meta.txid + 1)
+        self._writer.own = set()
+        if cleared:
+            self._space.free_all()
+            self._merged, self._base_count = Merged(NO_REF, 0, 0), 0
+        else:
+            tree = state.view.tree
+            self._merged, self._base_count = Merged(tree.root, tree.depth, 0), state.meta.tree_count
+        self._started = cleared
+
+    def add(self, changes: Mapping[bytes, bytes | None], *, reuse: bool) -> tuple[Tree, int]:
+        """Merge changes; return the tree and its entry count. `reuse` allows to overwrite what it replaces."""
+        if not self._started:
+            changes = {**self._state.meta.changes, **changes}
+            self._started = True
+        self._writer.reuse = reuse
+        self._writer.expected = expected_pages(changes, self._merged.depth, self._pager.page_size)
+        self._merge(changes)
+        self._writer.flush()
+        return self.tree, self._base_count + self._merged.growth
+
+    @property
+    def tree(self) -> Tree:
+        """The tree as it is now."""
+        return Tree(self._pager, self._merged.root, self._merged.depth)
+
+    def mark(self) -> tuple[Merged, Mark]:
+        """Remember the tree as it is, to return to it with `reset`."""
+        return self._merged, self._writer.mark()
+
+    def reset(self, mark: tuple[Merged, Mark]) -> None:
+        """Return to the tree as it was. Everything since must have been added with `reuse` false."""
+        self._writer.release_place()
+        self._writer.flush()
+        self._merged = mark[0]
+        self._writer.reset(mark[1])
+
+    def _merge(self, changes: Mapping[bytes, Change]) -> None:
+        keys = sorted(changes)
+        old = self._merged
+        new = merge(self._pager, self._writer, old.root, old.depth, keys, [changes[key] for key in keys])
+        self._merged = new._replace(growth=old.growth + new.growth)
+
+    def commit(self, changes: Mapping[bytes, bytes | None], *, sync: bool) -> State:
+        """Merge the last changes and commit the tree."""
+        if changes:
+            self.add(changes, reuse=True)
+        self._writer.give_back_deferred()
+        meta = self._committer.seal(self._state, self._merged, self._base_count + self._merged.growth, self._space, self._writer, sync=sync)
+        return self._committer.finish(self._state, meta, sync=sync)
+

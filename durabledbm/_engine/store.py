@@ -1,0 +1,375 @@
+"""The store: one open file, its current state, and who may read and write it.
+
+Readers take the current state and need nobody's leave. `current` notices commits of other processes by one small read.
+A look-up that is overtaken, because its pages were reused before it read them, finds that out by their checksums and is
+tried again on the newer state; whoever reads for longer pins the state first (see `locks`).
+
+Writers take turns: `begin` waits for the writer lock and makes sure that what the file holds is on the disk,
+`commit` makes one commit, `end` lets the next writer in.
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from ..errors import ClosedError, CorruptionError, ReadOnlyError, error
+from .commit import Committer
+from .creation import initialise, replace
+from .disk import Disk, Volume
+from .locks import WriterLock, oldest_pin, pin, unpin
+from .meta import LOOK_OFFSET, LOOK_SIZE, Meta, first_page
+from .pager import Pager
+from .recovery import Slots, newest, read_slots
+from .rows import RowCache
+from .state import State
+from .work import Work
+
+__all__ = ["Pins", "Store"]
+
+_DEFAULT_MODE = 0o666
+_NEVER = b""
+_FORESEEN = 1000
+"""Commits with more changes than this empty the row cache instead of being taken out of it one by one."""
+
+
+class Pins(NamedTuple):
+    """The oldest commit that is still read, and by which process (None: this one, or not known)."""
+
+    txid: int
+    pid: int | None
+
+
+class Store:
+    """One open database file. Everything but `begin`, `commit` and `end` may be called by any thread at any time."""
+
+    def __init__(self, volume: Volume, disk: Disk, *, page_size: int, cache_size: int) -> None:
+        self._volume = volume
+        self._page_size = page_size
+        self.disk = disk
+        self.path = disk.path
+        self.readonly = not disk.writable
+        self.mutex = threading.Lock()
+        self.writer = WriterLock(disk.identity())
+        self.pins: dict[int, int] = {}
+        self.rows = RowCache(cache_size // 4)
+        self.failure: BaseException | None = None
+        self.closed = False
+        self._settled = False
+        self._cache_size = cache_size - cache_size // 4
+        self.read = disk.read
+        self.look = _NEVER
+        self.pager = Pager(disk, page_size, self._cache_size)
+        self.state = self._unborn()
+        self._load()
+        self.committer = Committer(disk, self.pager)
+
+    # -- the current state ---------------------------------------------------------------------------------------
+
+    def current(self) -> State:
+        """The newest commit of any process."""
+        if self.read(LOOK_SIZE, LOOK_OFFSET) != self.look or not self.look:
+            self.refresh()
+        return self.state
+
+    def refresh(self) -> State:
+        """Read the meta pages again. While this handle writes, nobody else can have committed."""
+        self.check()
+        with self.mutex:
+            if not self.writer.kept:
+                self._refresh()
+            return self.state
+
+    def _refresh(self) -> None:
+        if not self.state.meta.txid and not self.disk.linked():
+            self._use(self._volume.open(self.path, writable=not self.readonly))
+            self.writer = WriterLock(self.disk.identity())
+        slots = read_slots(self.disk)
+        if not slots.size:
+            return
+        best = max((meta for meta in slots.metas if meta is not None), key=lambda meta: meta.txid, default=None)
+        if best is None:
+            newest(self.disk, slots)  # says what is wrong
+            return
+        if best.database_id != self.state.meta.database_id:
+            if self.state.meta.txid:
+                raise CorruptionError("the file was replaced by another database while it was open", path=self.path)
+            self._load_from(slots)
+        elif best.txid > self.state.meta.txid:
+            slot = slots.metas.index(best)
+            other = slots.metas[1 - slot]
+            if other is not None and other.txid == best.txid and best.steady:
+                best, slot = other, 1 - slot
+            self._settled = False
+            self._install(State.make(best, slot, self.pager), None)
+        self.look = slots.look
+
+    def _load(self) -> None:
+        """Decide what the file holds, when it is opened."""
+        for _ in range(100):
+            slots = read_slots(self.disk)
+            if not slots.size:
+                return
+            try:
+                self._load_from(slots)
+            except CorruptionError:
+                if read_slots(self.disk).metas == slots.metas:
+                    raise
+                continue  # a writer was faster: what it overwrote meanwhile was not missing
+            return
+        raise error(f"{self.path}: the file changes too fast to be read")
+
+    def _load_from(self, slots: Slots) -> Meta:
+        meta, slot = newest(self.disk, slots)
+        if meta.page_size != self.pager.page_size:
+            self.pager = Pager(self.disk, meta.page_size, self._cache_size)
+            if hasattr(self, "committer"):
+                self.committer = Committer(self.disk, self.pager)
+        self._install(State.make(meta, slot, self.pager), None)
+        self.look = slots.look
+        return meta
+
+    def _unborn(self) -> State:
+        """The state of a file of 0 bytes."""
+        meta = Meta(0, self._page_size, bytes(16), first_page(self._page_size))
+        return State.make(meta, 0, self.pager)
+
+    def _install(self, state: State, changes: Mapping[bytes, object] | None) -> None:
+        """Make `state` current. What it changes leaves the row cache first, and nobody may put it back meanwhile."""
+        old = self.state.meta
+        with self.rows.lock:
+            if changes is None and state.meta.root == old.root and state.meta.txid > old.txid > 0:
+                changes = {**old.changes, **state.meta.changes}
+            if changes is None or len(changes) > _FORESEEN:
+                self.rows.clear()
+            else:
+                self.rows.drop(changes)
+            self.state = state
+
+    def remember(self, state: State, key: bytes, value: bytes) -> None:
+        """Put a row that was read from `state` into the row cache, if that is still the current state."""
+        rows = self.rows
+        with rows.lock:
+            if self.state is state:
+                rows.keep(key, value)
+
+    # -- pins ----------------------------------------------------------------------------------------------------
+
+    def pin(self) -> State:
+        """Pin the current state and return it: its pages stay until `unpin`."""
+        self.check()
+        with self.mutex:
+            while True:
+                if not self.writer.kept and self.read(LOOK_SIZE, LOOK_OFFSET) != self.look:
+                    self._refresh()
+                state = self.state
+                txid = state.meta.txid
+                if not txid or txid in self.pins:
+                    break
+                # The lock must be there before the next commit but one can look for it: so look again afterwards.
+                if not pin(self.disk, txid):
+                    raise error(errno.ENOLCK, "the file system refuses locks", self.path)
+                if self.writer.kept or self.read(LOOK_SIZE, LOOK_OFFSET) == self.look:
+                    break
+                self._refresh()
+                if self.state is state:
+                    break
+                unpin(self.disk, txid)
+            if txid:
+                self.pins[txid] = self.pins.get(txid, 0) + 1
+            return state
+
+    def unpin(self, state: State) -> None:
+        """End a `pin`."""
+        txid = state.meta.txid
+        with self.mutex:
+            left = self.pins.get(txid, 0) - 1
+            if left > 0:
+                self.pins[txid] = left
+            elif self.pins.pop(txid, None) is not None and not self.closed:
+                unpin(self.disk, txid)
+
+    def oldest_pin(self) -> Pins | None:
+        """The oldest commit that any handle of any process has pinned."""
+        with self.mutex:
+            own = min(self.pins, default=None)
+        foreign = oldest_pin(self.disk)
+        if foreign is not None and (own is None or foreign.offset < own):
+            return Pins(foreign.offset, foreign.pid)
+        return None if own is None else Pins(own, None)
+
+    def _oldest_txid(self) -> int | None:
+        pins = self.oldest_pin()
+        return None if pins is None else pins.txid
+
+    # -- writing -------------------------------------------------------------------------------------------------
+
+    def begin(self, timeout: float | None) -> State:
+        """Take the writer lock and return the newest state, known to be on the disk.
+
+        Waits at most `timeout` seconds, then raises `BusyError`.
+        """
+        self.check_writable()
+        kept = self.writer.kept
+        self.writer.acquire(self.disk, timeout)
+        try:
+            self.check_writable()
+            if kept and self._settled and self.writer.kept:
+                return self.state
+            if not self.state.meta.txid and not self._born(timeout):
+                return self.begin(timeout)
+            if not self._settled or self.read(LOOK_SIZE, LOOK_OFFSET) != self.look:
+                with self.mutex:
+                    self._settle()
+        except OSError as exc:
+            self.end()
+            raise error.wrap(exc, self.path) from exc
+        except BaseException:
+            self.end()
+            raise
+        return self.state
+
+    def _born(self, timeout: float | None) -> bool:
+        """Make a file of 0 bytes a database; False if somebody else has, and the lock must be taken on the new one."""
+        if self.disk.size():
+            with self.mutex:
+                self._load_from(read_slots(self.disk))
+            return True
+        if self.disk.linked():
+            try:
+                replace(self._volume, self.path, _DEFAULT_MODE, self._page_size)
+            except PermissionError:
+                initialise(self.disk, self._page_size)
+                with self.mutex:
+                    self._load_from(read_slots(self.disk))
+                return True
+        self.writer.release(self.disk)
+        with self.mutex:
+            self._use(self._volume.open(self.path, writable=True))
+            self.writer = WriterLock(self.disk.identity())
+            self._load_from(read_slots(self.disk))
+        return False
+
+    def _settle(self) -> None:
+        """Make sure that the newest commit in the file is on the disk, whoever made it and however it ended."""
+        slots = read_slots(self.disk)
+        meta, slot = newest(self.disk, slots)
+        first, second = slots.metas
+        settled = first is not None and second is not None and first.txid == second.txid
+        if not (settled and (first.steady or second.steady)):  # type: ignore[union-attr]
+            # It may be in memory only; after a sync that failed unseen, it may even never reach the disk. What the
+            # medium holds is what counts.
+            self.committer.syncs += 1
+            try:
+                self.disk.sync()
+            except OSError as exc:
+                self.poison(exc)
+                raise
+            self.disk.forget()
+            self.pager.clear()
+            slots = read_slots(self.disk)
+            meta, slot = newest(self.disk, slots)
+        if meta.database_id != self.state.meta.database_id:
+            raise CorruptionError("the file was replaced by another database while it was open", path=self.path)
+        if meta.txid != self.state.meta.txid or slot != self.state.slot:
+            self._install(State.make(meta, slot, self.pager), None)
+        self.look = slots.look
+        self.committer.durable_txid = meta.txid
+        self._settled = True
+
+    def commit(self, work: Work, *, sync: bool = True) -> State:
+        """Commit the changes of `work` on top of the current state. The writer lock must be held."""
+        changes, cleared = work.changes(), work.cleared
+        if not changes and not cleared:
+            return self.state
+        return self.guarded(
+            lambda: self.committer.commit(
+                self.state, changes, pinned=self._oldest_txid, sync=sync, cleared=cleared
+            ),
+            None if cleared else changes,
+        )
+
+    def guarded(self, step: Callable[[], State], changes: Mapping[bytes, object] | None) -> State:
+        """Run a step that makes a commit, and make its result current. Whatever it raises leaves the handle sound."""
+        assert self.writer.held
+        self.check()
+        try:
+            state = step()
+        except BaseException as exc:
+            self._settled = False
+            self.committer.forget_space()
+            if self.committer.sync_failed or (self.committer.in_doubt and isinstance(exc, OSError)):
+                self.poison(exc)
+            self.committer.in_doubt = False
+            if isinstance(exc, OSError):
+                raise error.wrap(exc, self.path) from exc
+            raise
+        with self.mutex:
+            self._install(state, changes)
+            self.look = self.read(LOOK_SIZE, LOOK_OFFSET)
+        return state
+
+    def harden(self) -> None:
+        """Sync what was committed with `sync=False`. The writer lock must be held."""
+        state = self.state
+        if state.meta.txid > self.committer.durable_txid:
+            self.guarded(lambda: self._hardened(state), {})
+
+    def _hardened(self, state: State) -> State:
+        self.committer.harden(state)
+        return state
+
+    def end(self, *, keep: bool = False) -> None:
+        """Let the next writer in; with `keep`, only writers of this handle."""
+        self.writer.release(self.disk, keep=keep)
+
+    # -- ends ----------------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Raise if the handle is not usable any more."""
+        if self.closed:
+            raise ClosedError
+        if self.failure is not None:
+            raise error(
+                f"{self.path}: an earlier write failed ({self.failure}), so it is not known what is on the disk; "
+                "close the handle and open the file again"
+            ) from self.failure
+
+    def check_writable(self) -> None:
+        """Raise if the handle may not write."""
+        self.check()
+        if self.readonly:
+            raise ReadOnlyError("The database is opened for reading only")
+
+    def poison(self, cause: BaseException) -> None:
+        """After a failed write nothing may be assumed about the disk: the next open decides."""
+        self.failure = cause
+
+    def _use(self, disk: Disk) -> None:
+        """Go on with another `Disk`: another file of the same name, or the same file after a fork."""
+        self.disk.close()
+        self.disk = disk
+        self.read = disk.read
+        self.pager.use(disk)
+        if hasattr(self, "committer"):
+            self.committer.disk = disk
+
+    def reopen(self) -> None:
+        """In a child process: stop sharing the parent's open file, whose locks would be shared too."""
+        with self.mutex:
+            self._use(self.disk.reopen())
+            self.writer = WriterLock(self.disk.identity())
+            self._settled = False
+            self.committer.forget_space()
+            for txid in self.pins:
+                pin(self.disk, txid)
+
+    def close(self) -> None:
+        """Release the file. No thread may be writing."""
+        self.closed = True
+        self.disk.close()
+        self.read = self.disk.read
+        self.pager.clear()
+        self.rows.clear()

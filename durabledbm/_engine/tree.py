@@ -1,0 +1,116 @@
+"""The tree as a reader sees it: one root, which never changes.
+
+Look-ups and scans in both directions. There is no cursor to keep valid: whoever writes makes a new tree (see `merge`),
+and this one stays what it was for as long as its pages are pinned. Descents are as deep as the meta page says and no
+deeper, so a damaged file cannot lead in circles; a scan checks that keys ascend from leaf to leaf, so it cannot lead
+through the same leaf a billion times either.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
+
+from ..errors import CorruptionError
+from .node import Overflow, decode_leaf, find_value, leaf_keys
+from .page import NO_REF
+from .pager import MALFORMED, Pager
+
+__all__ = ["Tree"]
+
+
+class Tree:
+    """The tree under `root`. `depth` counts its levels: 0 for an empty tree, 1 for a single leaf."""
+
+    __slots__ = ("depth", "pager", "root")
+
+    def __init__(self, pager: Pager, root: bytes = NO_REF, depth: int = 0) -> None:
+        self.pager = pager
+        self.root = root
+        self.depth = depth
+
+    def find(self, key: bytes) -> bytes | None:
+        """What the leaf holds for `key`: a value, an `Overflow`, or None."""
+        depth = self.depth
+        if not depth:
+            return None
+        ref = self.root
+        pager = self.pager
+        young = pager.young
+        try:
+            while depth > 1:
+                depth -= 1
+                node = young.get(ref) or pager.branch(ref)
+                ref = node[1][bisect_right(node[0], key)]  # type: ignore[index, arg-type]
+            leaf = young.get(ref) or pager.leaf(ref)
+            return find_value(leaf, key)  # type: ignore[arg-type]
+        except MALFORMED as exc:
+            raise self._malformed(exc) from exc
+
+    def __contains__(self, key: bytes) -> bool:
+        return self.find(key) is not None
+
+    def get(self, key: bytes) -> bytes | None:
+        """The value of `key`, or None."""
+        value = self.find(key)
+        return self.pager.value(value) if type(value) is Overflow else value
+
+    def leaf_refs(
+        self, start: bytes | None = None, stop: bytes | None = None, *, reverse: bool = False
+    ) -> Iterator[bytes]:
+        """The refs of the leaves that may hold keys from `start` up to `stop`."""
+        return self._refs(self.root, self.depth, start, stop, reverse) if self.depth else iter(())
+
+    def chunks(
+        self, start: bytes | None, stop: bytes | None, *, reverse: bool, with_values: bool
+    ) -> Iterator[tuple[list[bytes], list[bytes]]]:
+        """The keys with `start <= key < stop` and their values, a leaf at a time; no list is empty.
+
+        Values may be `Overflow`s. Without values, the second list is to be ignored.
+        """
+        last: bytes | None = None
+        values: list[bytes] = []
+        for ref in self.leaf_refs(start, stop, reverse=reverse):
+            try:
+                leaf = self.pager.leaf(ref, keep=False)
+                if with_values:
+                    keys, values = decode_leaf(leaf)
+                else:
+                    keys = leaf_keys(leaf)
+            except MALFORMED as exc:
+                raise self._malformed(exc) from exc
+            if not keys:
+                raise self._malformed("an empty leaf")
+            if last is not None and (keys[-1] >= last if reverse else keys[0] <= last):
+                raise self._malformed("the keys are out of order")
+            last = keys[0] if reverse else keys[-1]
+            first = 0 if start is None or keys[0] >= start else bisect_left(keys, start)
+            end = len(keys) if stop is None or keys[-1] < stop else bisect_left(keys, stop)
+            if first or end < len(keys):
+                keys, values = keys[first:end], values[first:end]
+            if reverse:
+                keys.reverse()
+                values.reverse()
+            if keys:
+                yield keys, values
+
+    def _refs(
+        self, ref: bytes, level: int, start: bytes | None, stop: bytes | None, reverse: bool
+    ) -> Iterator[bytes]:
+        if level == 1:
+            yield ref
+            return
+        branch = self.pager.branch(ref)
+        first = 0 if start is None else bisect_right(branch.separators, start)
+        end = len(branch.refs) if stop is None else bisect_left(branch.separators, stop) + 1
+        children = branch.refs[first:end]
+        if reverse:
+            children.reverse()
+        if level == 2:
+            yield from children
+            return
+        for child in children:
+            yield from self._refs(child, level - 1, start, stop, reverse)
+
+    def _malformed(self, what: object) -> CorruptionError:
+        return self.pager.malformed(self.root, what)

@@ -1,0 +1,164 @@
+"""Views: a tree with layers of changes on top, read as one.
+
+Everything that can be read is a view: a committed state (the tree, and the changes in its meta page), a transaction (its
+own changes on top of that), an iterator in the middle of either. A layer maps keys to new values, or to None for a
+deleted key. Once a view has been handed out its layers do not change: a writer that goes on adds a layer (`freeze`).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping
+
+from ..errors import ClosedError
+from .node import Overflow
+from .tree import Tree
+
+__all__ = ["EMPTY_LAYER", "ENDLESS", "Layer", "Life", "View"]
+
+
+_NO_CHANGES: Mapping[bytes, bytes | None] = {}
+
+
+class Layer(dict[bytes, bytes | None]):
+    """Changes on top of a tree. Its keys are sorted when first needed, which only a layer that is final may be asked."""
+
+    __slots__ = ("_sorted", "shared")
+    _sorted: list[bytes]
+    shared: bool
+    """Somebody reads it: it must not change any more."""
+
+    def __init__(self, changes: Mapping[bytes, bytes | None] = _NO_CHANGES) -> None:
+        super().__init__(changes)
+        self.shared = False
+
+    def sorted_keys(self) -> list[bytes]:
+        """The keys, ascending."""
+        try:
+            keys = self._sorted
+        except AttributeError:
+            keys = sorted(self)
+            self._sorted = keys
+        return keys
+
+
+EMPTY_LAYER = Layer()
+
+
+class Life:
+    """Something that iterators depend on, such as an open handle."""
+
+    __slots__ = ("ended",)
+
+    def __init__(self) -> None:
+        self.ended = False
+
+
+ENDLESS = Life()
+
+
+class View:
+    """`tree` under `layers`, the newest layer first."""
+
+    __slots__ = ("layers", "tree")
+
+    def __init__(self, tree: Tree, layers: tuple[Layer, ...] = ()) -> None:
+        self.tree = tree
+        self.layers = layers
+
+    def find(self, key: bytes) -> bytes | None:
+        """The value of `key`, an `Overflow` in place of a large one, or None."""
+        for layer in self.layers:
+            if key in layer:
+                return layer[key]
+        return self.tree.find(key)
+
+    def get(self, key: bytes) -> bytes | None:
+        """The value of `key`, or None."""
+        value = self.find(key)
+        return self.tree.pager.value(value) if type(value) is Overflow else value
+
+    def items(
+        self, start: bytes | None = None, stop: bytes | None = None, *, reverse: bool = False,
+        life: Life = ENDLESS, pin: object = None,
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """The entries with `start <= key < stop`, ascending, or descending if `reverse`.
+
+        `pin` is kept for as long as the iterator is, started or not. When `life` has ended, so has the iteration, with
+        `ClosedError`.
+        """  # fmt: skip
+        value_of = self.tree.pager.value
+        for keys, values in self._chunks(start, stop, reverse, with_values=True):
+            large = Overflow in set(map(type, values))
+            for entry in zip(keys, values, strict=True):
+                if life.ended:
+                    raise ClosedError
+                if large and type(value := entry[1]) is Overflow:
+                    yield entry[0], value_of(value)
+                else:
+                    yield entry
+
+    def keys(
+        self, start: bytes | None = None, stop: bytes | None = None, *, reverse: bool = False,
+        life: Life = ENDLESS, pin: object = None,
+    ) -> Iterator[bytes]:
+        """The keys with `start <= key < stop`, as `items` gives entries."""  # fmt: skip
+        for keys, _ in self._chunks(start, stop, reverse, with_values=False):
+            for key in keys:
+                if life.ended:
+                    raise ClosedError
+                yield key
+
+    def _chunks(
+        self, start: bytes | None, stop: bytes | None, reverse: bool, *, with_values: bool
+    ) -> Iterator[tuple[list[bytes], list[bytes]]]:
+        changes = self._changes(start, stop)
+        chunks = self.tree.chunks(start, stop, reverse=reverse, with_values=with_values)
+        if not changes:
+            yield from chunks
+            return
+        order = sorted(changes, reverse=reverse)
+        at = 0
+        for keys, values in chunks:
+            end = at
+            if reverse:
+                while end < len(order) and order[end] >= keys[-1]:
+                    end += 1
+            else:
+                end = bisect_left(order, keys[-1], at)
+                end += end < len(order) and order[end] == keys[-1]
+            if end == at:
+                yield keys, values
+            else:
+                part = {key: changes[key] for key in order[at:end]}
+                at = end
+                keys, values = _combined(keys, values if with_values else keys, part, reverse)  # noqa: PLW2901
+                if keys:
+                    yield keys, values
+        if at < len(order):
+            keys, values = _combined([], [], {key: changes[key] for key in order[at:]}, reverse)
+            if keys:
+                yield keys, values
+
+    def _changes(self, start: bytes | None, stop: bytes | None) -> Mapping[bytes, bytes | None]:
+        """What the layers say about the keys in the range."""
+        layers = [layer for layer in self.layers if layer]
+        if start is None and stop is None and len(layers) <= 1:
+            return layers[0] if layers else EMPTY_LAYER
+        changes: dict[bytes, bytes | None] = {}
+        for layer in reversed(layers):
+            keys = layer.sorted_keys()
+            first = 0 if start is None else bisect_left(keys, start)
+            end = len(keys) if stop is None else bisect_left(keys, stop)
+            changes.update((key, layer[key]) for key in keys[first:end])
+        return changes
+
+
+def _combined(
+    keys: list[bytes], values: list[bytes], changes: Mapping[bytes, bytes | None], reverse: bool
+) -> tuple[list[bytes], list[bytes]]:
+    """The entries after the changes."""
+    entries: dict[bytes, bytes | None] = dict(zip(keys, values, strict=True))
+    entries.update(changes)
+    result = sorted((key for key, value in entries.items() if value is not None), reverse=reverse)
+    return result, [entries[key] for key in result]  # type: ignore[misc]

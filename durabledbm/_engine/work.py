@@ -1,0 +1,220 @@
+"""Work: changes being made on top of a committed state, in memory, for one writer.
+
+It is a stack of layers over a view. Writing goes to the top layer; a savepoint is one more layer; handing out a view,
+to iterate over it, makes the present layers final and starts a new one. So nothing that was handed out ever changes,
+and rolling back means dropping layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from .node import Overflow
+from .state import State
+from .tree import Tree
+from .view import Layer, View
+
+__all__ = ["CHANGE_MEMORY", "Savepoint", "Work"]
+
+CHANGE_MEMORY = 250
+"""Bytes of memory, about, that a change takes beside its key and value."""
+
+_ABSENT = object()
+
+
+class Savepoint(NamedTuple):
+    """What rolling back returns to."""
+
+    base: View
+    base_count: Callable[[], int]
+    layers: tuple[Layer, ...]
+    size: int
+    floors: tuple[int, ...]
+    cleared: bool
+
+
+class Work:
+    """Changes on top of `state`."""
+
+    __slots__ = ("_base_count", "_floors", "_growth", "_live", "_origin", "_present", "base", "cleared", "layers", "size")
+
+    def __init__(self, base: View, count: Callable[[], int]) -> None:
+        self.base = base
+        self._base_count = count
+        self._origin = base, count
+        self.cleared = False
+        """The changes are on top of nothing, not of the committed state."""
+        self._live = Layer()
+        self.layers: tuple[Layer, ...] = (self._live,)
+        """Newest first."""
+        self._floors: list[int] = []
+        self.size = 0
+        """Bytes of memory that the changes take, about."""
+        self._present: dict[bytes, bool] | None = None
+        self._growth = 0
+
+    @classmethod
+    def on(cls, state: State) -> Work:
+        """Work on top of a committed state."""
+        return cls(state.view, lambda: state.meta.entry_count)
+
+    # -- reading -------------------------------------------------------------------------------------------------
+
+    def find(self, key: bytes) -> bytes | None:
+        """The value of `key`, an `Overflow` in place of a large one, or None."""
+        for layer in self.layers:
+            value = layer.get(key, _ABSENT)
+            if value is not _ABSENT:
+                return value  # type: ignore[return-value]
+        return self.base.find(key)
+
+    def get(self, key: bytes) -> bytes | None:
+        """The value of `key`, or None."""
+        value = self.find(key)
+        return self.base.tree.pager.value(value) if type(value) is Overflow else value
+
+    def view(self) -> View:
+        """What there is now, as a view that later changes do not touch."""
+        layers = tuple(layer for layer in self.layers if layer)
+        for layer in layers:
+            layer.shared = True
+        return View(self.base.tree, layers + self.base.layers)
+
+    def count(self) -> int:
+        """How many entries there are. The first call looks up every changed key; after that it is kept up to date."""
+        if self._present is None:
+            changes = self.changes()
+            self._growth = sum((value is not None) - self._in_base(key) for key, value in changes.items())
+            self._present = {key: value is not None for key, value in changes.items()}
+        return self._base_count() + self._growth
+
+    def _in_base(self, key: bytes) -> bool:
+        return self.base.find(key) is not None
+
+    def root_of(self, state: State) -> bool:
+        """Whether this is work on top of `state`."""
+        return self.base is state.view
+
+    # -- writing -------------------------------------------------------------------------------------------------
+
+    def put(self, key: bytes, value: bytes) -> None:
+        """Set the value of `key`."""
+        if self._live.shared:
+            self._start_layer()
+        if self._present is not None:
+            self._note(key, present=True)
+        self._live[key] = value
+        self.size += len(key) + len(value) + CHANGE_MEMORY
+
+    def delete(self, key: bytes) -> None:
+        """Delete `key`, which may be absent."""
+        if self._live.shared:
+            self._start_layer()
+        if self._present is not None:
+            self._note(key, present=False)
+        self._live[key] = None
+        self.size += len(key) + CHANGE_MEMORY
+
+    def update(self, changes: dict[bytes, bytes | None], size: int) -> None:
+        """Make many changes; `size` is their memory."""
+        if self._live.shared:
+            self._start_layer()
+        self._present = None
+        self._live.update(changes)
+        self.size += size
+
+    def _note(self, key: bytes, *, present: bool) -> None:
+        assert self._present is not None
+        before = self._present.get(key)
+        if before is None:
+            before = self._in_base(key)
+        self._growth += present - before
+        self._present[key] = present
+
+    def _start_layer(self) -> None:
+        """Write to a new layer: the present one was handed out."""
+        self._live = Layer()
+        self.layers = (self._live, *self._folded(self.layers))
+
+    def _folded(self, layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
+        """The layers with those of like size above the last savepoint made one, so that there are never many."""
+        floor = self._floors[-1] if self._floors else 0
+        while len(layers) - floor >= 2 and len(layers[1]) <= 2 * len(layers[0]):
+            layers = (Layer({**layers[1], **layers[0]}), *layers[2:])
+        return layers
+
+    # -- savepoints ----------------------------------------------------------------------------------------------
+
+    def savepoint(self) -> Savepoint:
+        """Remember the present."""
+        layers = self.layers if self._live else self.layers[1:]
+        point = Savepoint(self.base, self._base_count, layers, self.size, tuple(self._floors), self.cleared)
+        self._live = Layer()
+        self.layers = (self._live, *layers)
+        self._floors.append(len(layers))
+        return point
+
+    def release(self, point: Savepoint) -> None:
+        """The changes since the savepoint stay."""
+        floor = self._floors.pop()
+        outer = self._floors[-1] if self._floors else 0
+        above, below = self.layers[: len(self.layers) - floor], self.layers[len(self.layers) - floor :]
+        if floor > outer and not below[0].shared:
+            for layer in reversed(above):
+                below[0].update(layer)
+            self._live = below[0]
+            self.layers = below
+        else:
+            self._start_layer()
+
+    def roll_back(self, point: Savepoint) -> None:
+        """The changes since the savepoint are gone."""
+        self._floors = list(point.floors)
+        self.base, self._base_count, self.size = point.base, point.base_count, point.size
+        self.cleared = point.cleared
+        self._live = Layer()
+        self.layers = (self._live, *point.layers)
+        self._present = None
+
+    @property
+    def has_savepoints(self) -> bool:
+        """Whether something may still be rolled back to."""
+        return bool(self._floors)
+
+    # -- ends ----------------------------------------------------------------------------------------------------
+
+    def changes(self) -> dict[bytes, bytes | None]:
+        """All changes, as one dict."""
+        layers = [layer for layer in self.layers if layer]
+        if len(layers) == 1:
+            return layers[0]
+        changes: dict[bytes, bytes | None] = {}
+        for layer in reversed(layers):
+            changes.update(layer)
+        return changes
+
+    def reset(self) -> None:
+        """Forget all changes. There must be no savepoints."""
+        assert not self._floors
+        self.base, self._base_count = self._origin
+        self.cleared = False
+        self._live = Layer()
+        self.layers = (self._live,)
+        self._present = None
+        self.size = 0
+
+    def clear(self) -> None:
+        """Delete everything."""
+        self.rebase(View(Tree(self.base.tree.pager)), 0)
+        self.cleared = True
+        self.size = CHANGE_MEMORY
+
+    def rebase(self, base: View, count: int) -> None:
+        """Go on from a base that contains all changes made so far."""
+        self.base, self._base_count = base, lambda: count
+        self._live = Layer()
+        self.layers = (self._live,)
+        self._floors = [0] * len(self._floors)
+        self._present = None
+        self.size = 0

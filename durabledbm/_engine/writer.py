@@ -1,0 +1,184 @@
+"""The writer of one commit's pages: gives every new run its place, and puts runs on the disk in few large writes.
+
+Where pages go is free, since nothing is overwritten, so a commit's pages are laid one after another into as long a free
+run as there is. `extents` records what was written where, for the meta page (see `meta`).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from crc32c import crc32c
+
+from .disk import Disk
+from .meta import Extent
+from .node import Branch, Overflow, encode_branch, encode_leaf
+from .page import BRANCH, CRC_SIZE, HEADER, LEAF, OVERFLOW, REF, crc_of, pages_for, seal
+from .pager import Pager
+from .space import Run, Space, Taken
+
+__all__ = ["Mark", "Writer"]
+
+_BUFFER_MAX = 1 << 20
+"""Bytes of adjacent runs that are collected before they are written."""
+
+
+class Mark(NamedTuple):
+    """A moment in the work of a writer that has spilled."""
+
+    freed: int
+    deferred: int
+    fresh: int
+
+
+class Writer:
+    """Writes the runs of commit `txid`. After `finish` everything is written, though not synced."""
+
+    def __init__(self, disk: Disk, pager: Pager, space: Space, txid: int, *, grow: bool = True) -> None:
+        self._disk = disk
+        self._pager = pager
+        self._space = space
+        self._grow = grow
+        self._place = Taken(0, 0)
+        self._page_id = 0
+        self._buffer: list[bytes] = []
+        self._buffer_start = 0
+        self._buffer_end = 0
+        self._extents: list[list[int]] = []
+        self.txid = txid
+        self.page_size = pager.page_size
+        self.expected = 1
+        """How many more pages the commit will take, about: how long a free run to look for."""
+        self.pages_written = 0
+        self.own: set[int] | None = None
+        """Page ids that a spilling transaction wrote before its commit: nobody else can reach them."""
+        self.reuse = True
+        """Whether pages in `own` may be written again as soon as they are replaced."""
+        self._deferred: list[Run] = []
+        self._fresh: list[Run] = []
+
+    # -- places --------------------------------------------------------------------------------------------------
+
+    def _allocate(self, page_count: int) -> int:
+        """The page id of `page_count` consecutive free pages."""
+        place = self._place
+        if place.page_count < page_count:
+            self.release_place()
+            place = self._space.take(max(self.expected, page_count), grow=self._grow)
+            if place.page_count < page_count:
+                self._space.give_back(*place)
+                place = self._space.take_run(page_count)
+        self._place = Taken(place.page_id + page_count, place.page_count - page_count)
+        self.expected = max(1, self.expected - page_count)
+        return place.page_id
+
+    def release_place(self) -> None:
+        """Give back what was allocated but not used."""
+        if self._place.page_count:
+            self._space.give_back(*self._place)
+        self._place = Taken(0, 0)
+
+    def free(self, ref: bytes) -> None:
+        """The commit no longer needs the run at `ref`."""
+        page_id, page_count, _ = REF.unpack(ref)
+        if self.own is not None and page_id in self.own:
+            self.own.discard(page_id)
+            if self.reuse:
+                self._space.give_back(page_id, page_count)
+            else:
+                self._deferred.append((page_id, page_count))
+        else:
+            self._space.free(page_id, page_count)
+
+    def mark(self) -> Mark:
+        """Remember the present, to return to it with `reset`. Until then nothing in `own` may be reused."""
+        return Mark(self._space.freed_mark(), len(self._deferred), len(self._fresh))
+
+    def reset(self, mark: Mark) -> None:
+        """Forget what was written and freed since the mark."""
+        assert self.own is not None
+        self._space.unfree(mark.freed)
+        self.own.update(page_id for page_id, _ in self._deferred[mark.deferred :])
+        del self._deferred[mark.deferred :]
+        for page_id, page_count in self._fresh[mark.fresh :]:
+            self.own.discard(page_id)
+            self._space.give_back(page_id, page_count)
+        del self._fresh[mark.fresh :]
+
+    def give_back_deferred(self) -> None:
+        """Give back the pages in `own` that were replaced while they could not be reused."""
+        for page_id, page_count in self._deferred:
+            self._space.give_back(page_id, page_count)
+        self._deferred = []
+
+    # -- runs ----------------------------------------------------------------------------------------------------
+
+    def leaf(self, keys: list[bytes], values: list[bytes]) -> bytes:
+        """Write a leaf, return its ref."""
+        flags, payload = encode_leaf(keys, values, self.page_size)
+        run = self._sealed(LEAF, flags, len(keys), payload)
+        ref = self._put([run], self._page_id, len(run) // self.page_size, crc_of(run))
+        self._pager.keep(ref, run)
+        return ref
+
+    def branch(self, separators: list[bytes], refs: list[bytes]) -> bytes:
+        """Write a branch, return its ref."""
+        run = self._sealed(BRANCH, 0, len(refs), encode_branch(separators, refs, self.page_size))
+        ref = self._put([run], self._page_id, len(run) // self.page_size, crc_of(run))
+        self._pager.keep(ref, Branch(separators, refs))
+        return ref
+
+    def _sealed(self, kind: int, flags: int, entry_count: int, payload: bytes) -> bytes:
+        self._page_id = self._allocate(pages_for(len(payload), self.page_size))
+        return seal(kind, flags, entry_count, self._page_id, self.txid, self.page_size, payload)
+
+    def value(self, key: bytes, value: bytes) -> Overflow:
+        """Write a large value as a run of its own. It names its key, so that it can be moved, and salvaged alone."""
+        used = HEADER.size + len(key) + len(value) + CRC_SIZE
+        page_count = -(-used // self.page_size)
+        page_id = self._allocate(page_count)
+        header = HEADER.pack(
+            OVERFLOW, 0, 0, len(key), page_id, self.txid, page_count, len(key) + len(value)
+        )
+        padding = bytes(page_count * self.page_size - used)
+        checksum = crc32c(padding, crc32c(value, crc32c(key, crc32c(header))))
+        crc = checksum.to_bytes(CRC_SIZE, "little")
+        ref = self._put([header, key, value, padding, crc], page_id, page_count, crc)
+        return Overflow.make(ref, len(value))
+
+    def write(self, run: bytes, page_id: int) -> bytes:
+        """Write a sealed run at a place that was taken from the space for it, return its ref."""
+        return self._put([run], page_id, len(run) // self.page_size, crc_of(run))
+
+    def _put(self, parts: list[bytes], page_id: int, page_count: int, crc: bytes) -> bytes:
+        size = page_count * self.page_size
+        if page_id != self._buffer_end or (self._buffer_end - self._buffer_start) * self.page_size + size > _BUFFER_MAX:
+            self.flush()
+            self._buffer_start = page_id
+        self._buffer += parts
+        self._buffer_end = page_id + page_count
+        self.pages_written += page_count
+        if self.own is not None:
+            self.own.add(page_id)
+            if not self.reuse:
+                self._fresh.append((page_id, page_count))
+        last = self._extents[-1] if self._extents else None
+        if last is not None and last[0] + last[1] == page_id:
+            last[1] += page_count
+            last[2] = crc32c(crc, last[2])
+        else:
+            self._extents.append([page_id, page_count, crc32c(crc)])
+        return REF.pack(page_id, page_count, int.from_bytes(crc, "little"))
+
+    def flush(self) -> None:
+        """Hand to the disk what is still collected here."""
+        if self._buffer:
+            self._disk.write(self._buffer_start * self.page_size, self._buffer)
+            self._buffer = []
+        self._buffer_start = self._buffer_end = 0
+
+    def finish(self) -> tuple[Extent, ...]:
+        """Return the places that are left, write what is left, and tell what was written where."""
+        self.release_place()
+        self.flush()
+        return tuple(Extent(*extent) for extent in self._extents)

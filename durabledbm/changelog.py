@@ -1,0 +1,375 @@
+"""The log of changes: puts and deletes in numbered files of limited size, to be replayed on any database.
+
+::
+
+    log = ChangeLog("changes")                      # 00000001.log, 00000002.log, ... in this directory
+    log.put("a", "1"); log.delete("a"); log.close()
+    for op, key, value in log.replay(): ...         # oldest first
+    log.load_into(db)                               # newest wins, one commit
+
+This is the face that users see. How a directory of files is one log, and what is synced before what, is in
+`durabledbm._logfiles`; what a record looks like is in `durabledbm.records` and docs/changelog-format.md.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple, Protocol
+
+from durabledbm._engine.disk import FileVolume, Volume
+from durabledbm._logfiles import BATCH, Files, Reading, Tail, read_end
+from durabledbm._logwriter import Writer
+from durabledbm.errors import ClosedError, CorruptionError, error
+from durabledbm.records import (
+    CODECS,
+    COMMIT,
+    COMMIT_FIELDS,
+    DELETE,
+    FIRST,
+    GROUPED,
+    NO_IDENTITY,
+    PUT,
+    Change,
+    Codec,
+    Commit,
+    Record,
+)
+
+__all__ = ["Change", "ChangeLog", "Commit", "Span", "Tail"]
+
+_Data = str | bytes | bytearray | memoryview
+
+
+class Span(NamedTuple):
+    """What a log holds: the commits after `base_txid` up to `last_txid` of a database, None if of none."""
+
+    identity: bytes | None
+    base_txid: int
+    last_txid: int
+
+
+class _Store(Protocol):
+    """What `load_into` asks of a database."""
+
+    def transaction(self) -> AbstractContextManager[Any]: ...
+    def update(self, other: Any, /) -> None: ...
+    def pop(self, key: Any, default: Any, /) -> Any: ...
+
+
+class ChangeLog:
+    """A log of changes in the files of `directory`, which is created if only its parent exists.
+
+    No file grows beyond `max_file_size` bytes. `codec` is "binary" (any bytes, checksums) or "text"
+    (`P|key|value` and `D|key` lines). `sync` says when what was appended is forced to the disk, that is what
+    a power failure can take; the death of the process takes nothing in any mode:
+
+    * "record" (default): before `put`, `delete` or `commit` returns. Nothing is lost.
+    * "interval": by an append that finds something older than `interval` seconds unsynced. Lost is at most
+      what was appended since the last sync; while appends go on, that is `interval` seconds' worth. No thread
+      syncs an idle log.
+    * "manual": by `sync()` and `close()`. Lost is at most what was appended since.
+
+    Every mode also syncs in `sync()`, in `close()`, and before a new file is begun. What is left after a
+    crash is a prefix of what was appended, a commit whole or not at all.
+
+    Appending makes this object the one writer of the directory until `close()`; `BusyError` if there is one
+    already. Reading needs no lock and may go on anywhere meanwhile. Any thread may use the object; in a child
+    after `fork` it is a reader, and a writer only once the parent has closed. Errors are `durabledbm.error`s.
+    """
+
+    tail: Tail | None = None
+    """Where the last finished replay, or the first append, found the log to end before its bytes do."""
+
+    def __init__(
+        self,
+        directory: str | bytes | os.PathLike[str] | os.PathLike[bytes],
+        max_file_size: int = 64 * 2**20,
+        codec: str = "binary",
+        sync: str = "record",
+        interval: float = 1.0,
+        *,
+        volume: Volume | None = None,
+    ) -> None:
+        if codec not in CODECS:
+            raise ValueError(f"codec must be 'binary' or 'text', not {codec!r}")
+        if sync not in ("record", "interval", "manual"):
+            raise ValueError(f"sync must be 'record', 'interval' or 'manual', not {sync!r}")
+        if max_file_size < 1 or interval < 0:
+            raise ValueError("max_file_size must be positive and interval not negative")
+        self.directory = os.path.abspath(os.fsdecode(directory))
+        self.max_file_size = max_file_size
+        self.closed = False
+        self._codec = CODECS[codec]
+        self._sync_after = {"record": 0.0, "interval": interval, "manual": None}[sync]
+        self._files = Files(self.directory, FileVolume() if volume is None else volume)
+        self._files.make_directory()
+        self._writer: Writer | None = None
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+
+    def put(self, key: _Data, value: _Data) -> None:
+        """Append that `key` now has `value`. `ValueError`, and nothing written, if the log cannot hold it."""
+        self._append(PUT, _to_bytes(key, "key"), _to_bytes(value, "value"))
+
+    def delete(self, key: _Data) -> None:
+        """Append that `key` is gone. `ValueError`, and nothing written, if the log cannot hold it."""
+        self._append(DELETE, _to_bytes(key, "key"), b"")
+
+    def commit(
+        self, changes: Iterable[tuple[_Data, _Data | None]], txid: int, time_ns: int | None = None
+    ) -> None:
+        """Append the commit `txid` with its changes (None deletes), all or nothing. Binary codec only.
+
+        One write and one sync for all, as long as they are few and fit into the file. `txid` must be above
+        that of the commit before; `time_ns` is in nanoseconds since 1970 (default: now). If a change cannot
+        be recorded (`ValueError`), or `changes` raises, the commit is not recorded; the log can be used on.
+        """
+        moment = time.time_ns() if time_ns is None else time_ns
+        if not (0 < txid < 2**64 and 0 <= moment < 2**64):
+            raise ValueError("txid and time_ns must fit into 64 bits, and txid be positive")
+        end = COMMIT_FIELDS.pack(txid, moment)
+        self._check(COMMIT, end, b"")
+        with self._own_lock():
+            writer = self._ready()
+            if txid <= writer.txid:
+                raise ValueError(f"commit {txid} cannot follow commit {writer.txid}")
+            flags = GROUPED | FIRST
+            try:
+                for key, value in changes:
+                    kind, data = (DELETE, b"") if value is None else (PUT, _to_bytes(value, "value"))
+                    name = _to_bytes(key, "key")
+                    self._check(kind, name, data)
+                    writer.append(kind, flags, name, data)
+                    flags = GROUPED
+                writer.append(COMMIT, flags, end, b"")
+            except BaseException:
+                writer.drop()
+                raise
+            writer.flush()
+            writer.txid = txid
+            writer.sync(self._sync_after)
+
+    def check(self, key: _Data, value: _Data | None = None) -> None:
+        """Raise the `ValueError` or `TypeError` that appending this would raise. Writes nothing."""
+        name = _to_bytes(key, "key")
+        self._check(*((DELETE, name, b"") if value is None else (PUT, name, _to_bytes(value, "value"))))
+
+    def bind(self, identity: bytes, txid: int) -> int:
+        """Become the writer for the database `identity` (16 bytes); return the log's newest txid.
+
+        An empty log is bound to the database for good, durably, as holding the commits after `txid`. `error`
+        if the log is of another database, or has changes of none. Binary codec only (`ValueError`).
+        """
+        if len(identity) != len(NO_IDENTITY) or identity == NO_IDENTITY:
+            raise ValueError("an identity is 16 bytes, not all zero")
+        if not self._codec.header_size:
+            raise ValueError(f"the {self._codec.name} codec cannot say which database a log is of")
+        with self._own_lock():
+            return self._ready().bind(identity, txid)
+
+    def sync(self) -> None:
+        """Return when everything appended is on the disk."""
+        with self._own_lock():
+            self._check_open()
+            if self._writer is not None and self._writer.sync(0.0):
+                self._writer.mark()
+
+    def close(self) -> None:
+        """Sync, and let others append. Closing twice is harmless; if the sync raises it is closed too."""
+        with self._own_lock():
+            self.closed = True
+            writer, self._writer = self._writer, None
+            if writer is not None:
+                writer.close()
+
+    def replay(self) -> Iterator[Change]:
+        """Each change `(op, key, value)`, oldest first: `op` is "put" or "delete", `value` None for a delete.
+
+        Ends where the log does: at a torn tail, which `tail` then describes, or before a commit that was not
+        finished. `CorruptionError` for damage that no crash can have left. What is appended meanwhile may or
+        may not be seen.
+        """
+        return (item for item in self.records() if isinstance(item, Change))
+
+    __iter__ = replay
+
+    def records(
+        self,
+        *,
+        after_txid: int | None = None,
+        until_txid: int | None = None,
+        until_time_ns: int | None = None,
+    ) -> Iterator[Change | Commit]:
+        """As `replay`, with a `Commit` behind the changes of each commit. Memory is bounded.
+
+        Commits up to `after_txid` are left out: what a snapshot of that commit holds. `error` if the log
+        begins later than that, so that commits are in neither. The first commit beyond `until_txid`, or later
+        than `until_time_ns`, ends it.
+        """
+        self._check_open()
+        last_txid = 2**64 if until_txid is None else until_txid
+        last_time = 2**64 if until_time_ns is None else until_time_ns
+        return self._records(after_txid, last_txid, last_time)
+
+    def span(self) -> Span:
+        """Which commits of which database the log holds."""
+        self._check_open()
+        numbers = self._files.numbers()
+        last = read_end(self._files, self._codec, numbers)
+        identity = None if last.identity == NO_IDENTITY else last.identity
+        return Span(identity, self._base_txid(numbers), last.txid)
+
+    def load_into(
+        self,
+        db: _Store,
+        *,
+        after_txid: int | None = None,
+        until_txid: int | None = None,
+        until_time_ns: int | None = None,
+    ) -> int:
+        """Apply the changes to `db` (any `Database`) in one transaction; return how many there were.
+
+        Which ones, and the errors: see `records`. If anything raises, `db` is as before.
+        """
+        count = size = 0
+        batch: dict[bytes, bytes | None] = {}
+        with db.transaction():
+            window = self.records(after_txid=after_txid, until_txid=until_txid, until_time_ns=until_time_ns)
+            for item in window:
+                if isinstance(item, Commit):
+                    continue
+                batch[item.key] = item.value
+                count += 1
+                size += len(item.key) + len(item.value or b"")
+                if size > BATCH or len(batch) > 4096:
+                    _apply(batch, db)
+                    size = 0
+            _apply(batch, db)
+        return count
+
+    def __enter__(self) -> ChangeLog:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _append(self, kind: int, key: bytes, value: bytes) -> None:
+        self._check(kind, key, value)
+        with self._own_lock():
+            writer = self._ready()
+            writer.append(kind, 0, key, value)
+            writer.flush()
+            writer.sync(self._sync_after)
+
+    def _check(self, kind: int, key: bytes, value: bytes) -> None:
+        size = self._codec.size(kind, key, value)
+        if (total := self._codec.header_size + size) > self.max_file_size:
+            raise ValueError(f"the record needs a file of {total} bytes, the limit is {self.max_file_size}")
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise ClosedError("the log of changes has already been closed")
+
+    def _own_lock(self) -> threading.Lock:
+        """The lock over `_writer`. A forked child gets its own and lets its parent's writer go."""
+        if self._pid != os.getpid():
+            self._lock = threading.Lock()
+            if self._writer is not None:
+                self._writer.release()
+                self._writer = None
+            self._pid = os.getpid()
+        return self._lock
+
+    def _ready(self) -> Writer:
+        self._check_open()
+        if self._writer is None:
+            self._writer = Writer(self._files, self._codec, self.max_file_size)
+            self.tail = self._writer.tail
+        return self._writer
+
+    def _base_txid(self, numbers: list[int]) -> int:
+        reading = Reading(self._files, self._codec, numbers)
+        next(iter(reading), None)
+        return reading.base_txid
+
+    def _records(self, after_txid: int | None, last_txid: int, last_time: int) -> Iterator[Change | Commit]:
+        numbers = self._files.numbers()
+        if after_txid is not None and after_txid < (base_txid := self._base_txid(numbers)):
+            gap = f"{self.directory}: the log begins after commit {base_txid}, not after {after_txid}"
+            raise error(gap)
+        reading = Reading(self._files, self._codec, numbers)
+        group: _Group | None = None
+        for number, record in reading:
+            if not record.flags & GROUPED:
+                group = None
+                if record.kind in (PUT, DELETE):
+                    yield record.change()
+                    continue
+            elif record.flags & FIRST:
+                group = _Group(number, record.offset)
+            if record.kind == COMMIT:
+                commit = record.commit()
+                if commit.txid > last_txid or commit.time_ns > last_time:
+                    return
+                if after_txid is None or commit.txid > after_txid:
+                    if group is not None:
+                        yield from group.changes(self._files, self._codec, number, record.offset)
+                    elif record.flags & GROUPED:
+                        lost = f"the beginning of commit {commit.txid} is missing"
+                        raise CorruptionError(lost, path=self._files.path(number))
+                    yield commit
+                group = None
+            elif group is not None:
+                group.add(record)
+        self.tail = reading.tail
+        if group is not None and self.tail is None:
+            path = self._files.path(group.number)
+            self.tail = Tail(path, group.offset, "the commit that begins here was not finished")
+
+
+class _Group:
+    """The changes of a commit up to its end: held in memory while they are few, else read a second time."""
+
+    def __init__(self, number: int, offset: int) -> None:
+        self.number, self.offset = number, offset
+        self._held: list[Change] | None = []
+        self._size = 0
+
+    def add(self, record: Record) -> None:
+        self._size += record.size
+        if self._size > BATCH:
+            self._held = None
+        elif self._held is not None:
+            self._held.append(record.change())
+
+    def changes(self, files: Files, codec: Codec, number: int, offset: int) -> Iterator[Change]:
+        """All of them, up to the commit record at `offset` of file `number`."""
+        if self._held is not None:
+            yield from self._held
+            return
+        for place in Reading(files, codec, list(range(self.number, number + 1)), self.offset):
+            if (place[0], place[1].offset) == (number, offset):
+                return
+            yield place[1].change()
+
+
+def _to_bytes(data: _Data, role: str) -> bytes:
+    if isinstance(data, bytes):
+        return data
+    if isinstance(data, str):
+        return data.encode()
+    if isinstance(data, (bytearray, memoryview)):
+        return bytes(data)
+    raise TypeError(f"{role} must be str, bytes, bytearray or memoryview, not {type(data).__name__}")
+
+
+def _apply(batch: dict[bytes, bytes | None], db: _Store) -> None:
+    db.update({key: value for key, value in batch.items() if value is not None})
+    for key, value in batch.items():
+        if value is None:
+            db.pop(key, None)
+    batch.clear()

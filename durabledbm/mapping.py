@@ -1,0 +1,294 @@
+"""The mapping face: what a database, a transaction and a snapshot have in common as dicts.
+
+`str` becomes `bytes` here and nowhere else. Subclasses say how to find one key, how to scan a range, and how to write;
+everything else follows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import ItemsView, Iterable, Iterator, Mapping, MutableMapping, ValuesView
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+from .errors import ReadOnlyError
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsKeysAndGetItem
+
+__all__ = ["Entries", "Key", "Readable", "Value", "Values", "Writable", "as_bytes", "as_changes", "prefix_range"]
+
+Key = str | bytes | bytearray | memoryview
+Value = str | bytes | bytearray | memoryview
+
+T = TypeVar("T")
+_REQUIRED: Any = object()
+
+
+def as_bytes(data: object, what: str) -> bytes:
+    """`data`, a key or a value as users may pass it, as bytes. `str` is encoded as UTF-8.
+
+    Raises `TypeError`, naming `what` it is and its type.
+    """
+    if isinstance(data, bytes):
+        return data if type(data) is bytes else bytes(data)
+    if isinstance(data, str):
+        return data.encode()
+    if isinstance(data, (bytearray, memoryview)):
+        return bytes(data)
+    raise TypeError(f"{what} must be str, bytes, bytearray or memoryview, not {type(data).__name__}")
+
+
+def as_changes(other: Any, more: Mapping[str, Any]) -> dict[bytes, bytes]:
+    """What `dict.update(other, **more)` would set, as bytes. Raises before anything is written."""
+    changes: dict[bytes, bytes] = {}
+    if isinstance(other, Mapping):
+        pairs: Iterable[tuple[object, object]] = other.items()
+    elif hasattr(other, "keys"):
+        pairs = ((key, other[key]) for key in other.keys())  # noqa: SIM118 - what dict.update does
+    else:
+        pairs = other
+    for key, value in pairs:
+        if type(key) is bytes and type(value) is bytes:
+            changes[key] = value
+        else:
+            changes[as_bytes(key, "key")] = as_bytes(value, "value")
+    for name, value in more.items():
+        changes[name.encode()] = as_bytes(value, "value")
+    return changes
+
+
+def prefix_range(prefix: bytes) -> tuple[bytes, bytes | None]:
+    """The range of keys that begin with `prefix`: from it up to, not including, the next bytes that do not."""
+    stem = prefix.rstrip(b"\xff")
+    return prefix, stem[:-1] + bytes([stem[-1] + 1]) if stem else None
+
+
+class Entries(ItemsView[bytes, bytes]):
+    """The lazy view that `items()` returns: each iteration is over the state when it starts."""
+
+    _mapping: Readable
+
+    def __iter__(self) -> Iterator[tuple[bytes, bytes]]:
+        return self._mapping.range()
+
+    def __reversed__(self) -> Iterator[tuple[bytes, bytes]]:
+        return self._mapping.range(reverse=True)
+
+
+class Values(ValuesView[bytes]):
+    """The lazy view that `values()` returns: each iteration is over the state when it starts."""
+
+    _mapping: Readable
+
+    def __iter__(self) -> Iterator[bytes]:
+        return (value for _, value in self._mapping.range())
+
+    def __reversed__(self) -> Iterator[bytes]:
+        return (value for _, value in self._mapping.range(reverse=True))
+
+    def __contains__(self, value: object) -> bool:
+        return any(value == other for other in self)
+
+
+class Readable(Mapping[bytes, bytes]):
+    """A read-only mapping of bytes to bytes, in the order of the keys."""
+
+    __slots__ = ()
+    __hash__ = None  # type: ignore[assignment]
+
+    # What a subclass provides. Keys are bytes already.
+
+    def _find(self, key: bytes) -> bytes | None:
+        raise NotImplementedError
+
+    def _items(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
+        """Entries of the state as of this call, not of the first `next`."""
+        raise NotImplementedError
+
+    def _keys(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[bytes]:
+        raise NotImplementedError
+
+    # Look-ups
+
+    def __getitem__(self, key: Key) -> bytes:
+        value = self._find(key if type(key) is bytes else as_bytes(key, "key"))
+        if value is None:
+            raise KeyError(key)
+        return value
+
+    @overload
+    def get(self, key: Key) -> bytes | None: ...
+    @overload
+    def get(self, key: Key, default: bytes | T) -> bytes | T: ...
+    def get(self, key: Key, default: Any = None) -> Any:
+        """The value of `key`, or `default`."""
+        value = self._find(key if type(key) is bytes else as_bytes(key, "key"))
+        return default if value is None else value
+
+    def get_many(self, keys: Iterable[Key]) -> dict[bytes, bytes]:
+        """The values of those of `keys` that are there."""
+        found = {}
+        for key in keys:
+            data = as_bytes(key, "key")
+            value = self._find(data)
+            if value is not None:
+                found[data] = value
+        return found
+
+    def __contains__(self, key: object) -> bool:
+        return self._find(key if type(key) is bytes else as_bytes(key, "key")) is not None
+
+    def __bool__(self) -> bool:
+        return len(self) > 0
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Mapping):
+            return NotImplemented
+        if len(self) != len(other):
+            return False
+        try:
+            return all(other[key] == value for key, value in self.range())
+        except KeyError:
+            return False
+
+    # Order
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._keys(None, None, False)
+
+    def __reversed__(self) -> Iterator[bytes]:
+        return self._keys(None, None, True)
+
+    def keys(self) -> list[bytes]:  # type: ignore[override]
+        """All keys, as a list, as every dbm module returns them. `iter(db)` is lazy."""
+        return list(self._keys(None, None, False))
+
+    def items(self) -> Entries:
+        """All entries, lazily."""
+        return Entries(self)
+
+    def values(self) -> Values:
+        """All values, in the order of their keys, lazily."""
+        return Values(self)
+
+    def range(
+        self, start: Key | None = None, stop: Key | None = None, *, prefix: Key | None = None, reverse: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """The entries with `start <= key < stop`, and with `prefix` if given, ascending unless `reverse`.
+
+        Lazy, over the state at the time of this call.
+        """
+        low = None if start is None else as_bytes(start, "start")
+        high = None if stop is None else as_bytes(stop, "stop")
+        if prefix is not None:
+            first, end = prefix_range(as_bytes(prefix, "prefix"))
+            low = first if low is None else max(low, first)
+            high = end if high is None else high if end is None else min(high, end)
+        return self._items(low, high, reverse)
+
+    def first(self) -> tuple[bytes, bytes]:
+        """The entry with the smallest key. Raises `KeyError` if there is none."""
+        return _only(self._items(None, None, False))
+
+    def last(self) -> tuple[bytes, bytes]:
+        """The entry with the greatest key. Raises `KeyError` if there is none."""
+        return _only(self._items(None, None, True))
+
+    def firstkey(self) -> bytes | None:
+        """The smallest key, or None: for code written for `dbm.gnu`."""
+        return next(self._keys(None, None, False), None)
+
+    def nextkey(self, key: Key) -> bytes | None:
+        """The smallest key greater than `key`, or None: for code written for `dbm.gnu`."""
+        return next(self._keys(as_bytes(key, "key") + b"\0", None, False), None)
+
+
+class Writable(Readable, MutableMapping[bytes, bytes]):
+    """A mapping of bytes to bytes that can be written."""
+
+    __slots__ = ()
+
+    # What a subclass provides. Each is one atomic change.
+
+    def _put(self, key: bytes, value: bytes) -> None:
+        raise NotImplementedError
+
+    def _delete(self, key: bytes) -> bool:
+        """Delete `key`; False if it is not there."""
+        raise NotImplementedError
+
+    def _pop(self, key: bytes) -> bytes | None:
+        """Delete `key` and return its value, or None if it is not there."""
+        raise NotImplementedError
+
+    def _pop_end(self) -> tuple[bytes, bytes] | None:
+        """Delete the last entry and return it."""
+        raise NotImplementedError
+
+    def _set_default(self, key: bytes, default: bytes) -> bytes:
+        raise NotImplementedError
+
+    def _update(self, changes: dict[bytes, bytes]) -> None:
+        raise NotImplementedError
+
+    def _writable(self) -> bool:
+        raise NotImplementedError
+
+    def __setitem__(self, key: Key, value: Value) -> None:
+        self._put(
+            key if type(key) is bytes else as_bytes(key, "key"),
+            value if type(value) is bytes else as_bytes(value, "value"),
+        )
+
+    def __delitem__(self, key: Key) -> None:
+        if not self._delete(as_bytes(key, "key")):
+            raise KeyError(key)
+
+    def setdefault(self, key: Key, default: Value = _REQUIRED) -> bytes:
+        """The value of `key`, after setting it to `default` if it is not there. Returns the stored bytes."""
+        data = as_bytes(key, "key")
+        value = self._find(data)
+        if value is not None:
+            return value
+        if default is _REQUIRED:
+            default = None  # type: ignore[assignment]
+        return self._set_default(data, as_bytes(default, "value"))
+
+    def pop(self, key: Key, default: Any = _REQUIRED) -> Any:
+        """Delete `key` and return its value; if it is not there, return `default` or raise `KeyError`."""
+        data = as_bytes(key, "key")
+        if default is not _REQUIRED and not self._writable() and self._find(data) is None:
+            return default
+        value = self._pop(data)
+        if value is not None:
+            return value
+        if default is _REQUIRED:
+            raise KeyError(key)
+        return default
+
+    def popitem(self) -> tuple[bytes, bytes]:
+        """Delete the entry with the greatest key and return it. Raises `KeyError` if there is none."""
+        entry = self._pop_end()
+        if entry is None:
+            raise KeyError("popitem(): the mapping is empty")
+        return entry
+
+    @overload
+    def update(self, other: SupportsKeysAndGetItem[Any, Any], /, **more: Value) -> None: ...
+    @overload
+    def update(self, other: Iterable[tuple[Any, Any]] = (), /, **more: Value) -> None: ...
+    def update(self, other: Any = (), /, **more: Value) -> None:
+        """Set many entries in one atomic change."""
+        changes = as_changes(other, more)
+        if changes:
+            self._update(changes)
+
+
+def _only(items: Iterator[tuple[bytes, bytes]]) -> tuple[bytes, bytes]:
+    for entry in items:
+        return entry
+    raise KeyError("the mapping is empty")
+
+
+def read_only() -> ReadOnlyError:
+    """The error for a write through a read-only handle, in the words that dbm's users know."""
+    return ReadOnlyError("The database is opened for reading only")

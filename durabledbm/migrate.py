@@ -1,0 +1,282 @@
+"""`migrate()`: databases of other kinds become durabledbm files, in place or under a new name.
+
+What may live here: copying, verifying, and the order in which files get and lose their names. It decides
+what a crash or a kill at any moment leaves, so the steps are:
+
+1. All entries are copied into a new file beside the target, and that file is closed.
+2. It is opened again, and every entry of the source is compared with it.
+3. *New name*: the file gets the target's name, which must still be free. Done.
+3. *In place*: the old files get second names (`old` becomes `old.bak`, `old.dat` becomes `old.bak.dat`: a
+   database named `old.bak` for its own module); then the new file takes the name `old`, in one step where
+   `old` is itself a file; then the old files lose their old names. A migration that was killed between
+   these steps is completed by running it again.
+
+Until step 3 nothing but the new file has been touched. It is called `TARGET.migrating-PID`; the next
+migration to the same target removes those of processes that are gone.
+"""
+
+from __future__ import annotations
+
+import errno
+import glob
+import os
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from itertools import zip_longest
+from typing import TYPE_CHECKING
+
+from ._engine.disk import FileVolume
+from ._foreign import FILES, Entry, Source, identify, open_source
+from ._sorting import in_key_order
+from .database import open as open_database
+from .errors import error
+from .stdlib import NAME
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+    _Path = str | bytes | PathLike[str] | PathLike[bytes]
+
+__all__ = ["BACKUP", "Meter", "migrate"]
+
+BACKUP = ".bak"
+"""What a database that was migrated in place has after its name."""
+
+_REPORT_EVERY = 1024
+_BATCH_SIZE = 8 * 2**20
+
+Progress = Callable[[int, "int | None"], None]
+
+
+def migrate(source: _Path, target: _Path | None = None, *, progress: Progress | None = None) -> int:
+    """Copy a database of another kind into a durabledbm file, verify every entry, and return their number.
+
+    `source` is the name that the other module was given: of dbm.dumb, dbm.gnu, dbm.ndbm, dbm.sqlite3, or
+    LMDB (a directory or a file). `target` is a new name; without it the new file takes the place of
+    `source`, and the old database is kept as `source` + ".bak". The file gets the permissions of the
+    source. Memory does not grow with the number of entries, except where the other module keeps all keys in
+    memory (dbm.dumb, dbm.ndbm).
+
+    `progress(done, total)` is called now and then; each entry counts twice, for copying and verifying.
+    `total` is None if it is not known. An exception of `progress` ends the migration.
+
+    Whenever it ends, by an error, a kill or a power failure: the old database is whole, under its name or
+    as ".bak", and the target is whole or absent. Nobody else should write to the source meanwhile; if
+    somebody did, that is noticed. Raises `error`: no such database, of no known kind, the target or the
+    backup exists, a module is missing, the source changed.
+    """
+    path = os.fsdecode(source)
+    kind = identify(path)
+    if target is None:
+        if kind == NAME:
+            return _finish(path)
+        path = os.path.realpath(path) if os.path.islink(path) else path
+        if os.path.isdir(path):
+            raise error(errno.EISDIR, "a directory can't be replaced in one step: give a target", path)
+        _check_backup(path, kind)
+    if kind == NAME:
+        raise error(errno.EINVAL, "is a durabledbm file already", path)
+    destination = path if target is None else os.fsdecode(target)
+    replaces = target is None and "" in _present(path, kind)
+    if not replaces and os.path.lexists(destination):
+        raise error(errno.EEXIST, os.strerror(errno.EEXIST), destination)
+    _remove_stale(destination)
+    fresh = f"{destination}.migrating-{os.getpid()}"
+    try:
+        count = _copy_and_verify(path, kind, fresh, Meter(progress))
+        if target is None:
+            _swap(path, kind, fresh)
+        else:
+            _name(fresh, destination)
+    except OSError as exc:
+        raise error.wrap(exc, path) from exc
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(fresh)
+    return count
+
+
+class Meter:
+    """Counts entries, and tells `progress` about every thousandth and the last."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self._progress = progress
+        self.total: int | None = None
+        self.done = 0
+
+    def watch(self, entries: Iterator[Entry]) -> Iterator[Entry]:
+        """The same entries, counted."""
+        for entry in entries:
+            yield entry
+            self.done += 1
+            if self._progress is not None and self.done % _REPORT_EVERY == 0:
+                self._progress(self.done, self.total)
+
+    def finish(self) -> None:
+        """Report the end."""
+        if self._progress is not None:
+            self._progress(self.done, self.done)
+
+
+def _copy_and_verify(path: str, kind: str, fresh: str, meter: Meter) -> int:
+    with closing(open_source(path, kind)) as source:
+        expected = source.count()
+        meter.total = None if expected is None else 2 * expected
+        mode = stat.S_IMODE(os.stat(_main_file(path, kind)).st_mode)
+        with open_database(fresh, "n", mode) as db:
+            os.chmod(fresh, mode)  # whatever the umask is: who could read the entries can, nobody else
+            for batch in _batches(_ordered(source, fresh, meter)):
+                db.update(batch)
+        count = _verify(source, fresh, path, meter)
+    meter.finish()
+    return count
+
+
+def _ordered(source: Source, fresh: str, meter: Meter) -> Iterator[Entry]:
+    entries = meter.watch(source.entries())
+    return entries if source.ordered else in_key_order(entries, os.path.dirname(os.path.abspath(fresh)))
+
+
+def _batches(entries: Iterator[Entry]) -> Iterator[dict[bytes, bytes]]:
+    """The entries in dicts that are committed one by one: nobody sees the file before it is complete."""
+    batch: dict[bytes, bytes] = {}
+    size = 0
+    for key, value in entries:
+        batch[key] = value
+        size += len(key) + len(value)
+        if size > _BATCH_SIZE:
+            yield batch
+            batch, size = {}, 0
+    if batch:
+        yield batch
+
+
+def _verify(source: Source, fresh: str, path: str, meter: Meter) -> int:
+    """Compare all entries, in a file opened anew: what counts is what can be read back."""
+    count = 0
+    with open_database(fresh, "r") as db:
+        for theirs, ours in zip_longest(_ordered(source, fresh, meter), db.items()):
+            if theirs != ours:
+                key = (theirs or ours)[0]
+                raise error(f"{path}: the entry {key[:50]!r} changed while it was copied")
+            count += 1
+    return count
+
+
+def _main_file(path: str, kind: str) -> str:
+    if os.path.isdir(path):
+        return os.path.join(path, "data.mdb")
+    return path + _present(path, kind)[0]
+
+
+def _present(path: str, kind: str) -> list[str]:
+    """Which of the files that a database of this kind may have are there, as suffixes."""
+    return [suffix for suffix in FILES[kind] if os.path.isfile(path + suffix)]
+
+
+def _check_backup(path: str, kind: str) -> None:
+    for suffix in _present(path, kind):
+        backup = path + BACKUP + suffix
+        if os.path.lexists(backup) and not os.path.samefile(backup, path + suffix):
+            raise error(errno.EEXIST, "in the way of the backup", backup)
+
+
+def _swap(path: str, kind: str, fresh: str) -> None:
+    """Step 3 in place."""
+    volume = FileVolume()
+    suffixes = _present(path, kind)
+    for suffix in suffixes:
+        _second_name(path + suffix, path + BACKUP + suffix)
+    volume.sync_directory(path)
+    if "" in suffixes:
+        volume.replace(fresh, path)
+    else:
+        volume.link(fresh, path)  # fails if the name was taken meanwhile
+    volume.sync_directory(path)
+    _remove_old_names(path, suffixes)
+
+
+def _remove_old_names(path: str, suffixes: list[str]) -> None:
+    for suffix in suffixes:
+        if suffix:
+            os.unlink(path + suffix)
+    FileVolume().sync_directory(path)
+
+
+def _finish(path: str) -> int:
+    """Complete a migration in place that was killed after the new file took its name."""
+    leftover = [
+        suffix
+        for suffixes in FILES.values()
+        for suffix in suffixes
+        if suffix and os.path.isfile(backup := path + BACKUP + suffix) and _same_file(path + suffix, backup)
+    ]
+    if not leftover:
+        raise error(errno.EINVAL, "is a durabledbm file already", path)
+    _remove_old_names(path, leftover)
+    with open_database(path, "r") as db:
+        return len(db)
+
+
+def _same_file(one: str, other: str) -> bool:
+    return os.path.isfile(one) and os.path.samefile(one, other)
+
+
+def _second_name(path: str, name: str) -> None:
+    try:
+        os.link(path, name)
+    except FileExistsError:
+        if not os.path.samefile(path, name):
+            raise
+    except OSError as exc:
+        if exc.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+            raise
+        # A file system without hard links. The copy gets its name when it is complete.
+        part = f"{name}.{os.getpid()}"
+        shutil.copy2(path, part)
+        _sync_file(part)
+        os.rename(part, name)
+
+
+def _name(fresh: str, target: str) -> None:
+    """Step 3 for a new name: take it if it is free."""
+    volume = FileVolume()
+    try:
+        volume.link(fresh, target)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        if os.path.lexists(target):
+            raise
+        volume.replace(fresh, target)
+    volume.sync_directory(target)
+
+
+def _sync_file(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _remove_stale(target: str) -> None:
+    """Remove what killed migrations to the same target have left."""
+    prefix = f"{target}.migrating-"
+    for leftover in glob.glob(glob.escape(prefix) + "*"):
+        pid = leftover[len(prefix) :]
+        if pid.isdigit() and not _is_running(int(pid)):
+            with suppress(FileNotFoundError):
+                os.unlink(leftover)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

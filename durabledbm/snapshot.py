@@ -1,0 +1,120 @@
+"""Snapshots: the database as of one instant, for as long as wanted.
+
+A snapshot pins the commit that it reads: its pages stay, whoever commits meanwhile. It waits for nobody and nobody
+waits for it. What it costs is space: pages that later commits replace are not reused before it ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import TracebackType
+
+from ._engine.state import State
+from ._engine.store import Store
+from ._engine.view import Life, View
+from .errors import ClosedError
+from .mapping import Key, Readable, as_bytes
+
+__all__ = ["Pin", "Snapshot"]
+
+_ROWS_MAX = 100_000
+"""Entries that a snapshot keeps in memory to find them again quickly."""
+
+
+class Pin:
+    """Keeps one commit's pages from being reused until it is released or dropped."""
+
+    __slots__ = ("state", "store")
+
+    def __init__(self, store: Store) -> None:
+        self.store: Store | None = None
+        self.state: State = store.pin()
+        self.store = store
+
+    def release(self) -> None:
+        """End the pin. Doing it twice is harmless."""
+        store, self.store = self.store, None
+        if store is not None:
+            store.unpin(self.state)
+
+    def __del__(self) -> None:
+        self.release()
+
+
+class Snapshot(Readable):
+    """A read-only mapping of one instant, made by `Database.snapshot()`. A context manager; `close()` ends it."""
+
+    __slots__ = ("__weakref__", "_life", "_pin", "_rows", "_state", "_view")
+
+    def __init__(self, pin: Pin, view: View | None = None) -> None:
+        self._pin = pin
+        self._state = pin.state
+        self._view = pin.state.view if view is None else view
+        self._life = Life()
+        self._rows: dict[bytes, bytes] = {}
+
+    @property
+    def txid(self) -> int:
+        """The number of the commit that the snapshot shows."""
+        return self._state.meta.txid
+
+    @property
+    def closed(self) -> bool:
+        """Whether the snapshot has ended."""
+        return self._life.ended
+
+    def close(self) -> None:
+        """End the snapshot: the space it pins may be reused. Iterators over it end with `ClosedError`."""
+        self._life.ended = True
+        self._rows = {}
+        self._pin.release()
+
+    def __enter__(self) -> Snapshot:
+        self._check()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _check(self) -> None:
+        if self._life.ended:
+            raise ClosedError
+
+    def __getitem__(self, key: Key) -> bytes:
+        if type(key) is bytes and (row := self._rows.get(key)) is not None:
+            return row
+        value = self._find(as_bytes(key, "key"))
+        if value is None:
+            raise KeyError(key)
+        return value
+
+    def _find(self, key: bytes) -> bytes | None:
+        rows = self._rows
+        value = rows.get(key)
+        if value is None:
+            self._check()
+            value = self._view.get(key)
+            if value is not None and len(value) <= 1024:
+                if len(rows) >= _ROWS_MAX:
+                    rows.clear()
+                rows[key] = value
+        return value
+
+    def _items(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
+        self._check()
+        return self._view.items(start, stop, reverse=reverse, life=self._life, pin=self._pin)
+
+    def _keys(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[bytes]:
+        self._check()
+        return self._view.keys(start, stop, reverse=reverse, life=self._life, pin=self._pin)
+
+    def __len__(self) -> int:
+        self._check()
+        if self._view is self._state.view:
+            return self._state.meta.entry_count
+        return sum(1 for _ in self._view.keys())
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of commit {self.txid}{', closed' if self._life.ended else ''}>"

@@ -1,0 +1,295 @@
+"""Transactions: many changes as one atomic commit, or as none.
+
+A transaction is a dict over an immutable tree (see `_engine.work`); it holds the file's writer lock from start to end.
+Which transaction a use of the database belongs to is decided by the context that began it: the same thread and the
+same asyncio task, so neither threads nor tasks that run in turn slip into each other's transactions.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator
+from contextvars import ContextVar
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from ._engine.spill import Spill
+from ._engine.view import Life, View
+from ._engine.work import Savepoint, Work
+from .errors import ClosedError, error
+from .mapping import Writable
+
+if TYPE_CHECKING:
+    from .database import Database
+
+__all__ = ["Transaction", "own_transaction"]
+
+_active: ContextVar[tuple[Transaction, ...]] = ContextVar("durabledbm_transactions", default=())
+"""The transactions that were begun in this context and are still open, innermost last."""
+
+SPILL_SIZE = 320 * 2**20
+"""Bytes of memory that a transaction's changes may take before they are written to pages of their own."""
+
+
+def _task() -> object:
+    """The asyncio task that is running, if any: tasks share a thread, and a task's children inherit its context."""
+    asyncio = sys.modules.get("asyncio")
+    if asyncio is None:
+        return None
+    try:
+        return asyncio.current_task()
+    except RuntimeError:
+        return None
+
+
+def own_transaction(database: Database) -> Transaction | None:
+    """The innermost open transaction of `database` that the caller is in."""
+    for transaction in reversed(_active.get()):
+        if transaction.database is database and transaction.mine():
+            return transaction
+    return None
+
+
+class _Root:
+    """What a transaction and its nested ones share."""
+
+    __slots__ = ("iterators", "life", "orphaned", "spill", "task", "thread", "work")
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+        self.spill: Spill | None = None
+        self.thread = threading.get_ident()
+        self.task = _task()
+        self.life = Life()
+        self.iterators = 0
+        self.orphaned = False
+        """The process forked: the transaction is the parent's."""
+
+
+class _Use:
+    """Counts an iterator of a transaction for as long as it exists, so that its pages are not reused under it."""
+
+    __slots__ = ("_root",)
+
+    def __init__(self, root: _Root) -> None:
+        self._root = root
+        root.iterators += 1
+
+    def __del__(self) -> None:
+        self._root.iterators -= 1
+
+
+class Transaction(Writable):
+    """Made by `Database.transaction()`, used with `with`. Inside another transaction it is a savepoint of that.
+
+    Leaving the block commits; an exception rolls back what was done in the block, and propagates. Raises what a commit
+    may raise: `BusyError` on entering if another writer holds the file for longer than the handle's `timeout`.
+    """
+
+    __slots__ = ("__weakref__", "_ended", "_mark", "_point", "_rolled_back", "_root_", "database")
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self._root_: _Root | None = None
+        self._point: Savepoint | None = None
+        self._mark: object = None
+        self._ended = False
+        self._rolled_back = False
+
+    # -- the block -----------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Transaction:
+        if self._root_ is not None:
+            raise error("a transaction is used once; call transaction() again")
+        outer = own_transaction(self.database)
+        if outer is None:
+            self._root_ = _Root(self.database._begin(self))
+        else:
+            root = outer._root()
+            self._root_ = root
+            self._point = root.work.savepoint()
+            self._mark = None if root.spill is None else root.spill.mark()
+        _active.set((*_active.get(), self))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        _active.set(tuple(other for other in _active.get() if other is not self))
+        root = self._root_
+        assert root is not None
+        try:
+            if root.orphaned:
+                if kind is None:
+                    raise error("the transaction belongs to the parent process: it does not go across a fork")
+            elif self._point is not None:
+                if kind is not None or self._rolled_back:
+                    self._undo(root)
+                else:
+                    root.work.release(self._point)
+            else:
+                self._finish(root, keep=kind is None and not self._rolled_back)
+        finally:
+            self._ended = True
+            if self._point is None:
+                root.life.ended = True
+
+    def _finish(self, root: _Root, *, keep: bool) -> None:
+        database, work, spill = self.database, root.work, root.spill
+        if not keep:
+            database._end(self, None)
+        elif spill is not None:
+            changes = work.changes()
+            database._end(self, None, lambda sync: spill.commit(changes, sync=sync))
+        else:
+            database._end(self, work)
+
+    def _undo(self, root: _Root) -> None:
+        """Return to the savepoint."""
+        assert self._point is not None
+        root.work.roll_back(self._point)
+        if root.spill is not None:
+            if self._mark is None:
+                root.spill = None
+                self.database._store.committer.forget_space()
+            else:
+                root.spill.reset(self._mark)  # type: ignore[arg-type]
+
+    def rollback(self) -> None:
+        """Undo everything that was done in this block, now. The block goes on, and can read but not write any more.
+
+        Raises `error` while a transaction nested in this one is open.
+        """
+        root = self._root()
+        if own_transaction(self.database) is not self:
+            raise error("a transaction can be rolled back only when those nested in it have ended")
+        if self._rolled_back:
+            return
+        if self._point is None:
+            root.work.reset()
+            if root.spill is not None:
+                root.spill = None
+                self.database._store.committer.forget_space()
+        else:
+            self._undo(root)
+            self._point = root.work.savepoint()
+            self._mark = None if root.spill is None else root.spill.mark()
+        self._rolled_back = True
+
+    # -- whose it is ---------------------------------------------------------------------------------------------
+
+    def mine(self) -> bool:
+        """Whether the caller is in the thread and the task that began the transaction."""
+        root = self._root_
+        return (
+            root is not None and not self._ended and root.thread == threading.get_ident() and root.task is _task()
+        )
+
+    def orphan(self) -> None:
+        """The process forked, and this is the child."""
+        if self._root_ is not None:
+            self._root_.orphaned = True
+
+    def _root(self) -> _Root:
+        root = self._root_
+        if root is None or self._ended:
+            raise ClosedError("the transaction is not open: it lives in its 'with' block")
+        if root.orphaned:
+            raise error("the transaction belongs to the parent process: it does not go across a fork")
+        return root
+
+    def _writing(self) -> Work:
+        root = self._root()
+        if self._rolled_back:
+            raise error("the transaction was rolled back: nothing can be written in the rest of its block")
+        return root.work
+
+    # -- the mapping ---------------------------------------------------------------------------------------------
+
+    def _find(self, key: bytes) -> bytes | None:
+        return self._root().work.get(key)
+
+    def _view(self) -> tuple[View, Life, _Use]:
+        root = self._root()
+        return root.work.view(), root.life, _Use(root)
+
+    def _items(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
+        view, life, use = self._view()
+        return view.items(start, stop, reverse=reverse, life=life, pin=use)
+
+    def _keys(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[bytes]:
+        view, life, use = self._view()
+        return view.keys(start, stop, reverse=reverse, life=life, pin=use)
+
+    def __len__(self) -> int:
+        return self._root().work.count()
+
+    def _writable(self) -> bool:
+        return True
+
+    def _put(self, key: bytes, value: bytes) -> None:
+        work = self._writing()
+        work.put(key, value)
+        if work.size > SPILL_SIZE:
+            self._spill()
+
+    def _pop(self, key: bytes) -> bytes | None:
+        work = self._writing()
+        value = work.get(key)
+        if value is not None:
+            work.delete(key)
+        return value
+
+    def _delete(self, key: bytes) -> bool:
+        work = self._writing()
+        if work.find(key) is None:
+            return False
+        work.delete(key)
+        return True
+
+    def _pop_end(self) -> tuple[bytes, bytes] | None:
+        work = self._writing()
+        entry = next(work.view().items(reverse=True), None)
+        if entry is not None:
+            work.delete(entry[0])
+        return entry
+
+    def _set_default(self, key: bytes, default: bytes) -> bytes:
+        self._put(key, default)
+        return default
+
+    def _update(self, changes: dict[bytes, bytes]) -> None:
+        for key, value in changes.items():
+            self._put(key, value)
+
+    def clear(self) -> None:
+        """Delete all entries."""
+        work, root = self._writing(), self._root()
+        if root.spill is None or not (work.has_savepoints or root.iterators):
+            work.clear()
+            if root.spill is not None:
+                root.spill = None
+                self.database._store.committer.forget_space()
+            return
+        for key in self:
+            work.delete(key)
+            if work.size > SPILL_SIZE:
+                self._spill()
+
+    # -- outgrowing memory ---------------------------------------------------------------------------------------
+
+    def _spill(self) -> None:
+        """Move the changes from memory to pages that no meta names yet."""
+        root = self._root()
+        work = root.work
+        if root.spill is None:
+            root.spill = self.database._spill(work)
+        reuse = not work.has_savepoints and not root.iterators
+        tree, count = root.spill.add(work.changes(), reuse=reuse)
+        work.rebase(View(tree), count)
+
+    def __repr__(self) -> str:
+        state = "not begun" if self._root_ is None else "ended" if self._ended else "open"
+        return f"<{type(self).__name__} on {self.database.path!r}, {state}>"
+
