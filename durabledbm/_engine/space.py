@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from .page import CRC_SIZE, HEADER, MAP, NO_REF, PENDING, REF, SPACE, pages_for, seal
 
-__all__ = ["Run", "Space", "Taken"]
+__all__ = ["Run", "Space"]
 
 _FIXED = struct.Struct("<QIIII")
 """pages in use, map count, chunk count, log count, reserved"""
@@ -47,17 +47,15 @@ _SLACK = 1.15
 _SLACK_PAGES = 64
 """...and so many pages more. Small files should not be scattered for a few kilobytes."""
 
+_POWERS = 13
+"""Free runs of 1, 2, 4 ... 4096 pages are looked for."""
+
+_NOWHERE = 1 << 62
+
 _EXPAND = [bytes((byte >> bit) & 1 for bit in range(8)) for byte in range(256)]
 
 Run = tuple[int, int]
 """Page id of the first page, and how many."""
-
-
-class Taken(NamedTuple):
-    """Pages that were allocated for a commit, to be filled from the front."""
-
-    page_id: int
-    page_count: int
 
 
 class _Pending(NamedTuple):
@@ -86,7 +84,8 @@ class Space:
         self._taken: list[Run] = []
         self._freed: list[Run] = []
         self._base = page_count
-        self._nothing_before: dict[int, int] = {}
+        self._starts = [first_page] * _POWERS
+        self._reused_from = _NOWHERE
         self.free_count = 0
         self.pending_count = 0
 
@@ -135,36 +134,59 @@ class Space:
 
     # -- taking and freeing --------------------------------------------------------------------------------------
 
-    def take(self, want: int, *, grow: bool = True) -> Taken:
-        """Allocate up to `want` consecutive pages, at least one: as long a run as there is.
+    def take(self, want: int, *, grow: bool = True) -> Run:
+        """Allocate up to about `want` consecutive pages, at least one: as long a run as there is.
 
         With `grow` false the file grows only if nothing at all is free: for commits that make the file smaller.
         """
-        found = self._find(want) if self.free_count >= want else -1
-        if found < 0 and self._may_grow(want, grow):
-            found, length = len(self._free), want
-            self._free.extend(bytes(want))
-        else:
-            length = want
-            while found < 0:
-                length = (length + 1) // 2
-                found = self._find(length)
-            self._free[found : found + length] = bytes(length)
-            self.free_count -= length
-        self._touch(found, length)
-        self._taken.append((found, length))
-        return Taken(found, length)
+        length = 1 << (want - 1).bit_length()
+        found = self._find(length)
+        if found < 0 and self._may_grow(length, grow):
+            return self._grown(length)
+        while found < 0:
+            length >>= 1
+            found = self._find(length)
+        return self._claimed(found, length)
+
+    def take_run(self, want: int) -> Run:
+        """Allocate exactly `want` consecutive pages, at the end of the file if there is no such run inside."""
+        found = self._find(want)
+        return self._grown(want) if found < 0 else self._claimed(found, want)
 
     def _may_grow(self, want: int, grow: bool) -> bool:
         if self.free_count == 0:
             return True
         return grow and len(self._free) + want <= self.used_count * _SLACK + _SLACK_PAGES
 
+    def _grown(self, want: int) -> Run:
+        found = len(self._free)
+        self._free.extend(b"\1" * want)
+        self.free_count += want
+        return self._claimed(found, want)
+
+    def _claimed(self, page_id: int, page_count: int) -> Run:
+        self._free[page_id : page_id + page_count] = bytes(page_count)
+        self.free_count -= page_count
+        self._touch(page_id, page_count)
+        self._taken.append((page_id, page_count))
+        return page_id, page_count
+
     def _find(self, length: int) -> int:
-        """Page id of the first free run of that length, or -1. Remembers where looking again is useless."""
-        start = self._nothing_before.get(length, self._first_page)
-        found = self._free.find(b"\1" * length, start)
-        self._nothing_before[length] = found if found >= 0 else len(self._free)
+        """Page id of the first free run of that length, or -1.
+
+        For each power of two it is remembered up to where there is no such run, so looking again costs nothing.
+        """
+        if self.free_count < length:
+            return -1
+        starts = self._starts
+        if self._reused_from < len(self._free):
+            for power, start in enumerate(starts):
+                starts[power] = min(start, max(self._reused_from - (1 << power), self._first_page))
+            self._reused_from = _NOWHERE
+        power = min(length.bit_length() - 1, len(starts) - 1)
+        found = self._free.find(b"\1" * length, starts[power])
+        if length == 1 << power:
+            starts[power] = found if found >= 0 else len(self._free)
         return found
 
     def give_back(self, page_id: int, page_count: int) -> None:
@@ -214,9 +236,8 @@ class Space:
         self._free[page_id : page_id + page_count] = b"\1" * page_count
         self.free_count += page_count
         self._touch(page_id, page_count)
-        for length, start in self._nothing_before.items():
-            if start > page_id - length:
-                self._nothing_before[length] = max(page_id - length, self._first_page)
+        if page_id < self._reused_from:
+            self._reused_from = page_id
 
     def _touch(self, page_id: int, page_count: int) -> None:
         self._dirty.update(range(page_id // self._span, (page_id + page_count - 1) // self._span + 1))
@@ -228,7 +249,7 @@ class Space:
             del self._free[-tail:]
             self.free_count -= tail
             self._base = min(self._base, len(self._free))
-            self._nothing_before.clear()
+            self._starts = [self._first_page] * _POWERS
 
     # -- persistence ---------------------------------------------------------------------------------------------
 
@@ -242,7 +263,7 @@ class Space:
         if fold or self._log_pages(log_count) > _LOG_PAGES:
             self._fold(txid, write)
             log_count = len(self._log) + len(self._freed) + 2
-        where = self._take_all(self._size_pages(log_count))
+        where = self.take_run(self._size_pages(log_count))
         freed = list(_coalesced(self._freed))
         self._log += self._taken_records(txid)
         self._log += [(page_id, page_count, txid) for page_id, page_count in freed]
@@ -257,8 +278,8 @@ class Space:
                 *(_LOG.pack(*record) for record in self._log),
             )
         )
-        spare = bytes(max(0, _payload_size(where.page_count, self._page_size) - len(payload)))
-        self.ref = write(seal(SPACE, 0, 0, where.page_id, txid, self._page_size, payload + spare), where.page_id)
+        spare = bytes(max(0, _payload_size(where[1], self._page_size) - len(payload)))
+        self.ref = write(seal(SPACE, 0, 0, where[0], txid, self._page_size, payload + spare), where[0])
         return self.ref
 
     def _taken_records(self, txid: int) -> Iterator[tuple[int, int, int]]:
@@ -283,23 +304,6 @@ class Space:
         fixed = _FIXED.size + len(self._maps) * REF.size + len(self._chunks) * _CHUNK.size
         return pages_for(fixed + log_count * _LOG.size, self._page_size)
 
-    def _take_all(self, want: int) -> Taken:
-        """Exactly `want` pages in one run, at the end of the file if there is no such run inside."""
-        found = self._find(want) if self.free_count >= want else -1
-        if found < 0:
-            found = len(self._free)
-            self._free.extend(bytes(want))
-        else:
-            self._free[found : found + want] = bytes(want)
-            self.free_count -= want
-        self._touch(found, want)
-        self._taken.append((found, want))
-        return Taken(found, want)
-
-    def take_run(self, want: int) -> Taken:
-        """Allocate exactly `want` consecutive pages: for things that are read in one piece."""
-        return self._take_all(want)
-
     def _free_ref(self, ref: bytes) -> None:
         if ref != NO_REF:
             page_id, page_count, _ = REF.unpack(ref)
@@ -323,10 +327,10 @@ class Space:
         del self._maps[spans:]
         self._maps += [NO_REF] * (spans - len(self._maps))
         # Taking the pages for the map may make one more span dirty, so they are taken before anything is written.
-        places: dict[int, Taken] = {}
+        places: dict[int, Run] = {}
         while todo := sorted(i for i in self._dirty if i < spans and i not in places):
             for index in todo:
-                places[index] = self._take_all(1)
+                places[index] = self.take_run(1)
             spans = -(-len(self._free) // self._span)
             self._maps += [NO_REF] * (spans - len(self._maps))
         # Whatever the log page itself takes after this goes into the new log, as any later commit's pages do.
@@ -334,16 +338,16 @@ class Space:
         for index, place in places.items():
             self._free_ref(self._maps[index])
             bits = _pack_bits(self._free[index * self._span : (index + 1) * self._span])
-            run = seal(MAP, 0, index, place.page_id, txid, self._page_size, bits)
-            self._maps[index] = write(run, place.page_id)
+            run = seal(MAP, 0, index, place[0], txid, self._page_size, bits)
+            self._maps[index] = write(run, place[0])
         self._dirty = set()
 
     def _write_chunk(self, groups: list[_Pending], txid: int, write: Callable[[bytes, int], bytes]) -> None:
         runs = list(_coalesced(run for group in groups for run in group.runs))
         newest = groups[-1].txid
         payload = b"".join(_EXTENT.pack(*run) for run in runs)
-        where = self._take_all(pages_for(len(payload), self._page_size))
-        ref = write(seal(PENDING, 0, len(runs), where.page_id, txid, self._page_size, payload), where.page_id)
+        where = self.take_run(pages_for(len(payload), self._page_size))
+        ref = write(seal(PENDING, 0, len(runs), where[0], txid, self._page_size, payload), where[0])
         self._chunks.append((ref, newest))
         self._pending = deque(group for group in self._pending if group.chunk != NO_REF)
         self._pending.append(_Pending(newest, runs, ref))

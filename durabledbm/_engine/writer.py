@@ -15,7 +15,7 @@ from .meta import Extent
 from .node import Branch, Overflow, encode_branch, encode_leaf
 from .page import BRANCH, CRC_SIZE, HEADER, LEAF, OVERFLOW, REF, crc_of, pages_for, seal
 from .pager import Pager
-from .space import Run, Space, Taken
+from .space import Run, Space
 
 __all__ = ["Mark", "Writer"]
 
@@ -39,7 +39,7 @@ class Writer:
         self._pager = pager
         self._space = space
         self._grow = grow
-        self._place = Taken(0, 0)
+        self._place: Run = (0, 0)
         self._page_id = 0
         self._buffer: list[bytes] = []
         self._buffer_start = 0
@@ -61,22 +61,22 @@ class Writer:
 
     def _allocate(self, page_count: int) -> int:
         """The page id of `page_count` consecutive free pages."""
-        place = self._place
-        if place.page_count < page_count:
+        start, left = self._place
+        if left < page_count:
             self.release_place()
-            place = self._space.take(max(self.expected, page_count), grow=self._grow)
-            if place.page_count < page_count:
-                self._space.give_back(*place)
-                place = self._space.take_run(page_count)
-        self._place = Taken(place.page_id + page_count, place.page_count - page_count)
+            start, left = self._space.take(max(self.expected, page_count), grow=self._grow)
+            if left < page_count:
+                self._space.give_back(start, left)
+                start, left = self._space.take_run(page_count)
+        self._place = (start + page_count, left - page_count)
         self.expected = max(1, self.expected - page_count)
-        return place.page_id
+        return start
 
     def release_place(self) -> None:
         """Give back what was allocated but not used."""
-        if self._place.page_count:
+        if self._place[1]:
             self._space.give_back(*self._place)
-        self._place = Taken(0, 0)
+        self._place = (0, 0)
 
     def free(self, ref: bytes) -> None:
         """The commit no longer needs the run at `ref`."""
