@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import importlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -31,6 +31,7 @@ FILES = {
 }
 """What is appended to a database's name to get its files. Without the first one it is none any more."""
 
+_SQLITE_MAGIC = b"SQLite format 3\0"
 _LMDB_MAGIC = b"\xde\xc0\xef\xbe"
 _LMDB_MAGIC_OFFSET = 16
 _LMDB_RECORD_SIZE = 48  # what LMDB keeps in the main database about a named one
@@ -45,7 +46,7 @@ class Source(Protocol):
     def count(self) -> int | None:
         """The number of entries, or None if it takes a scan to know."""
 
-    def entries(self) -> Iterator[Entry]:
+    def entries(self) -> Generator[Entry, None, None]:
         """All entries. May be called again."""
 
     def close(self) -> None:
@@ -69,9 +70,11 @@ def identify(path: str) -> str:
             raise error(f"{path}.db exists, but this Python has no module dbm.ndbm to read it with")
         raise error(errno.ENOENT, os.strerror(errno.ENOENT), path)
     with open(path, "rb") as file:
-        file.seek(_LMDB_MAGIC_OFFSET)
-        if file.read(len(_LMDB_MAGIC)) == _LMDB_MAGIC:
-            return "lmdb"
+        head = file.read(_LMDB_MAGIC_OFFSET + len(_LMDB_MAGIC))
+    if head.startswith(_SQLITE_MAGIC):
+        return "dbm.sqlite3"  # which dbm itself knows since Python 3.13
+    if head[_LMDB_MAGIC_OFFSET:] == _LMDB_MAGIC:
+        return "lmdb"
     raise error(f"{path}: not a database of a kind that durabledbm can read")
 
 
@@ -116,7 +119,7 @@ class _DbmSource:
         with _translated(self._path):
             return len(self._db)
 
-    def entries(self) -> Iterator[Entry]:
+    def entries(self) -> Generator[Entry, None, None]:
         with _translated(self._path):
             for key in self._db.keys():  # noqa: SIM118 - dbm.ndbm has nothing else
                 yield key, self._db[key]
@@ -128,7 +131,7 @@ class _DbmSource:
 class _GnuSource(_DbmSource):
     """dbm.gnu, walked from key to key."""
 
-    def entries(self) -> Iterator[Entry]:
+    def entries(self) -> Generator[Entry, None, None]:
         with _translated(self._path):
             key = self._db.firstkey()
             while key is not None:
@@ -162,7 +165,7 @@ class _SqliteSource:
         with _translated(self._path, self._sqlite.Error):
             return int(self._db.execute("SELECT count(*) FROM Dict").fetchone()[0])
 
-    def entries(self) -> Iterator[Entry]:
+    def entries(self) -> Generator[Entry, None, None]:
         query = "SELECT CAST(key AS BLOB), CAST(value AS BLOB) FROM Dict"
         with _translated(self._path, self._sqlite.Error):
             yield from self._db.execute(query)
@@ -189,7 +192,7 @@ class _LmdbSource:
     def count(self) -> int | None:
         return int(self._env.stat()["entries"])
 
-    def entries(self) -> Iterator[Entry]:
+    def entries(self) -> Generator[Entry, None, None]:
         with _translated(self._path, self._lmdb.Error), self._env.begin() as txn:
             for key, value in txn.cursor():
                 if len(value) == _LMDB_RECORD_SIZE and self._is_named(key, txn):

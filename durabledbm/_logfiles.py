@@ -20,9 +20,9 @@ from collections import deque
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from durabledbm._engine.disk import Disk, Volume
-from durabledbm.errors import CorruptionError, error
-from durabledbm.records import (
+from ._engine.disk import Disk, Volume
+from .errors import CorruptionError, error
+from .records import (
     COMMIT,
     NO_IDENTITY,
     RECORD_HEADER,
@@ -99,8 +99,8 @@ class Reading:
     """One pass over the files `numbers`, oldest first, as pairs of file number and record.
 
     With `start`, it begins at the record at that offset of the first file. The attributes describe what has
-    been read so far: the newest file's header and where its records end; the database; the newest commit, and
-    the newest one before the first file. `tail` is set when the last file has a torn tail.
+    been read so far: the newest file's header and where its records end; the database; the newest commit and its
+    time (0: not read), and the newest one before the first file. `tail` is set when the last file has a torn tail.
     """
 
     def __init__(self, files: Files, codec: Codec, numbers: list[int], start: int = 0) -> None:
@@ -110,6 +110,7 @@ class Reading:
         self.identity = NO_IDENTITY
         self.base_txid = 0
         self.txid = 0
+        self.time_ns = 0
         self.tail: Tail | None = None
         self._files = files
         self._codec = codec
@@ -125,7 +126,7 @@ class Reading:
                 try:
                     for record in self._records(disk, number):
                         if record.kind == COMMIT:
-                            self.txid = record.commit().txid
+                            self.txid, self.time_ns = record.commit()
                         yield number, record
                 finally:
                     disk.close()

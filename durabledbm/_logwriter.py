@@ -17,10 +17,10 @@ import os
 import time
 from collections.abc import Callable
 
-from durabledbm._engine.disk import Disk
-from durabledbm._logfiles import BATCH, Files, read_end
-from durabledbm.errors import BusyError, error
-from durabledbm.records import MARK, NO_IDENTITY, RECORD_HEADER, SYNCED, Codec, FileHeader
+from ._engine.disk import Disk
+from ._logfiles import BATCH, Files, read_end
+from .errors import BusyError, error
+from .records import MARK, NO_IDENTITY, RECORD_HEADER, SYNCED, Codec, FileHeader
 
 __all__ = ["Writer"]
 
@@ -44,8 +44,7 @@ class Writer:
             self._open_last()
         except BaseException as exc:
             self.release()
-            if isinstance(exc, OSError):
-                raise error.wrap(exc, files.directory) from exc
+            _raise_ours(exc, files.directory)
             raise
 
     def _open_last(self) -> None:
@@ -57,6 +56,7 @@ class Writer:
         reading = read_end(self._files, self._codec, numbers)
         self.tail = reading.tail
         self.txid = reading.txid
+        self.time_ns = reading.time_ns
         self._end = reading.end
         if self.tail is not None:
             self._disk.resize(self._end)
@@ -67,6 +67,11 @@ class Writer:
             numbers[-1], _salt(), reading.txid, reading.previous_size, reading.identity
         )
         self._packed = self._codec.pack_header(self._header)
+
+    @property
+    def number(self) -> int:
+        """The number of the file that is appended to."""
+        return self._header.number
 
     def bind(self, identity: bytes, txid: int) -> int:
         """See `ChangeLog.bind`."""
@@ -183,8 +188,7 @@ class Writer:
             call(*args)
         except BaseException as exc:
             self._failed = str(exc) or type(exc).__name__
-            if isinstance(exc, OSError):
-                raise error.wrap(exc, self._disk.path) from exc
+            _raise_ours(exc, self._disk.path)
             raise
 
     def _check_usable(self) -> None:
@@ -218,7 +222,12 @@ def _lock_oldest(files: Files) -> Disk:
                 return disk
         except BaseException as exc:
             disk.close()
-            if isinstance(exc, OSError):
-                raise error.wrap(exc, files.directory) from exc
+            _raise_ours(exc, files.directory)
             raise
         disk.close()
+
+
+def _raise_ours(exc: BaseException, path: str) -> None:
+    """Raise an error of the operating system as one of ours. Does nothing for any other exception."""
+    if isinstance(exc, OSError) and not isinstance(exc, error):
+        raise error.wrap(exc, path) from exc

@@ -10,21 +10,23 @@ from __future__ import annotations
 import heapq
 import marshal
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import IO
 
 __all__ = ["RUN_SIZE", "in_key_order"]
 
 Entry = tuple[bytes, bytes]
 
-RUN_SIZE = 32 * 2**20
+RUN_SIZE = 8 * 2**20
 """Bytes of memory, about, that entries may take before they are sorted and written out."""
 
 _ENTRY_COST = 200  # of a pair, two bytes objects and their places in lists, beside the content
 _BLOCK_SIZE = 2**16  # bytes of entries that are read back at a time, for each run
 
 
-def in_key_order(entries: Iterable[Entry], directory: str, run_size: int = RUN_SIZE) -> Iterator[Entry]:
+def in_key_order(
+    entries: Iterable[Entry], directory: str, run_size: int = RUN_SIZE
+) -> Generator[Entry, None, None]:
     """The same entries, sorted by key. What does not fit in memory goes to a file in `directory`."""
     run: list[Entry] = []
     size = 0

@@ -276,7 +276,7 @@ _shelves: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 
 
 def close_at_exit(shelf: Any) -> None:
-    """Close this shelf when the interpreter ends, before the databases are closed: what it cached gets written."""
+    """Close this shelf when the interpreter ends, before the databases are closed."""
     _shelves[id(shelf)] = shelf
 
 

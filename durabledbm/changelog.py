@@ -20,17 +20,19 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
-from durabledbm._engine.disk import FileVolume, Volume
-from durabledbm._logfiles import BATCH, Files, Reading, Tail, read_end
-from durabledbm._logwriter import Writer
-from durabledbm.errors import ClosedError, CorruptionError, error
-from durabledbm.records import (
+from ._engine.disk import FileVolume, Volume
+from ._logfiles import BATCH, Files, Reading, Tail, read_end
+from ._logwriter import Writer
+from .errors import ClosedError, CorruptionError, error
+from .mapping import Key, Value, as_bytes
+from .records import (
     CODECS,
     COMMIT,
     COMMIT_FIELDS,
     DELETE,
     FIRST,
     GROUPED,
+    MARK,
     NO_IDENTITY,
     PUT,
     Change,
@@ -40,8 +42,6 @@ from durabledbm.records import (
 )
 
 __all__ = ["Change", "ChangeLog", "Commit", "Span", "Tail"]
-
-_Data = str | bytes | bytearray | memoryview
 
 
 class Span(NamedTuple):
@@ -111,22 +111,28 @@ class ChangeLog:
         self._lock = threading.Lock()
         self._pid = os.getpid()
 
-    def put(self, key: _Data, value: _Data) -> None:
+    def put(self, key: Key, value: Value) -> None:
         """Append that `key` now has `value`. `ValueError`, and nothing written, if the log cannot hold it."""
-        self._append(PUT, _to_bytes(key, "key"), _to_bytes(value, "value"))
+        self._append(PUT, as_bytes(key, "key"), as_bytes(value, "value"))
 
-    def delete(self, key: _Data) -> None:
+    def delete(self, key: Key) -> None:
         """Append that `key` is gone. `ValueError`, and nothing written, if the log cannot hold it."""
-        self._append(DELETE, _to_bytes(key, "key"), b"")
+        self._append(DELETE, as_bytes(key, "key"), b"")
 
     def commit(
-        self, changes: Iterable[tuple[_Data, _Data | None]], txid: int, time_ns: int | None = None
+        self,
+        changes: Iterable[tuple[Key, Value | None]],
+        txid: int,
+        time_ns: int | None = None,
+        *,
+        note: bytes = b"",
     ) -> None:
         """Append the commit `txid` with its changes (None deletes), all or nothing. Binary codec only.
 
         One write and one sync for all, as long as they are few and fit into the file. `txid` must be above
         that of the commit before; `time_ns` is in nanoseconds since 1970 (default: now). If a change cannot
         be recorded (`ValueError`), or `changes` raises, the commit is not recorded; the log can be used on.
+        A `note` is left in a mark behind the commit, for whoever attaches the log to its database again.
         """
         moment = time.time_ns() if time_ns is None else time_ns
         if not (0 < txid < 2**64 and 0 <= moment < 2**64):
@@ -140,23 +146,29 @@ class ChangeLog:
             flags = GROUPED | FIRST
             try:
                 for key, value in changes:
-                    kind, data = (DELETE, b"") if value is None else (PUT, _to_bytes(value, "value"))
-                    name = _to_bytes(key, "key")
+                    kind, data = (DELETE, b"") if value is None else (PUT, as_bytes(value, "value"))
+                    name = as_bytes(key, "key")
                     self._check(kind, name, data)
                     writer.append(kind, flags, name, data)
                     flags = GROUPED
                 writer.append(COMMIT, flags, end, b"")
+                if note:
+                    writer.append(MARK, 0, note, b"")
             except BaseException:
                 writer.drop()
                 raise
             writer.flush()
-            writer.txid = txid
+            writer.txid, writer.time_ns = txid, moment
             writer.sync(self._sync_after)
 
-    def check(self, key: _Data, value: _Data | None = None) -> None:
+    def note(self, note: bytes) -> None:
+        """Append a mark that holds `note`. Replaying takes no notice of it. Binary codec only."""
+        self._append(MARK, note, b"")
+
+    def check(self, key: Key, value: Value | None = None) -> None:
         """Raise the `ValueError` or `TypeError` that appending this would raise. Writes nothing."""
-        name = _to_bytes(key, "key")
-        self._check(*((DELETE, name, b"") if value is None else (PUT, name, _to_bytes(value, "value"))))
+        name = as_bytes(key, "key")
+        self._check(*((DELETE, name, b"") if value is None else (PUT, name, as_bytes(value, "value"))))
 
     def bind(self, identity: bytes, txid: int) -> int:
         """Become the writer for the database `identity` (16 bytes); return the log's newest txid.
@@ -170,6 +182,13 @@ class ChangeLog:
             raise ValueError(f"the {self._codec.name} codec cannot say which database a log is of")
         with self._own_lock():
             return self._ready().bind(identity, txid)
+
+    def newest(self) -> tuple[int, Commit]:
+        """Become the writer; return the number of the last file, and the newest commit (its time is 0 if the last file
+        holds no commit; txid 0: no commit at all)."""
+        with self._own_lock():
+            writer = self._ready()
+            return writer.number, Commit(writer.txid, writer.time_ns)
 
     def sync(self) -> None:
         """Return when everything appended is on the disk."""
@@ -355,16 +374,6 @@ class _Group:
             if (place[0], place[1].offset) == (number, offset):
                 return
             yield place[1].change()
-
-
-def _to_bytes(data: _Data, role: str) -> bytes:
-    if isinstance(data, bytes):
-        return data
-    if isinstance(data, str):
-        return data.encode()
-    if isinstance(data, (bytearray, memoryview)):
-        return bytes(data)
-    raise TypeError(f"{role} must be str, bytes, bytearray or memoryview, not {type(data).__name__}")
 
 
 def _apply(batch: dict[bytes, bytes | None], db: _Store) -> None:

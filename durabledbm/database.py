@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from ._engine.creation import create, replace
 from ._engine.disk import FileVolume, Volume
+from ._engine.locks import forget_owners
 from ._engine.meta import LOOK_OFFSET, LOOK_SIZE
 from ._engine.page import MAX_PAGE_SIZE, MIN_PAGE_SIZE
 from ._engine.pipeline import Deferred, Group, make_pipeline
@@ -26,7 +27,9 @@ from ._engine.work import CHANGE_MEMORY, Work
 from .check import Problem, Progress, check_state
 from .errors import ClosedError, CorruptionError, error
 from .mapping import Key, Writable, as_bytes
+from .reorganize import reorganize
 from .snapshot import Pin, Snapshot
+from .stats import Stats, gather
 from .transaction import Transaction, own_transaction
 
 __all__ = ["DEFAULT_CACHE_SIZE", "DEFAULT_PAGE_SIZE", "DURABILITIES", "Database", "open", "open_on"]
@@ -416,6 +419,29 @@ class Database(Writable):
         finally:
             pin.release()
 
+    def stats(self) -> Stats:
+        """Figures of the newest commit and of this handle (see `Stats`). Reads the branches of the tree, no leaf."""
+        pin = self._pin()
+        try:
+            return gather(self._store, pin.state)
+        except OSError as exc:
+            raise error.wrap(exc, self.path) from exc
+        finally:
+            pin.release()
+
+    def reorganize(self, *, progress: Progress | None = None) -> None:
+        """Make the file as small as its content allows, by ordinary commits, while others read and write.
+
+        Needs free disk space of about a megabyte. What a snapshot pins stays. `progress(done, total)` is called now
+        and then.
+        """
+        self._store.check_writable()
+        self._raise_background_failure()
+        try:
+            reorganize(self._store, self._pipeline.turn, progress)
+        except OSError as exc:
+            raise error.wrap(exc, self.path) from exc
+
     def _pin(self) -> Pin:
         self._raise_background_failure()
         try:
@@ -448,6 +474,7 @@ class Database(Writable):
         try:
             if self._store.failure is None and not self._transactions:
                 self._pipeline.flush()
+                self._pipeline.tidy()
             self._raise_background_failure()
         except OSError as exc:
             raise error.wrap(exc, self.path) from exc
@@ -474,6 +501,13 @@ class Database(Writable):
                 self.close()
             except Exception:  # noqa: BLE001, S110 - nobody is left to be told; close() is there to be told
                 pass
+
+    def _after_fork(self) -> None:
+        """In a child process: begin anew, with a file of our own; the parent's transactions are not ours."""
+        for transaction in self._transactions:
+            transaction.orphan()
+        self._pipeline.after_fork()
+        self._store.after_fork()
 
     def _raise_background_failure(self) -> None:
         flusher = self._pipeline.flusher
@@ -526,4 +560,20 @@ def _sync_all() -> None:
             pass
 
 
+def _before_fork() -> None:
+    for database in list(_databases.values()):
+        try:
+            database._pipeline.before_fork()
+        except OSError:
+            pass  # the next call, or close(), meets the same trouble and says so
+
+
+def _after_fork() -> None:
+    forget_owners()
+    for database in list(_databases.values()):
+        database._after_fork()
+
+
 atexit.register(_sync_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_child=_after_fork)

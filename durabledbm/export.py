@@ -17,7 +17,7 @@ from ._engine.disk import FileVolume
 from ._foreign import FILES, KINDS_TO_WRITE, open_source, write_all
 from .database import open as open_database
 from .errors import error
-from .migrate import Meter
+from .migrate import Meter, remove_stale
 
 if TYPE_CHECKING:
     from .migrate import Progress, _Path
@@ -42,13 +42,15 @@ def export(source: _Path, target: _Path, to: str, *, progress: Progress | None =
     for suffix in FILES[to]:
         if os.path.lexists(destination + suffix):
             raise error(errno.EEXIST, os.strerror(errno.EEXIST), destination + suffix)
-    fresh = f"{destination}.exporting-{os.getpid()}"
+    fresh = f"{destination}.exporting-"
+    remove_stale(fresh)
+    fresh += str(os.getpid())
     meter = Meter(progress)
     try:
         with open_database(path, "r") as db, db.snapshot() as snapshot:
             meter.total = 2 * len(snapshot)
             mode = stat.S_IMODE(os.stat(path).st_mode)
-            write_all(fresh, to, mode, meter.watch(iter(snapshot.items())))
+            write_all(fresh, to, mode, meter.watch(entry for entry in snapshot.items()))
             with closing(open_source(fresh, to)) as copy:
                 count = 0
                 for key, value in meter.watch(copy.entries()):

@@ -20,9 +20,10 @@ from __future__ import annotations
 import errno
 import glob
 import os
+import re
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, suppress
 from itertools import zip_longest
 from typing import TYPE_CHECKING
@@ -39,13 +40,14 @@ if TYPE_CHECKING:
 
     _Path = str | bytes | PathLike[str] | PathLike[bytes]
 
-__all__ = ["BACKUP", "Meter", "migrate"]
+__all__ = ["BACKUP", "Meter", "migrate", "remove_stale"]
 
 BACKUP = ".bak"
 """What a database that was migrated in place has after its name."""
 
 _REPORT_EVERY = 1024
-_BATCH_SIZE = 8 * 2**20
+_BATCH_SIZE = 4 * 2**20
+_CACHE_SIZE = 8 * 2**20  # entries are written, and read again, in their order: little is looked at twice
 
 Progress = Callable[[int, "int | None"], None]
 
@@ -67,31 +69,38 @@ def migrate(source: _Path, target: _Path | None = None, *, progress: Progress | 
     somebody did, that is noticed. Raises `error`: no such database, of no known kind, the target or the
     backup exists, a module is missing, the source changed.
     """
-    path = os.fsdecode(source)
+    try:
+        return _migrate(os.fsdecode(source), None if target is None else os.fsdecode(target), Meter(progress))
+    except OSError as exc:
+        raise error.wrap(exc, os.fsdecode(source)) from exc
+
+
+def _migrate(path: str, target: str | None, meter: Meter) -> int:
+    if target is None and os.path.islink(path):
+        path = os.path.realpath(path)
+    destination = path if target is None else target
+    fresh = f"{destination}.migrating-"
+    remove_stale(fresh)
     kind = identify(path)
+    if kind == NAME:
+        leftover = [] if target is not None else _unfinished(path)
+        if not leftover:
+            raise error(errno.EINVAL, "is a durabledbm file already", path)
+        return _finish(path, leftover)
     if target is None:
-        if kind == NAME:
-            return _finish(path)
-        path = os.path.realpath(path) if os.path.islink(path) else path
         if os.path.isdir(path):
             raise error(errno.EISDIR, "a directory can't be replaced in one step: give a target", path)
         _check_backup(path, kind)
-    if kind == NAME:
-        raise error(errno.EINVAL, "is a durabledbm file already", path)
-    destination = path if target is None else os.fsdecode(target)
     replaces = target is None and "" in _present(path, kind)
     if not replaces and os.path.lexists(destination):
         raise error(errno.EEXIST, os.strerror(errno.EEXIST), destination)
-    _remove_stale(destination)
-    fresh = f"{destination}.migrating-{os.getpid()}"
+    fresh += str(os.getpid())
     try:
-        count = _copy_and_verify(path, kind, fresh, Meter(progress))
+        count = _copy_and_verify(path, kind, fresh, meter)
         if target is None:
             _swap(path, kind, fresh)
         else:
-            _name(fresh, destination)
-    except OSError as exc:
-        raise error.wrap(exc, path) from exc
+            _name(fresh, target)
     finally:
         with suppress(FileNotFoundError):
             os.unlink(fresh)
@@ -106,13 +115,14 @@ class Meter:
         self.total: int | None = None
         self.done = 0
 
-    def watch(self, entries: Iterator[Entry]) -> Iterator[Entry]:
+    def watch(self, entries: Generator[Entry, None, None]) -> Generator[Entry, None, None]:
         """The same entries, counted."""
-        for entry in entries:
-            yield entry
-            self.done += 1
-            if self._progress is not None and self.done % _REPORT_EVERY == 0:
-                self._progress(self.done, self.total)
+        with closing(entries):
+            for entry in entries:
+                yield entry
+                self.done += 1
+                if self._progress is not None and self.done % _REPORT_EVERY == 0:
+                    self._progress(self.done, self.total)
 
     def finish(self) -> None:
         """Report the end."""
@@ -125,16 +135,17 @@ def _copy_and_verify(path: str, kind: str, fresh: str, meter: Meter) -> int:
         expected = source.count()
         meter.total = None if expected is None else 2 * expected
         mode = stat.S_IMODE(os.stat(_main_file(path, kind)).st_mode)
-        with open_database(fresh, "n", mode) as db:
+        with open_database(fresh, "n", mode, cache_size=_CACHE_SIZE) as db:
             os.chmod(fresh, mode)  # whatever the umask is: who could read the entries can, nobody else
-            for batch in _batches(_ordered(source, fresh, meter)):
-                db.update(batch)
+            with closing(_ordered(source, fresh, meter)) as entries:
+                for batch in _batches(entries):
+                    db.update(batch)
         count = _verify(source, fresh, path, meter)
     meter.finish()
     return count
 
 
-def _ordered(source: Source, fresh: str, meter: Meter) -> Iterator[Entry]:
+def _ordered(source: Source, fresh: str, meter: Meter) -> Generator[Entry, None, None]:
     entries = meter.watch(source.entries())
     return entries if source.ordered else in_key_order(entries, os.path.dirname(os.path.abspath(fresh)))
 
@@ -156,8 +167,9 @@ def _batches(entries: Iterator[Entry]) -> Iterator[dict[bytes, bytes]]:
 def _verify(source: Source, fresh: str, path: str, meter: Meter) -> int:
     """Compare all entries, in a file opened anew: what counts is what can be read back."""
     count = 0
-    with open_database(fresh, "r") as db:
-        for theirs, ours in zip_longest(_ordered(source, fresh, meter), db.items()):
+    ordered = _ordered(source, fresh, meter)
+    with open_database(fresh, "r", cache_size=_CACHE_SIZE) as db, closing(ordered) as entries:
+        for theirs, ours in zip_longest(entries, db.items()):
             if theirs != ours:
                 key = (theirs or ours)[0]
                 raise error(f"{path}: the entry {key[:50]!r} changed while it was copied")
@@ -205,23 +217,20 @@ def _remove_old_names(path: str, suffixes: list[str]) -> None:
     FileVolume().sync_directory(path)
 
 
-def _finish(path: str) -> int:
-    """Complete a migration in place that was killed after the new file took its name."""
-    leftover = [
-        suffix
-        for suffixes in FILES.values()
-        for suffix in suffixes
-        if suffix and os.path.isfile(backup := path + BACKUP + suffix) and _same_file(path + suffix, backup)
-    ]
-    if not leftover:
-        raise error(errno.EINVAL, "is a durabledbm file already", path)
+def _unfinished(path: str) -> list[str]:
+    """The old names that a migration in place left, if it was killed after the new file took its name."""
+    suffixes = dict.fromkeys(suffix for kind in FILES.values() for suffix in kind if suffix)
+    return [suffix for suffix in suffixes if _same_file(path + suffix, path + BACKUP + suffix)]
+
+
+def _finish(path: str, leftover: list[str]) -> int:
     _remove_old_names(path, leftover)
     with open_database(path, "r") as db:
         return len(db)
 
 
 def _same_file(one: str, other: str) -> bool:
-    return os.path.isfile(one) and os.path.samefile(one, other)
+    return os.path.isfile(one) and os.path.isfile(other) and os.path.samefile(one, other)
 
 
 def _second_name(path: str, name: str) -> None:
@@ -262,12 +271,11 @@ def _sync_file(path: str) -> None:
         os.close(fd)
 
 
-def _remove_stale(target: str) -> None:
-    """Remove what killed migrations to the same target have left."""
-    prefix = f"{target}.migrating-"
-    for leftover in glob.glob(glob.escape(prefix) + "*"):
-        pid = leftover[len(prefix) :]
-        if pid.isdigit() and not _is_running(int(pid)):
+def remove_stale(prefix: str) -> None:
+    """Remove files called `prefix` and the number of a process that is gone: a kill left them."""
+    for leftover in glob.glob(glob.escape(prefix) + "[0-9]*"):
+        pid = re.match("[0-9]+", leftover[len(prefix) :])
+        if pid is not None and not _is_running(int(pid[0])):
             with suppress(FileNotFoundError):
                 os.unlink(leftover)
 

@@ -26,7 +26,7 @@ from typing import Literal, NamedTuple, Protocol
 
 from crc32c import crc32c
 
-from durabledbm.errors import error
+from .errors import error
 
 __all__ = [
     "BINARY", "CODECS", "COMMIT", "COMMIT_FIELDS", "CRC", "DELETE", "FILE_HEADER", "FIRST", "GROUPED",

@@ -1,8 +1,7 @@
 """Shelves: dicts of Python objects that last. `import durabledbm.shelve as shelve` replaces the stdlib's.
 
 What may live here: keys and objects turned into bytes and back, over any mapping of bytes (ours, a dict,
-another dbm). Files, transactions and snapshots are the mapping's business; which cached objects changed is
-`_writeback`'s.
+another dbm). Transactions and snapshots are the mapping's business; what is cached is `_writeback`'s.
 
 Beyond the standard library's shelf:
 
@@ -12,9 +11,8 @@ Beyond the standard library's shelf:
 * `writeback=True` writes what changed and nothing else: `sync()` and `close()` serialize every cached object,
   compare, and write the differences in one commit.
 
-The write-back cache is bounded: changes may be written before `sync()` is called, and nothing that changed
-is ever dropped unwritten (how, `_writeback` explains). Changes that must appear together belong in a
-`transaction()`.
+The write-back cache is bounded: changes may be written before `sync()`, and nothing that changed is dropped
+unwritten (`_writeback` explains how). Changes that must appear together belong in a `transaction()`.
 """
 
 from __future__ import annotations

@@ -43,6 +43,7 @@ from .pager import MALFORMED, Pager
 from .space import Space
 from .state import State
 from .tree import Tree
+from .vacuum import at_the_end, is_wasteful
 from .walk import walk
 from .writer import Writer
 
@@ -53,6 +54,12 @@ _LISTED_PAGES = 256
 
 _LISTED_PAGES_RELAXED = 2048
 _LISTED_EXTENTS = 64
+
+_MOST_MOVED = 1024
+"""Runs that one commit moves at most."""
+
+_LEAST_MOVED = 16
+"""A commit that merges moves at least so many runs from the end of a file that is largely free."""
 
 
 class Committer:
@@ -117,32 +124,69 @@ class Committer:
 
     def _in_tree(
         self, state: State, changes: Mapping[bytes, Change], *, pinned: Callable[[], int | None], sync: bool,
-        cleared: bool = False,
+        cleared: bool = False, moving: bool = False, packing: bool = False,
     ) -> Meta:  # fmt: skip
         """The successor with everything merged into the tree; its runs are written."""
         txid = state.meta.txid + 1
         space = self.space(state, pinned())
         self._space = None  # until this commit is through, a failure leaves it unknown
-        writer = Writer(self.disk, self._pager, space, txid)
+        writer = Writer(self.disk, self._pager, space, txid, grow=not (moving or packing))
         if cleared:
             space.free_all()
             tree = Tree(self._pager)
         else:
             changes = {**state.meta.changes, **changes}
             tree = state.view.tree
+        if not cleared and not moving and not packing:
+            changes = self._with_tail(space, changes)
         writer.expected = expected_pages(changes, tree.depth, self._pager.page_size)
         keys = sorted(changes)
-        merged = merge(self._pager, writer, tree.root, tree.depth, keys, [changes[key] for key in keys])
+        values = [changes[key] for key in keys]
+        merged = merge(self._pager, writer, tree.root, tree.depth, keys, values, packing=packing)
         count = merged.growth + (0 if cleared else state.meta.tree_count)
-        return self.seal(state, merged, count, space, writer, sync=sync)
+        return self.seal(state, merged, count, space, writer, sync=sync, fold=moving)
+
+    def _with_tail(self, space: Space, changes: Mapping[bytes, Change]) -> Mapping[bytes, Change]:
+        """The changes, and, if much of the file is free, what stands at its end, so that it can be cut off."""
+        if not is_wasteful(space):
+            return changes
+        tail = at_the_end(self.disk, self._pager, space, 2 * len(changes) + _LEAST_MOVED)
+        return {**tail.touches, **changes}
+
+    def shrink(self, state: State, *, pinned: Callable[[], int | None], budget: int) -> State:
+        """After a commit that left much of the file free, move what stands at its end, about `budget` runs at most.
+
+        Many small commits do this on their way (`_with_tail`); a large one would leave the file large behind it.
+        """
+        smallest, patience = state.meta.page_count, 4
+        while budget > 0 and patience:
+            space = self.space(state, pinned())
+            if not is_wasteful(space):
+                break
+            tail = at_the_end(self.disk, self._pager, space, min(budget, _MOST_MOVED))
+            budget -= len(tail.touches) + 1
+            state = self.rewrite(state, tail.touches, pinned=pinned, packing=False)
+            if state.meta.page_count < smallest:
+                smallest, patience = state.meta.page_count, 4
+            else:
+                patience -= 1
+        return state
+
+    def rewrite(
+        self, state: State, touches: Mapping[bytes, Change], *, pinned: Callable[[], int | None], packing: bool
+    ) -> State:
+        """Commit the same content with other pages: everything in `touches` is moved as far to the front as it can."""
+        meta = self._in_tree(state, touches, pinned=pinned, sync=True, moving=not packing, packing=packing)
+        return self._finish(state, meta, sync=True)
 
     def seal(
-        self, state: State, merged: Merged, count: int, space: Space, writer: Writer, *, sync: bool
-    ) -> Meta:
+        self, state: State, merged: Merged, count: int, space: Space, writer: Writer, *, sync: bool,
+        fold: bool = False,
+    ) -> Meta:  # fmt: skip
         """Close a merge: write the free space, sync if the runs are too many to be listed, return the meta."""
         writer.release_place()
         space.cut_tail()
-        space_ref = space.save(writer.txid, writer.write)
+        space_ref = space.save(writer.txid, writer.write, fold=fold)
         extents = writer.finish()
         self._space = space
         self.pages_written += writer.pages_written
@@ -210,6 +254,12 @@ class Committer:
         space.release(self.durable_txid if pinned is None else min(pinned, self.durable_txid))
         self._space = space
         return space
+
+    @property
+    def leaves_waste(self) -> bool:
+        """Whether the commits made here have left the file much larger than it must be, as far as is known."""
+        space = self._space
+        return space is not None and space.page_count > 64 + space.used_count * 1.3
 
     def forget_space(self) -> None:
         """What this committer believes about free space may be wrong: read it again before it is used."""

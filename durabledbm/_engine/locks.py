@@ -17,7 +17,7 @@ from collections import deque
 from ..errors import BusyError
 from .disk import Disk, LockOwner
 
-__all__ = ["FairLock", "WriterLock", "oldest_pin", "pin", "someone_waits", "unpin", "writer_present"]
+__all__ = ["FairLock", "WriterLock", "forget_owners", "oldest_pin", "pin", "someone_waits", "unpin", "writer_present"]
 
 _WRITER = (1 << 62) - 2
 _GATE = (1 << 62) - 1
@@ -103,6 +103,11 @@ class FairLock:
 
 _owners: dict[tuple[int, int], int] = {}
 """Which thread of this process writes to which file: a thread that waits for itself would wait for ever."""
+
+
+def forget_owners() -> None:
+    """In a child process: no thread of the parent is here."""
+    _owners.clear()
 
 
 class WriterLock:

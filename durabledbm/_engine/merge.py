@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, groupby
 from types import NoneType
 from typing import Final, NamedTuple
 
@@ -22,31 +22,39 @@ from .page import NO_REF, ref_parts
 from .pager import MALFORMED, Pager
 from .writer import Writer
 
-__all__ = ["TOUCH", "Change", "Merged", "inline_max", "merge"]
+__all__ = ["MOVE", "TOUCH", "Change", "Merged", "Touch", "inline_max", "merge"]
 
 
-class _Touch:
-    """Instead of a value: leave the entry as it is, but write its leaf anew, somewhere else."""
+class Touch:
+    """Instead of a value: leave the entry, if there is one, as it is, but write its leaf anew, somewhere else."""
 
-    __slots__ = ()
+    __slots__ = ("moves_value",)
 
-    def __repr__(self) -> str:
-        return "TOUCH"
+    def __init__(self, *, moves_value: bool) -> None:
+        self.moves_value = moves_value
 
 
-TOUCH: Final = _Touch()
+TOUCH: Final = Touch(moves_value=False)
+MOVE: Final = Touch(moves_value=True)
+"""The same for a large value in a run of its own: the run is written anew, too."""
 
-Change = bytes | _Touch | None
-"""A new value; `TOUCH`; or None, the tombstone: the key is deleted."""
+Change = bytes | Touch | None
+"""A new value; `TOUCH` or `MOVE`; or None, the tombstone: the key is deleted."""
 
 _MIN_BRANCH = 4
 """A branch has at least so many children, however long the separators: a tree of long keys must not become a list."""
 
-_MIN_LEAF = 6
+_MIN_LEAF = 8
 """A leaf takes as many pages as so many of its entries need..."""
+
+_MIN_LEAF_PACKED = 16
+"""...or so many, if it is being packed..."""
 
 _MAX_LEAF_PAGES = 4
 """...but no more than this, unless a single entry needs them."""
+
+_AIRY = 0.75
+"""Neighbouring nodes that are both written, and filled less than this, are poured together."""
 
 _JOIN_BELOW = 0.25
 """A node filled less than this is joined with a neighbour."""
@@ -78,21 +86,21 @@ def inline_max(page_size: int) -> int:
 
 def merge(
     pager: Pager, writer: Writer, root: bytes, depth: int, keys: Sequence[bytes], values: Sequence[Change],
-    *, join_below: float = _JOIN_BELOW,
+    *, packing: bool = False,
 ) -> Merged:  # fmt: skip
     """Merge changes, `values[i]` for `keys[i]`, keys strictly ascending, into the tree under `root`.
 
-    Old runs are freed and new ones written through `writer`. `join_below` is how full a node must be not to be joined
-    with its neighbour: near 1 packs the leaves that are touched. Raises `CorruptionError` if the tree is damaged.
+    Old runs are freed and new ones written through `writer`. `packing` leaves no room for later changes in the nodes
+    that are concerned. Raises `CorruptionError` if the tree is damaged.
     """
-    return _Merge(pager, writer, keys, values, join_below).run(root, depth)
+    return _Merge(pager, writer, keys, values, packing=packing).run(root, depth)
 
 
 class _Merge:
     """The state of one pass."""
 
     def __init__(
-        self, pager: Pager, writer: Writer, keys: Sequence[bytes], values: Sequence[Change], join_below: float
+        self, pager: Pager, writer: Writer, keys: Sequence[bytes], values: Sequence[Change], *, packing: bool
     ) -> None:
         self._pager = pager
         self._writer = writer
@@ -102,7 +110,8 @@ class _Merge:
         self._page_size = writer.page_size
         self._one_page = capacity(1, self._page_size)
         self._inline_max = inline_max(self._page_size)
-        self._join_below = join_below
+        self._threshold = _JOIN_BELOW * self._one_page
+        self._packing = packing
 
     def run(self, root: bytes, depth: int) -> Merged:
         count = len(self._keys)
@@ -147,8 +156,7 @@ class _Merge:
         small = False
         separators, refs = branch
         old_lows = [low, *separators]
-        done = 0
-        threshold = self._join_below * self._one_page
+        done = touched = 0
         while first < end:
             child = bisect_right(separators, self._keys[first], done)
             stop = bisect_left(self._keys, separators[child], first, end) if child < len(separators) else end
@@ -159,11 +167,14 @@ class _Merge:
             for draft in drafts:
                 lows.append(draft.low)
                 nodes.append(draft)
-                small = small or draft.size < threshold
+                small = small or draft.size < self._threshold
             done = child + 1
             first = stop
+            touched += 1
         lows += old_lows[done:]
         nodes += refs[done:]
+        if self._packing or (level == 1 and touched > 1):
+            lows, nodes = self._poured(lows, nodes, level - 1)
         if small:
             lows, nodes = self._joined(lows, nodes, level - 1, rightmost=rightmost)
         written = [node if type(node) is bytes else self._write(node, level - 1) for node in nodes]  # type: ignore[arg-type]
@@ -193,6 +204,8 @@ class _Merge:
         else:
             keys, values = self._apply_many(keys, values, first, end)
         self._growth += len(keys) - before
+        if not self._packing and set(map(type, self._values[first:end])) == {Touch}:
+            return [_Draft(low, keys, values, self._one_page)] if keys else []  # moved as it is, however full
         return self._cut(keys, values, 0, low, greedy=greedy)
 
     def _apply_few(self, keys: list[bytes], values: list[bytes], first: int, end: int) -> None:
@@ -200,8 +213,9 @@ class _Merge:
             key, change = self._keys[index], self._values[index]
             at = bisect_left(keys, key)
             if at < len(keys) and keys[at] == key:
-                if change is TOUCH:
-                    self._move(key, values, at)
+                if type(change) is Touch:
+                    if change.moves_value:
+                        self._move(key, values, at)
                     continue
                 self._drop(values[at])
                 if change is None:
@@ -218,10 +232,9 @@ class _Merge:
         changes = dict(zip(self._keys[first:end], self._values[first:end], strict=True))
         entries = dict(zip(keys, values, strict=True))
         kinds = set(map(type, changes.values()))
-        if _Touch in kinds:
-            for key in [key for key, change in changes.items() if change is TOUCH]:
-                del changes[key]
-                if key in entries:
+        if Touch in kinds:
+            for key in [key for key, change in changes.items() if type(change) is Touch]:
+                if changes.pop(key) is MOVE and key in entries:
                     self._move_in(key, entries)
         if Overflow in set(map(type, values)):
             for key in changes.keys() & entries.keys():
@@ -299,19 +312,18 @@ class _Merge:
 
     def _leaf_limit(self, total: int, count: int) -> int:
         """Bytes of entries in a leaf: one page if entries are small, more if a page would hold but a few."""
-        pages = -(-_MIN_LEAF * total // count // self._one_page)
+        pages = -(-(_MIN_LEAF_PACKED if self._packing else _MIN_LEAF) * total // count // self._one_page)
         return self._one_page if pages <= 1 else capacity(min(pages, _MAX_LEAF_PAGES), self._page_size)
 
     def _joined(
         self, lows: list[bytes], nodes: list[bytes | _Draft], level: int, *, rightmost: bool
     ) -> tuple[list[bytes], list[bytes | _Draft]]:
         """Join drafts that are too small with a neighbour, and cut the result anew where it is too large for one."""
-        threshold = self._join_below * self._one_page
         at = 0
         while at < len(nodes) and len(nodes) > 1:
             node = nodes[at]
             last = at == len(nodes) - 1
-            if type(node) is bytes or node.size >= threshold or (last and rightmost and self._growth > 0):  # type: ignore[union-attr]
+            if type(node) is bytes or node.size >= self._threshold or (last and rightmost and self._growth > 0):  # type: ignore[union-attr]
                 at += 1
                 continue
             a = at - 1 if last or (at and type(nodes[at - 1]) is _Draft) else at
@@ -320,8 +332,33 @@ class _Merge:
             drafts = self._cut(keys, values, level, left.low, greedy=False)
             lows[a : a + 2] = [draft.low for draft in drafts]
             nodes[a : a + 2] = drafts
-            at = a if len(drafts) == 1 and len(nodes) > 1 else a + len(drafts)
+            at = a if len(drafts) == 1 else a + len(drafts)
         return lows, nodes
+
+    def _poured(
+        self, lows: list[bytes], nodes: list[bytes | _Draft], level: int
+    ) -> tuple[list[bytes], list[bytes | _Draft]]:
+        """Pour adjacent drafts together, if they are not full, and cut them anew. They are written anyway."""
+        new_lows: list[bytes] = []
+        new_nodes: list[bytes | _Draft] = []
+        for is_draft, group in groupby(zip(lows, nodes, strict=True), key=lambda pair: type(pair[1]) is _Draft):
+            pairs = list(group)
+            if is_draft and len(pairs) > 1 and self._airy(pairs):
+                keys = [key for _, node in pairs for key in node.keys]  # type: ignore[union-attr]
+                values = [value for _, node in pairs for value in node.values]  # type: ignore[union-attr]
+                drafts = self._cut(keys, values, level, pairs[0][0], greedy=self._packing)
+                new_lows += [draft.low for draft in drafts]
+                new_nodes += drafts
+            else:
+                new_lows += [low for low, _ in pairs]
+                new_nodes += [node for _, node in pairs]
+        return new_lows, new_nodes
+
+    def _airy(self, pairs: list[tuple[bytes, bytes | _Draft]]) -> bool:
+        """Whether the drafts leave so much of their pages empty that fewer pages would do."""
+        sizes = [node.size for _, node in pairs if type(node) is _Draft]
+        pages = sum(-(-size // self._one_page) for size in sizes)
+        return self._packing or sum(sizes) < _AIRY * pages * self._one_page
 
     def _draft(self, low: bytes, node: bytes | _Draft, level: int) -> _Draft:
         """The node as a draft: decoded, if it was to stay as it is."""

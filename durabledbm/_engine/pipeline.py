@@ -18,10 +18,11 @@ import copy
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol, TypeVar
 
-from ..errors import error
+from ..errors import BusyError, error
 from .locks import someone_waits
 from .state import State
 from .store import Store
@@ -65,6 +66,18 @@ class Pipeline(Protocol):
 
     def flush(self) -> None:
         """Commit and sync whatever is not yet on the disk."""
+
+    def tidy(self) -> None:
+        """Before closing: give back space that the handle's commits have left at the end of the file."""
+
+    def before_fork(self) -> None:
+        """Write what is pending if that is possible at once: a child sees only what is in the file."""
+
+    def after_fork(self) -> None:
+        """In a child process: locks that threads of the parent held, and what they were doing, are not here."""
+
+    def turn(self) -> AbstractContextManager[None]:
+        """A block in which nothing is pending and nobody else writes: for commits that are made by hand."""
 
 
 class _Ticket:
@@ -179,6 +192,26 @@ class Group:
         finally:
             self.store.end()
 
+    def tidy(self) -> None:
+        _tidy(self)
+
+    def before_fork(self) -> None:
+        pass
+
+    def after_fork(self) -> None:
+        self._mutex = threading.Lock()
+        self._open = None
+        if self.flusher is not None:
+            self.flusher = self.flusher.twin()
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        self.store.begin(self._timeout)
+        try:
+            yield
+        finally:
+            self.store.end()
+
     def flush(self) -> None:
         store = self.store
         if store.readonly or store.state.meta.txid <= store.committer.durable_txid:
@@ -267,6 +300,34 @@ class Deferred:
         finally:
             self._end()
 
+    def tidy(self) -> None:
+        _tidy(self)
+
+    def before_fork(self) -> None:
+        timeout, self._timeout = self._timeout, 0.0
+        try:
+            self.flush()
+        except BusyError:
+            pass
+        finally:
+            self._timeout = timeout
+
+    def after_fork(self) -> None:
+        self._mutex = threading.Lock()
+        self._work = None
+        if self.flusher is not None:
+            self.flusher = self.flusher.twin()
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        self.store.begin(self._timeout)
+        try:
+            with self._mutex:
+                self._commit()
+                yield
+        finally:
+            self.store.end(keep=self._work is not None)
+
     def flush(self) -> None:
         if self._work is None or self.store.readonly:
             return
@@ -294,6 +355,12 @@ class Flusher:
         self._mutex = threading.Lock()
         self.failure: BaseException | None = None
         self._stopped = False
+
+    def twin(self) -> Flusher:
+        """A flusher like this one, without its thread: for a child process."""
+        pipeline = self._pipeline()
+        assert pipeline is not None
+        return Flusher(pipeline, self._interval)
 
     def wake(self) -> None:
         """Something was written."""
@@ -361,6 +428,16 @@ def make_pipeline(store: Store, durability: str, interval: float, timeout: float
     if durability in ("process", "interval"):
         pipeline.flusher = Flusher(pipeline, interval)
     return pipeline
+
+
+def _tidy(pipeline: Group | Deferred) -> None:
+    store = pipeline.store
+    if not store.readonly and store.committer.leaves_waste:
+        try:
+            with pipeline.turn():
+                store.shrink(store.committer.pages_written)
+        except BusyError:
+            pass  # whoever writes now will give it back
 
 
 def _copy(cause: OSError) -> OSError:

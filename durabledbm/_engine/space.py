@@ -71,7 +71,7 @@ class Space:
 
     def __init__(self, page_size: int, first_page: int, page_count: int) -> None:
         self._page_size = page_size
-        self._first_page = first_page
+        self.first_page = first_page
         self._span = (page_size - HEADER.size - CRC_SIZE) * 8
         self._free = bytearray(page_count)
         self._pending: deque[_Pending] = deque()
@@ -181,7 +181,7 @@ class Space:
         starts = self._starts
         if self._reused_from < len(self._free):
             for power, start in enumerate(starts):
-                starts[power] = min(start, max(self._reused_from - (1 << power), self._first_page))
+                starts[power] = min(start, max(self._reused_from - (1 << power), self.first_page))
             self._reused_from = _NOWHERE
         power = min(length.bit_length() - 1, len(starts) - 1)
         found = self._free.find(b"\1" * length, starts[power])
@@ -204,7 +204,7 @@ class Space:
     def free_all(self) -> None:
         """The commit being made, which has taken nothing yet, starts from an empty tree."""
         unused = self._free[:]
-        unused[: self._first_page] = b"\1" * self._first_page
+        unused[: self.first_page] = b"\1" * self.first_page
         kept = [REF.unpack(ref)[:2] for ref in self.own_runs()]
         for page_id, page_count in [*kept, *(run for _, run in self.pending_runs())]:
             unused[page_id : page_id + page_count] = b"\1" * page_count
@@ -249,7 +249,7 @@ class Space:
             del self._free[-tail:]
             self.free_count -= tail
             self._base = min(self._base, len(self._free))
-            self._starts = [self._first_page] * _POWERS
+            self._starts = [self.first_page] * _POWERS
 
     # -- persistence ---------------------------------------------------------------------------------------------
 
@@ -326,6 +326,10 @@ class Space:
             self._free_ref(ref)
         del self._maps[spans:]
         self._maps += [NO_REF] * (spans - len(self._maps))
+        end = self.used_count
+        self._dirty.update(
+            index for index, ref in enumerate(self._maps) if ref != NO_REF and REF.unpack(ref)[0] >= end
+        )
         # Taking the pages for the map may make one more span dirty, so they are taken before anything is written.
         places: dict[int, Run] = {}
         while todo := sorted(i for i in self._dirty if i < spans and i not in places):
@@ -390,7 +394,7 @@ class Space:
                 parts.append(_unpack_bits(run[HEADER.size : self._page_size - CRC_SIZE]))
         free = bytearray().join(parts)[:page_count]
         free.extend(bytes(page_count - len(free)))
-        free[: self._first_page] = bytes(self._first_page)
+        free[: self.first_page] = bytes(self.first_page)
         self._free = free
 
     def _load_pending(self, read: Callable[[bytes, int], bytes]) -> None:
@@ -426,7 +430,7 @@ class Space:
 
     def _inside(self, page_id: int, length: int) -> range:
         """The pages of a record that the file still has: it may have been cut off after the record was made."""
-        if page_id < self._first_page or length < 1:
+        if page_id < self.first_page or length < 1:
             raise ValueError(f"pages {page_id} to {page_id + length - 1} cannot be free")
         return range(page_id, max(page_id, min(page_id + length, len(self._free))))
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -31,6 +32,9 @@ __all__ = ["Pins", "Store"]
 
 _DEFAULT_MODE = 0o666
 _NEVER = b""
+_LARGE = 256
+"""A commit of more pages looks whether it has left the file much larger than it must be."""
+
 _FORESEEN = 1000
 """Commits with more changes than this empty the row cache instead of being taken out of it one by one."""
 
@@ -52,12 +56,16 @@ class Store:
         self.path = disk.path
         self.readonly = not disk.writable
         self.mutex = threading.Lock()
-        self.writer = WriterLock(disk.identity())
+        self.file = disk.identity()
+        self.writer = WriterLock(self.file)
         self.pins: dict[int, int] = {}
+        self.pinned_since: dict[int, float] = {}
+        """When this handle first pinned a commit, by the monotonic clock, in seconds."""
         self.rows = RowCache(cache_size // 4)
         self.failure: BaseException | None = None
         self.closed = False
         self._settled = False
+        self._forked = False
         self._cache_size = cache_size - cache_size // 4
         self.read = disk.read
         self.look = _NEVER
@@ -77,6 +85,8 @@ class Store:
     def refresh(self) -> State:
         """Read the meta pages again. While this handle writes, nobody else can have committed."""
         self.check()
+        if self._forked:
+            self._reopen()
         with self.mutex:
             if not self.writer.kept:
                 self._refresh()
@@ -85,7 +95,8 @@ class Store:
     def _refresh(self) -> None:
         if not self.state.meta.txid and not self.disk.linked():
             self._use(self._volume.open(self.path, writable=not self.readonly))
-            self.writer = WriterLock(self.disk.identity())
+            self.file = self.disk.identity()
+            self.writer = WriterLock(self.file)
         slots = read_slots(self.disk)
         if not slots.size:
             return
@@ -160,6 +171,8 @@ class Store:
     def pin(self) -> State:
         """Pin the current state and return it: its pages stay until `unpin`."""
         self.check()
+        if self._forked:
+            self._reopen()
         with self.mutex:
             while True:
                 if not self.writer.kept and self.read(LOOK_SIZE, LOOK_OFFSET) != self.look:
@@ -179,6 +192,7 @@ class Store:
                 unpin(self.disk, txid)
             if txid:
                 self.pins[txid] = self.pins.get(txid, 0) + 1
+                self.pinned_since.setdefault(txid, time.monotonic())
             return state
 
     def unpin(self, state: State) -> None:
@@ -188,8 +202,10 @@ class Store:
             left = self.pins.get(txid, 0) - 1
             if left > 0:
                 self.pins[txid] = left
-            elif self.pins.pop(txid, None) is not None and not self.closed:
-                unpin(self.disk, txid)
+            elif self.pins.pop(txid, None) is not None:
+                del self.pinned_since[txid]
+                if not self.closed:
+                    unpin(self.disk, txid)
 
     def oldest_pin(self) -> Pins | None:
         """The oldest commit that any handle of any process has pinned."""
@@ -200,7 +216,8 @@ class Store:
             return Pins(foreign.offset, foreign.pid)
         return None if own is None else Pins(own, None)
 
-    def _oldest_txid(self) -> int | None:
+    def oldest_txid(self) -> int | None:
+        """The oldest commit that any handle of any process has pinned, or None."""
         pins = self.oldest_pin()
         return None if pins is None else pins.txid
 
@@ -212,6 +229,8 @@ class Store:
         Waits at most `timeout` seconds, then raises `BusyError`.
         """
         self.check_writable()
+        if self._forked:
+            self._reopen()
         kept = self.writer.kept
         self.writer.acquire(self.disk, timeout)
         try:
@@ -248,7 +267,8 @@ class Store:
         self.writer.release(self.disk)
         with self.mutex:
             self._use(self._volume.open(self.path, writable=True))
-            self.writer = WriterLock(self.disk.identity())
+            self.file = self.disk.identity()
+            self.writer = WriterLock(self.file)
             self._load_from(read_slots(self.disk))
         return False
 
@@ -284,11 +304,22 @@ class Store:
         changes, cleared = work.changes(), work.cleared
         if not changes and not cleared:
             return self.state
-        return self.guarded(
+        written = self.committer.pages_written
+        state = self.guarded(
             lambda: self.committer.commit(
-                self.state, changes, pinned=self._oldest_txid, sync=sync, cleared=cleared
+                self.state, changes, pinned=self.oldest_txid, sync=sync, cleared=cleared
             ),
             None if cleared else changes,
+        )
+        written = self.committer.pages_written - written
+        if written > _LARGE and sync:
+            state = self.shrink(2 * written)
+        return state
+
+    def shrink(self, budget: int) -> State:
+        """Give back space after a large commit, with about `budget` runs written at most."""
+        return self.guarded(
+            lambda: self.committer.shrink(self.state, pinned=self.oldest_txid, budget=budget), {}
         )
 
     def guarded(self, step: Callable[[], State], changes: Mapping[bytes, object] | None) -> State:
@@ -356,15 +387,36 @@ class Store:
         if hasattr(self, "committer"):
             self.committer.disk = disk
 
-    def reopen(self) -> None:
-        """In a child process: stop sharing the parent's open file, whose locks would be shared too."""
+    def after_fork(self) -> None:
+        """In a child process: stop sharing the parent's open file, whose locks would be shared too.
+
+        The file is opened again when it is first used, or now if something is pinned. Locks that other threads of the
+        parent held at that moment have nobody to release them here, so they are made anew.
+        """
+        if self.closed:
+            return
+        self.mutex = threading.Lock()
+        self.rows.lock = threading.Lock()
+        self.writer = WriterLock(self.file)
+        self._settled = False
+        self._forked = True
+        self.look = _NEVER
+        self.read = self._read_reopened
+        self.committer.forget_space()
+        if self.pins:
+            self._reopen()
+
+    def _reopen(self) -> None:
         with self.mutex:
-            self._use(self.disk.reopen())
-            self.writer = WriterLock(self.disk.identity())
-            self._settled = False
-            self.committer.forget_space()
-            for txid in self.pins:
-                pin(self.disk, txid)
+            if self._forked:
+                self._use(self.disk.reopen())
+                self._forked = False
+                for txid in self.pins:
+                    pin(self.disk, txid)
+
+    def _read_reopened(self, length: int, offset: int) -> bytes:
+        self._reopen()
+        return self.disk.read(length, offset)
 
     def close(self) -> None:
         """Release the file. No thread may be writing."""

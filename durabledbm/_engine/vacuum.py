@@ -1,0 +1,141 @@
+"""Giving space back: what stands at the end of a file, and how to get it out of the way.
+
+Pages are never moved as such. To move a run is to touch a key that leads to it, and to commit: the merge writes the run
+anew wherever there is room, as it does with everything it touches. So making a file smaller is as safe as any other
+commit, and may be interrupted at any moment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from ..errors import CorruptionError
+from .disk import Disk
+from .merge import MOVE, TOUCH, Touch
+from .node import Overflow, decode_branch, decode_leaf, leaf_keys
+from .page import BRANCH, HEADER, LEAF, OVERFLOW, REF, self_consistent
+from .pager import MALFORMED, Pager
+from .space import Space
+from .tree import Tree
+
+__all__ = ["Tail", "at_the_end", "is_wasteful", "leaf_batches", "standing_after"]
+
+_WASTEFUL = 1.1
+"""A file may be so many times as large as what is in it, and `_WASTEFUL_PAGES` more, before it is made smaller."""
+
+_WASTEFUL_PAGES = 64
+
+_LONGEST_RUN = 1024
+"""Pages of the longest run that is looked for at the end of a file while committing something else."""
+
+
+class Tail(NamedTuple):
+    """What stands at the end of a file."""
+
+    touches: dict[bytes, Touch]
+    pages: int
+
+
+def is_wasteful(space: Space) -> bool:
+    """Whether much more of the file is free than is needed to write in."""
+    return space.page_count > space.used_count * _WASTEFUL + _WASTEFUL_PAGES and space.free_count > 0
+
+
+def at_the_end(disk: Disk, pager: Pager, space: Space, limit: int) -> Tail:
+    """Keys that lead to the last runs in the file, about `limit` of them.
+
+    Found by reading the last pages in use, down to where the file could end. A page that only looks like the start of a run leads to a key that is
+    touched in vain: no harm is done.
+    """
+    touches: dict[bytes, Touch] = {}
+    page_id, pages = space.page_count - 1, 0
+    looked = 0
+    end = space.used_count
+    while page_id >= end and len(touches) < limit and looked < 4 * limit + _LONGEST_RUN:
+        looked += 1
+        if not space.is_free(page_id):
+            touch = _key_of(disk, pager, page_id)
+            if touch is not None:
+                touches[touch[0]] = touch[1]
+                pages += 1
+        page_id -= 1
+    return Tail(touches, pages)
+
+
+def _key_of(disk: Disk, pager: Pager, page_id: int) -> tuple[bytes, Touch] | None:
+    """A key that leads to the run that starts at the page, if one does."""
+    page_size = pager.page_size
+    head = disk.read(page_size, page_id * page_size)
+    if len(head) < page_size:
+        return None
+    kind, _, _, count, own_id, _, page_count, payload_size = HEADER.unpack_from(head)
+    if own_id != page_id or kind not in (LEAF, BRANCH, OVERFLOW) or not 0 < page_count <= _LONGEST_RUN:
+        return None
+    run = head if page_count == 1 else disk.read(page_count * page_size, page_id * page_size)
+    if len(run) < page_count * page_size or not self_consistent(run):
+        return None
+    try:
+        if kind == OVERFLOW:
+            return (run[HEADER.size : HEADER.size + count], MOVE) if count <= payload_size else None
+        if kind == LEAF:
+            return leaf_keys(run)[0], TOUCH
+        ref = decode_branch(run).refs[0]
+        while REF.unpack(ref)[0]:
+            run = disk.read(REF.unpack(ref)[1] * page_size, REF.unpack(ref)[0] * page_size)
+            kind = HEADER.unpack_from(run)[0]
+            if kind == LEAF:
+                return leaf_keys(run)[0], TOUCH
+            if kind != BRANCH or not self_consistent(run):
+                return None
+            ref = decode_branch(run).refs[0]
+    except MALFORMED + (CorruptionError,):
+        pass
+    return None
+
+
+def standing_after(tree: Tree, end: int) -> Iterator[tuple[int, bytes, Touch]]:
+    """Page id, and a key that leads there, of every run of the tree that does not end before page `end`."""
+    if tree.depth:
+        yield from _standing_after(tree, tree.root, tree.depth, b"", end)
+
+
+def _standing_after(tree: Tree, ref: bytes, level: int, low: bytes, end: int) -> Iterator[tuple[int, bytes, Touch]]:
+    page_id, page_count, _ = REF.unpack(ref)
+    if page_id + page_count > end:
+        yield page_id, low, TOUCH
+    if level > 1:
+        branch = tree.pager.branch(ref)
+        for child, bound in zip(branch.refs, [low, *branch.separators], strict=True):
+            yield from _standing_after(tree, child, level - 1, bound, end)
+        return
+    leaf = tree.pager.leaf(ref, keep=False)
+    if leaf[1]:
+        for key, value in zip(*decode_leaf(leaf), strict=True):
+            if type(value) is Overflow:
+                page_id, page_count, _ = REF.unpack(value.ref)
+                if page_id + page_count > end:
+                    yield page_id, key, MOVE
+
+
+def leaf_batches(tree: Tree, after: bytes | None, limit: int) -> list[bytes]:
+    """Keys that lead to the next `limit` leaves after the one that holds `after`; from the first if that is None."""
+    lows: list[bytes] = []
+    if tree.depth:
+        for low in _lows(tree, tree.root, tree.depth, b"", after):
+            if after is None or low > after:
+                lows.append(low)
+                if len(lows) == limit:
+                    break
+    return lows
+
+
+def _lows(tree: Tree, ref: bytes, level: int, low: bytes, after: bytes | None) -> Iterator[bytes]:
+    if level == 1:
+        yield low
+        return
+    branch = tree.pager.branch(ref)
+    bounds = [low, *branch.separators]
+    for at, child in enumerate(branch.refs):
+        if after is None or at + 1 == len(bounds) or bounds[at + 1] > after:
+            yield from _lows(tree, child, level - 1, bounds[at], after)

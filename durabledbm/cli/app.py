@@ -1,0 +1,171 @@
+"""From arguments to an exit status: finding the command, running it, and saying in one line what went wrong.
+
+Exit statuses: 0 done; 1 the answer is no (a key is missing, a check found problems); 2 it failed, or was asked in a way
+that makes no sense. A command that Ctrl-C or a reader who went away has ended says nothing: 130 and 141, as shells have it.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from .command import PROGRAM, Command
+from .faults import No, Usage, explain
+from .text import style, terminal_width
+
+__all__ = ["CTRL_C", "GROUPS", "NO_READER", "all_commands", "find", "main", "overview"]
+
+CTRL_C = 130
+NO_READER = 141
+
+GROUPS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("data", "Reading and writing", ("get", "put", "del", "list")),
+    ("care", "Looking after a file", ("stat", "check", "salvage", "compact")),
+    ("copies", "Copies and other formats", ("backup", "dump", "load", "migrate", "export")),
+    ("programs", "Programs and pictures", ("exec", "inspect", "tour", "completion")),
+)
+"""Modules, what their commands have in common, and the commands. A module is imported when one of them is used."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (the process's own if None) and return its exit status.
+
+    Exceptions come out only of `exec`, which runs a program of the user's.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        status = _dispatch(arguments)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return CTRL_C
+    except OSError as exc:
+        return _output_failed(exc, arguments)
+    return status
+
+
+def _dispatch(arguments: list[str]) -> int:
+    debug = False
+    while arguments and arguments[0] == "--debug":
+        debug = True
+        del arguments[0]
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        return _help(arguments)
+    if arguments[0] in ("-V", "--version"):
+        from .. import __version__
+
+        print(f"{PROGRAM} {__version__} (Python {sys.version.split()[0]})")
+        return 0
+    command = find(arguments[0])
+    if command is None:
+        return _complain(PROGRAM, _no_such_command(arguments[0]))
+    try:
+        args = command.parser().understand(arguments[1:])
+    except SystemExit as exc:
+        return exc.code if isinstance(exc.code, int) else 2
+    if command.rest:
+        return command.run(args)
+    try:
+        return command.run(args)
+    except KeyboardInterrupt:
+        raise
+    except Exception as exc:
+        if isinstance(exc, BrokenPipeError) or (isinstance(exc, OSError) and exc.errno == errno.EPIPE):
+            raise
+        if debug or args.debug:
+            traceback.print_exc()
+        text = explain(exc, None if isinstance(exc, Usage) else getattr(args, "file", None))
+        if not isinstance(exc, No) or str(exc):
+            _complain(f"{PROGRAM} {command.name}", text)
+        return 1 if isinstance(exc, No) else 2
+
+
+def _complain(who: str, text: str) -> int:
+    _flush()
+    colour = style(stream=sys.stderr)
+    sys.stderr.write(f"{colour(f'{who}:', 'bold')} {text}\n")
+    return 2
+
+
+def _flush() -> None:
+    """What was printed comes before what is said about it. A failure here is met again at the end."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        pass
+
+
+def _output_failed(exc: OSError, arguments: list[str]) -> int:
+    """Standard output is gone. Python must not try again at its end, so it gets another."""
+    try:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+    except (OSError, ValueError):
+        pass
+    if exc.errno == errno.EPIPE:
+        return NO_READER
+    return _complain(PROGRAM, f"standard output: {exc.strerror or exc}")
+
+
+# -- the commands ------------------------------------------------------------------------------------------------
+
+
+def find(name: str) -> Command | None:
+    """The command of that name."""
+    for module, _, names in GROUPS:
+        if name in names:
+            commands: dict[str, Command] = importlib.import_module(f".{module}", __package__).COMMANDS
+            return commands[name]
+    return None
+
+
+def all_commands() -> list[Command]:
+    """All commands, in the order of the overview."""
+    found = (find(name) for _, _, names in GROUPS for name in names)
+    return [command for command in found if command is not None]
+
+
+def _no_such_command(name: str) -> str:
+    import difflib
+
+    names = [name for _, _, names in GROUPS for name in names]
+    close = difflib.get_close_matches(name, names, 1)
+    hint = f"; did you mean '{close[0]}'?" if close else f"; see '{PROGRAM} --help'"
+    return f"there is no command {name!r}{hint}"
+
+
+def _help(arguments: list[str]) -> int:
+    """`--help`, `help`, `help COMMAND`, and the overview on standard error for a call without arguments."""
+    if len(arguments) > 1 and arguments[0] == "help":
+        command = find(arguments[1])
+        if command is None:
+            return _complain(PROGRAM, _no_such_command(arguments[1]))
+        sys.stdout.write(command.parser().format_help())
+        return 0
+    stream = sys.stdout if arguments else sys.stderr
+    stream.write(overview(min(terminal_width(), 100)))
+    return 0 if arguments else 2
+
+
+def overview(width: int) -> str:
+    """The commands, a line each."""
+    lines = [
+        f"{PROGRAM}: a dict that lasts, in one file",
+        "",
+        f"usage: {PROGRAM} COMMAND [OPTION...] FILE ...",
+        f"       {PROGRAM} COMMAND --help",
+    ]
+    for _, title, names in GROUPS:
+        lines += ["", f"{title}:"]
+        for name in names:
+            command = find(name)
+            assert command is not None
+            lines.append(f"  {name:<12}{command.summary}"[:width])
+    lines += ["", f"Start with '{PROGRAM} tour'. Options of all commands: --help, --debug; of the program: --version."]
+    return "\n".join(lines) + "\n"
+
+

@@ -1,0 +1,329 @@
+"""Reading and writing entries: get, put, del, list."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from .. import open as open_database
+from ..mapping import prefix_range
+from ..progress import quantity
+from .command import Command, Parser, file_argument, key_bytes, timeout_option
+from .faults import No, Usage
+from .text import as_json, escape, plural, raw, shorten, style, terminal_width, unescape, write
+from .values import PICKLE_HELP, dumps, looks_pickled, pickled, warn_of_pickles
+
+if TYPE_CHECKING:
+    from ..database import Database
+
+__all__ = ["COMMANDS"]
+
+_WORDS = """
+Keys and values are bytes. On the command line they are what the shell passes, UTF-8 for text. Where they are printed as
+text, what is no printable UTF-8 appears as \\n, \\t, \\r or \\xNN, and a backslash as two, so nothing is ambiguous; with
+-e such escapes are understood. Write -- before a key that begins with a hyphen.
+"""
+
+
+def _escaped_option(parser: Parser) -> None:
+    parser.add_argument("-e", "--escaped", action="store_true", help="KEY is written as 'list' prints it, with \\xNN escapes")
+
+
+def _key(args: argparse.Namespace, key: bytes) -> bytes:
+    return unescape(key) if args.escaped else key
+
+
+# -- get ---------------------------------------------------------------------------------------------------------
+
+
+def _get_arguments(parser: Parser) -> None:
+    file_argument(parser)
+    parser.add_argument("key", metavar="KEY", type=key_bytes, help="the key")
+    parser.add_argument("-o", "--output", metavar="FILE", help="write the value to FILE instead of standard output")
+    _escaped_option(parser)
+    parser.add_argument("--pickle", action="store_true", help=PICKLE_HELP)
+    parser.add_argument("--json", action="store_true", help='print the value as JSON; what is no UTF-8 as {"base64": "..."}')
+
+
+def _get(args: argparse.Namespace) -> int:
+    key = _key(args, args.key)
+    with open_database(args.file, "r") as db:
+        value = db.get(key)
+    if value is None:
+        raise No(f"there is no key {escape(key)!r}")
+    if args.pickle:
+        warn_of_pickles(args.file)
+        data = (pickled(value, in_json=args.json) + "\n").encode("utf-8", "backslashreplace")
+    elif args.json:
+        data = (dumps(as_json(value)) + "\n").encode()
+    else:
+        data = value
+    if args.output is not None:
+        with open(args.output, "wb") as file:
+            file.write(data)
+    elif data is value and sys.stdout.isatty():
+        _show(value)
+    else:
+        raw(data)
+    return 0
+
+
+def _show(value: bytes) -> None:
+    """A value on a terminal, which must not be made to do things, and whose next line is the prompt's."""
+    try:
+        text = value.decode("utf-8")
+    except UnicodeDecodeError:
+        text = ""
+    if value and not all(char.isprintable() or char in "\n\t" for char in text) or (value and not text):
+        what = "a pickle: --pickle loads it" if looks_pickled(value) else "no plain text"
+        write(escape(value))
+        sys.stdout.flush()
+        sys.stderr.write(f"({what}; shown with escapes. In a pipe and with -o the {plural(len(value), 'byte')} come as they are)\n")
+    else:
+        write(text, end="" if text.endswith("\n") else "\n")
+
+
+# -- put ---------------------------------------------------------------------------------------------------------
+
+
+def _put_arguments(parser: Parser) -> None:
+    file_argument(parser, "the database file; it is created if it is missing")
+    parser.add_argument("key", metavar="KEY", type=key_bytes, help="the key")
+    parser.add_argument(
+        "value", metavar="VALUE", nargs="?", type=key_bytes,
+        help="the value; without it and without -i, everything that standard input holds",
+    )  # fmt: skip
+    parser.add_argument("-i", "--input", metavar="FILE", help="the value is the content of FILE")
+    parser.add_argument("-e", "--escaped", action="store_true", help="KEY and VALUE are written with \\xNN escapes, as 'list' prints them")
+    timeout_option(parser)
+
+
+def _put(args: argparse.Namespace) -> int:
+    if args.value is not None and args.input is not None:
+        raise Usage("the value is given twice, as an argument and with --input")
+    key = _key(args, args.key)
+    if args.value is not None:
+        value = _key(args, args.value)
+    elif args.input is not None:
+        with open(args.input, "rb") as file:
+            value = file.read()
+    else:
+        value = _from_standard_input()
+    with open_database(args.file, "c", timeout=args.timeout) as db:
+        db[key] = value
+    return 0
+
+
+def _from_standard_input() -> bytes:
+    if sys.stdin.isatty():
+        sys.stderr.write("(the value comes from the keyboard; Ctrl-D at the start of a line ends it)\n")
+    return sys.stdin.buffer.read()
+
+
+# -- del ---------------------------------------------------------------------------------------------------------
+
+
+def _del_arguments(parser: Parser) -> None:
+    file_argument(parser)
+    parser.add_argument("keys", metavar="KEY", nargs="+", type=key_bytes, help="the keys")
+    _escaped_option(parser)
+    timeout_option(parser)
+
+
+def _del(args: argparse.Namespace) -> int:
+    missing = []
+    with open_database(args.file, "w", timeout=args.timeout) as db, db.transaction():
+        for key in dict.fromkeys(_key(args, key) for key in args.keys):
+            if db.pop(key, None) is None:
+                missing.append(repr(escape(key)))
+    if missing:
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        raise No(f"there is no key {', '.join(missing[:5])}{more}; any others were deleted")
+    return 0
+
+
+# -- list --------------------------------------------------------------------------------------------------------
+
+
+def _list_arguments(parser: Parser) -> None:
+    file_argument(parser)
+    parser.add_argument("--prefix", metavar="KEY", type=key_bytes, help="only keys that begin with KEY")
+    parser.add_argument("--start", metavar="KEY", type=key_bytes, help="only keys from KEY on")
+    parser.add_argument("--stop", metavar="KEY", type=key_bytes, help="only keys before KEY")
+    parser.add_argument("-r", "--reverse", action="store_true", help="the greatest key first")
+    parser.add_argument("-n", "--limit", metavar="N", type=_count, help="at most N entries")
+    parser.add_argument("-k", "--keys", action="store_true", help="print keys only")
+    parser.add_argument("-v", "--values", action="store_true", help="print values only")
+    parser.add_argument("--json", action="store_true", help="print each entry as a line of JSON")
+    parser.add_argument("-0", "--null", action="store_true", help="print the bytes as they are, each key and each value followed by a NUL")
+    parser.add_argument("-l", "--full", action="store_true", help="on a terminal, do not shorten values to the width of the window")
+    _escaped_option(parser)
+    parser.add_argument("--pickle", action="store_true", help=PICKLE_HELP)
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise ValueError
+    return number
+
+
+def _list(args: argparse.Namespace) -> int:
+    if args.keys and args.values:
+        raise Usage("--keys and --values exclude each other; without either, both are printed")
+    if args.null and (args.json or args.pickle):
+        raise Usage("--null prints bytes as they are: it goes with neither --json nor --pickle")
+    if args.pickle:
+        warn_of_pickles(args.file)
+    printer = _printer(args)
+    with open_database(args.file, "r") as db:
+        for key, value in itertools.islice(_entries(db, args), args.limit):
+            printer.entry(key, value)
+    printer.end()
+    return 0
+
+
+def _entries(db: Database, args: argparse.Namespace) -> Iterator[tuple[bytes, bytes]]:
+    prefix, start, stop = (None if key is None else _key(args, key) for key in (args.prefix, args.start, args.stop))
+    if not args.keys:
+        return db.range(start, stop, prefix=prefix, reverse=args.reverse)
+    # Large values need not be read for their keys.
+    if prefix is not None:
+        low, high = prefix_range(prefix)
+        start = low if start is None else max(start, low)
+        stop = high if stop is None else stop if high is None else min(stop, high)
+    return ((key, b"") for key in db._keys(start, stop, args.reverse))
+
+
+class _Lines:
+    """Text: a key, a tab, the value. On a terminal, colours, and no line longer than the window."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self._args = args
+        terminal = sys.stdout.isatty()
+        self._width = terminal_width() if terminal and not args.full else 0
+        self._colour = style()
+        self._pickles = 0
+
+    def entry(self, key: bytes, value: bytes) -> None:
+        args = self._args
+        left = "" if args.values else escape(key)
+        right = "" if args.keys else self._value(value, len(left))
+        separator = "" if args.keys or args.values else "  " if self._width else "\t"
+        write(f"{self._colour(left, 'cyan')}{separator}{right}")
+
+    def _value(self, value: bytes, used: int) -> str:
+        if self._args.pickle:
+            text = pickled(value, in_json=False)
+        else:
+            self._pickles += looks_pickled(value)
+            if not self._width:
+                return escape(value)
+            # What does not fit need not be made readable, and may be large.
+            text = escape(value[: 4 * self._width])
+        room = max(self._width - used - 2, 20) if self._width else 0
+        if not room or (len(text) <= room and (self._args.pickle or len(value) <= 4 * self._width)):
+            return text
+        size = f" ({quantity(len(value), 'bytes')})"
+        return shorten(text[: room - len(size) - 1] + " " * room, room - len(size)) + self._colour(size, "dim")
+
+    def end(self) -> None:
+        if self._pickles and self._width:
+            sys.stdout.flush()
+            sys.stderr.write(f"({plural(self._pickles, 'value')} look like objects of a shelf; --pickle loads them, if you trust the file)\n")
+
+
+class _Json:
+    """A JSON document a line."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self._args = args
+
+    def entry(self, key: bytes, value: bytes) -> None:
+        args = self._args
+        left = dumps(as_json(key))
+        if args.keys:
+            write(left)
+            return
+        right = pickled(value, in_json=True) if args.pickle else dumps(as_json(value))
+        write(right if args.values else f'{{"key": {left}, "value": {right}}}')
+
+    def end(self) -> None:
+        pass
+
+
+class _Null:
+    """The bytes, with a NUL behind each."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self._args = args
+
+    def entry(self, key: bytes, value: bytes) -> None:
+        parts = [] if self._args.values else [key, b"\0"]
+        if not self._args.keys:
+            parts += [value, b"\0"]
+        raw(b"".join(parts))
+
+    def end(self) -> None:
+        pass
+
+
+def _printer(args: argparse.Namespace) -> _Lines | _Json | _Null:
+    return _Null(args) if args.null else _Json(args) if args.json else _Lines(args)
+
+
+# ----------------------------------------------------------------------------------------------------------------
+
+COMMANDS = {
+    command.name: command
+    for command in (
+        Command(
+            "get", "print the value of a key",
+            "Writes the value's bytes, no more and no less, to standard output; on a terminal what is no plain text is "
+            "shown with escapes instead.\n\n" + _WORDS,
+            _get_arguments, _get,
+            [
+                ("durabledbm get app.db user:1", "print the value of the key user:1"),
+                ("durabledbm get app.db logo -o logo.png", "save a value in a file"),
+                ("durabledbm get app.db 'caf\\xe9' -e", "a key that is no UTF-8"),
+            ],
+            "there is no such key",
+        ),
+        Command(
+            "put", "set a key to a value",
+            "The value is an argument, the content of a file (-i), or else what standard input holds, byte for byte. When "
+            "the command ends the value is on the disk.\n\n" + _WORDS,
+            _put_arguments, _put,
+            [
+                ("durabledbm put app.db user:1 Ada", "set user:1 to Ada"),
+                ("durabledbm put app.db logo -i logo.png", "store a file"),
+                ("date | durabledbm put app.db now", "store what another program prints"),
+            ],
+        ),
+        Command(
+            "del", "delete keys",
+            "Deletes the keys in one atomic commit. Keys that are not there are reported, and the others deleted.\n\n" + _WORDS,
+            _del_arguments, _del,
+            [("durabledbm del app.db user:1 user:2", "delete two keys at once")],
+            "a key was not there",
+        ),
+        Command(
+            "list", "print keys and values in the order of the keys",
+            "Prints an entry a line: the key, a tab, the value. In a pipe every byte can be told from the text; on a "
+            "terminal values are shortened to the width of the window (--full prints all). It shows one state of the "
+            "file, whoever writes meanwhile.\n\n" + _WORDS,
+            _list_arguments, _list,
+            [
+                ("durabledbm list app.db", "print everything"),
+                ("durabledbm list app.db --prefix user: -n 10", "the first ten keys that begin with user:"),
+                ("durabledbm list app.db -k -r -n 1", "the greatest key"),
+                ("durabledbm list app.db --json | jq .", "for other programs"),
+                ("durabledbm list app.db -k -0 | xargs -0 -n 1 durabledbm get app.db", "keys to other programs, whatever is in them"),
+                ("durabledbm list shelf.db --pickle", "the objects of a shelf"),
+            ],
+        ),
+    )
+}  # fmt: skip

@@ -1,0 +1,137 @@
+"""Bytes as text and back, and what the terminal can show.
+
+What may live here: writing to standard output, the escapes in which keys and values are printed and understood, and
+colours. Output is UTF-8 whatever the locale says: the bytes of a database do not change with it.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+import shutil
+import sys
+from typing import Any, TextIO
+
+__all__ = ["Style", "as_json", "escape", "escape_text", "plural", "raw", "shorten", "style", "terminal_width", "unescape", "write"]
+
+_NAMED = {"\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
+_ESCAPE = re.compile(rb"\\(\\|n|r|t|x[0-9a-fA-F]{2}|)")
+_VALUES = {b"\\": b"\\", b"n": b"\n", b"r": b"\r", b"t": b"\t"}
+
+
+class _Escapes(dict[int, str]):
+    """What each character is printed as, found out when it is first met: a table for `str.translate`."""
+
+    def __missing__(self, code: int) -> str:
+        char = chr(code)
+        if char in _NAMED:
+            shown = _NAMED[char]
+        elif char.isprintable():
+            shown = char
+        else:
+            shown = "".join(f"\\x{byte:02x}" for byte in char.encode("utf-8", "surrogateescape"))
+        self[code] = shown
+        return shown
+
+
+_escapes = _Escapes()
+
+
+def escape(data: bytes) -> str:
+    """`data` as one line of text: UTF-8 as it is, anything else as `\\xNN`, and a backslash as two.
+
+    No two values look the same, nothing in it moves the cursor, and `unescape` is the way back.
+    """
+    return escape_text(data.decode("utf-8", "surrogateescape"))
+
+
+def escape_text(text: str) -> str:
+    """The same for a text."""
+    if text.isprintable() and "\\" not in text:
+        return text
+    return text.encode("utf-8", "surrogatepass").decode("utf-8", "surrogateescape").translate(_escapes)
+
+
+def unescape(text: bytes) -> bytes:
+    """The bytes that `escape` shows as `text`. Raises `ValueError` for what it never prints."""
+
+    def value(match: re.Match[bytes]) -> bytes:
+        name = match[1]
+        if not name:
+            raise ValueError(f"a backslash that begins no escape in {text!r}: write two for one, or \\n, \\r, \\t, \\xNN")
+        return _VALUES.get(name) or bytes([int(name[1:], 16)])
+
+    return _ESCAPE.sub(value, text)
+
+
+def as_json(data: bytes) -> Any:
+    """What stands for `data` in JSON: a string if it is UTF-8, else `{"base64": "…"}`."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        return {"base64": base64.b64encode(data).decode("ascii")}
+
+
+def shorten(text: str, width: int) -> str:
+    """`text`, or as much of its beginning as fits, with an ellipsis."""
+    return text if len(text) <= width else text[: max(width - 1, 0)] + "…"
+
+
+def plural(count: int, noun: str) -> str:
+    """ "1 entry", "2 entries", "1,234 pages"."""
+    if count != 1:
+        noun = noun[:-1] + "ies" if noun.endswith("y") and noun != "key" else noun + "s"
+    return f"{count:,} {noun}"
+
+
+# -- standard output ---------------------------------------------------------------------------------------------
+
+
+def write(text: str = "", *, end: str = "\n") -> None:
+    """Write a line to standard output."""
+    raw(f"{text}{end}".encode("utf-8", "surrogateescape"))
+
+
+def raw(data: bytes) -> None:
+    """Write bytes to standard output."""
+    buffer = getattr(sys.stdout, "buffer", None)
+    if buffer is None:  # somebody has put a stream of text there
+        sys.stdout.write(data.decode("utf-8", "replace"))
+    else:
+        buffer.write(data)
+
+
+def terminal_width(default: int = 80) -> int:
+    """Columns of the terminal, or of what $COLUMNS says."""
+    return shutil.get_terminal_size((default, 24)).columns
+
+
+# -- colours -----------------------------------------------------------------------------------------------------
+
+
+class Style:
+    """Colours, or none. Calling it wraps a text: `style("done", "green")`."""
+
+    CODES = {
+        "bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "blue": "34", "magenta": "35", "cyan": "36",
+    }  # fmt: skip
+
+    def __init__(self, enabled: bool) -> None:
+        self.enabled = enabled
+
+    def __call__(self, text: str, *names: str) -> str:
+        if not self.enabled or not text:
+            return text
+        return f"\x1b[{';'.join(self.CODES[name] for name in names)}m{text}\x1b[0m"
+
+
+def style(when: str = "auto", stream: TextIO | None = None) -> Style:
+    """The colours for `stream` (standard output): "always", "never", or as it is a terminal and $NO_COLOR asks."""
+    stream = sys.stdout if stream is None else stream
+    if when == "auto":
+        if os.environ.get("FORCE_COLOR"):
+            return Style(True)
+        terminal = stream.isatty() and os.environ.get("TERM") != "dumb"
+        return Style(terminal and not os.environ.get("NO_COLOR"))
+    return Style(when == "always")

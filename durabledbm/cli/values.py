@@ -1,0 +1,61 @@
+"""How values are shown: bytes as text, and the objects of shelves, which are loaded only when that is asked for.
+
+Loading a pickle runs code that the file names. So a pickle is recognized by its bytes alone and described as such;
+`--pickle` loads it, after a warning.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from .text import as_json, escape, escape_text, style
+
+__all__ = ["PICKLE_HELP", "looks_pickled", "pickled", "warn_of_pickles"]
+
+PICKLE_HELP = "values are objects of a shelf: load and show them. Only for files that you trust, it runs their code"
+
+_PROTOCOLS = range(2, 6)
+
+
+def looks_pickled(value: bytes) -> bool:
+    """Whether the bytes begin and end as every pickle since protocol 2 does."""
+    return len(value) > 3 and value[0] == 0x80 and value[1] in _PROTOCOLS and value[-1:] == b"."
+
+
+def warn_of_pickles(file: str) -> None:
+    """Say it before the first object is loaded."""
+    colour = style(stream=sys.stderr)
+    sys.stderr.write(f"{colour('warning:', 'yellow')} --pickle runs code that {file} may contain; use it on files that you trust\n")
+    sys.stderr.flush()
+
+
+def pickled(value: bytes, *, in_json: bool) -> str:
+    """The object in a pickle: its repr, or what is nearest to it in JSON. What is no pickle is said to be none."""
+    import pickle
+
+    try:
+        obj = pickle.loads(value)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as exc:  # whatever the code in the file raises
+        reason = f"{type(exc).__name__}: {exc}"
+        return dumps({"error": reason}) if in_json else f"<no object: {escape_text(reason)}> {escape(value)}"
+    return dumps(obj) if in_json else escape_text(repr(obj))
+
+
+def dumps(obj: Any) -> str:
+    """`obj` as a line of JSON. What JSON lacks becomes text."""
+    try:
+        return json.dumps(obj, ensure_ascii=False, default=_substitute)
+    except (TypeError, ValueError):  # keys that JSON cannot have, or circles
+        return json.dumps(repr(obj), ensure_ascii=False)
+
+
+def _substitute(obj: object) -> Any:
+    if isinstance(obj, (bytes, bytearray)):
+        return as_json(bytes(obj))
+    if isinstance(obj, (set, frozenset)):
+        return list(obj)
+    return repr(obj)

@@ -1,0 +1,87 @@
+"""reorganize: make a file as small as its content allows, while it is in use.
+
+Two passes of ordinary commits. The first packs the leaves: a batch of neighbouring leaves at a time is written anew,
+filled to the brim, into the free pages nearest to the front. The second takes what still stands behind the place where
+the file could end and moves it to the front, last runs first. After every commit the end of the file is cut off as far
+as it is free. Other threads and processes read meanwhile, and write between the commits; a crash loses nothing.
+
+Pages that a snapshot pins stay where they are, so while one is open the file may stay larger than it could be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+from ._engine.merge import TOUCH, Change
+from ._engine.state import State
+from ._engine.store import Store
+from ._engine.vacuum import leaf_batches, standing_after
+
+__all__ = ["Progress", "reorganize"]
+
+Progress = Callable[[int, int], None]
+"""Called with (steps done, steps in all)."""
+
+_BATCH = 256
+"""Runs written anew by one commit: others may write between two of them."""
+
+
+def reorganize(
+    store: Store, writing: Callable[[], AbstractContextManager[object]], progress: Progress | None = None
+) -> None:
+    """Make the file of `store` smaller. Each commit is made inside a `with writing()` block, which gives the turn."""
+    with writing():
+        total = max(store.state.meta.page_count, 1)
+    _pack(store, writing, progress, total)
+    _move(store, writing, progress, total)
+    if progress is not None:
+        progress(total, total)
+
+
+def _pack(
+    store: Store, writing: Callable[[], AbstractContextManager[object]], progress: Progress | None, total: int
+) -> None:
+    after: bytes | None = None
+    done = 0
+    while True:
+        with writing():
+            keys = leaf_batches(store.state.view.tree, after, _BATCH)
+            if not keys:
+                return
+            _rewrite(store, dict.fromkeys(keys, TOUCH), packing=True)
+        after = keys[-1]
+        done += len(keys)
+        if progress is not None:
+            progress(min(done, total - 1) // 2, total)
+
+
+def _move(
+    store: Store, writing: Callable[[], AbstractContextManager[object]], progress: Progress | None, total: int
+) -> None:
+    smallest, patience = 1 << 62, 3
+    while patience:
+        with writing():
+            _rewrite(store, {}, packing=False)
+            end = store.committer.space(store.state, store.oldest_txid()).used_count
+            runs = sorted(standing_after(store.state.view.tree, end), key=lambda run: run[0], reverse=True)
+            if not runs:
+                patience = 1
+            touches: dict[bytes, Change] = {}
+            for _, key, touch in runs[:_BATCH]:
+                if touches.get(key) is None or touch.moves_value:
+                    touches[key] = touch
+            size = _rewrite(store, touches, packing=False).meta.page_count
+        if size < smallest:
+            smallest = size
+            patience = 3
+        else:
+            patience -= 1
+        if progress is not None:
+            progress(total - min(total // 2, max(size - end, 1)), total)
+
+
+def _rewrite(store: Store, touches: dict[bytes, Change], *, packing: bool) -> State:
+    return store.guarded(
+        lambda: store.committer.rewrite(store.state, touches, pinned=store.oldest_txid, packing=packing), {}
+    )

@@ -1,0 +1,99 @@
+"""stats: what a database file consists of, and who keeps it from shrinking."""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple
+
+from ._engine.meta import first_page
+from ._engine.page import REF
+from ._engine.space import Space
+from ._engine.state import State
+from ._engine.store import Store
+from ._engine.tree import Tree
+
+__all__ = ["OldestSnapshot", "Stats", "gather"]
+
+
+class OldestSnapshot(NamedTuple):
+    """The oldest commit that somebody still reads."""
+
+    txid: int
+    age: float | None
+    """Seconds since this handle first pinned it; None if another handle did."""
+    pid: int | None
+    """The process that pins it; None where the kernel does not tell."""
+
+
+class Stats(NamedTuple):
+    """Figures of one database, of one moment. Sizes are in bytes, pages are counted."""
+
+    entries: int
+    txid: int
+    """The number of the newest commit."""
+    depth: int
+    """Levels of the tree."""
+    page_size: int
+    page_count: int
+    leaf_pages: int
+    branch_pages: int
+    overflow_pages: int
+    space_pages: int
+    """Pages of the free-space map."""
+    free_pages: int
+    """Pages that may be written again."""
+    pending_pages: int
+    """Pages that were freed, but may still be read by a snapshot or needed after a crash."""
+    file_bytes: int
+    live_bytes: int
+    """In use: meta pages, tree and large values."""
+    free_bytes: int
+    pinned_bytes: int
+    """Freed, but kept for the oldest snapshot."""
+    oldest_snapshot: OldestSnapshot | None
+    commits: int
+    """Commits made through this handle."""
+    syncs: int
+    """Syncs made through this handle."""
+    pages_written: int
+    """Pages written through this handle, meta pages not counted."""
+    cache_misses: int
+    """Runs that this handle read from the file."""
+
+
+def gather(store: Store, state: State) -> Stats:
+    """The figures of `state`, which must be pinned."""
+    meta = state.meta
+    leaf, branch = _tree_pages(state.view.tree)
+    space = Space.load(meta.space, meta.page_size, first_page(meta.page_size), meta.page_count, store.pager.read)
+    own = sum(REF.unpack(ref)[1] for ref in space.own_runs())
+    pins = store.oldest_pin()
+    pinned = 0
+    oldest = None
+    if pins is not None and (pins.txid != meta.txid or store.pins.get(pins.txid, 0) > 1 or pins.pid is not None):
+        pinned = sum(count for txid, (_, count) in space.pending_runs() if txid > pins.txid)
+        since = store.pinned_since.get(pins.txid)
+        oldest = OldestSnapshot(pins.txid, None if since is None else time.monotonic() - since, pins.pid)
+    live = space.used_count - own
+    return Stats(
+        entries=meta.entry_count, txid=meta.txid, depth=meta.depth, page_size=meta.page_size,
+        page_count=meta.page_count, leaf_pages=leaf, branch_pages=branch,
+        overflow_pages=live - leaf - branch - first_page(meta.page_size), space_pages=own,
+        free_pages=space.free_count, pending_pages=space.pending_count, file_bytes=store.disk.size(),
+        live_bytes=live * meta.page_size, free_bytes=space.free_count * meta.page_size,
+        pinned_bytes=pinned * meta.page_size, oldest_snapshot=oldest, commits=store.committer.commits,
+        syncs=store.committer.syncs, pages_written=store.committer.pages_written, cache_misses=store.pager.misses,
+    )  # fmt: skip
+
+
+def _tree_pages(tree: Tree) -> tuple[int, int]:
+    """Pages of leaves and of branches. Leaves are counted in their parents, so they need not be read."""
+    if not tree.depth:
+        return 0, 0
+    level = [tree.root]
+    leaf = branch = 0
+    for _ in range(tree.depth - 1):
+        branch += sum(REF.unpack(ref)[1] for ref in level)
+        level = [child for ref in level for child in tree.pager.branch(ref).refs]
+    leaf = sum(REF.unpack(ref)[1] for ref in level)
+    return leaf, branch
