@@ -24,7 +24,10 @@ from ._engine.disk import Disk, Volume
 from .errors import CorruptionError, error
 from .records import (
     COMMIT,
+    DELETE,
+    MARK,
     NO_IDENTITY,
+    PUT,
     RECORD_HEADER,
     Codec,
     Decoder,
@@ -32,7 +35,7 @@ from .records import (
     Record,
 )
 
-__all__ = ["BATCH", "Files", "Reading", "Tail", "read_end"]
+__all__ = ["BATCH", "Files", "Reading", "Tail", "last_note", "read_end"]
 
 BATCH = 1 << 20
 """Bytes of a commit that are held: by the writer before they are written, by a reader until the end comes."""
@@ -99,8 +102,9 @@ class Reading:
     """One pass over the files `numbers`, oldest first, as pairs of file number and record.
 
     With `start`, it begins at the record at that offset of the first file. The attributes describe what has
-    been read so far: the newest file's header and where its records end; the database; the newest commit and its
-    time (0: not read), and the newest one before the first file. `tail` is set when the last file has a torn tail.
+    been read so far: the newest file's header and where its records end; the database; the newest commit with
+    its time (0: not read), and the newest one before the first file. `tail` is set when the last file has a
+    torn tail.
     """
 
     def __init__(self, files: Files, codec: Codec, numbers: list[int], start: int = 0) -> None:
@@ -205,3 +209,19 @@ def read_end(files: Files, codec: Codec, numbers: list[int]) -> Reading:
         reading = Reading(files, codec, numbers[-2:])
         deque(reading, maxlen=0)
     return reading
+
+
+def last_note(files: Files, codec: Codec) -> tuple[bytes, set[bytes]] | None:
+    """The newest note, and the keys that were changed behind it; None if there is no note."""
+    behind: set[bytes] = set()
+    for number in reversed(files.numbers()):
+        note, keys = b"", set[bytes]()
+        for _, record in Reading(files, codec, [number]):
+            if record.kind == MARK and record.key:
+                note, keys = record.key, set()
+            elif record.kind in (PUT, DELETE):
+                keys.add(record.key)
+        behind |= keys
+        if note:
+            return note, behind
+    return None

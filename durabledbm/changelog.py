@@ -21,7 +21,7 @@ from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
 from ._engine.disk import FileVolume, Volume
-from ._logfiles import BATCH, Files, Reading, Tail, read_end
+from ._logfiles import BATCH, Files, Reading, Tail, last_note, read_end
 from ._logwriter import Writer
 from .errors import ClosedError, CorruptionError, error
 from .mapping import Key, Value, as_bytes
@@ -102,6 +102,7 @@ class ChangeLog:
             raise ValueError("max_file_size must be positive and interval not negative")
         self.directory = os.path.abspath(os.fsdecode(directory))
         self.max_file_size = max_file_size
+        self.codec = codec
         self.closed = False
         self._codec = CODECS[codec]
         self._sync_after = {"record": 0.0, "interval": interval, "manual": None}[sync]
@@ -139,6 +140,8 @@ class ChangeLog:
             raise ValueError("txid and time_ns must fit into 64 bits, and txid be positive")
         end = COMMIT_FIELDS.pack(txid, moment)
         self._check(COMMIT, end, b"")
+        if note:
+            self._check(MARK, note, b"")
         with self._own_lock():
             writer = self._ready()
             if txid <= writer.txid:
@@ -183,9 +186,16 @@ class ChangeLog:
         with self._own_lock():
             return self._ready().bind(identity, txid)
 
+    def last_note(self) -> tuple[bytes, set[bytes]] | None:
+        """The newest note, and the keys of all changes behind it; None if there is no note."""
+        self._check_open()
+        return last_note(self._files, self._codec)
+
     def newest(self) -> tuple[int, Commit]:
-        """Become the writer; return the number of the last file, and the newest commit (its time is 0 if the last file
-        holds no commit; txid 0: no commit at all)."""
+        """Become the writer; return the number of the last file, and the newest commit.
+
+        Its time is 0 if the last file holds no commit; its txid is 0 if there never was one.
+        """
         with self._own_lock():
             writer = self._ready()
             return writer.number, Commit(writer.txid, writer.time_ns)

@@ -11,7 +11,7 @@ import os
 import weakref
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ._engine.creation import create, replace
 from ._engine.disk import FileVolume, Volume
@@ -25,12 +25,15 @@ from ._engine.store import Store
 from ._engine.view import Life, View
 from ._engine.work import CHANGE_MEMORY, Work
 from .check import Problem, Progress, check_state
-from .errors import ClosedError, CorruptionError, error
+from .errors import BusyError, ClosedError, CorruptionError, error
 from .mapping import Key, Writable, as_bytes
 from .reorganize import reorganize
 from .snapshot import Pin, Snapshot
 from .stats import Stats, gather
 from .transaction import Transaction, own_transaction
+
+if TYPE_CHECKING:
+    from .changelog import ChangeLog
 
 __all__ = ["DEFAULT_CACHE_SIZE", "DEFAULT_PAGE_SIZE", "DURABILITIES", "Database", "open", "open_on"]
 
@@ -121,7 +124,7 @@ def _parsed(flag: str, durability: str) -> tuple[str, str]:
     if durability not in DURABILITIES:
         raise ValueError(f"durability must be one of {', '.join(map(repr, DURABILITIES))}, not {durability!r}")
     if not isinstance(flag, str) or flag[:1] not in _FLAGS or not flag or set(flag[1:]) - set(_SUFFIXES):
-        raise ValueError(f"Flag must be one of 'r', 'w', 'c', or 'n', perhaps followed by 'f', 's' or 'u', not {flag!r}")
+        raise ValueError(f"Flag must be one of 'r', 'w', 'c', or 'n', not {flag!r}")
     for suffix in flag[1:]:
         durability = {"f": "manual", "s": "full"}.get(suffix, durability)
     return flag[0], durability
@@ -226,10 +229,14 @@ class Database(Writable):
     def _find(self, key: bytes) -> bytes | None:
         if self._transactions and (transaction := own_transaction(self)) is not None:
             return transaction._find(key)
-        work = self._pipeline.pending()
-        if work is not None:
+        while (work := self._pipeline.pending()) is not None:
+            self._raise_background_failure()
             self._store.check()
-            return work.get(key)
+            try:
+                return work.get(key)
+            except CorruptionError:
+                if self._pipeline.pending() is work:
+                    raise  # else it was committed meanwhile, and what it builds on has been reused
         return self._committed(key)
 
     def _committed(self, key: bytes) -> bytes | None:
@@ -300,10 +307,11 @@ class Database(Writable):
             while True:
                 pin = Pin(self._store)
                 pending = self._pipeline.view()
-                if pending is None:
-                    return pin.state.view, pin
-                if pending[1] is pin.state:
+                if pending is not None and pending[1] is pin.state:
                     return pending[0], pin
+                # Nothing is pending: unless it was committed since the pin was made, that is all there is.
+                if pending is None and (type(self._pipeline) is Group or self._store.state is pin.state):
+                    return pin.state.view, pin
         except OSError as exc:
             raise error.wrap(exc, self.path) from exc
 
@@ -400,6 +408,7 @@ class Database(Writable):
         cleared = work.cleared or (pending is not None and pending.cleared)
         oldest = None if pins is None else pins.txid
         spill = Spill(store.committer, store.pager, store.state, oldest, cleared=cleared)
+        self._pipeline.spilling = True
         if pending is not None and not work.cleared:
             spill.add(pending.changes(), reuse=True)
         return spill
@@ -442,6 +451,33 @@ class Database(Writable):
         except OSError as exc:
             raise error.wrap(exc, self.path) from exc
 
+    def backup(self, target: str | os.PathLike[str], *, progress: Progress | None = None) -> None:
+        """Write a consistent, compact copy to `target`, which appears whole or not at all.
+
+        Others may read and write meanwhile. `progress(done, total)` is called with numbers of entries.
+        """
+        from .backup import backup
+
+        if not self.readonly and not self._transactions:
+            self.sync()
+        pin = self._pin()
+        try:
+            backup(self._store, pin.state, target, progress)
+        except OSError as exc:
+            raise error.wrap(exc, self.path) from exc
+        finally:
+            pin.release()
+
+    def attach(self, log: ChangeLog) -> None:
+        """Append every commit from now on to `log`, too, in order, after it is durable: an incremental backup.
+
+        What the log lacks is added first. Raises `error` if it belongs to another database.
+        """
+        from .attach import attach
+
+        self._store.check_writable()
+        attach(self._store, self._pipeline.turn, log)
+
     def _pin(self) -> Pin:
         self._raise_background_failure()
         try:
@@ -464,27 +500,46 @@ class Database(Writable):
     def close(self) -> None:
         """Write what is not yet on the disk, and release the file. Closing twice is harmless.
 
-        Raises what the last write raises, after releasing the file all the same.
+        A transaction that is open is rolled back. Raises what the last write raises, after releasing the file all the
+        same; but `BusyError`, if a transaction of another thread does not end within `timeout`, leaves it open.
         """
         if self._life.ended:
             return
-        flusher = self._pipeline.flusher
-        if flusher is not None:
-            flusher.stop()
+        for transaction in reversed(self._transactions):
+            if transaction.mine():
+                transaction.abandon()
         try:
-            if self._store.failure is None and not self._transactions:
-                self._pipeline.flush()
-                self._pipeline.tidy()
-            self._raise_background_failure()
+            if self._store.failure is None:
+                self._flush_and_tidy()
+        except BusyError:
+            raise
         except OSError as exc:
+            self._release()
             raise error.wrap(exc, self.path) from exc
-        finally:
-            self._life.ended = True
-            self._plain = False
-            for snapshot in list(self._snapshots.values()):
-                snapshot.close()
-            self._store.close()
-            _databases.pop(id(self), None)
+        except BaseException:
+            self._release()
+            raise
+        self._release()
+        self._raise_background_failure()
+
+    def _flush_and_tidy(self) -> None:
+        if self._transactions:
+            with self._pipeline.turn():
+                pass
+        self._pipeline.flush()
+        self._pipeline.tidy()
+
+    def _release(self) -> None:
+        if self._pipeline.flusher is not None:
+            self._pipeline.flusher.stop()
+        self._life.ended = True
+        self._plain = False
+        for snapshot in list(self._snapshots.values()):
+            snapshot.close()
+        if self._store.observer is not None:
+            self._store.observer.close()
+        self._store.close()
+        _databases.pop(id(self), None)
 
     def __enter__(self) -> Database:
         return self
@@ -498,6 +553,7 @@ class Database(Writable):
         life = getattr(self, "_life", None)
         if life is not None and not life.ended:
             try:
+                self._pipeline.hurry()
                 self.close()
             except Exception:  # noqa: BLE001, S110 - nobody is left to be told; close() is there to be told
                 pass
@@ -554,6 +610,7 @@ def _set_default(work: Work, key: bytes, default: bytes) -> bytes:
 def _sync_all() -> None:
     """What was deferred must not be lost with the process. Closing is left to the handles: others may still use them."""
     for database in list(_databases.values()):
+        database._pipeline.hurry()
         try:
             database.sync()
         except OSError:

@@ -123,14 +123,15 @@ def _status(label: str, unit: str, done: int, total: int | None, elapsed: float)
 
 
 def quantity(count: float, unit: str) -> str:
-    """`count` of something for people: "1,234 pages", and bytes in the unit that suits: "1.2 MiB"."""
+    """`count` of something for people: "1,234 pages", and bytes in the unit that suits: "4 KiB", "1.2 MiB"."""
     if unit != "bytes":
         return f"{round(count):,} {unit}"
     power = 0
     while count >= 1024 and power < len(_UNITS) - 1:
         count /= 1024
         power += 1
-    return f"{count:.0f} B" if power == 0 else f"{count:.1f} {_UNITS[power]}"
+    number = f"{count:.0f}" if power == 0 else f"{count:.1f}".removesuffix(".0")
+    return f"{number} {_UNITS[power]}"
 
 
 def duration(seconds: float) -> str:

@@ -13,8 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
-from ._engine.merge import TOUCH, Change
-from ._engine.state import State
+from ._engine.merge import TOUCH, Touch
 from ._engine.store import Store
 from ._engine.vacuum import leaf_batches, standing_after
 
@@ -49,7 +48,7 @@ def _pack(
             keys = leaf_batches(store.state.view.tree, after, _BATCH)
             if not keys:
                 return
-            _rewrite(store, dict.fromkeys(keys, TOUCH), packing=True)
+            store.rewrite(dict.fromkeys(keys, TOUCH), packing=True)
         after = keys[-1]
         done += len(keys)
         if progress is not None:
@@ -62,16 +61,16 @@ def _move(
     smallest, patience = 1 << 62, 3
     while patience:
         with writing():
-            _rewrite(store, {}, packing=False)
+            store.rewrite({}, packing=False)
             end = store.committer.space(store.state, store.oldest_txid()).used_count
             runs = sorted(standing_after(store.state.view.tree, end), key=lambda run: run[0], reverse=True)
             if not runs:
                 patience = 1
-            touches: dict[bytes, Change] = {}
+            touches: dict[bytes, Touch] = {}
             for _, key, touch in runs[:_BATCH]:
-                if touches.get(key) is None or touch.moves_value:
+                if key not in touches or touch.moves_value:
                     touches[key] = touch
-            size = _rewrite(store, touches, packing=False).meta.page_count
+            size = store.rewrite(touches, packing=False).meta.page_count
         if size < smallest:
             smallest = size
             patience = 3
@@ -79,9 +78,3 @@ def _move(
             patience -= 1
         if progress is not None:
             progress(total - min(total // 2, max(size - end, 1)), total)
-
-
-def _rewrite(store: Store, touches: dict[bytes, Change], *, packing: bool) -> State:
-    return store.guarded(
-        lambda: store.committer.rewrite(store.state, touches, pinned=store.oldest_txid, packing=packing), {}
-    )

@@ -119,6 +119,10 @@ class Transaction(Writable):
         _active.set(tuple(other for other in _active.get() if other is not self))
         root = self._root_
         assert root is not None
+        if self._ended:
+            if kind is None:
+                raise ClosedError
+            return
         try:
             if root.orphaned:
                 if kind is None:
@@ -176,6 +180,14 @@ class Transaction(Writable):
             self._point = root.work.savepoint()
             self._mark = None if root.spill is None else root.spill.mark()
         self._rolled_back = True
+
+    def abandon(self) -> None:
+        """The handle is being closed: roll back, and let go of the writer lock."""
+        root = self._root_
+        self._ended = True
+        if root is not None and self._point is None and not root.orphaned:
+            root.life.ended = True
+            self._finish(root, keep=False)
 
     # -- whose it is ---------------------------------------------------------------------------------------------
 

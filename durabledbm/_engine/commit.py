@@ -21,7 +21,8 @@ written, before the sync is through: the new meta may have arrived without some 
 every page of it is verified before the meta is believed. After the sync: everything is there.
 
 Then, without another sync, a copy of the meta, marked *steady*, goes to the other slot, which the next commit will
-overwrite anyway. Whoever sees the mark knows that the commit is on the disk and needs neither to verify the list nor to
+overwrite anyway. That write makes the commit visible to readers: none of them sees what a power failure may still undo.
+Whoever sees the mark knows that the commit is on the disk and needs neither to verify the list nor to
 sync again; and from then on two copies of the newest meta exist, so that a damaged one does not silently take the
 database back to the commit before.
 
@@ -36,7 +37,7 @@ from collections.abc import Callable, Mapping
 
 from ..errors import CorruptionError
 from .disk import Disk
-from .merge import Change, Merged, merge
+from .merge import Change, Merged, Touch, merge
 from .meta import CHANGE_OVERHEAD, META_SIZE, Meta, encode_meta, first_page, room_for, steady_copy
 from .page import ref_parts
 from .pager import MALFORMED, Pager
@@ -52,7 +53,7 @@ __all__ = ["Committer", "expected_pages"]
 _LISTED_PAGES = 256
 """A commit with more pages syncs twice instead of listing them: verifying them after a crash would take long."""
 
-_LISTED_PAGES_RELAXED = 2048
+_LISTED_PAGES_RELAXED = 512
 _LISTED_EXTENTS = 64
 
 _MOST_MOVED = 1024
@@ -75,7 +76,9 @@ class Committer:
         """A commit was started and neither acknowledged nor known to have failed: only the file knows."""
         self.sync_failed = False
         """Nothing may be assumed about what is on the disk."""
-        self._unsteady: bytes | None = None
+        self._visible: tuple[int, bytes] | None = None
+        self._loose: bytes | None = None
+        self._cut: int | None = None
         self.syncs = 0
         self.commits = 0
         self.pages_written = 0
@@ -135,10 +138,11 @@ class Committer:
             space.free_all()
             tree = Tree(self._pager)
         else:
-            changes = {**state.meta.changes, **changes}
             tree = state.view.tree
-        if not cleared and not moving and not packing:
-            changes = self._with_tail(space, changes)
+            if moving or packing:
+                changes = {**changes, **state.meta.changes}
+            else:
+                changes = self._with_tail(space, {**state.meta.changes, **changes})
         writer.expected = expected_pages(changes, tree.depth, self._pager.page_size)
         keys = sorted(changes)
         values = [changes[key] for key in keys]
@@ -153,24 +157,12 @@ class Committer:
         tail = at_the_end(self.disk, self._pager, space, 2 * len(changes) + _LEAST_MOVED)
         return {**tail.touches, **changes}
 
-    def shrink(self, state: State, *, pinned: Callable[[], int | None], budget: int) -> State:
-        """After a commit that left much of the file free, move what stands at its end, about `budget` runs at most.
-
-        Many small commits do this on their way (`_with_tail`); a large one would leave the file large behind it.
-        """
-        smallest, patience = state.meta.page_count, 4
-        while budget > 0 and patience:
-            space = self.space(state, pinned())
-            if not is_wasteful(space):
-                break
-            tail = at_the_end(self.disk, self._pager, space, min(budget, _MOST_MOVED))
-            budget -= len(tail.touches) + 1
-            state = self.rewrite(state, tail.touches, pinned=pinned, packing=False)
-            if state.meta.page_count < smallest:
-                smallest, patience = state.meta.page_count, 4
-            else:
-                patience -= 1
-        return state
+    def to_move(self, state: State, pinned: int | None, limit: int) -> dict[bytes, Touch] | None:
+        """Keys that lead to what stands at the end of the file, if much of the file is free; else None."""
+        space = self.space(state, pinned)
+        if not is_wasteful(space):
+            return None
+        return at_the_end(self.disk, self._pager, space, min(limit, _MOST_MOVED)).touches
 
     def rewrite(
         self, state: State, touches: Mapping[bytes, Change], *, pinned: Callable[[], int | None], packing: bool
@@ -194,7 +186,7 @@ class Committer:
             extents = state.meta.extents + extents
         listed = sum(extent.page_count for extent in extents)
         if writer.own is not None or listed > (_LISTED_PAGES if sync else _LISTED_PAGES_RELAXED) or len(extents) > _LISTED_EXTENTS:
-            self._sync()
+            self.sync()
             extents = ()
         old = state.meta
         return old._replace(
@@ -213,30 +205,65 @@ class Committer:
             txid=state.meta.txid + 1,
             steady_txid=self.durable_txid,
             steady=False,
+            relaxed=not sync,
             time_ns=time.time_ns(),
         )
         page = encode_meta(meta)
+        if meta.page_count < state.meta.page_count:
+            self._cut = meta.page_count * meta.page_size
         self.in_doubt = True
-        self.disk.write(slot * META_SIZE, (page,))
-        self._unsteady = page
-        successor = State.make(meta, slot, self._pager)
         if sync:
-            self.harden(successor)
+            self._visible = (1 - slot) * META_SIZE, steady_copy(page)
+            self.disk.write(slot * META_SIZE, (page,))
+            self.sync()
+            self.durable_txid = meta.txid
+        else:
+            self._visible = slot * META_SIZE, page
+        return State.make(meta, slot, self._pager)
+
+    def publish(self, state: State) -> None:
+        """Let everybody see the commit that has been made: the write that does it is left to this moment.
+
+        For a synced commit it is the steady copy of the meta, for a relaxed one the meta itself.
+        """
+        assert self._visible is not None
+        offset, page = self._visible
+        self._visible = None
+        self.disk.write(offset, (page,))
         self.in_doubt = False
         self.commits += 1
-        if meta.page_count < state.meta.page_count:
-            self.disk.resize(meta.page_count * meta.page_size)
-        return successor
+        if state.meta.relaxed:
+            self._loose = page
+        else:
+            self._loose = None
+            if self._cut is not None:
+                self.disk.resize(self._cut)
+                self._cut = None
+
+    @property
+    def is_loose(self) -> bool:
+        """Whether the newest commit made here is not known to be on the disk."""
+        return self._loose is not None
 
     def harden(self, state: State) -> None:
-        """Sync, so that `state`, which this committer wrote last, survives anything; then mark it steady."""
-        self._sync()
+        """Sync, so that `state`, which this committer made last, survives anything; `publish` then says so."""
+        assert self._loose is not None
+        self.sync()
         self.durable_txid = state.meta.txid
-        if self._unsteady is not None:
-            self.disk.write((1 - state.slot) * META_SIZE, (steady_copy(self._unsteady),))
-            self._unsteady = None
+        self._visible = (1 - state.slot) * META_SIZE, steady_copy(self._loose)
 
-    def _sync(self) -> None:
+    def settled(self, txid: int) -> None:
+        """The newest commit of all, `txid`, is on the disk, whoever made it."""
+        self.durable_txid = txid
+        self._loose = None
+
+    def give_up(self) -> None:
+        """A commit failed half-way: what was prepared for the next step is void, and free space must be read anew."""
+        self._space = self._visible = self._cut = self._loose = None
+        self.in_doubt = False
+
+    def sync(self) -> None:
+        """Sync. If it fails, nothing may be assumed any more."""
         self.syncs += 1
         try:
             self.disk.sync()

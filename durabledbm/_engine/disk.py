@@ -155,6 +155,8 @@ class FileDisk:
         return (status.st_dev, status.st_ino) == self.identity()
 
     def lock(self, offset: int, *, exclusive: bool) -> bool:
+        if self._fd < 0:
+            raise ClosedError
         kind = fcntl.F_WRLCK if exclusive else fcntl.F_RDLCK
         try:
             fcntl.fcntl(self._fd, _SETLK, _flock(kind, offset, 1))
@@ -165,10 +167,14 @@ class FileDisk:
         return True
 
     def unlock(self, offset: int) -> None:
+        if self._fd < 0:
+            return  # closing has released it
         fcntl.fcntl(self._fd, _SETLK, _flock(fcntl.F_UNLCK, offset, 1))
 
     def lowest_lock(self, start: int, stop: int) -> LockOwner | None:
         # The kernel names one lock in the way, not the lowest: narrow the question until nobody answers.
+        if self._fd < 0:
+            raise ClosedError
         lowest = None
         while stop > start:
             answer = fcntl.fcntl(self._fd, _GETLK, _flock(fcntl.F_WRLCK, start, stop - start))

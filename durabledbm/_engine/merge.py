@@ -115,6 +115,8 @@ class _Merge:
 
     def run(self, root: bytes, depth: int) -> Merged:
         count = len(self._keys)
+        if not count:
+            return Merged(root, depth, 0)
         if depth:
             drafts = self._node(root, depth - 1, b"", 0, count, rightmost=True)
         else:

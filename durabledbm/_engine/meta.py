@@ -49,6 +49,9 @@ _FLAGS_OFFSET = 36
 _STEADY = 1
 """Flag: this commit is known to be on disk, and so is everything it refers to. What is missing is damage, not a crash."""
 
+_RELAXED = 2
+"""Flag: this commit counts, for this process and for others, as soon as it is written, without waiting for a sync."""
+
 _EXTENT = struct.Struct("<QII")
 _CHANGE = struct.Struct("<Ii")
 _TRAILER = struct.Struct("<QI")
@@ -95,6 +98,7 @@ class Meta(NamedTuple):
     steady_txid: int = 0
     """The newest commit that was known to be on disk when this one was written."""
     steady: bool = False
+    relaxed: bool = False
     time_ns: int = 0
     """When the commit was made, nanoseconds since 1970, by the clock of the machine that made it."""
     extents: tuple[Extent, ...] = ()
@@ -130,7 +134,7 @@ def encode_meta(meta: Meta) -> bytes:
             parts += (_CHANGE.pack(len(key), len(value)), key, value)
             size += _CHANGE.size + len(key) + len(value)
     parts[0] = _FIXED.pack(
-        MAGIC, meta.txid, FORMAT_VERSION, 0, meta.page_size, _STEADY if meta.steady else 0, meta.page_count,
+        MAGIC, meta.txid, FORMAT_VERSION, 0, meta.page_size, _STEADY * meta.steady | _RELAXED * meta.relaxed, meta.page_count,
         meta.entry_count, meta.tree_count, meta.root, meta.depth, 0, meta.space, meta.steady_txid, meta.time_ns, meta.database_id,
         size, len(meta.extents), len(meta.changes),
     )  # fmt: skip
@@ -177,7 +181,7 @@ def decode_meta(slot: bytes) -> Meta | None:
         return None
     return Meta(
         txid, page_size, database_id, page_count, entry_count, tree_count, root, depth, space, steady_txid, bool(flags & _STEADY),
-        time_ns, extents, changes,
+        bool(flags & _RELAXED), time_ns, extents, changes,
     )  # fmt: skip
 
 

@@ -36,6 +36,9 @@ T = TypeVar("T")
 _PENDING_MAX = 256 * 2**20
 """Bytes of memory that deferred changes may take before they are committed early."""
 
+_MOMENT = 1.0
+"""Seconds to wait for a writer when the interpreter ends."""
+
 _PEEK = 0.02
 """Seconds between looks whether another process waits for what this handle holds back."""
 
@@ -64,8 +67,13 @@ class Pipeline(Protocol):
     def finish(self, work: Work | None, commit: Callable[[bool], State] | None = None) -> None:
         """End what `begin` began: with the changes of `work`, or with a commit that was prepared, or with nothing."""
 
+    spilling: bool
+
     def flush(self) -> None:
         """Commit and sync whatever is not yet on the disk."""
+
+    def hurry(self) -> None:
+        """From now on, wait for nobody for more than a moment: the interpreter or the handle is about to end."""
 
     def tidy(self) -> None:
         """Before closing: give back space that the handle's commits have left at the end of the file."""
@@ -110,26 +118,34 @@ class Group:
         self.flusher: Flusher | None = None
         self._timeout = timeout
         self._sync = sync
+        self.spilling = False
         self._mutex = threading.Lock()
         self._open: _Batch | None = None
 
     def run(self, operation: Callable[[Work], T]) -> T:
         self.store.writer.check_self(self.store.path)
-        ticket = _Ticket(operation)
-        with self._mutex:
-            batch = self._open
-            leads = batch is None
-            if batch is None:
-                batch = self._open = _Batch()
-            batch.tickets.append(ticket)
-        if leads:
-            self._lead(batch)
-        else:
-            batch.done.acquire()
-            batch.done.release()
-        if ticket.failure is not None:
-            raise ticket.failure
-        return ticket.result  # type: ignore[no-any-return]
+        started = time.monotonic()
+        while True:
+            ticket = _Ticket(operation)
+            with self._mutex:
+                batch = self._open
+                leads = batch is None
+                if batch is None:
+                    batch = self._open = _Batch()
+                batch.tickets.append(ticket)
+            if leads:
+                self._lead(batch)
+            else:
+                batch.done.acquire()
+                batch.done.release()
+            if ticket.failure is None:
+                return ticket.result  # type: ignore[no-any-return]
+            # Whoever joined a batch late has not waited for as long as its leader.
+            if leads or type(ticket.failure) is not BusyError or not self._may_wait(started):
+                raise ticket.failure
+
+    def _may_wait(self, started: float) -> bool:
+        return self._timeout is None or time.monotonic() < started + self._timeout
 
     def _lead(self, batch: _Batch) -> None:
         try:
@@ -192,6 +208,9 @@ class Group:
         finally:
             self.store.end()
 
+    def hurry(self) -> None:
+        self._timeout = _MOMENT if self._timeout is None else min(self._timeout, _MOMENT)
+
     def tidy(self) -> None:
         _tidy(self)
 
@@ -214,7 +233,7 @@ class Group:
 
     def flush(self) -> None:
         store = self.store
-        if store.readonly or store.state.meta.txid <= store.committer.durable_txid:
+        if not store.committer.is_loose:
             return
         store.begin(self._timeout)
         try:
@@ -232,6 +251,8 @@ class Deferred:
         self._timeout = timeout
         self._mutex = threading.Lock()
         self._work: Work | None = None
+        self.spilling = False
+        """A transaction has outgrown memory, and written what is pending to pages of its own."""
 
     def run(self, operation: Callable[[Work], T]) -> T:
         state = self.store.begin(self._timeout)
@@ -249,36 +270,43 @@ class Deferred:
         return work
 
     def _end(self) -> None:
-        work = self._work
         keep = False
         try:
-            if work is not None and work.size > _PENDING_MAX:
-                self._commit()
-            elif work is not None and work.size:
-                keep = True
+            with self._mutex:
+                work = self._work
+                if work is not None and work.size > _PENDING_MAX:
+                    self._commit()
+                elif work is not None and work.size:
+                    keep = True
         finally:
             self.store.end(keep=keep)
         if keep and self.flusher is not None:
             self.flusher.wake()
 
     def _commit(self) -> None:
+        """Commit what is pending. The mutex must be held, and the writer lock kept."""
         work = self._work
         if work is not None:
-            self.store.commit(work)
-            self._work = None
+            before = self.store.state
+            try:
+                self.store.commit(work)
+            finally:
+                if self.store.state is not before:
+                    self._work = None  # committed, whatever else was raised
+
+    def pending(self) -> Work | None:
+        work = self._work
+        return work if work is not None and work.size else None
 
     def count(self) -> int:
         with self._mutex:
             work = self._work
-            return self.store.state.meta.entry_count if work is None else work.count()
+            return self.store.current().meta.entry_count if work is None or not work.size else work.count()
 
     def view(self) -> tuple[View, State] | None:
         with self._mutex:
             work = self._work
             return None if work is None or not work.size else (work.view(), self.store.state)
-
-    def pending(self) -> Work | None:
-        return self._work
 
     def begin(self) -> Work:
         state = self.store.begin(self._timeout)
@@ -289,6 +317,7 @@ class Deferred:
     def finish(self, work: Work | None, commit: Callable[[bool], State] | None = None) -> None:
         try:
             with self._mutex:
+                self.spilling = False
                 if commit is not None:
                     self.store.guarded(lambda: commit(True), None)
                     self._work = None
@@ -299,6 +328,9 @@ class Deferred:
                     pending.update(work.changes(), work.size)
         finally:
             self._end()
+
+    def hurry(self) -> None:
+        self._timeout = _MOMENT if self._timeout is None else min(self._timeout, _MOMENT)
 
     def tidy(self) -> None:
         _tidy(self)
@@ -329,16 +361,22 @@ class Deferred:
             self.store.end(keep=self._work is not None)
 
     def flush(self) -> None:
-        if self._work is None or self.store.readonly:
-            return
-        self.store.begin(self._timeout)
-        keep = True
-        try:
-            with self._mutex:
+        # A transaction that is open, of whatever thread, does not stand in the way: what is pending is complete, and
+        # the transaction builds on it. Only one that has spilled has taken it along.
+        with self._mutex:
+            if self._work is None or not self._work.size:
+                return
+            if not self.spilling:
                 self._commit()
-            keep = False
-        finally:
-            self.store.end(keep=keep)
+        try:
+            self.store.begin(0.0 if self._work is None else self._timeout)
+        except BusyError:
+            return  # somebody has a turn, and will let go of the writer lock at its end
+        with self._mutex:
+            try:
+                self._commit()
+            finally:
+                self.store.end(keep=self._work is not None)
 
 
 class Flusher:
@@ -377,7 +415,7 @@ class Flusher:
 
     def round(self) -> bool:
         """Wait for the interval to pass and flush once; False when the thread is to end."""
-        deadline = time.monotonic() + self._interval
+        deadline = time.monotonic() + self._interval / 2  # the rest is for the flush itself
         while not self._stopped and (left := deadline - time.monotonic()) > 0:
             time.sleep(min(left, _PEEK))
             pipeline = self._pipeline()

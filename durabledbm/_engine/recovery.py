@@ -19,7 +19,7 @@ from .locks import writer_present
 from .meta import META_AREA, META_SIZE, Extent, Meta, decode_meta, has_magic, look_of
 from .page import CRC_SIZE, HEADER, self_consistent
 
-__all__ = ["Slots", "extent_arrived", "newest", "read_slots"]
+__all__ = ["Slots", "Visible", "extent_arrived", "newest", "read_slots", "visible"]
 
 _PATIENCE = 200
 """How often to read again a slot that seems to be in the middle of being written."""
@@ -76,6 +76,33 @@ def newest(disk: Disk, slots: Slots) -> tuple[Meta, int]:
     if other is None or other.txid != meta.steady_txid:
         raise CorruptionError("the newest commit is incomplete, and the one before it is damaged", path=disk.path)
     return other, 1 - slot
+
+
+class Visible(NamedTuple):
+    """What readers may see while a writer is at work."""
+
+    meta: Meta
+    slot: int
+    certain: bool
+    """Not so if a newer commit is written, but not yet synced."""
+
+
+def visible(disk: Disk, slots: Slots) -> Visible | None:
+    """The newest commit that counts, in a file that somebody may be writing; None if no slot holds a meta.
+
+    A commit counts when it is steady, or relaxed, or when its writer is gone: then nobody will sync it, and it is as
+    good as what a fresh `open` would find.
+    """
+    found = [(meta, slot) for slot, meta in enumerate(slots.metas) if meta is not None]
+    if not found:
+        return None
+    found.sort(key=lambda pair: (pair[0].txid, not pair[0].steady))
+    meta, slot = found[-1]
+    if len(found) == 2 and not meta.steady and not meta.relaxed:
+        other = found[0][0]
+        if other.txid < meta.txid and other.txid == meta.steady_txid and writer_present(disk):
+            return Visible(other, found[0][1], False)
+    return Visible(meta, slot, bool(slots.look))
 
 
 def extent_arrived(disk: Disk, extent: Extent, page_size: int) -> bool:

@@ -13,30 +13,48 @@ from __future__ import annotations
 import errno
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from ..errors import ClosedError, CorruptionError, ReadOnlyError, error
 from .commit import Committer
 from .creation import initialise, replace
 from .disk import Disk, Volume
-from .locks import WriterLock, oldest_pin, pin, unpin
-from .meta import LOOK_OFFSET, LOOK_SIZE, Meta, first_page
+from .locks import WriterLock, oldest_pin, pin, unpin, writer_present
+from .merge import Touch
+from .meta import LOOK_OFFSET, LOOK_SIZE, META_SIZE, Meta, first_page, steady_copy
 from .pager import Pager
-from .recovery import Slots, newest, read_slots
+from .recovery import Slots, newest, read_slots, visible
 from .rows import RowCache
 from .state import State
 from .work import Work
 
-__all__ = ["Pins", "Store"]
+__all__ = ["Observer", "Pins", "Store"]
 
 _DEFAULT_MODE = 0o666
 _NEVER = b""
 _LARGE = 256
 """A commit of more pages looks whether it has left the file much larger than it must be."""
 
+_PATIENCE = 4
+"""How many commits that move pages may fail to make the file smaller before it is left as it is."""
+
 _FORESEEN = 1000
 """Commits with more changes than this empty the row cache instead of being taken out of it one by one."""
+
+
+class Observer(Protocol):
+    """Somebody who is told of every commit made through a handle."""
+
+    def admit(self, changes: Mapping[bytes, bytes | None]) -> None:
+        """Raise `ValueError` to keep these changes from being committed."""
+
+    def committed(self, changes: Mapping[bytes, object] | None) -> None:
+        """A commit was made: with these changes, or (None) with changes that are not known one by one."""
+
+    def close(self) -> None:
+        """The handle is being closed."""
 
 
 class Pins(NamedTuple):
@@ -64,8 +82,14 @@ class Store:
         self.rows = RowCache(cache_size // 4)
         self.failure: BaseException | None = None
         self.closed = False
+        self.writing = False
+        """This handle has the writer lock, and its state is the newest: there is no need to look for commits."""
+        self.observer: Observer | None = None
+        self._unpinned: deque[int] = deque()
         self._settled = False
         self._forked = False
+        self._doubtful = _NEVER
+        """The look of a commit that is written but not yet synced: until it is, or its writer is gone, it is not shown."""
         self._cache_size = cache_size - cache_size // 4
         self.read = disk.read
         self.look = _NEVER
@@ -83,12 +107,13 @@ class Store:
         return self.state
 
     def refresh(self) -> State:
-        """Read the meta pages again. While this handle writes, nobody else can have committed."""
+        """Look again for newer commits. While this handle writes, nobody else can have committed."""
         self.check()
         if self._forked:
             self._reopen()
         with self.mutex:
-            if not self.writer.kept:
+            self._drain()
+            if not self.writing:
                 self._refresh()
             return self.state
 
@@ -97,25 +122,26 @@ class Store:
             self._use(self._volume.open(self.path, writable=not self.readonly))
             self.file = self.disk.identity()
             self.writer = WriterLock(self.file)
+        look = self.read(LOOK_SIZE, LOOK_OFFSET)
+        if look == self.look or (look == self._doubtful and writer_present(self.disk)):
+            return
         slots = read_slots(self.disk)
         if not slots.size:
             return
-        best = max((meta for meta in slots.metas if meta is not None), key=lambda meta: meta.txid, default=None)
-        if best is None:
+        found = visible(self.disk, slots)
+        if found is None:
             newest(self.disk, slots)  # says what is wrong
             return
-        if best.database_id != self.state.meta.database_id:
+        meta, slot, certain = found
+        if meta.database_id != self.state.meta.database_id:
             if self.state.meta.txid:
                 raise CorruptionError("the file was replaced by another database while it was open", path=self.path)
             self._load_from(slots)
-        elif best.txid > self.state.meta.txid:
-            slot = slots.metas.index(best)
-            other = slots.metas[1 - slot]
-            if other is not None and other.txid == best.txid and best.steady:
-                best, slot = other, 1 - slot
+            return
+        if meta.txid > self.state.meta.txid:
             self._settled = False
-            self._install(State.make(best, slot, self.pager), None)
-        self.look = slots.look
+            self._install(State.make(meta, slot, self.pager), None)
+        self.look, self._doubtful = (slots.look, _NEVER) if certain else (_NEVER, slots.look)
 
     def _load(self) -> None:
         """Decide what the file holds, when it is opened."""
@@ -132,15 +158,19 @@ class Store:
             return
         raise error(f"{self.path}: the file changes too fast to be read")
 
-    def _load_from(self, slots: Slots) -> Meta:
-        meta, slot = newest(self.disk, slots)
+    def _load_from(self, slots: Slots) -> None:
+        found = visible(self.disk, slots)
+        if found is not None and not found.certain:
+            meta, slot = found.meta, found.slot
+            self.look, self._doubtful = _NEVER, slots.look
+        else:
+            meta, slot = newest(self.disk, slots)
+            self.look = slots.look
         if meta.page_size != self.pager.page_size:
             self.pager = Pager(self.disk, meta.page_size, self._cache_size)
             if hasattr(self, "committer"):
                 self.committer = Committer(self.disk, self.pager)
         self._install(State.make(meta, slot, self.pager), None)
-        self.look = slots.look
-        return meta
 
     def _unborn(self) -> State:
         """The state of a file of 0 bytes."""
@@ -174,8 +204,9 @@ class Store:
         if self._forked:
             self._reopen()
         with self.mutex:
+            self._drain()
             while True:
-                if not self.writer.kept and self.read(LOOK_SIZE, LOOK_OFFSET) != self.look:
+                if not self.writing:
                     self._refresh()
                 state = self.state
                 txid = state.meta.txid
@@ -184,9 +215,8 @@ class Store:
                 # The lock must be there before the next commit but one can look for it: so look again afterwards.
                 if not pin(self.disk, txid):
                     raise error(errno.ENOLCK, "the file system refuses locks", self.path)
-                if self.writer.kept or self.read(LOOK_SIZE, LOOK_OFFSET) == self.look:
-                    break
-                self._refresh()
+                if not self.writing:
+                    self._refresh()
                 if self.state is state:
                     break
                 unpin(self.disk, txid)
@@ -196,20 +226,30 @@ class Store:
             return state
 
     def unpin(self, state: State) -> None:
-        """End a `pin`."""
-        txid = state.meta.txid
-        with self.mutex:
+        """End a `pin`. May be called at any moment, also by the garbage collector in a thread that has the mutex."""
+        self._unpinned.append(state.meta.txid)
+        if self.mutex.acquire(blocking=False):
+            try:
+                self._drain()
+            finally:
+                self.mutex.release()
+
+    def _drain(self) -> None:
+        """Carry out what `unpin` was asked for. The mutex must be held."""
+        while self._unpinned:
+            txid = self._unpinned.popleft()
             left = self.pins.get(txid, 0) - 1
             if left > 0:
                 self.pins[txid] = left
             elif self.pins.pop(txid, None) is not None:
                 del self.pinned_since[txid]
-                if not self.closed:
+                if not self.closed and not self._forked:
                     unpin(self.disk, txid)
 
     def oldest_pin(self) -> Pins | None:
         """The oldest commit that any handle of any process has pinned."""
         with self.mutex:
+            self._drain()
             own = min(self.pins, default=None)
         foreign = oldest_pin(self.disk)
         if foreign is not None and (own is None or foreign.offset < own):
@@ -231,17 +271,19 @@ class Store:
         self.check_writable()
         if self._forked:
             self._reopen()
-        kept = self.writer.kept
         self.writer.acquire(self.disk, timeout)
         try:
             self.check_writable()
-            if kept and self._settled and self.writer.kept:
+            if self.writing:
                 return self.state
-            if not self.state.meta.txid and not self._born(timeout):
+            if not self.state.meta.txid and not self._born():
+                self.writer.release(self.disk)
+                self._follow()
                 return self.begin(timeout)
-            if not self._settled or self.read(LOOK_SIZE, LOOK_OFFSET) != self.look:
-                with self.mutex:
+            with self.mutex:
+                if not self._settled or self.read(LOOK_SIZE, LOOK_OFFSET) != self.look:
                     self._settle()
+                self.writing = True
         except OSError as exc:
             self.end()
             raise error.wrap(exc, self.path) from exc
@@ -250,40 +292,39 @@ class Store:
             raise
         return self.state
 
-    def _born(self, timeout: float | None) -> bool:
-        """Make a file of 0 bytes a database; False if somebody else has, and the lock must be taken on the new one."""
-        if self.disk.size():
-            with self.mutex:
-                self._load_from(read_slots(self.disk))
-            return True
-        if self.disk.linked():
+    def _born(self) -> bool:
+        """Make a file of 0 bytes a database; False if the name leads to another file now, which is to be used."""
+        if not self.disk.size():
+            if not self.disk.linked():
+                return False
             try:
                 replace(self._volume, self.path, _DEFAULT_MODE, self._page_size)
+                return False
             except PermissionError:
                 initialise(self.disk, self._page_size)
-                with self.mutex:
-                    self._load_from(read_slots(self.disk))
-                return True
-        self.writer.release(self.disk)
+        with self.mutex:
+            self._load_from(read_slots(self.disk))
+        return True
+
+    def _follow(self) -> None:
+        """Go on with the file that has the name now."""
         with self.mutex:
             self._use(self._volume.open(self.path, writable=True))
             self.file = self.disk.identity()
             self.writer = WriterLock(self.file)
             self._load_from(read_slots(self.disk))
-        return False
 
     def _settle(self) -> None:
         """Make sure that the newest commit in the file is on the disk, whoever made it and however it ended."""
         slots = read_slots(self.disk)
         meta, slot = newest(self.disk, slots)
         first, second = slots.metas
-        settled = first is not None and second is not None and first.txid == second.txid
-        if not (settled and (first.steady or second.steady)):  # type: ignore[union-attr]
+        twins = first is not None and second is not None and first.txid == second.txid
+        if not (twins and (first.steady or second.steady)):  # type: ignore[union-attr]
             # It may be in memory only; after a sync that failed unseen, it may even never reach the disk. What the
             # medium holds is what counts.
-            self.committer.syncs += 1
             try:
-                self.disk.sync()
+                self.committer.sync()
             except OSError as exc:
                 self.poison(exc)
                 raise
@@ -291,12 +332,14 @@ class Store:
             self.pager.clear()
             slots = read_slots(self.disk)
             meta, slot = newest(self.disk, slots)
-        if meta.database_id != self.state.meta.database_id:
+            page = self.read(META_SIZE, slot * META_SIZE)
+            self.disk.write((1 - slot) * META_SIZE, (steady_copy(page),))
+        if self.state.meta.txid and meta.database_id != self.state.meta.database_id:
             raise CorruptionError("the file was replaced by another database while it was open", path=self.path)
         if meta.txid != self.state.meta.txid or slot != self.state.slot:
             self._install(State.make(meta, slot, self.pager), None)
-        self.look = slots.look
-        self.committer.durable_txid = meta.txid
+        self.look = self.read(LOOK_SIZE, LOOK_OFFSET)
+        self.committer.settled(meta.txid)
         self._settled = True
 
     def commit(self, work: Work, *, sync: bool = True) -> State:
@@ -304,49 +347,79 @@ class Store:
         changes, cleared = work.changes(), work.cleared
         if not changes and not cleared:
             return self.state
-        written = self.committer.pages_written
+        if self.observer is not None:
+            self.observer.admit(changes)
+        before = self.committer.pages_written
         state = self.guarded(
             lambda: self.committer.commit(
                 self.state, changes, pinned=self.oldest_txid, sync=sync, cleared=cleared
             ),
             None if cleared else changes,
         )
-        written = self.committer.pages_written - written
+        written = self.committer.pages_written - before
         if written > _LARGE and sync:
             state = self.shrink(2 * written)
         return state
 
     def shrink(self, budget: int) -> State:
-        """Give back space after a large commit, with about `budget` runs written at most."""
+        """After commits that left much of the file free, move what stands at its end, about `budget` runs at most.
+
+        Small commits do this on their way; a large one would leave a large file behind it.
+        """
+        smallest, patience = self.state.meta.page_count, _PATIENCE
+        while budget > 0 and patience:
+            touches = self.committer.to_move(self.state, self.oldest_txid(), budget)
+            if touches is None:
+                break
+            budget -= len(touches) + 1
+            if self.rewrite(touches, packing=False).meta.page_count < smallest:
+                smallest, patience = self.state.meta.page_count, _PATIENCE
+            else:
+                patience -= 1
+        return self.state
+
+    def rewrite(self, touches: Mapping[bytes, Touch], *, packing: bool) -> State:
+        """Commit the same content in other pages (see `Committer.rewrite`)."""
         return self.guarded(
-            lambda: self.committer.shrink(self.state, pinned=self.oldest_txid, budget=budget), {}
+            lambda: self.committer.rewrite(self.state, touches, pinned=self.oldest_txid, packing=packing), {}
         )
 
     def guarded(self, step: Callable[[], State], changes: Mapping[bytes, object] | None) -> State:
         """Run a step that makes a commit, and make its result current. Whatever it raises leaves the handle sound."""
-        assert self.writer.held
+        assert self.writer.kept
         self.check()
         try:
             state = step()
+            with self.mutex:
+                # Nobody sees the commit sooner or later than others: other processes by what is written here, threads
+                # of this one by what is installed.
+                self.committer.publish(state)
+                self._install(state, changes)
+                self.look = self.read(LOOK_SIZE, LOOK_OFFSET)
         except BaseException as exc:
-            self._settled = False
-            self.committer.forget_space()
-            if self.committer.sync_failed or (self.committer.in_doubt and isinstance(exc, OSError)):
-                self.poison(exc)
-            self.committer.in_doubt = False
+            self._failed(exc)
             if isinstance(exc, OSError):
                 raise error.wrap(exc, self.path) from exc
             raise
-        with self.mutex:
-            self._install(state, changes)
-            self.look = self.read(LOOK_SIZE, LOOK_OFFSET)
+        if self.observer is not None:
+            self.observer.committed(changes)
         return state
+
+    def _failed(self, cause: BaseException) -> None:
+        """A commit was given up half-way. What it did is found out, from the file, before the next one."""
+        committer = self.committer
+        if committer.sync_failed or (committer.in_doubt and isinstance(cause, OSError)):
+            self.poison(cause)
+        with self.mutex:
+            self._settled = False
+            self.writing = False
+            self.look = _NEVER
+        committer.give_up()
 
     def harden(self) -> None:
         """Sync what was committed with `sync=False`. The writer lock must be held."""
-        state = self.state
-        if state.meta.txid > self.committer.durable_txid:
-            self.guarded(lambda: self._hardened(state), {})
+        if self.committer.is_loose:
+            self.guarded(lambda: self._hardened(self.state), {})
 
     def _hardened(self, state: State) -> State:
         self.committer.harden(state)
@@ -354,7 +427,10 @@ class Store:
 
     def end(self, *, keep: bool = False) -> None:
         """Let the next writer in; with `keep`, only writers of this handle."""
-        self.writer.release(self.disk, keep=keep)
+        if not keep:
+            with self.mutex:
+                self.writing = False
+        self.writer.release(self.disk, keep=keep and self.writing)
 
     # -- ends ----------------------------------------------------------------------------------------------------
 
@@ -398,7 +474,7 @@ class Store:
         self.mutex = threading.Lock()
         self.rows.lock = threading.Lock()
         self.writer = WriterLock(self.file)
-        self._settled = False
+        self._settled = self.writing = False
         self._forked = True
         self.look = _NEVER
         self.read = self._read_reopened

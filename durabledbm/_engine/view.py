@@ -10,7 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 
-from ..errors import ClosedError
+from ..errors import ClosedError, CorruptionError
 from .node import Overflow
 from .tree import Tree
 
@@ -88,7 +88,7 @@ class View:
         `ClosedError`.
         """  # fmt: skip
         value_of = self.tree.pager.value
-        for keys, values in self._chunks(start, stop, reverse, with_values=True):
+        for keys, values in self._living(start, stop, reverse, life, with_values=True):
             large = Overflow in set(map(type, values))
             for entry in zip(keys, values, strict=True):
                 if life.ended:
@@ -103,11 +103,22 @@ class View:
         life: Life = ENDLESS, pin: object = None,
     ) -> Iterator[bytes]:
         """The keys with `start <= key < stop`, as `items` gives entries."""  # fmt: skip
-        for keys, _ in self._chunks(start, stop, reverse, with_values=False):
+        for keys, _ in self._living(start, stop, reverse, life, with_values=False):
             for key in keys:
                 if life.ended:
                     raise ClosedError
                 yield key
+
+    def _living(
+        self, start: bytes | None, stop: bytes | None, reverse: bool, life: Life, *, with_values: bool
+    ) -> Iterator[tuple[list[bytes], list[bytes]]]:
+        """The chunks, for as long as there is life: after that, what is in the pages is nobody's business."""
+        try:
+            yield from self._chunks(start, stop, reverse, with_values=with_values)
+        except CorruptionError:
+            if life.ended:
+                raise ClosedError from None
+            raise
 
     def _chunks(
         self, start: bytes | None, stop: bytes | None, reverse: bool, *, with_values: bool

@@ -1,0 +1,353 @@
+"""attach: a log of changes that follows a database, commit by commit.
+
+What may live here: how commits get into the log, and how log and database are brought to agree when they do
+not. They may differ after a crash between the two, after commits of processes that do not have the log, after
+a failure of the log's disk. Then the log is *completed*: one more commit is appended that holds what changed
+since the log's last one.
+
+How that is known. Behind a commit that changed the tree, the log holds a *note*: where the tree's root stood,
+and the keys whose newest values were not in the tree but in the meta page. Whatever happened since,
+
+    every key whose value may differ from what replaying the log gives is
+        in a leaf that the noted tree and the present one do not share, or
+        in a commit of the log behind the note, or among the note's keys, or in the present meta page,
+
+and appending the present values of these keys makes log and database agree. The noted tree is read through
+its root's checksum: if any of its pages that matter has been used again, that is noticed, and the log can
+only be completed by comparing all of it with the database (possible where the log begins with an empty one),
+or not at all: then `attach` raises, and a new snapshot and a new log are needed. While a log is attached the
+newest state that it holds is pinned, so within the life of the handle, and for a crash of it, completing
+always works.
+
+A commit that was completed late stands in the log with the commits before it that it stands for;
+`durabledbm.dump` does not take it for a single one.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from itertools import groupby
+from operator import itemgetter
+
+from ._engine.page import REF
+from ._engine.state import State
+from ._engine.store import Store
+from ._engine.tree import Tree
+from ._sorting import in_key_order
+from ._treediff import differences
+from .changelog import ChangeLog, Commit
+from .errors import CorruptionError, error
+from .records import BINARY, COMMIT, COMMIT_FIELDS, MARK, PUT
+from .snapshot import Pin
+
+__all__ = ["Attachment", "attach"]
+
+_NOTE = struct.Struct(f"<{REF.size}sI")
+"""Ref of the root, depth of the tree; then for each key in the meta page its size and the key."""
+
+_KEY = struct.Struct("<I")
+
+_HELD_MAX = 4096
+"""So many changes of commits that are not durable yet are held; for more, the trees are compared instead."""
+
+Turn = Callable[[], AbstractContextManager[object]]
+Changes = Iterable[tuple[bytes, "bytes | None"]]
+
+
+def attach(store: Store, turn: Turn, log: ChangeLog) -> Attachment:
+    """Let `log` follow the database of `store`, after completing it if it lacks commits.
+
+    `turn()` is a block in which nothing is pending and nobody else writes. A binary log that is empty is
+    bound to the database, and holds the commits from now on: take a backup after this, not before. A log in
+    the text codec holds no commit numbers, so at every attach all of it is compared with the database.
+
+    Raises `error` if the log is of another database, or newer than the database, or cannot be completed, or
+    if a log is attached already; `ValueError` if the text codec cannot hold what is in the database;
+    `BusyError` if somebody else writes to the log.
+    """
+    store.check_writable()
+    if store.observer is not None:
+        raise error(f"{store.path}: a log is attached already")
+    kind = _TextAttachment if log.codec == "text" else Attachment
+    attachment = kind(store, turn, log)
+    try:
+        attachment.start()
+    except BaseException:
+        attachment.close()
+        raise
+    return attachment
+
+
+class Attachment:
+    """A log at work. Made by `Database.attach`; a context manager that ends with `detach()`.
+
+    If the log cannot be written, the call that committed raises `error` although its change is committed and
+    durable; the next commit completes the log, if it can be written again.
+    """
+
+    def __init__(self, store: Store, turn: Turn, log: ChangeLog) -> None:
+        self.log = log
+        self._store = store
+        self._turn = turn
+        self._pid = os.getpid()
+        self._pin: Pin | None = None
+        """Of the newest state that the log holds."""
+        self._noted: tuple[int, bytes] | None = None
+        """File number and root of the last note."""
+        self._seen: State | None = None
+        self._held: list[tuple[Commit, list[tuple[bytes, bytes | None]]]] | None = []
+        """Commits after the pinned one that are not appended yet; None: compare the trees instead."""
+        self._held_count = 0
+
+    # -- for users -------------------------------------------------------------------------------------------
+
+    def catch_up(self) -> None:
+        """Append what processes without the log have committed. Every commit through this handle does so,
+        too.
+
+        As long as nobody does, the space that their commits free is not used again.
+        """
+        if self._is_mine():
+            with self._turn():
+                self._store.harden()
+                self._follow()
+
+    def detach(self) -> None:
+        """Let the log go, complete as of now. The log stays open. Doing it twice is harmless."""
+        if self._store.observer is self:
+            try:
+                self.catch_up()
+            finally:
+                self.close()
+
+    def __enter__(self) -> Attachment:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.detach()
+
+    # -- for the store ---------------------------------------------------------------------------------------
+
+    def admit(self, changes: Mapping[bytes, bytes | None]) -> None:
+        """Raise `ValueError` if the log cannot hold these changes, before they are made."""
+        room = self.log.max_file_size - BINARY.header_size - BINARY.size(PUT, b"", b"")
+        for key, value in changes.items():
+            if len(key) + (0 if value is None else len(value)) > room:
+                self.log.check(key, value)
+
+    def committed(self, changes: Mapping[bytes, bytes | None] | None) -> None:
+        """The store has a new state, or its state has become durable. The writer lock is held.
+
+        `changes` led from the state before to this one; None: they are not known.
+        """
+        if not self._is_mine():
+            return
+        state, seen = self._store.state, self._seen
+        if state is not seen and self._held is not None:
+            follows = seen is not None and state.meta.txid == seen.meta.txid + 1
+            if seen is None or not follows or changes is None or self._held_count + len(changes) > _HELD_MAX:
+                self._held = None
+            else:
+                commit = Commit(state.meta.txid, state.meta.time_ns)
+                self._held.append((commit, list(_real(changes.items(), seen))))
+                self._held_count += len(changes)
+        self._seen = state
+        if state.meta.txid <= self._store.committer.durable_txid:
+            self._follow()
+
+    def close(self) -> None:
+        """End without appending anything."""
+        if self._store.observer is self:
+            self._store.observer = None
+        pin, self._pin, self._seen = self._pin, None, None
+        if pin is not None:
+            pin.release()
+
+    def _is_mine(self) -> bool:
+        """False in a child process: the log is the parent's, who completes it by what the child commits."""
+        if os.getpid() == self._pid:
+            return self._pin is not None
+        self.close()
+        return False
+
+    # -- the way into the log --------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Bring log and database to agree, and follow from there."""
+        with self._turn():
+            self._store.harden()
+            state = self._advance()
+            if self._agree(state):
+                self._begin()
+                return
+        # Everything must be compared. Others may write meanwhile: this state is pinned.
+        self._append(state, _compared(self.log, state))
+        with self._turn():
+            self._store.harden()
+            self._follow()
+            self._begin()
+
+    def _begin(self) -> None:
+        if self._store.observer is not None:
+            raise error(f"{self._store.path}: a log is attached already")
+        self._store.observer = self
+
+    def _agree(self, state: State) -> bool:
+        """Bind the log, and complete it. False if everything must be compared."""
+        if self.log.max_file_size < BINARY.header_size + BINARY.size(COMMIT, bytes(COMMIT_FIELDS.size), b""):
+            raise ValueError(f"max_file_size={self.log.max_file_size}: a file cannot hold a commit")
+        meta = state.meta
+        base = meta.txid if meta.entry_count else 0
+        self.log.bind(meta.database_id, base)
+        number, last = self.log.newest()
+        if last.txid > meta.txid or (last.txid == meta.txid and last.time_ns not in (0, meta.time_ns)):
+            history = f"the log ends with commit {last.txid}, the database with another commit {meta.txid}"
+            raise error(f"{self.log.directory}: {history}: take a new snapshot and begin a new log")
+        if last.txid != meta.txid and (last.txid or base):
+            return self._append_noted(state, last)
+        note = self._note(state, number)
+        if note:
+            self.log.note(note)
+        return True
+
+    def _append_noted(self, state: State, last: Commit) -> bool:
+        """Complete the log by what its last note tells. False if everything must be compared."""
+        note = self.log.last_note()
+        problem = "it does not say where the database stood then"
+        if note is not None:
+            root, depth, suspects = _unpacked_note(note[0])
+            try:
+                noted = Tree(self._store.pager, root, depth)
+                self._append(state, differences(noted, state, suspects | note[1]))
+            except CorruptionError as exc:
+                problem = f"what changed since has been overwritten in part ({exc.message})"
+            else:
+                return True
+        if self.log.span().base_txid:
+            gap = f"the log ends with commit {last.txid}, the database with {state.meta.txid}, and {problem}"
+            raise error(f"{self.log.directory}: {gap}: take a new snapshot and begin a new log")
+        return False
+
+    def _follow(self) -> None:
+        """Append all that the log lacks of the present state, which is durable."""
+        assert self._pin is not None
+        store, before = self._store, self._pin.state
+        state = store.state
+        if state.meta.txid == before.meta.txid:
+            return
+        held, self._held = self._held, None  # if appending fails, comparing the trees will tell
+        try:
+            if held and held[-1][0].txid == state.meta.txid:
+                for commit, changes in held[:-1]:
+                    self.log.commit(changes, *commit)
+                self._append(state, held[-1][1])
+            else:
+                self._append(state, _real(differences(before.view.tree, state, before.meta.changes), before))
+        except ValueError as exc:
+            raise error(f"{store.path}: committed, but the log cannot hold it: {exc}") from exc
+        except OSError as exc:
+            raise error(f"{store.path}: committed, but not logged: {exc}") from exc
+        self._advance()
+
+    def _advance(self) -> State:
+        """The log holds the present state: pin that instead of the one before."""
+        pin, old = Pin(self._store), self._pin
+        self._pin, self._seen, self._held, self._held_count = pin, pin.state, [], 0
+        if old is not None:
+            old.release()
+        return pin.state
+
+    def _append(self, state: State, changes: Changes) -> None:
+        """Append the commit that leads to `state`, with a note if one is due."""
+        number, _ = self.log.newest()
+        note = b"" if self._noted == (number, state.meta.root) else self._note(state, number)
+        self.log.commit(changes, state.meta.txid, state.meta.time_ns, note=note)
+
+    def _note(self, state: State, number: int) -> bytes:
+        """The note for `state`, to be left in file `number` or the next; empty if it is too large for one."""
+        self._noted = number, state.meta.root
+        note = _packed_note(state)
+        return note if BINARY.header_size + BINARY.size(MARK, note, b"") <= self.log.max_file_size else b""
+
+
+class _TextAttachment(Attachment):
+    """A log without commit numbers, notes and a database's name. All of it is compared."""
+
+    def _agree(self, state: State) -> bool:
+        self.log.newest()
+        return False
+
+    def admit(self, changes: Mapping[bytes, bytes | None]) -> None:
+        for key, value in changes.items():
+            self.log.check(key, value)
+
+    def _follow(self) -> None:
+        if self._held is not None:  # one by one: what is atomic in the database is not in such a log
+            self._held = [(commit, changes) for commit, changes in self._held if changes]
+        super()._follow()
+
+    def _append(self, state: State, changes: Changes) -> None:
+        for key, value in changes:
+            if value is None:
+                self.log.delete(key)
+            else:
+                self.log.put(key, value)
+
+
+def _real(changes: Changes, before: State) -> Iterator[tuple[bytes, bytes | None]]:
+    """The changes without deletions of what was not there."""
+    for key, value in changes:
+        if value is not None or before.view.find(key) is not None:
+            yield key, value
+
+
+def _packed_note(state: State) -> bytes:
+    parts = [_NOTE.pack(state.meta.root, state.view.tree.depth)]
+    for key in state.meta.changes:
+        parts += (_KEY.pack(len(key)), key)
+    return b"".join(parts)
+
+
+def _unpacked_note(note: bytes) -> tuple[bytes, int, set[bytes]]:
+    root, depth = _NOTE.unpack_from(note)
+    keys = set()
+    at = _NOTE.size
+    while at < len(note):
+        (size,) = _KEY.unpack_from(note, at)
+        at += _KEY.size + size
+        keys.add(note[at - size : at])
+    return root, depth, keys
+
+
+def _compared(log: ChangeLog, state: State) -> Iterator[tuple[bytes, bytes | None]]:
+    """What replaying all of the log leaves other than it is in `state`."""
+    logged = _replayed(log)
+    theirs = next(logged, None)
+    for key, value in state.view.items():
+        while theirs is not None and theirs[0] < key:
+            if theirs[1] is not None:
+                yield theirs[0], None
+            theirs = next(logged, None)
+        if theirs is None or theirs != (key, value):
+            yield key, value
+        if theirs is not None and theirs[0] == key:
+            theirs = next(logged, None)
+    while theirs is not None:
+        if theirs[1] is not None:
+            yield theirs[0], None
+        theirs = next(logged, None)
+
+
+def _replayed(log: ChangeLog) -> Iterator[tuple[bytes, bytes | None]]:
+    """What replaying the log leaves of each key, in the order of the keys. None: the key is not there."""
+    numbered = (
+        (key, number.to_bytes(8, "big") + (b"" if value is None else b"=" + value))
+        for number, (_, key, value) in enumerate(log.replay())
+    )
+    for key, group in groupby(in_key_order(numbered, log.directory), key=itemgetter(0)):
+        for _, last in group:
+            newest = last
+        yield key, newest[9:] if len(newest) > 8 else None
