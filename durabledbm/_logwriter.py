@@ -91,7 +91,7 @@ class Writer:
         used = self._end + self._pending_size
         if used < self._codec.header_size:
             self._do(self._begin)
-        elif used > self._codec.header_size and used + size > self._max_file_size:
+        elif used + size > self._max_file_size:
             self.flush()
             self._do(self._begin_next)
         if self._clean and not self._pending:

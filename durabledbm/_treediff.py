@@ -29,7 +29,7 @@ _GROUP = 4096
 def differences(
     old: Tree, new: State, suspects: Iterable[bytes] = ()
 ) -> Iterator[tuple[bytes, bytes | None]]:
-    """Keys with their values in `new`, None for no value: all whose value differs from that in `old`, and others.
+    """Keys with their values in `new` (None: no value): all whose value is not that in `old`, and others.
 
     `suspects` are keys that are to be named in any case. Each key comes once.
     """
@@ -45,9 +45,9 @@ def differences(
 def tree_differences(old: Tree, new: Tree) -> Iterator[tuple[bytes, bytes | None]]:
     """The keys whose leaf entries differ, ascending, with what the leaf of `new` holds (None: nothing)."""
     if not (old.depth and new.depth):
-        for keys, values in new.chunks(None, None, with_values=True):
+        for keys, values in new.chunks(None, None, reverse=False, with_values=True):
             yield from zip(keys, values, strict=True)
-        for keys, _ in old.chunks(None, None, with_values=False):
+        for keys, _ in old.chunks(None, None, reverse=False, with_values=False):
             yield from ((key, None) for key in keys)
     elif old.root != new.root:
         level = min(old.depth, new.depth)
@@ -80,8 +80,8 @@ def _compared(
 def _children(pager: Pager, nodes: list[_Node]) -> list[_Node]:
     children: list[_Node] = []
     for low, ref in nodes:
-        separators, refs = pager.branch(ref)
-        children += zip([low, *separators], refs, strict=True)
+        branch = pager.branch(ref)
+        children += zip([low, *branch.separators], branch.refs, strict=True)
     return children
 
 

@@ -31,6 +31,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from itertools import groupby
 from operator import itemgetter
+from typing import cast
 
 from ._engine.page import REF
 from ._engine.state import State
@@ -138,7 +139,7 @@ class Attachment:
             if len(key) + (0 if value is None else len(value)) > room:
                 self.log.check(key, value)
 
-    def committed(self, changes: Mapping[bytes, bytes | None] | None) -> None:
+    def committed(self, changes: Mapping[bytes, object] | None) -> None:
         """The store has a new state, or its state has become durable. The writer lock is held.
 
         `changes` led from the state before to this one; None: they are not known.
@@ -152,7 +153,7 @@ class Attachment:
                 self._held = None
             else:
                 commit = Commit(state.meta.txid, state.meta.time_ns)
-                self._held.append((commit, list(_real(changes.items(), seen))))
+                self._held.append((commit, list(_real(cast("Changes", changes.items()), seen))))
                 self._held_count += len(changes)
         self._seen = state
         if state.meta.txid <= self._store.committer.durable_txid:

@@ -155,13 +155,14 @@ class ChangeLog:
                     writer.append(kind, flags, name, data)
                     flags = GROUPED
                 writer.append(COMMIT, flags, end, b"")
-                if note:
-                    writer.append(MARK, 0, note, b"")
             except BaseException:
                 writer.drop()
                 raise
             writer.flush()
             writer.txid, writer.time_ns = txid, moment
+            if note:
+                writer.append(MARK, 0, note, b"")
+                writer.flush()
             writer.sync(self._sync_after)
 
     def note(self, note: bytes) -> None:

@@ -123,12 +123,12 @@ class _Check:
     def _branch(
         self, ref: bytes, page_id: int, level: int, low: bytes | None, high: bytes | None, txid: int
     ) -> Iterator[Problem]:
-        separators, refs = self._pager.branch(ref)
-        bounds = [low, *separators, high]
+        branch = self._pager.branch(ref)
+        bounds = [low, *branch.separators, high]
         for left, right in zip(bounds, bounds[1:], strict=False):
             if left is not None and right is not None and left >= right:
                 yield Problem(2, "the separators are out of order", page_id)
-        for at, child in enumerate(refs):
+        for at, child in enumerate(branch.refs):
             yield from self._node(child, level - 1, bounds[at], bounds[at + 1], txid)
 
     def _leaf(

@@ -252,9 +252,8 @@ class _Survey:
             for run in _unreachable(self._disk, self._page_size, start, stop):
                 self._runs.append(run)
             start = taken.find(0, stop)
-        lost = sum(run.page_count for run in self._runs if run.kind == "unreachable" and run.page_id < self._meta.page_count)
-        if lost:
-            self._problems.append(f"{lost:,} page(s) that nothing refers to")
+        inside = [run for run in self._runs if run.page_id < self._meta.page_count]
+        self._problems += _cut_off(inside)
 
     # -- bookkeeping ---------------------------------------------------------------------------------------------
 
@@ -322,6 +321,16 @@ def _unreachable(disk: Disk, page_size: int, start: int, stop: int) -> Iterator[
         yield Run(blank, stop - blank, "unreachable", note="no intact page of a database")
 
 
+def _cut_off(runs: list[Run]) -> list[str]:
+    """What to say of pages that nothing refers to."""
+    lost = [run for run in runs if run.kind == "unreachable"]
+    if not lost:
+        return []
+    leaves = [run for run in lost if run.note.startswith("an intact leaf")]
+    pages, entries = sum(run.page_count for run in lost), sum(run.entries for run in leaves)
+    return [f"{pages:,} page(s) that nothing refers to, among them {len(leaves):,} intact leaves with {entries:,} entries"]
+
+
 def _without_tree(name: str, disk: Disk, exc: CorruptionError) -> FileMap:
     """The map of a file of which no meta page can be used: every page speaks for itself."""
     slots = read_slots(disk)
@@ -332,7 +341,7 @@ def _without_tree(name: str, disk: Disk, exc: CorruptionError) -> FileMap:
     runs = [run for run in _meta_runs(slots.metas, page_size) if run.page_id < page_count]
     runs += _unreachable(disk, page_size, first, page_count)
     txid = max((run.txid for run in runs), default=0)
-    problems = [exc.message.split("; ")[0]]
+    problems = [exc.message.split("; ")[0], *_cut_off(runs)]
     return FileMap(name, page_size, page_count, disk.size(), txid, 0, 0, 0, 0, None, runs, problems, [], False)
 
 

@@ -17,8 +17,8 @@ from itertools import accumulate, groupby
 from types import NoneType
 from typing import Final, NamedTuple
 
-from .node import BRANCH_OVERHEAD, LEAF_OVERHEAD, Overflow, capacity, decode_leaf, separator
-from .page import NO_REF, ref_parts
+from .node import BRANCH_OVERHEAD, LEAF_OVERHEAD, Branch, Overflow, capacity, decode_leaf, edit_leaf, separator
+from .page import CRC_SIZE, HEADER, NO_REF, ref_parts
 from .pager import MALFORMED, Pager
 from .writer import Writer
 
@@ -53,10 +53,13 @@ _MIN_LEAF_PACKED = 16
 _MAX_LEAF_PAGES = 4
 """...but no more than this, unless a single entry needs them."""
 
+_EDITED = 3
+"""So many changes, or fewer, are made to a leaf in its bytes."""
+
 _AIRY = 0.75
 """Neighbouring nodes that are both written, and filled less than this, are poured together."""
 
-_JOIN_BELOW = 0.25
+_JOIN_BELOW = 0.4
 """A node filled less than this is joined with a neighbour."""
 
 
@@ -112,13 +115,18 @@ class _Merge:
         self._inline_max = inline_max(self._page_size)
         self._threshold = _JOIN_BELOW * self._one_page
         self._packing = packing
+        page = self._page_size - HEADER.size - CRC_SIZE
+        self._edit_limits = (page // 2, page)
 
     def run(self, root: bytes, depth: int) -> Merged:
         count = len(self._keys)
         if not count:
             return Merged(root, depth, 0)
         if depth:
-            drafts = self._node(root, depth - 1, b"", 0, count, rightmost=True)
+            result = self._node(root, depth - 1, b"", 0, count, rightmost=True)
+            if type(result) is bytes:
+                return Merged(result, depth, self._growth)
+            drafts: list[_Draft] = result  # type: ignore[assignment]
         else:
             drafts = self._apply([], [], b"", 0, count, greedy=True)
         level = max(depth - 1, 0)
@@ -145,42 +153,81 @@ class _Merge:
 
     def _node(
         self, ref: bytes, level: int, low: bytes, first: int, end: int, *, rightmost: bool = False
-    ) -> list[_Draft]:
-        """Merge the changes from `first` to `end` into the node at `ref`, return what takes its place."""
-        self._writer.free(ref)
+    ) -> list[_Draft] | bytes:
+        """Merge the changes from `first` to `end` into the node at `ref`, return what takes its place.
+
+        That is the ref of its successor, if there is just one and it need not be joined with anything; else drafts.
+        """
         if level == 0:
-            keys, values = self._decode(ref)
-            greedy = rightmost and bool(keys) and self._keys[first] > keys[-1]
-            return self._apply(keys, values, low, first, end, greedy=greedy)
+            return self._leaf(ref, low, first, end, rightmost=rightmost)
         branch = self._pager.branch(ref)
+        separators, refs = branch.separators, branch.refs
+        results: list[tuple[int, list[_Draft] | bytes]] = []
+        simple = True
+        child = 0
+        while first < end:
+            child = bisect_right(separators, self._keys[first], child)
+            stop = bisect_left(self._keys, separators[child], first, end) if child < len(separators) else end
+            last = rightmost and child == len(separators)
+            child_low = separators[child - 1] if child else low
+            result = self._node(refs[child], level - 1, child_low, first, stop, rightmost=last)
+            results.append((child, result))
+            simple = simple and type(result) is bytes
+            first = stop
+        self._writer.free(ref)
+        if simple:
+            refs = refs.copy()
+            for child, result in results:
+                refs[child] = result  # type: ignore[assignment]
+            return self._writer.branch(separators, refs, branch.tail)
+        return self._branch(branch, level, low, results, rightmost=rightmost)
+
+    def _branch(
+        self, branch: Branch, level: int, low: bytes, results: list[tuple[int, list[_Draft] | bytes]], *, rightmost: bool
+    ) -> list[_Draft]:
+        """The branch with `results` in place of some of its children, as drafts."""
+        old_lows = [low, *branch.separators]
         lows: list[bytes] = []
         nodes: list[bytes | _Draft] = []
+        done = 0
         small = False
-        separators, refs = branch
-        old_lows = [low, *separators]
-        done = touched = 0
-        while first < end:
-            child = bisect_right(separators, self._keys[first], done)
-            stop = bisect_left(self._keys, separators[child], first, end) if child < len(separators) else end
+        for child, result in results:
             lows += old_lows[done:child]
-            nodes += refs[done:child]
-            last = rightmost and child == len(separators)
-            drafts = self._node(refs[child], level - 1, old_lows[child], first, stop, rightmost=last)
-            for draft in drafts:
-                lows.append(draft.low)
-                nodes.append(draft)
-                small = small or draft.size < self._threshold
+            nodes += branch.refs[done:child]
+            if type(result) is bytes:
+                lows.append(old_lows[child])
+                nodes.append(result)
+            else:
+                for draft in result:
+                    lows.append(draft.low)  # type: ignore[union-attr]
+                    nodes.append(draft)  # type: ignore[arg-type]
+                    small = small or draft.size < self._threshold  # type: ignore[union-attr]
             done = child + 1
-            first = stop
-            touched += 1
         lows += old_lows[done:]
-        nodes += refs[done:]
-        if self._packing or (level == 1 and touched > 1):
+        nodes += branch.refs[done:]
+        if self._packing or (level == 1 and len(results) > 1):
             lows, nodes = self._poured(lows, nodes, level - 1)
         if small:
             lows, nodes = self._joined(lows, nodes, level - 1, rightmost=rightmost)
         written = [node if type(node) is bytes else self._write(node, level - 1) for node in nodes]  # type: ignore[arg-type]
         return self._cut(lows, written, level, low, greedy=False)
+
+    def _leaf(self, ref: bytes, low: bytes, first: int, end: int, *, rightmost: bool) -> list[_Draft] | bytes:
+        """Merge the changes into the leaf at `ref`: in its bytes, if they are few, else entry by entry."""
+        leaf = self._pager.leaf(ref, keep=False)
+        self._writer.free(ref)
+        try:
+            if end - first <= _EDITED and not self._packing:
+                edited = edit_leaf(leaf, self._keys, self._values, first, end, self._edit_limits)
+                if edited is not None:
+                    count, payload, growth = edited
+                    self._growth += growth
+                    return self._writer.leaf_payload(0, count, payload)
+            keys, values = decode_leaf(leaf)
+        except MALFORMED as exc:
+            raise self._pager.malformed(ref, exc) from exc
+        greedy = rightmost and bool(keys) and self._keys[first] > keys[-1]
+        return self._apply(keys, values, low, first, end, greedy=greedy)
 
     def _decode(self, ref: bytes) -> tuple[list[bytes], list[bytes]]:
         leaf = self._pager.leaf(ref, keep=False)
@@ -367,6 +414,7 @@ class _Merge:
         if type(node) is _Draft:
             return node
         ref: bytes = node  # type: ignore[assignment]
+        self._writer.flush()  # it may have been written only now, and not be in the cache
         self._writer.free(ref)
         if level:
             branch = self._pager.branch(ref)

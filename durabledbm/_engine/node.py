@@ -22,7 +22,7 @@ from .page import CRC_SIZE, HEADER, REF
 
 __all__ = [
     "BRANCH_OVERHEAD", "LEAF_OVERHEAD", "Branch", "Overflow", "capacity", "decode_branch", "decode_leaf",
-    "encode_branch", "encode_leaf", "find_value", "leaf_keys", "separator",
+    "edit_leaf", "encode_branch", "encode_leaf", "find_value", "leaf_keys", "separator",
 ]  # fmt: skip
 
 HAS_OVERFLOW = 1
@@ -63,6 +63,8 @@ class Branch(NamedTuple):
 
     separators: list[bytes]
     refs: list[bytes]
+    tail: bytes
+    """The payload after the refs, which stays the same when only refs change."""
 
 
 # -- leaves ------------------------------------------------------------------------------------------------------
@@ -92,11 +94,8 @@ def encode_leaf(keys: Sequence[bytes], values: Sequence[bytes], page_size: int) 
     if Overflow in set(map(type, values)):
         flags = HAS_OVERFLOW
         kinds = bytes([type(value) is Overflow for value in values])
-    table = 2 * count + 1
-    size = _START + count + 2 * table + len(kinds) + len(body) + CRC_SIZE
-    code = _code_for(size, page_size)
-    first = _START + count + _WIDTH[code] * table + len(kinds)
-    offsets = _pack(code, accumulate(map(len, cells), initial=first))
+    code = _code_for(_START + count + 2 * (2 * count + 1) + len(kinds) + len(body) + CRC_SIZE, page_size)
+    offsets = _pack(code, accumulate(map(len, cells), initial=0))
     return flags, b"".join((_fingerprints(keys), offsets, kinds, body))
 
 
@@ -111,37 +110,123 @@ def find_value(leaf: bytes, key: bytes) -> bytes | None:
     at = leaf.find(fingerprint, _START, table)
     while at >= 0:
         start, middle, end = _THREE[code](leaf, table + (at - _START) * 2 * width)
-        if middle - start == size and leaf.startswith(key, start):
-            value = leaf[middle:end]
-            if leaf[1] & HAS_OVERFLOW and leaf[table + width * (2 * count + 1) + at - _START]:
-                return Overflow(value)
-            return value
+        if middle - start == size:
+            cells = table + width * (2 * count + 1)
+            if leaf[1] & HAS_OVERFLOW:
+                cells += count
+            if leaf.startswith(key, cells + start):
+                value = leaf[cells + middle : cells + end]
+                if leaf[1] & HAS_OVERFLOW and leaf[cells - count + at - _START]:
+                    return Overflow(value)
+                return value
         at = leaf.find(fingerprint, at + 1, table)
     return None
 
 
 def leaf_keys(leaf: bytes) -> list[bytes]:
     """The keys of a sealed leaf, ascending."""
-    offsets = _leaf_offsets(leaf)
-    return [leaf[a:b] for a, b in zip(offsets[::2], offsets[1::2], strict=False)]
+    offsets, cells, _ = _cells(leaf)
+    return [cells[a:b] for a, b in zip(offsets[::2], offsets[1::2], strict=False)]
 
 
 def decode_leaf(leaf: bytes) -> tuple[list[bytes], list[bytes]]:
     """The keys and the values (bytes or `Overflow`) of a sealed leaf."""
-    offsets = _leaf_offsets(leaf)
+    offsets, cells, kinds = _cells(leaf)
     starts, ends = offsets[::2], offsets[1::2]
-    keys = [leaf[a:b] for a, b in zip(starts, ends, strict=False)]
-    values = [leaf[a:b] for a, b in zip(ends, starts[1:], strict=True)]
-    if leaf[1] & HAS_OVERFLOW:
-        count = len(keys)
-        kinds = starts[0] - count
-        values = [Overflow(v) if leaf[kinds + i] else v for i, v in enumerate(values)]
+    keys = [cells[a:b] for a, b in zip(starts, ends, strict=False)]
+    values = [cells[a:b] for a, b in zip(ends, starts[1:], strict=True)]
+    if kinds:
+        values = [Overflow(value) if kind else value for value, kind in zip(values, kinds, strict=True)]
     return keys, values
 
 
-def _leaf_offsets(leaf: bytes) -> tuple[int, ...]:
+def edit_leaf(
+    leaf: bytes, keys: Sequence[bytes], values: Sequence[Any], first: int, end: int, limits: tuple[int, int]
+) -> tuple[int, bytes, int] | None:
+    """A few changes to a leaf of small values, made in its bytes: what is between them is copied, not decoded.
+
+    The changes are `values[i]` (None: delete) for `keys[i]`, `first <= i < end`. Returns the new entry count, the new
+    payload, and by how many entries it grew; or None if this cannot be done: if something is not small values, or the
+    payload would not be between the two limits.
+    """
+    if leaf[1] or len(leaf) > _NARROW_MAX // 2:
+        return None
+    count, payload_size = _COUNT_AND_PAYLOAD(leaf)
+    table = _START + count
+    cells = table + 2 * (2 * count + 1)
+    offsets = _unpack(_U16, leaf, table, 2 * count + 1)
+    fingerprints, numbers, body = leaf[_START:table], leaf[table:cells], leaf[cells : _START + payload_size]
+    before = count
+    low = 0
+    edits = []
+    for index in range(first, end):
+        key = keys[index]
+        high = before
+        while low < high:
+            middle = (low + high) >> 1
+            if leaf[cells + offsets[2 * middle] : cells + offsets[2 * middle + 1]] < key:
+                low = middle + 1
+            else:
+                high = middle
+        there = low < before and leaf[cells + offsets[2 * low] : cells + offsets[2 * low + 1]] == key
+        edits.append((low, there))
+    for index in range(end - 1, first - 1, -1):  # from the back, so that the offsets before stay right
+        (at, there), key, value = edits[index - first], keys[index], values[index]
+        a = offsets[2 * at]
+        if value is None:
+            if there:
+                c = offsets[2 * at + 2]
+                body = body[:a] + body[c:]
+                numbers = numbers[: 4 * at] + _shifted(numbers[4 * at + 4 :], a - c)
+                fingerprints = fingerprints[:at] + fingerprints[at + 1 :]
+                count -= 1
+        elif type(value) is not bytes:
+            return None
+        elif there:
+            b, c = offsets[2 * at + 1], offsets[2 * at + 2]
+            body = b"".join((body[:b], value, body[c:]))
+            if b + len(value) != c:
+                numbers = numbers[: 4 * at + 4] + _shifted(numbers[4 * at + 4 :], b + len(value) - c)
+        else:
+            size = len(key)
+            body = b"".join((body[:a], key, value, body[a:]))
+            if len(body) > limits[1]:
+                return None
+            new = _TWO.pack(a + size, a + size + len(value))
+            numbers = b"".join((numbers[: 4 * at + 2], new, _shifted(numbers[4 * at + 2 :], size + len(value))))
+            fingerprints = b"".join((fingerprints[:at], _BYTES[crc32(key) & 0xFF], fingerprints[at:]))
+            count += 1
+    payload = b"".join((fingerprints, numbers, body))
+    if not limits[0] <= len(payload) <= limits[1]:
+        return None
+    return count, payload, count - before
+
+
+def _shifted(numbers: bytes, delta: int) -> bytes:
+    """16-bit numbers, each increased by `delta`: one addition of long integers does them all."""
+    size = len(numbers)
+    if not size:
+        return numbers
+    ones = _ONES[size] if size < len(_ONES) else int.from_bytes(b"\1\0" * (size // 2), "little")
+    return (int.from_bytes(numbers, "little") + delta * ones).to_bytes(size, "little")
+
+
+_ONES = [int.from_bytes(b"\1\0" * (size // 2), "little") for size in range(1024)]
+_BYTES = [bytes([byte]) for byte in range(256)]
+_TWO = struct.Struct("<2H")
+_COUNT_AND_PAYLOAD = struct.Struct("<4xI16x4xI").unpack_from
+
+
+def _cells(leaf: bytes) -> tuple[tuple[int, ...], bytes, bytes]:
+    """The offsets into the cells, the cells, and the kinds of values, if not all are small."""
     count = int.from_bytes(leaf[4:8], "little")
-    return _unpack(_U16 if len(leaf) <= _NARROW_MAX else _U32, leaf, _START + count, 2 * count + 1)
+    code = _U16 if len(leaf) <= _NARROW_MAX else _U32
+    table = _START + count
+    cells = table + _WIDTH[code] * (2 * count + 1)
+    offsets = _unpack(code, leaf, table, 2 * count + 1)
+    if leaf[1] & HAS_OVERFLOW:
+        return offsets, leaf[cells + count :], leaf[cells : cells + count]
+    return offsets, leaf[cells:], b""
 
 
 def _fingerprints(keys: Sequence[bytes]) -> bytes:
@@ -152,25 +237,25 @@ def _fingerprints(keys: Sequence[bytes]) -> bytes:
 # -- branches ----------------------------------------------------------------------------------------------------
 
 
-def encode_branch(separators: Sequence[bytes], refs: Sequence[bytes], page_size: int) -> bytes:
-    """The payload of a branch. There is one separator less than there are refs."""
-    assert len(refs) == len(separators) + 1
-    count = len(refs)
+def encode_branch(separators: Sequence[bytes], page_size: int) -> bytes:
+    """The payload of a branch after its refs. There is one separator less than there are refs."""
+    count = len(separators) + 1
     body = b"".join(separators)
-    size = _START + count * (REF.size + 2) + len(body) + CRC_SIZE
-    code = _code_for(size, page_size)
-    first = _START + count * (REF.size + _WIDTH[code])
-    offsets = _pack(code, accumulate(map(len, separators), initial=first))
-    return b"".join((*refs, offsets, body))
+    code = _code_for(_START + count * (REF.size + 2) + len(body) + CRC_SIZE, page_size)
+    return _pack(code, accumulate(map(len, separators), initial=0)) + body
 
 
 def decode_branch(run: bytes) -> Branch:
     """The separators and refs of a sealed branch."""
-    count = int.from_bytes(run[4:8], "little")
+    count, payload_size = _COUNT_AND_PAYLOAD(run)
     table = _START + count * REF.size
-    offsets = _unpack(_U16 if len(run) <= _NARROW_MAX else _U32, run, table, count)
+    code = _U16 if len(run) <= _NARROW_MAX else _U32
+    offsets = _unpack(code, run, table, count)
+    tail = run[table : _START + payload_size]
     refs = [run[at : at + REF.size] for at in range(_START, table, REF.size)]
-    return Branch([run[a:b] for a, b in zip(offsets, offsets[1:], strict=False)], refs)
+    start = _WIDTH[code] * count
+    body = tail[start:]
+    return Branch([body[a:b] for a, b in zip(offsets, offsets[1:], strict=False)], refs, tail)
 
 
 def separator(left: bytes, right: bytes) -> bytes:

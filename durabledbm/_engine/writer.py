@@ -116,16 +116,22 @@ class Writer:
     def leaf(self, keys: list[bytes], values: list[bytes]) -> bytes:
         """Write a leaf, return its ref."""
         flags, payload = encode_leaf(keys, values, self.page_size)
-        run = self._sealed(LEAF, flags, len(keys), payload)
+        return self.leaf_payload(flags, len(keys), payload)
+
+    def leaf_payload(self, flags: int, entry_count: int, payload: bytes) -> bytes:
+        """Write a leaf that is encoded already, return its ref."""
+        run = self._sealed(LEAF, flags, entry_count, payload)
         ref = self._put([run], self._page_id, len(run) // self.page_size, crc_of(run))
         self._pager.keep(ref, run)
         return ref
 
-    def branch(self, separators: list[bytes], refs: list[bytes]) -> bytes:
-        """Write a branch, return its ref."""
-        run = self._sealed(BRANCH, 0, len(refs), encode_branch(separators, refs, self.page_size))
+    def branch(self, separators: list[bytes], refs: list[bytes], tail: bytes | None = None) -> bytes:
+        """Write a branch, return its ref. `tail` is its payload after the refs, if that is known."""
+        if tail is None:
+            tail = encode_branch(separators, self.page_size)
+        run = self._sealed(BRANCH, 0, len(refs), b"".join((*refs, tail)))
         ref = self._put([run], self._page_id, len(run) // self.page_size, crc_of(run))
-        self._pager.keep(ref, Branch(separators, refs))
+        self._pager.keep(ref, Branch(separators, refs, tail))
         return ref
 
     def _sealed(self, kind: int, flags: int, entry_count: int, payload: bytes) -> bytes:

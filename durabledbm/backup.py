@@ -1,0 +1,149 @@
+"""backup: a consistent copy of a database that is in use, made of one commit, compact, whole or not there.
+
+The commit is pinned and read in the order of its keys, and a new file is built from that (see `_builder`) under a name
+of its own, synced, and given the target's name at the end. The copy is the same database as of the same commit: it has
+its identity and commit number, so an attached log can be applied behind it (`durabledbm.dump.restore`).
+
+Others read and write meanwhile. A thread of the same process would have to wait for Python's interpreter lock each time
+it comes back from the disk, which a commit does several times; so while this handle commits, the copying rests for most
+of the time. The copy is synced as it grows: a disk that has gigabytes to write makes everybody's sync wait.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
+
+from ._builder import Builder
+from ._engine.creation import temporary_name
+from ._engine.disk import FileVolume
+from ._engine.state import State
+from ._engine.store import Store
+from .errors import error
+
+__all__ = ["Progress", "backup", "copy_state", "written"]
+
+Progress = Callable[[int, int], None]
+"""Called with (entries done, entries in all)."""
+
+_SLICE_BYTES = 16 * 2**10
+_SLICE_ENTRIES = 50
+"""So much is copied between two looks at whether others want to get on."""
+
+_SYNC_BYTES = 16 * 2**20
+
+_REST = 3.0
+"""How long to rest, as a multiple of the time worked, while this handle commits."""
+
+_ACTIVE = 0.1
+"""Seconds for which a handle that committed counts as committing."""
+
+
+def backup(
+    store: Store,
+    state: State,
+    target: str | bytes | os.PathLike[str] | os.PathLike[bytes],
+    progress: Progress | None = None,
+) -> None:
+    """Write a copy of `state`, which must be pinned, to the file `target`.
+
+    A file that is there already is replaced, at the end. The copy has the permissions of the database's file.
+    `progress(done, total)` is called with numbers of entries; if it raises, there is no copy. Raises `error` if the
+    target cannot be written, or is the database itself, `CorruptionError` if the database is damaged.
+    """
+    written(store, target, lambda builder: copy_state(store, state, builder, progress), state)
+
+
+def written(
+    store: Store,
+    target: str | bytes | os.PathLike[str] | os.PathLike[bytes],
+    fill: Callable[[Builder], None],
+    state: State,
+) -> None:
+    """Let `fill` build a file, and give it the name `target` when it is complete and on the disk."""
+    path = os.path.realpath(os.fsdecode(target))
+    volume = FileVolume()
+    try:
+        _refuse(path, store)
+        temporary = temporary_name(path)
+        disk = volume.create(temporary, 0o600)
+        try:
+            builder = Builder(disk, state.meta)
+            fill(builder)
+            builder.finish()
+            os.chmod(temporary, _mode_of(store.path))
+            disk.close()
+            volume.replace(temporary, path)
+        except BaseException:
+            disk.close()
+            volume.remove(temporary)
+            raise
+        volume.sync_directory(path)
+    except OSError as exc:
+        raise error.wrap(exc, path) from exc
+
+
+def copy_state(store: Store, state: State, builder: Builder, progress: Progress | None = None) -> None:
+    """Append all entries of `state`, slice by slice, leaving others room to get on."""
+    total = state.meta.entry_count
+    pace = _Pace(store)
+    entries = state.view.items()
+    while entries_of_slice := list(_slice(entries)):
+        builder.add(entries_of_slice)
+        pace.rest()
+        builder.sync_at(_SYNC_BYTES)
+        if progress is not None:
+            progress(builder.count, total)
+
+
+def _slice(entries: Iterator[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:
+    size = 0
+    for entry in islice(entries, _SLICE_ENTRIES):
+        yield entry
+        size += len(entry[0]) + len(entry[1])
+        if size > _SLICE_BYTES:
+            return
+
+
+class _Pace:
+    """Work and rest."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._commits = store.committer.commits
+        self._active_until = 0.0
+        self._since = time.monotonic()
+
+    def rest(self) -> None:
+        """Rest for a while if the handle commits."""
+        now = time.monotonic()
+        commits = self._store.committer.commits
+        if commits != self._commits:
+            self._commits = commits
+            self._active_until = now + _ACTIVE
+        if now < self._active_until:
+            time.sleep(_REST * (now - self._since))
+            now = time.monotonic()
+        self._since = now
+
+
+def _refuse(path: str, store: Store) -> None:
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return
+    if (status.st_dev, status.st_ino) == store.disk.identity():
+        raise error(errno.EINVAL, "is the database itself", path)
+    if not stat.S_ISREG(status.st_mode):
+        raise error(errno.EINVAL, "is not a regular file", path)
+
+
+def _mode_of(path: str) -> int:
+    try:
+        return stat.S_IMODE(os.stat(path).st_mode)
+    except OSError:  # the name was taken away, the file is still open
+        return 0o600
