@@ -154,13 +154,13 @@ class Committer:
         """The changes, and, if much of the file is free, what stands at its end, so that it can be cut off."""
         if not is_wasteful(space):
             return changes
-        tail = at_the_end(self.disk, self._pager, space, 2 * len(changes) + _LEAST_MOVED)
+        tail = at_the_end(self.disk, self._pager, space, len(changes) + _LEAST_MOVED)
         return {**tail.touches, **changes}
 
     def to_move(self, state: State, pinned: int | None, limit: int) -> dict[bytes, Touch] | None:
         """Keys that lead to what stands at the end of the file, if much of the file is free; else None."""
         space = self.space(state, pinned)
-        if not is_wasteful(space):
+        if not is_wasteful(space, after=True):
             return None
         return at_the_end(self.disk, self._pager, space, min(limit, _MOST_MOVED)).touches
 

@@ -21,10 +21,14 @@ from .tree import Tree
 
 __all__ = ["Tail", "at_the_end", "is_wasteful", "leaf_batches", "standing_after"]
 
-_WASTEFUL = 1.1
-"""A file may be so many times as large as what is in it, and `_WASTEFUL_PAGES` more, before it is made smaller."""
+_WASTEFUL = 0.25
+"""Reusable pages that a file may have, in proportion to those in use, before small commits make it smaller..."""
+
+_WASTEFUL_AFTER = 0.4
+"""...and that it may have when a large commit is through..."""
 
 _WASTEFUL_PAGES = 64
+"""...and so many more."""
 
 _LONGEST_RUN = 1024
 """Pages of the longest run that is looked for at the end of a file while committing something else."""
@@ -37,9 +41,10 @@ class Tail(NamedTuple):
     pages: int
 
 
-def is_wasteful(space: Space) -> bool:
-    """Whether much more of the file is free than is needed to write in."""
-    return space.page_count > space.used_count * _WASTEFUL + _WASTEFUL_PAGES and space.free_count > 0
+def is_wasteful(space: Space, *, after: bool = False) -> bool:
+    """Whether much more of the file is free than is needed to write in; `after`: than is needed to rest."""
+    share = _WASTEFUL_AFTER if after else _WASTEFUL
+    return space.free_count > space.used_count * share + _WASTEFUL_PAGES
 
 
 def at_the_end(disk: Disk, pager: Pager, space: Space, limit: int) -> Tail:
