@@ -1,8 +1,9 @@
-"""A tree built from entries that come in the order of their keys, each page written once, full, one after another.
+"""A database file built from entries that come in the order of their keys, each page written once, and full.
 
-Merging (see `_engine.merge`) makes a tree the successor of another; a copy has no predecessor. So entries fill a leaf,
-leaves fill a branch, branches fill the next one, and what is held in memory is one node of each level. What may live
-here: building, in a file that nobody else can see yet, and the meta pages that make this file a database.
+Merging (see `_engine.merge`) makes a tree the successor of another; a copy has no predecessor. So entries
+fill a leaf, leaves fill a branch, branches fill the next one, and what is held in memory is one node of each
+level. What may live here: building, in a file that nobody else can see yet, and the meta pages that make it
+a database.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ class _Level:
 class Builder:
     """Writes a database into the empty file `disk`, as it was after one of its commits.
 
-    `meta` is that commit: its number, time and the database's identity are kept; entries, pages and root are the copy's.
+    `meta` is that commit: its number, time and the database's identity are kept; entries, pages and root are
+    the copy's.
     """
 
     def __init__(self, disk: Disk, meta: Meta) -> None:

@@ -1,7 +1,7 @@
 """Single pages of a file whose tree cannot be trusted: which of them are intact, and what they are.
 
-For what looks at files from outside of the tree, such as `inspect`. Reads only, and believes a page only after its
-checksum.
+For what looks at files from outside of the tree, such as `inspect`. Reads only, and believes a page only
+after its checksum.
 """
 
 from __future__ import annotations
@@ -14,7 +14,13 @@ from crc32c import crc32c
 from ._engine.disk import Disk
 from ._engine.node import leaf_keys
 from ._engine.page import (
-    CRC_SIZE, HEADER, LEAF, MAX_PAGE_SIZE, MIN_PAGE_SIZE, OVERFLOW, TYPE_NAMES,
+    CRC_SIZE,
+    HEADER,
+    LEAF,
+    MAX_PAGE_SIZE,
+    MIN_PAGE_SIZE,
+    OVERFLOW,
+    TYPE_NAMES,
 )  # fmt: skip
 from ._engine.pager import MALFORMED
 

@@ -29,15 +29,13 @@ import os
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from itertools import groupby
-from operator import itemgetter
 from typing import cast
 
 from ._engine.page import REF
 from ._engine.state import State
 from ._engine.store import Store
 from ._engine.tree import Tree
-from ._sorting import in_key_order
+from ._folding import folded
 from ._treediff import differences
 from .changelog import ChangeLog, Commit
 from .errors import CorruptionError, error
@@ -103,7 +101,7 @@ class Attachment:
         """Commits after the pinned one that are not appended yet; None: compare the trees instead."""
         self._held_count = 0
 
-    # -- for users -------------------------------------------------------------------------------------------
+    # -- for users ---------------------------------------------------------------------------------
 
     def catch_up(self) -> None:
         """Append what processes without the log have committed. Every commit through this handle does so,
@@ -130,7 +128,7 @@ class Attachment:
     def __exit__(self, *exc: object) -> None:
         self.detach()
 
-    # -- for the store ---------------------------------------------------------------------------------------
+    # -- for the store -----------------------------------------------------------------------------
 
     def admit(self, changes: Mapping[bytes, bytes | None]) -> None:
         """Raise `ValueError` if the log cannot hold these changes, before they are made."""
@@ -174,7 +172,7 @@ class Attachment:
         self.close()
         return False
 
-    # -- the way into the log --------------------------------------------------------------------------------
+    # -- the way into the log ----------------------------------------------------------------------
 
     def start(self) -> None:
         """Bring log and database to agree, and follow from there."""
@@ -325,7 +323,7 @@ def _unpacked_note(note: bytes) -> tuple[bytes, int, set[bytes]]:
 
 def _compared(log: ChangeLog, state: State) -> Iterator[tuple[bytes, bytes | None]]:
     """What replaying all of the log leaves other than it is in `state`."""
-    logged = _replayed(log)
+    logged = folded(((key, value) for _, key, value in log.replay()), log.directory)
     theirs = next(logged, None)
     for key, value in state.view.items():
         while theirs is not None and theirs[0] < key:
@@ -340,15 +338,3 @@ def _compared(log: ChangeLog, state: State) -> Iterator[tuple[bytes, bytes | Non
         if theirs[1] is not None:
             yield theirs[0], None
         theirs = next(logged, None)
-
-
-def _replayed(log: ChangeLog) -> Iterator[tuple[bytes, bytes | None]]:
-    """What replaying the log leaves of each key, in the order of the keys. None: the key is not there."""
-    numbered = (
-        (key, number.to_bytes(8, "big") + (b"" if value is None else b"=" + value))
-        for number, (_, key, value) in enumerate(log.replay())
-    )
-    for key, group in groupby(in_key_order(numbered, log.directory), key=itemgetter(0)):
-        for _, last in group:
-            newest = last
-        yield key, newest[9:] if len(newest) > 8 else None

@@ -1,12 +1,14 @@
 """backup: a consistent copy of a database that is in use, made of one commit, compact, whole or not there.
 
-The commit is pinned and read in the order of its keys, and a new file is built from that (see `_builder`) under a name
-of its own, synced, and given the target's name at the end. The copy is the same database as of the same commit: it has
-its identity and commit number, so an attached log can be applied behind it (`durabledbm.dump.restore`).
+The commit is pinned and read in the order of its keys, and a new file is built from that (see `_builder`)
+under a name of its own, synced, and given the target's name at the end. The copy is the same database as of
+the same commit: it has its identity and commit number, so an attached log can be applied behind it
+(`durabledbm.dump.restore`).
 
-Others read and write meanwhile. A thread of the same process would have to wait for Python's interpreter lock each time
-it comes back from the disk, which a commit does several times; so while this handle commits, the copying rests for most
-of the time. The copy is synced as it grows: a disk that has gigabytes to write makes everybody's sync wait.
+Others read and write meanwhile. A thread of the same process would have to wait for Python's interpreter lock
+each time it comes back from the disk, which a commit does several times; so while this handle commits, the
+copying rests for most of the time. The copy is synced as it grows: a disk that has gigabytes to write makes
+everybody's sync wait.
 """
 
 from __future__ import annotations
@@ -21,11 +23,12 @@ from itertools import islice
 from ._builder import Builder
 from ._engine.creation import temporary_name
 from ._engine.disk import FileVolume
+from ._engine.meta import Meta
 from ._engine.state import State
 from ._engine.store import Store
 from .errors import error
 
-__all__ = ["Progress", "backup", "copy_state", "written"]
+__all__ = ["Progress", "backup", "mode_of", "write_whole"]
 
 Progress = Callable[[int, int], None]
 """Called with (entries done, entries in all)."""
@@ -37,7 +40,7 @@ _SLICE_ENTRIES = 50
 _SYNC_BYTES = 16 * 2**20
 
 _REST = 3.0
-"""How long to rest, as a multiple of the time worked, while this handle commits."""
+"""How long to rest, as a multiple of the processor time used, while this handle commits."""
 
 _ACTIVE = 0.1
 """Seconds for which a handle that committed counts as committing."""
@@ -52,30 +55,28 @@ def backup(
     """Write a copy of `state`, which must be pinned, to the file `target`.
 
     A file that is there already is replaced, at the end. The copy has the permissions of the database's file.
-    `progress(done, total)` is called with numbers of entries; if it raises, there is no copy. Raises `error` if the
-    target cannot be written, or is the database itself, `CorruptionError` if the database is damaged.
+    `progress(done, total)` is called with numbers of entries; if it raises, there is no copy. Raises `error`
+    if the target cannot be written, or is the database itself, `CorruptionError` if the database is damaged.
     """
-    written(store, target, lambda builder: copy_state(store, state, builder, progress), state)
-
-
-def written(
-    store: Store,
-    target: str | bytes | os.PathLike[str] | os.PathLike[bytes],
-    fill: Callable[[Builder], None],
-    state: State,
-) -> None:
-    """Let `fill` build a file, and give it the name `target` when it is complete and on the disk."""
     path = os.path.realpath(os.fsdecode(target))
+    _refuse(path, store)
+    write_whole(path, state.meta, mode_of(store.path), lambda builder: _copy(store, state, builder, progress))
+
+
+def write_whole(path: str, meta: Meta, mode: int, fill: Callable[[Builder], None]) -> None:
+    """Let `fill` build a file, and give it its name `path` when it is complete and on the disk.
+
+    `meta` tells which database, as of which commit, the file is to be.
+    """
     volume = FileVolume()
     try:
-        _refuse(path, store)
         temporary = temporary_name(path)
         disk = volume.create(temporary, 0o600)
         try:
-            builder = Builder(disk, state.meta)
+            builder = Builder(disk, meta)
             fill(builder)
             builder.finish()
-            os.chmod(temporary, _mode_of(store.path))
+            os.chmod(temporary, mode)
             disk.close()
             volume.replace(temporary, path)
         except BaseException:
@@ -87,7 +88,7 @@ def written(
         raise error.wrap(exc, path) from exc
 
 
-def copy_state(store: Store, state: State, builder: Builder, progress: Progress | None = None) -> None:
+def _copy(store: Store, state: State, builder: Builder, progress: Progress | None) -> None:
     """Append all entries of `state`, slice by slice, leaving others room to get on."""
     total = state.meta.entry_count
     pace = _Pace(store)
@@ -116,22 +117,22 @@ class _Pace:
         self._store = store
         self._commits = store.committer.commits
         self._active_until = 0.0
-        self._since = time.monotonic()
+        self._worked = time.thread_time()
 
     def rest(self) -> None:
         """Rest for a while if the handle commits."""
-        now = time.monotonic()
         commits = self._store.committer.commits
+        now, worked = time.monotonic(), time.thread_time()
         if commits != self._commits:
             self._commits = commits
             self._active_until = now + _ACTIVE
         if now < self._active_until:
-            time.sleep(_REST * (now - self._since))
-            now = time.monotonic()
-        self._since = now
+            time.sleep(_REST * (worked - self._worked))
+        self._worked = worked
 
 
 def _refuse(path: str, store: Store) -> None:
+    """Raise if the target must not be replaced."""
     try:
         status = os.stat(path)
     except FileNotFoundError:
@@ -142,7 +143,8 @@ def _refuse(path: str, store: Store) -> None:
         raise error(errno.EINVAL, "is not a regular file", path)
 
 
-def _mode_of(path: str) -> int:
+def mode_of(path: str) -> int:
+    """The permissions of a file."""
     try:
         return stat.S_IMODE(os.stat(path).st_mode)
     except OSError:  # the name was taken away, the file is still open

@@ -78,7 +78,7 @@ class _Check:
         yield from self._counts()
         yield from self._space()
 
-    # -- invariant 4 ---------------------------------------------------------------------------------------------
+    # -- invariant 4 -------------------------------------------------------------------------------
 
     def _metas(self) -> Iterator[Problem]:
         meta = self._meta
@@ -96,7 +96,7 @@ class _Check:
             if older.txid < newer.steady_txid:
                 yield Problem(4, f"the older meta page is of commit {older.txid}, not {newer.steady_txid}")
 
-    # -- invariants 2 and 3 --------------------------------------------------------------------------------------
+    # -- invariants 2 and 3 ------------------------------------------------------------------------
 
     def _node(
         self, ref: bytes, level: int, low: bytes | None, high: bytes | None, parent_txid: int
@@ -168,7 +168,7 @@ class _Check:
         except CorruptionError as exc:
             yield Problem(3, exc.message, exc.page_id)
 
-    # -- invariant 5 ---------------------------------------------------------------------------------------------
+    # -- invariant 5 -------------------------------------------------------------------------------
 
     def _counts(self) -> Iterator[Problem]:
         meta = self._meta
@@ -182,7 +182,7 @@ class _Check:
         if meta.tree_count + growth != meta.entry_count:
             yield Problem(5, f"there are {meta.tree_count + growth} entries, the meta page says {meta.entry_count}")
 
-    # -- invariant 1 ---------------------------------------------------------------------------------------------
+    # -- invariant 1 -------------------------------------------------------------------------------
 
     def _space(self) -> Iterator[Problem]:
         meta = self._meta

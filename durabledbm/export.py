@@ -13,11 +13,10 @@ import stat
 from contextlib import closing, suppress
 from typing import TYPE_CHECKING
 
-from ._engine.disk import FileVolume
 from ._foreign import FILES, KINDS_TO_WRITE, open_source, write_all
 from .database import open as open_database
 from .errors import error
-from .migrate import Meter, remove_stale
+from .migrate import Meter, remove_stale, take_name
 
 if TYPE_CHECKING:
     from .migrate import Progress, _Path
@@ -61,7 +60,7 @@ def export(source: _Path, target: _Path, to: str, *, progress: Progress | None =
                 raise error(f"{destination}: {count} entries of {len(snapshot)} could be read back")
         _name(fresh, destination, to)
     except OSError as exc:
-        raise error.wrap(exc, destination) from exc
+        raise error.wrap(exc) from exc
     finally:
         for suffix in FILES[to]:
             with suppress(FileNotFoundError):
@@ -71,7 +70,6 @@ def export(source: _Path, target: _Path, to: str, *, progress: Progress | None =
 
 
 def _name(fresh: str, target: str, kind: str) -> None:
-    volume = FileVolume()
     present = [suffix for suffix in FILES[kind] if os.path.isfile(fresh + suffix)]
     for suffix in present:
         fd = os.open(fresh + suffix, os.O_RDONLY)
@@ -80,5 +78,4 @@ def _name(fresh: str, target: str, kind: str) -> None:
         finally:
             os.close(fd)
     for suffix in reversed(present):  # the first is the one that makes it a database
-        volume.link(fresh + suffix, target + suffix)
-    volume.sync_directory(target)
+        take_name(fresh + suffix, target + suffix)

@@ -95,6 +95,9 @@ class Readable(Mapping[bytes, bytes]):
     __slots__ = ()
     __hash__ = None  # type: ignore[assignment]
 
+    def __reduce__(self) -> Any:
+        raise TypeError(f"cannot pickle {type(self).__name__!r}: open the file again in the other process")
+
     # What a subclass provides. Keys are bytes already.
 
     def _find(self, key: bytes) -> bytes | None:

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     _Path = str | bytes | PathLike[str] | PathLike[bytes]
 
-__all__ = ["BACKUP", "Meter", "migrate", "remove_stale"]
+__all__ = ["BACKUP", "Meter", "migrate", "remove_stale", "take_name"]
 
 BACKUP = ".bak"
 """What a database that was migrated in place has after its name."""
@@ -72,7 +72,7 @@ def migrate(source: _Path, target: _Path | None = None, *, progress: Progress | 
     try:
         return _migrate(os.fsdecode(source), None if target is None else os.fsdecode(target), Meter(progress))
     except OSError as exc:
-        raise error.wrap(exc, os.fsdecode(source)) from exc
+        raise error.wrap(exc) from exc
 
 
 def _migrate(path: str, target: str | None, meter: Meter) -> int:
@@ -100,7 +100,7 @@ def _migrate(path: str, target: str | None, meter: Meter) -> int:
         if target is None:
             _swap(path, kind, fresh)
         else:
-            _name(fresh, target)
+            take_name(fresh, target)
     finally:
         with suppress(FileNotFoundError):
             os.unlink(fresh)
@@ -204,9 +204,9 @@ def _swap(path: str, kind: str, fresh: str) -> None:
     volume.sync_directory(path)
     if "" in suffixes:
         volume.replace(fresh, path)
+        volume.sync_directory(path)
     else:
-        volume.link(fresh, path)  # fails if the name was taken meanwhile
-    volume.sync_directory(path)
+        take_name(fresh, path)
     _remove_old_names(path, suffixes)
 
 
@@ -249,8 +249,8 @@ def _second_name(path: str, name: str) -> None:
         os.rename(part, name)
 
 
-def _name(fresh: str, target: str) -> None:
-    """Step 3 for a new name: take it if it is free."""
+def take_name(fresh: str, target: str) -> None:
+    """Give the file `fresh` the name `target`, which must be free. Raises FileExistsError if it is not."""
     volume = FileVolume()
     try:
         volume.link(fresh, target)
@@ -286,5 +286,5 @@ def _is_running(pid: int) -> bool:
     except ProcessLookupError:
         return False
     except PermissionError:
-        return True
+        pass  # somebody else's
     return True

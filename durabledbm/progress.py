@@ -1,8 +1,9 @@
 """Progress of long work on a terminal: a bar of tqdm's where that is installed, a plain line otherwise.
 
 What may live here: the meter that the command line hands to the library's long operations. These only call
-`progress(done, total)`, with a total of None where it is not known; how that looks, and whether it is shown at all, is
-decided here. Nothing is shown unless standard error is a terminal, nor for work that ends within half a second.
+`progress(done, total)`, with a total of None where it is not known; how that looks, and whether it is shown
+at all, is decided here. Nothing is shown unless standard error is a terminal, nor for work that ends within
+half a second.
 """
 
 from __future__ import annotations
@@ -115,7 +116,10 @@ def _status(label: str, unit: str, done: int, total: int | None, elapsed: float)
     rate = done / elapsed if elapsed > 0 else 0.0
     if total is None:
         return f"{label}: {quantity(done, unit)}, {quantity(rate, unit)}/s"
-    parts = [f"{label}: {100 * done // max(total, 1):3d} %", f"{quantity(done, unit)} of {quantity(total, unit)}"]
+    parts = [
+        f"{label}: {100 * done // max(total, 1):3d} %",
+        f"{quantity(done, unit)} of {quantity(total, unit)}",
+    ]
     parts.append(f"{quantity(rate, unit)}/s")
     if rate > 0 and done < total:
         parts.append(f"{duration((total - done) / rate)} left")
@@ -123,7 +127,7 @@ def _status(label: str, unit: str, done: int, total: int | None, elapsed: float)
 
 
 def quantity(count: float, unit: str) -> str:
-    """`count` of something for people: "1,234 pages", and bytes in the unit that suits: "4 KiB", "1.2 MiB"."""
+    """`count` of something for people: "1,234 pages", or bytes in the unit that suits: "4 KiB", "1.2 MiB"."""
     if unit != "bytes":
         return f"{round(count):,} {unit}"
     power = 0

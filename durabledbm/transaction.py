@@ -14,6 +14,7 @@ from contextvars import ContextVar
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from ._engine import operations
 from ._engine.spill import Spill
 from ._engine.view import Life, View
 from ._engine.work import Savepoint, Work
@@ -21,7 +22,7 @@ from .errors import ClosedError, error
 from .mapping import Writable
 
 if TYPE_CHECKING:
-    from .database import Database
+    from .handle import Database
 
 __all__ = ["Transaction", "own_transaction"]
 
@@ -97,7 +98,7 @@ class Transaction(Writable):
         self._ended = False
         self._rolled_back = False
 
-    # -- the block -----------------------------------------------------------------------------------------------
+    # -- the block ---------------------------------------------------------------------------------
 
     def __enter__(self) -> Transaction:
         if self._root_ is not None:
@@ -185,11 +186,12 @@ class Transaction(Writable):
         """The handle is being closed: roll back, and let go of the writer lock."""
         root = self._root_
         self._ended = True
+        self.database._forget(self)
         if root is not None and self._point is None and not root.orphaned:
             root.life.ended = True
             self._finish(root, keep=False)
 
-    # -- whose it is ---------------------------------------------------------------------------------------------
+    # -- whose it is -------------------------------------------------------------------------------
 
     def mine(self) -> bool:
         """Whether the caller is in the thread and the task that began the transaction."""
@@ -217,7 +219,7 @@ class Transaction(Writable):
             raise error("the transaction was rolled back: nothing can be written in the rest of its block")
         return root.work
 
-    # -- the mapping ---------------------------------------------------------------------------------------------
+    # -- the mapping -------------------------------------------------------------------------------
 
     def _find(self, key: bytes) -> bytes | None:
         return self._root().work.get(key)
@@ -247,25 +249,13 @@ class Transaction(Writable):
             self._spill()
 
     def _pop(self, key: bytes) -> bytes | None:
-        work = self._writing()
-        value = work.get(key)
-        if value is not None:
-            work.delete(key)
-        return value
+        return operations.pop(self._writing(), key)
 
     def _delete(self, key: bytes) -> bool:
-        work = self._writing()
-        if work.find(key) is None:
-            return False
-        work.delete(key)
-        return True
+        return operations.delete(self._writing(), key)
 
     def _pop_end(self) -> tuple[bytes, bytes] | None:
-        work = self._writing()
-        entry = next(work.view().items(reverse=True), None)
-        if entry is not None:
-            work.delete(entry[0])
-        return entry
+        return operations.pop_end(self._writing())
 
     def _set_default(self, key: bytes, default: bytes) -> bytes:
         self._put(key, default)
@@ -289,7 +279,7 @@ class Transaction(Writable):
             if work.size > SPILL_SIZE:
                 self._spill()
 
-    # -- outgrowing memory ---------------------------------------------------------------------------------------
+    # -- outgrowing memory -------------------------------------------------------------------------
 
     def _spill(self) -> None:
         """Move the changes from memory to pages that no meta names yet."""

@@ -78,12 +78,13 @@ class Committer:
         """Nothing may be assumed about what is on the disk."""
         self._visible: tuple[int, bytes] | None = None
         self._loose: bytes | None = None
-        self._cut: int | None = None
+        self._cut = False
+        """The database has got shorter than the file, which may be cut off when that is known to be on the disk."""
         self.syncs = 0
         self.commits = 0
         self.pages_written = 0
 
-    # -- the ways to commit --------------------------------------------------------------------------------------
+    # -- the ways to commit ------------------------------------------------------------------------
 
     def commit(
         self, state: State, changes: Mapping[bytes, bytes | None], *, pinned: Callable[[], int | None],
@@ -209,8 +210,7 @@ class Committer:
             time_ns=time.time_ns(),
         )
         page = encode_meta(meta)
-        if meta.page_count < state.meta.page_count:
-            self._cut = meta.page_count * meta.page_size
+        self._cut = self._cut or meta.page_count < state.meta.page_count
         self.in_doubt = True
         if sync:
             self._visible = (1 - slot) * META_SIZE, steady_copy(page)
@@ -236,9 +236,9 @@ class Committer:
             self._loose = page
         else:
             self._loose = None
-            if self._cut is not None:
-                self.disk.resize(self._cut)
-                self._cut = None
+            if self._cut:
+                self._cut = False
+                self.disk.resize(state.meta.page_count * state.meta.page_size)
 
     @property
     def is_loose(self) -> bool:
@@ -259,7 +259,7 @@ class Committer:
 
     def give_up(self) -> None:
         """A commit failed half-way: what was prepared for the next step is void, and free space must be read anew."""
-        self._space = self._visible = self._cut = self._loose = None
+        self._space = self._visible = self._loose = None
         self.in_doubt = False
 
     def sync(self) -> None:
@@ -271,7 +271,7 @@ class Committer:
             self.sync_failed = True
             raise
 
-    # -- free space ----------------------------------------------------------------------------------------------
+    # -- free space --------------------------------------------------------------------------------
 
     def space(self, state: State, pinned: int | None) -> Space:
         """The free space at `state`, with everything released that neither a snapshot nor a crash can reach."""
@@ -297,7 +297,7 @@ class Committer:
         first = first_page(meta.page_size)
         try:
             return Space.load(meta.space, meta.page_size, first, meta.page_count, self._pager.read)
-        except MALFORMED + (CorruptionError,):
+        except (*MALFORMED, CorruptionError):
             # Nothing is lost with the free-space map: what the tree does not use is free.
             used = (ref_parts(ref)[:2] for ref, _ in walk(state.view.tree))
             return Space.rebuilt(meta.page_size, first, meta.page_count, used, meta.txid)

@@ -128,9 +128,8 @@ class FileDisk:
         return os.fstat(self._fd).st_size
 
     def write(self, offset: int, parts: Sequence[bytes]) -> None:
-        if len(parts) == 1 and (size := len(parts[0])) <= _CHUNK_MAX:
-            if os.pwrite(self._fd, parts[0], offset) == size:
-                return  # the rest, for a short write, starts over
+        if len(parts) == 1 and os.pwrite(self._fd, parts[0], offset) == len(parts[0]):
+            return
         _write_all(self._fd, offset, parts)
 
     def resize(self, size: int) -> None:

@@ -132,6 +132,15 @@ class WriterLock:
         if _owners and _owners.get(self._file) == threading.get_ident():
             raise BusyError(f"{path}: this thread already writes to the file, in a transaction that is still open")
 
+    def take_turn(self, path: str, timeout: float | None) -> None:
+        """Wait until no thread writes through this handle. The lock in the file is not asked for."""
+        if not self._turn.acquire(timeout):
+            raise BusyError(f"{path}: another thread writes for more than {timeout:g} seconds")
+
+    def end_turn(self) -> None:
+        """The end of `take_turn`."""
+        self._turn.release()
+
     def acquire(self, disk: Disk, timeout: float | None) -> None:
         """Wait for the lock, at most `timeout` seconds (None: for ever), then raise `BusyError`."""
         self.check_self(disk.path)

@@ -149,7 +149,7 @@ class _Merge:
             level -= 1
         return Merged(ref, level + 1, self._growth)
 
-    # -- one node ------------------------------------------------------------------------------------------------
+    # -- one node ----------------------------------------------------------------------------------
 
     def _node(
         self, ref: bytes, level: int, low: bytes, first: int, end: int, *, rightmost: bool = False
@@ -241,7 +241,7 @@ class _Merge:
             return self._writer.branch(draft.keys[1:], draft.values)
         return self._writer.leaf(draft.keys, draft.values)
 
-    # -- leaves --------------------------------------------------------------------------------------------------
+    # -- leaves ------------------------------------------------------------------------------------
 
     def _apply(
         self, keys: list[bytes], values: list[bytes], low: bytes, first: int, end: int, *, greedy: bool
@@ -324,7 +324,7 @@ class _Merge:
         self._move(key, holder, 0)
         entries[key] = holder[0]
 
-    # -- cutting and joining -------------------------------------------------------------------------------------
+    # -- cutting and joining -----------------------------------------------------------------------
 
     def _cut(self, keys: list[bytes], values: list[bytes], level: int, low: bytes, *, greedy: bool) -> list[_Draft]:
         """Cut entries into drafts that fit. Evenly, unless `greedy`: then as full as can be, for appending."""

@@ -67,7 +67,7 @@ class Branch(NamedTuple):
     """The payload after the refs, which stays the same when only refs change."""
 
 
-# -- leaves ------------------------------------------------------------------------------------------------------
+# -- leaves ----------------------------------------------------------------------------------------
 
 
 LEAF_OVERHEAD = 5
@@ -234,7 +234,7 @@ def _fingerprints(keys: Sequence[bytes]) -> bytes:
     return codes[3::4] if _BIG_ENDIAN else codes[::4]
 
 
-# -- branches ----------------------------------------------------------------------------------------------------
+# -- branches --------------------------------------------------------------------------------------
 
 
 def encode_branch(separators: Sequence[bytes], page_size: int) -> bytes:
@@ -272,7 +272,7 @@ def separator(left: bytes, right: bytes) -> bytes:
     return right[: low + 1]
 
 
-# -- both --------------------------------------------------------------------------------------------------------
+# -- both ------------------------------------------------------------------------------------------
 
 
 def _code_for(size: int, page_size: int) -> str:

@@ -89,7 +89,7 @@ class Space:
         self.free_count = 0
         self.pending_count = 0
 
-    # -- what there is -------------------------------------------------------------------------------------------
+    # -- what there is -----------------------------------------------------------------------------
 
     @property
     def page_count(self) -> int:
@@ -132,7 +132,7 @@ class Space:
         yield from (ref for ref in self._maps if ref != NO_REF)
         yield from (ref for ref, _ in self._chunks)
 
-    # -- taking and freeing --------------------------------------------------------------------------------------
+    # -- taking and freeing ------------------------------------------------------------------------
 
     def take(self, want: int, *, grow: bool = True) -> Run:
         """Allocate up to about `want` consecutive pages, at least one: as long a run as there is.
@@ -236,8 +236,7 @@ class Space:
         self._free[page_id : page_id + page_count] = b"\1" * page_count
         self.free_count += page_count
         self._touch(page_id, page_count)
-        if page_id < self._reused_from:
-            self._reused_from = page_id
+        self._reused_from = min(self._reused_from, page_id)
 
     def _touch(self, page_id: int, page_count: int) -> None:
         self._dirty.update(range(page_id // self._span, (page_id + page_count - 1) // self._span + 1))
@@ -251,7 +250,7 @@ class Space:
             self._base = min(self._base, len(self._free))
             self._starts = [self.first_page] * _POWERS
 
-    # -- persistence ---------------------------------------------------------------------------------------------
+    # -- persistence -------------------------------------------------------------------------------
 
     def save(self, txid: int, write: Callable[[bytes, int], bytes], *, fold: bool = False) -> bytes:
         """Close the books of commit `txid`: write what changed with `write(run, page_id) -> ref`, return the ref.

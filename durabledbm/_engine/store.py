@@ -98,7 +98,7 @@ class Store:
         self._load()
         self.committer = Committer(disk, self.pager)
 
-    # -- the current state ---------------------------------------------------------------------------------------
+    # -- the current state -------------------------------------------------------------------------
 
     def current(self) -> State:
         """The newest commit of any process."""
@@ -196,7 +196,7 @@ class Store:
             if self.state is state:
                 rows.keep(key, value)
 
-    # -- pins ----------------------------------------------------------------------------------------------------
+    # -- pins --------------------------------------------------------------------------------------
 
     def pin(self) -> State:
         """Pin the current state and return it: its pages stay until `unpin`."""
@@ -261,7 +261,7 @@ class Store:
         pins = self.oldest_pin()
         return None if pins is None else pins.txid
 
-    # -- writing -------------------------------------------------------------------------------------------------
+    # -- writing -----------------------------------------------------------------------------------
 
     def begin(self, timeout: float | None) -> State:
         """Take the writer lock and return the newest state, known to be on the disk.
@@ -342,8 +342,11 @@ class Store:
         self.committer.settled(meta.txid)
         self._settled = True
 
-    def commit(self, work: Work, *, sync: bool = True) -> State:
-        """Commit the changes of `work` on top of the current state. The writer lock must be held."""
+    def commit(self, work: Work, *, sync: bool = True, shrink: bool = True) -> State:
+        """Commit the changes of `work` on top of the current state. The writer lock must be held.
+
+        After a large commit, unless `shrink` is false, more commits may follow that give back space.
+        """
         changes, cleared = work.changes(), work.cleared
         if not changes and not cleared:
             return self.state
@@ -357,7 +360,7 @@ class Store:
             None if cleared else changes,
         )
         written = self.committer.pages_written - before
-        if written > _LARGE and sync:
+        if written > _LARGE and sync and shrink:
             state = self.shrink(2 * written)
         return state
 
@@ -432,7 +435,7 @@ class Store:
                 self.writing = False
         self.writer.release(self.disk, keep=keep and self.writing)
 
-    # -- ends ----------------------------------------------------------------------------------------------------
+    # -- ends --------------------------------------------------------------------------------------
 
     def check(self) -> None:
         """Raise if the handle is not usable any more."""

@@ -94,7 +94,7 @@ def _key_of(disk: Disk, pager: Pager, page_id: int) -> tuple[bytes, Touch] | Non
             if kind != BRANCH or not self_consistent(run):
                 return None
             ref = decode_branch(run).refs[0]
-    except MALFORMED + (CorruptionError,):
+    except (*MALFORMED, CorruptionError):
         pass
     return None
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 
-from ..errors import ClosedError, CorruptionError
+from ..errors import ClosedError, error
 from .node import Overflow
 from .tree import Tree
 
@@ -115,7 +115,7 @@ class View:
         """The chunks, for as long as there is life: after that, what is in the pages is nobody's business."""
         try:
             yield from self._chunks(start, stop, reverse, with_values=with_values)
-        except CorruptionError:
+        except error:
             if life.ended:
                 raise ClosedError from None
             raise

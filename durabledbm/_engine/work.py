@@ -59,7 +59,7 @@ class Work:
         """Work on top of a committed state."""
         return cls(state.view, lambda: state.meta.entry_count)
 
-    # -- reading -------------------------------------------------------------------------------------------------
+    # -- reading -----------------------------------------------------------------------------------
 
     def find(self, key: bytes) -> bytes | None:
         """The value of `key`, an `Overflow` in place of a large one, or None."""
@@ -96,7 +96,7 @@ class Work:
         """Whether this is work on top of `state`."""
         return self.base is state.view
 
-    # -- writing -------------------------------------------------------------------------------------------------
+    # -- writing -----------------------------------------------------------------------------------
 
     def put(self, key: bytes, value: bytes) -> None:
         """Set the value of `key`."""
@@ -144,7 +144,7 @@ class Work:
             layers = (Layer({**layers[1], **layers[0]}), *layers[2:])
         return layers
 
-    # -- savepoints ----------------------------------------------------------------------------------------------
+    # -- savepoints --------------------------------------------------------------------------------
 
     def savepoint(self) -> Savepoint:
         """Remember the present."""
@@ -182,7 +182,7 @@ class Work:
         """Whether something may still be rolled back to."""
         return bool(self._floors)
 
-    # -- ends ----------------------------------------------------------------------------------------------------
+    # -- ends --------------------------------------------------------------------------------------
 
     def changes(self) -> dict[bytes, bytes | None]:
         """All changes, as one dict."""

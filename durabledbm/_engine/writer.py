@@ -57,7 +57,7 @@ class Writer:
         self._deferred: list[Run] = []
         self._fresh: list[Run] = []
 
-    # -- places --------------------------------------------------------------------------------------------------
+    # -- places ------------------------------------------------------------------------------------
 
     def _allocate(self, page_count: int) -> int:
         """The page id of `page_count` consecutive free pages."""
@@ -111,7 +111,7 @@ class Writer:
             self._space.give_back(page_id, page_count)
         self._deferred = []
 
-    # -- runs ----------------------------------------------------------------------------------------------------
+    # -- runs --------------------------------------------------------------------------------------
 
     def leaf(self, keys: list[bytes], values: list[bytes]) -> bytes:
         """Write a leaf, return its ref."""

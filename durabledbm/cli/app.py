@@ -1,7 +1,8 @@
 """From arguments to an exit status: finding the command, running it, and saying in one line what went wrong.
 
-Exit statuses: 0 done; 1 the answer is no (a key is missing, a check found problems); 2 it failed, or was asked in a way
-that makes no sense. A command that Ctrl-C or a reader who went away has ended says nothing: 130 and 141, as shells have it.
+Exit statuses: 0 done; 1 the answer is no (a key is missing, a check found problems); 2 it failed, or was
+asked in a way that makes no sense. A command that Ctrl-C or a reader who went away has ended says nothing:
+130 and 141, as shells have it.
 """
 
 from __future__ import annotations
@@ -24,11 +25,10 @@ NO_READER = 141
 
 GROUPS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("data", "Reading and writing", ("get", "put", "del", "list")),
-    ("care", "Looking after a file", ("stat", "check", "salvage", "compact")),
-    ("copies", "Copies and other formats", ("backup", "dump", "load", "migrate", "export")),
+    ("care", "Looking after a file", ("stat", "check", "compact")),
     ("programs", "Programs and pictures", ("exec", "inspect", "tour", "completion")),
 )
-"""Modules, what their commands have in common, and the commands. A module is imported when one of them is used."""
+"""Modules, what their commands have in common, and their commands. A module is imported when it is needed."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -111,7 +111,7 @@ def _output_failed(exc: OSError, arguments: list[str]) -> int:
     return _complain(PROGRAM, f"standard output: {exc.strerror or exc}")
 
 
-# -- the commands ------------------------------------------------------------------------------------------------
+# -- the commands ----------------------------------------------------------------------------------
 
 
 def find(name: str) -> Command | None:
@@ -165,7 +165,8 @@ def overview(width: int) -> str:
             command = find(name)
             assert command is not None
             lines.append(f"  {name:<12}{command.summary}"[:width])
-    lines += ["", f"Start with '{PROGRAM} tour'. Options of all commands: --help, --debug; of the program: --version."]
+    lines += [
+        "",
+        f"Start with '{PROGRAM} tour'. Options of all commands: --help, --debug; of the program: --version.",
+    ]
     return "\n".join(lines) + "\n"
-
-

@@ -1,8 +1,9 @@
-"""What a command is, and how it presents itself: one description, from which parsing, `--help`, the reference in
-docs/cli.md and shell completion are made.
+"""What a command is, and how it presents itself.
 
-`argparse` parses; the help is laid out here, so that it is the same on every Python version, has examples and exit
-statuses, and can be turned into Markdown.
+One description, from which parsing, `--help`, the reference in docs/cli.md and shell completion are made.
+
+`argparse` parses; the help is laid out here, so that it is the same on every Python version, has examples and
+exit statuses, and can be turned into Markdown.
 """
 
 from __future__ import annotations
@@ -16,7 +17,18 @@ from typing import Any, NamedTuple, NoReturn
 
 from .text import terminal_width
 
-__all__ = ["PROGRAM", "Command", "Parser", "Entry", "exit_lines", "file_argument", "help_text", "key_bytes", "timeout_option", "usage_of"]
+__all__ = [
+    "PROGRAM",
+    "Command",
+    "Entry",
+    "Parser",
+    "exit_lines",
+    "file_argument",
+    "help_text",
+    "key_bytes",
+    "timeout_option",
+    "usage_of",
+]
 
 PROGRAM = "durabledbm"
 
@@ -41,7 +53,7 @@ class Command(NamedTuple):
     no: str = ""
     """What exit status 1 means; empty if there is no such answer."""
     rest: bool = False
-    """Everything behind the first argument that is not an option belongs to that argument, not to the command."""
+    """Everything behind the first argument that is not an option is that argument's, not the command's."""
 
     def parser(self) -> Parser:
         """A parser of its arguments."""
@@ -59,7 +71,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(prog=f"{PROGRAM} {command.name}", add_help=False, allow_abbrev=False)
         self.command = command
         self.entries: list[Entry] = []
-        """What the help says about each argument and option. Noted in time: while it parses, argparse changes them."""
+        """What the help says about arguments and options. Noted early: parsing changes them."""
 
     def format_help(self) -> str:
         return help_text(self.command, self, min(terminal_width(), 100))
@@ -118,7 +130,7 @@ def key_bytes(text: str) -> bytes:
     return os.fsencode(text)
 
 
-# -- the help ----------------------------------------------------------------------------------------------------
+# -- the help --------------------------------------------------------------------------------------
 
 
 class Entry(NamedTuple):
@@ -179,7 +191,10 @@ def help_text(command: Command, parser: Parser, width: int) -> str:
     if command.examples:
         lines += ["", "examples:"]
         for line, meaning in command.examples:
-            lines += [f"  {line}", *textwrap.wrap(meaning, width, initial_indent=" " * 6, subsequent_indent=" " * 6)]
+            lines += [
+                f"  {line}",
+                *textwrap.wrap(meaning, width, initial_indent=" " * 6, subsequent_indent=" " * 6),
+            ]
     if not command.rest:
         lines += ["", "exit status:", *(f"  {line}" for line in exit_lines(command))]
     return "\n".join(lines) + "\n"

@@ -22,21 +22,23 @@ if TYPE_CHECKING:
 __all__ = ["COMMANDS"]
 
 _WORDS = """
-Keys and values are bytes. On the command line they are what the shell passes, UTF-8 for text. Where they are printed as
-text, what is no printable UTF-8 appears as \\n, \\t, \\r or \\xNN, and a backslash as two, so nothing is ambiguous; with
--e such escapes are understood. Write -- before a key that begins with a hyphen.
+Keys and values are bytes. On the command line they are what the shell passes, UTF-8 for text. Where they are
+printed as text, what is no printable UTF-8 appears as \\n, \\t, \\r or \\xNN, and a backslash as two, so
+nothing is ambiguous; with -e such escapes are understood. Write -- before a key that begins with a hyphen.
 """
 
 
 def _escaped_option(parser: Parser) -> None:
-    parser.add_argument("-e", "--escaped", action="store_true", help="KEY is written as 'list' prints it, with \\xNN escapes")
+    parser.add_argument(
+        "-e", "--escaped", action="store_true", help="KEY is written as 'list' prints it, with \\xNN escapes"
+    )
 
 
 def _key(args: argparse.Namespace, key: bytes) -> bytes:
     return unescape(key) if args.escaped else key
 
 
-# -- get ---------------------------------------------------------------------------------------------------------
+# -- get -------------------------------------------------------------------------------------------
 
 
 def _get_arguments(parser: Parser) -> None:
@@ -45,7 +47,9 @@ def _get_arguments(parser: Parser) -> None:
     parser.add_argument("-o", "--output", metavar="FILE", help="write the value to FILE instead of standard output")
     _escaped_option(parser)
     parser.add_argument("--pickle", action="store_true", help=PICKLE_HELP)
-    parser.add_argument("--json", action="store_true", help='print the value as JSON; what is no UTF-8 as {"base64": "..."}')
+    parser.add_argument(
+        "--json", action="store_true", help='print the value as JSON; what is no UTF-8 as {"base64": "..."}'
+    )
 
 
 def _get(args: argparse.Namespace) -> int:
@@ -77,16 +81,18 @@ def _show(value: bytes) -> None:
         text = value.decode("utf-8")
     except UnicodeDecodeError:
         text = ""
-    if value and not all(char.isprintable() or char in "\n\t" for char in text) or (value and not text):
+    if (value and not all(char.isprintable() or char in "\n\t" for char in text)) or (value and not text):
         what = "a pickle: --pickle loads it" if looks_pickled(value) else "no plain text"
         write(escape(value))
         sys.stdout.flush()
-        sys.stderr.write(f"({what}; shown with escapes. In a pipe and with -o the {plural(len(value), 'byte')} come as they are)\n")
+        sys.stderr.write(
+            f"({what}; shown with escapes. In a pipe and with -o the {plural(len(value), 'byte')} come as they are)\n"
+        )
     else:
         write(text, end="" if text.endswith("\n") else "\n")
 
 
-# -- put ---------------------------------------------------------------------------------------------------------
+# -- put -------------------------------------------------------------------------------------------
 
 
 def _put_arguments(parser: Parser) -> None:
@@ -97,7 +103,12 @@ def _put_arguments(parser: Parser) -> None:
         help="the value; without it and without -i, everything that standard input holds",
     )  # fmt: skip
     parser.add_argument("-i", "--input", metavar="FILE", help="the value is the content of FILE")
-    parser.add_argument("-e", "--escaped", action="store_true", help="KEY and VALUE are written with \\xNN escapes, as 'list' prints them")
+    parser.add_argument(
+        "-e",
+        "--escaped",
+        action="store_true",
+        help="KEY and VALUE are written with \\xNN escapes, as 'list' prints them",
+    )
     timeout_option(parser)
 
 
@@ -123,7 +134,7 @@ def _from_standard_input() -> bytes:
     return sys.stdin.buffer.read()
 
 
-# -- del ---------------------------------------------------------------------------------------------------------
+# -- del -------------------------------------------------------------------------------------------
 
 
 def _del_arguments(parser: Parser) -> None:
@@ -145,7 +156,7 @@ def _del(args: argparse.Namespace) -> int:
     return 0
 
 
-# -- list --------------------------------------------------------------------------------------------------------
+# -- list ------------------------------------------------------------------------------------------
 
 
 def _list_arguments(parser: Parser) -> None:
@@ -158,8 +169,18 @@ def _list_arguments(parser: Parser) -> None:
     parser.add_argument("-k", "--keys", action="store_true", help="print keys only")
     parser.add_argument("-v", "--values", action="store_true", help="print values only")
     parser.add_argument("--json", action="store_true", help="print each entry as a line of JSON")
-    parser.add_argument("-0", "--null", action="store_true", help="print the bytes as they are, each key and each value followed by a NUL")
-    parser.add_argument("-l", "--full", action="store_true", help="on a terminal, do not shorten values to the width of the window")
+    parser.add_argument(
+        "-0",
+        "--null",
+        action="store_true",
+        help="print the bytes as they are, each key and each value followed by a NUL",
+    )
+    parser.add_argument(
+        "-l",
+        "--full",
+        action="store_true",
+        help="on a terminal, do not shorten values to the width of the window",
+    )
     _escaped_option(parser)
     parser.add_argument("--pickle", action="store_true", help=PICKLE_HELP)
 
@@ -233,7 +254,10 @@ class _Lines:
     def end(self) -> None:
         if self._pickles and self._width:
             sys.stdout.flush()
-            sys.stderr.write(f"({plural(self._pickles, 'value')} look like objects of a shelf; --pickle loads them, if you trust the file)\n")
+            sys.stderr.write(
+                f"({plural(self._pickles, 'value')} look like objects of a shelf; --pickle loads them, if "
+                "you trust the file)\n"
+            )
 
 
 class _Json:
@@ -275,14 +299,15 @@ def _printer(args: argparse.Namespace) -> _Lines | _Json | _Null:
     return _Null(args) if args.null else _Json(args) if args.json else _Lines(args)
 
 
-# ----------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 
 COMMANDS = {
     command.name: command
     for command in (
         Command(
             "get", "print the value of a key",
-            "Writes the value's bytes, no more and no less, to standard output; on a terminal what is no plain text is "
+            "Writes the value's bytes, no more and no less, to standard output; on a terminal what is no "
+            "plain text is "
             "shown with escapes instead.\n\n" + _WORDS,
             _get_arguments, _get,
             [
@@ -294,7 +319,8 @@ COMMANDS = {
         ),
         Command(
             "put", "set a key to a value",
-            "The value is an argument, the content of a file (-i), or else what standard input holds, byte for byte. When "
+            "The value is an argument, the content of a file (-i), or else what standard input holds, byte "
+            "for byte. When "
             "the command ends the value is on the disk.\n\n" + _WORDS,
             _put_arguments, _put,
             [
@@ -305,15 +331,17 @@ COMMANDS = {
         ),
         Command(
             "del", "delete keys",
-            "Deletes the keys in one atomic commit. Keys that are not there are reported, and the others deleted.\n\n" + _WORDS,
+            "Deletes the keys in one atomic commit. Those that are not there are reported.\n\n" + _WORDS,
             _del_arguments, _del,
             [("durabledbm del app.db user:1 user:2", "delete two keys at once")],
             "a key was not there",
         ),
         Command(
             "list", "print keys and values in the order of the keys",
-            "Prints an entry a line: the key, a tab, the value. In a pipe every byte can be told from the text; on a "
-            "terminal values are shortened to the width of the window (--full prints all). It shows one state of the "
+            "Prints an entry a line: the key, a tab, the value. In a pipe every byte can be told from the "
+            "text; on a "
+            "terminal values are shortened to the width of the window (--full prints all). It shows one "
+            "state of the "
             "file, whoever writes meanwhile.\n\n" + _WORDS,
             _list_arguments, _list,
             [
@@ -321,7 +349,7 @@ COMMANDS = {
                 ("durabledbm list app.db --prefix user: -n 10", "the first ten keys that begin with user:"),
                 ("durabledbm list app.db -k -r -n 1", "the greatest key"),
                 ("durabledbm list app.db --json | jq .", "for other programs"),
-                ("durabledbm list app.db -k -0 | xargs -0 -n 1 durabledbm get app.db", "keys to other programs, whatever is in them"),
+                ("durabledbm list app.db -k -0 | xargs -0 -n 1 durabledbm get app.db", "for programs"),
                 ("durabledbm list shelf.db --pickle", "the objects of a shelf"),
             ],
         ),

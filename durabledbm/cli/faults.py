@@ -7,15 +7,12 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
 
 from ..errors import BusyError, CorruptionError, ReadOnlyError, error
+from .holders import holders
 from .text import escape_text
 
 __all__ = ["No", "Usage", "explain"]
-
-_WRITER = (1 << 62) - 2
-"""The byte of a database file that a writer locks (docs/format.md)."""
 
 _NEXT = {
     errno.ENOENT: "no such file or directory",
@@ -117,43 +114,12 @@ def _damaged(exc: CorruptionError, path: str | None) -> str:
     return f"damaged: {exc.message.split('; ')[0]}{where}; {advice}"
 
 
-# -- who writes? -------------------------------------------------------------------------------------------------
-
-
 def _busy(path: str | None, exc: BusyError) -> str:
-    who = next(_writers(path), None) if path else None
+    who = next((holder for holder in holders(path) if holder.writing), None) if path else None
     text = str(exc)
     waited = text.rsplit(" for more than ", 1)[-1] if " for more than " in text else ""
-    writer = "another process" if who is None else f"process {who[0]} ({who[1]})" if who[1] else f"process {who[0]}"
+    writer = "another process" if who is None else f"process {who.pid} ({who.command})"
     return (
         f"{writer} is writing to it{f', and was not done within {waited}' if waited else ''}; "
         "wait for it to finish, or wait longer with --timeout"
     )
-
-
-def _writers(path: str) -> Iterator[tuple[int, str]]:
-    """The processes that hold the writer lock of the file, and their command lines: where /proc tells."""
-    try:
-        status = os.stat(path)
-        processes = [name for name in os.listdir("/proc") if name.isdigit()]
-    except OSError:
-        return
-    for pid in processes:
-        try:
-            for fd in os.listdir(f"/proc/{pid}/fd"):
-                found = os.stat(f"/proc/{pid}/fd/{fd}")
-                if (found.st_dev, found.st_ino) == (status.st_dev, status.st_ino) and _holds_lock(pid, fd):
-                    yield int(pid), _command_line(pid)
-        except OSError:
-            continue  # somebody else's process, or one that has ended
-
-
-def _holds_lock(pid: str, fd: str) -> bool:
-    with open(f"/proc/{pid}/fdinfo/{fd}", encoding="ascii", errors="replace") as file:
-        return any(line.startswith("lock:") and f" {_WRITER} " in line for line in file)
-
-
-def _command_line(pid: str) -> str:
-    with open(f"/proc/{pid}/cmdline", "rb") as file:
-        words = file.read(200).decode("utf-8", "replace").split("\0")
-    return " ".join(words).strip()[:60]

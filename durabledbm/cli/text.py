@@ -1,7 +1,8 @@
 """Bytes as text and back, and what the terminal can show.
 
-What may live here: writing to standard output, the escapes in which keys and values are printed and understood, and
-colours. Output is UTF-8 whatever the locale says: the bytes of a database do not change with it.
+What may live here: writing to standard output, the escapes in which keys and values are printed and
+understood, and colours. Output is UTF-8 whatever the locale says: the bytes of a database do not change with
+it.
 """
 
 from __future__ import annotations
@@ -11,9 +12,21 @@ import os
 import re
 import shutil
 import sys
-from typing import Any, TextIO
+from typing import Any, ClassVar, TextIO
 
-__all__ = ["Style", "as_json", "escape", "escape_text", "plural", "raw", "shorten", "style", "terminal_width", "unescape", "write"]
+__all__ = [
+    "Style",
+    "as_json",
+    "escape",
+    "escape_text",
+    "plural",
+    "raw",
+    "shorten",
+    "style",
+    "terminal_width",
+    "unescape",
+    "write",
+]
 
 _NAMED = {"\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _ESCAPE = re.compile(rb"\\(\\|n|r|t|x[0-9a-fA-F]{2}|)")
@@ -59,7 +72,9 @@ def unescape(text: bytes) -> bytes:
     def value(match: re.Match[bytes]) -> bytes:
         name = match[1]
         if not name:
-            raise ValueError(f"a backslash that begins no escape in {text!r}: write two for one, or \\n, \\r, \\t, \\xNN")
+            raise ValueError(
+                f"a backslash that begins no escape in {text!r}: write two for one, or \\n, \\r, \\t, \\xNN"
+            )
         return _VALUES.get(name) or bytes([int(name[1:], 16)])
 
     return _ESCAPE.sub(value, text)
@@ -85,7 +100,7 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}"
 
 
-# -- standard output ---------------------------------------------------------------------------------------------
+# -- standard output -------------------------------------------------------------------------------
 
 
 def write(text: str = "", *, end: str = "\n") -> None:
@@ -107,15 +122,13 @@ def terminal_width(default: int = 80) -> int:
     return shutil.get_terminal_size((default, 24)).columns
 
 
-# -- colours -----------------------------------------------------------------------------------------------------
+# -- colours ---------------------------------------------------------------------------------------
 
 
 class Style:
     """Colours, or none. Calling it wraps a text: `style("done", "green")`."""
 
-    CODES = {
-        "bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "blue": "34", "magenta": "35", "cyan": "36",
-    }  # fmt: skip
+    CODES: ClassVar = {"bold": 1, "dim": 2, "red": 31, "green": 32, "yellow": 33, "magenta": 35, "cyan": 36}
 
     def __init__(self, enabled: bool) -> None:
         self.enabled = enabled
@@ -123,11 +136,11 @@ class Style:
     def __call__(self, text: str, *names: str) -> str:
         if not self.enabled or not text:
             return text
-        return f"\x1b[{';'.join(self.CODES[name] for name in names)}m{text}\x1b[0m"
+        return f"\x1b[{';'.join(str(self.CODES[name]) for name in names)}m{text}\x1b[0m"
 
 
 def style(when: str = "auto", stream: TextIO | None = None) -> Style:
-    """The colours for `stream` (standard output): "always", "never", or as it is a terminal and $NO_COLOR asks."""
+    """The colours for `stream` (standard output): "always", "never", or "auto", which heeds $NO_COLOR."""
     stream = sys.stdout if stream is None else stream
     if when == "auto":
         if os.environ.get("FORCE_COLOR"):

@@ -1,7 +1,7 @@
-"""How values are shown: bytes as text, and the objects of shelves, which are loaded only when that is asked for.
+"""How values are shown: bytes as text, and the objects of shelves, which are loaded only on demand.
 
-Loading a pickle runs code that the file names. So a pickle is recognized by its bytes alone and described as such;
-`--pickle` loads it, after a warning.
+Loading a pickle runs code that the file names. So a pickle is recognized by its bytes alone and described as
+such; `--pickle` loads it, after a warning.
 """
 
 from __future__ import annotations
@@ -27,12 +27,14 @@ def looks_pickled(value: bytes) -> bool:
 def warn_of_pickles(file: str) -> None:
     """Say it before the first object is loaded."""
     colour = style(stream=sys.stderr)
-    sys.stderr.write(f"{colour('warning:', 'yellow')} --pickle runs code that {file} may contain; use it on files that you trust\n")
+    sys.stderr.write(
+        f"{colour('warning:', 'yellow')} --pickle runs code that {file} may contain; use it on files that you trust\n"
+    )
     sys.stderr.flush()
 
 
 def pickled(value: bytes, *, in_json: bool) -> str:
-    """The object in a pickle: its repr, or what is nearest to it in JSON. What is no pickle is said to be none."""
+    """The object in a pickle: its repr, or what is nearest to it in JSON. What is no pickle is said so."""
     import pickle
 
     try:

@@ -1,0 +1,102 @@
+"""The flusher: the thread that writes in time what the relaxed durability modes promise to write in time."""
+
+from __future__ import annotations
+
+import threading
+import time
+import weakref
+from typing import Protocol
+
+from .locks import someone_waits
+from .store import Store
+
+__all__ = ["Flusher", "Flushes"]
+
+_PEEK = 0.02
+"""Seconds between looks whether another process waits for what this handle holds back."""
+
+
+class Flushes(Protocol):
+    """What a flusher flushes."""
+
+    store: Store
+
+    def flush(self) -> None:
+        """Commit and sync whatever is not yet on the disk."""
+
+
+class Flusher:
+    """A daemon thread that calls `flush` within `interval` seconds of a `wake`.
+
+    It holds the pipeline weakly, so it dies with the handle. What goes wrong in it is kept in `failure`.
+    """
+
+    def __init__(self, pipeline: Flushes, interval: float) -> None:
+        self._pipeline = weakref.ref(pipeline)
+        self._interval = interval
+        self._event = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._mutex = threading.Lock()
+        self.failure: BaseException | None = None
+        self._stopped = False
+
+    def twin(self) -> Flusher:
+        """A flusher like this one, without its thread: for a child process."""
+        pipeline = self._pipeline()
+        assert pipeline is not None
+        return Flusher(pipeline, self._interval)
+
+    def wake(self) -> None:
+        """Something was written."""
+        if self._event.is_set():
+            return
+        self._event.set()
+        if self._thread is None:
+            with self._mutex:
+                if self._thread is None and not self._stopped:
+                    self._thread = threading.Thread(
+                        target=_flush_in_time, args=(weakref.ref(self), self._event), daemon=True, name="durabledbm-flusher"
+                    )
+                    self._thread.start()
+
+    def round(self) -> bool:
+        """Wait for the interval to pass and flush once; False when the thread is to end."""
+        deadline = time.monotonic() + self._interval / 2  # the rest is for the flush itself
+        while not self._stopped and (left := deadline - time.monotonic()) > 0:
+            time.sleep(min(left, _PEEK))
+            pipeline = self._pipeline()
+            if pipeline is None:
+                return False
+            if pipeline.store.writer.kept and someone_waits(pipeline.store.disk):
+                break
+            del pipeline
+        pipeline = self._pipeline()
+        if pipeline is None or self._stopped:
+            return False
+        self._event.clear()
+        try:
+            pipeline.flush()
+        except BaseException as exc:
+            self.failure = exc
+        return True
+
+    def stop(self) -> None:
+        """End the thread. What is unwritten is the caller's business."""
+        self._stopped = True
+        self._event.set()
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+        self._thread = None
+
+
+def _flush_in_time(flusher: weakref.ref[Flusher], event: threading.Event) -> None:
+    """The thread. Between rounds it holds nothing but the event, so that the handle can go away."""
+    while True:
+        while not event.wait(0.5):
+            if flusher() is None:
+                return
+        living = flusher()
+        if living is None or not living.round():
+            return
+        del living

@@ -1,0 +1,125 @@
+"""Records as one stream of bytes: to and from files and pipes that can be neither sized nor searched.
+
+What lives here is a thin layer over `durabledbm.records`: which codec a stream is in, reading and writing it
+in pieces, and that a stream which ends too early is an error. It is what one file of a log of changes holds.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, Protocol
+
+from ._engine.meta import MAGIC as DATABASE_MAGIC
+from .errors import CorruptionError, error
+from .records import (
+    CODECS,
+    COMMIT,
+    COMMIT_FIELDS,
+    FIRST,
+    GROUPED,
+    MAGIC,
+    NO_IDENTITY,
+    PUT,
+    FileHeader,
+    Record,
+)
+
+__all__ = ["Label", "Readable", "StreamReader", "StreamWriter", "codec_of"]
+
+_PIECE = 1 << 18
+
+
+class Label(NamedTuple):
+    """Which commit of which database something is a copy of."""
+
+    identity: bytes
+    txid: int
+    time_ns: int
+
+
+class Readable(Protocol):
+    """What is asked of a file object."""
+
+    def read(self, size: int, /) -> bytes | None: ...
+
+
+class StreamWriter:
+    """Writes a dump: puts, and then the commit that they are."""
+
+    def __init__(self, write: Callable[[bytes], object], codec: str, label: Label) -> None:
+        self._write = write
+        self._codec = CODECS[codec]
+        self._label = label
+        salt = int.from_bytes(os.urandom(4), "little")
+        self._header = self._codec.pack_header(FileHeader(1, salt, identity=label.identity))
+        self._parts = [self._header]
+        self._pending = self._end = len(self._header)
+        self._flags = GROUPED | FIRST
+
+    def put(self, key: bytes, value: bytes) -> None:
+        """Append an entry. `ValueError` if the codec cannot hold it."""
+        self._append(PUT, key, value)
+
+    def finish(self) -> None:
+        """Append the commit, and hand over what is left."""
+        if self._codec.header_size:
+            self._append(COMMIT, COMMIT_FIELDS.pack(self._label.txid, self._label.time_ns), b"")
+        self._flush()
+
+    def _append(self, kind: int, key: bytes, value: bytes) -> None:
+        size = self._codec.size(kind, key, value)
+        self._parts.append(self._codec.encode(self._header, self._end, kind, key, value, flags=self._flags))
+        self._flags = GROUPED
+        self._end += size
+        self._pending += size
+        if self._pending >= _PIECE:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._write(b"".join(self._parts))
+        self._parts, self._pending = [], 0
+
+
+class StreamReader:
+    """The records of a stream. Iterating raises `CorruptionError` where it is damaged or ends too early."""
+
+    def __init__(self, stream: Readable, name: str, codec: str | None = None) -> None:
+        self._stream = stream
+        self._name = name
+        self._first = b""
+        while len(self._first) < len(DATABASE_MAGIC) and (more := stream.read(_PIECE)):
+            self._first += more
+        if not self._first and codec is None:
+            raise error(f"{name}: is empty, neither a dump nor a log")
+        self.codec = codec or codec_of(self._first, name)
+        self._decoder = CODECS[self.codec].decoder(name)
+        self.offset = 0
+        """Bytes read so far."""
+
+    @property
+    def identity(self) -> bytes:
+        """The database that the stream is of: known once the first record has been read."""
+        header = self._decoder.header
+        return NO_IDENTITY if header is None else header.identity
+
+    def __iter__(self) -> Iterator[Record]:
+        decoder = self._decoder
+        piece: bytes | None = self._first
+        while piece:
+            self.offset += len(piece)
+            yield from decoder.feed(piece)
+            if decoder.problem is not None:
+                break
+            piece = self._stream.read(max(_PIECE, min(decoder.wanted, 1 << 30)))
+        if decoder.problem is not None:
+            raise CorruptionError(f"at offset {decoder.offset}: {decoder.problem}", path=self._name)
+        if self.offset != decoder.offset:
+            raise CorruptionError(f"at offset {decoder.offset}: it ends within a record", path=self._name)
+
+
+def codec_of(first: bytes, name: str) -> str:
+    """The codec of a stream that begins with these bytes."""
+    if first.startswith(DATABASE_MAGIC):
+        raise error(f"{name}: is a database, neither a dump nor a log")
+    return "binary" if first.startswith(MAGIC[: len(first)]) else "text"

@@ -1,0 +1,232 @@
+"""Looking after a file: stat, check, salvage, compact."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .. import open as open_database
+from ..errors import CorruptionError
+from ..progress import quantity, shown
+from .command import Command, Parser, file_argument, timeout_option
+from .holders import Holder, holders
+from .text import escape_text, plural, style, write
+from .values import looks_pickled
+
+if TYPE_CHECKING:
+    from ..stats import OldestSnapshot, Stats
+
+__all__ = ["COMMANDS"]
+
+_SAMPLE = 20
+"""Values that are looked at to tell whether a file is a shelf."""
+
+_OF_HANDLE = {"commits", "syncs", "pages_written", "cache_hits", "cache_misses", "row_hits", "row_misses"}
+"""Figures of the handle, not of the file: this command's own, which nobody wants to know."""
+
+
+def _size(size: int) -> str:
+    return quantity(size, "bytes")
+
+
+# -- stat ------------------------------------------------------------------------------------------
+
+
+class _About(NamedTuple):
+    """What `stat` finds out."""
+
+    file: str
+    stats: Stats
+    modified: float
+    """When the file was last written, seconds since 1970."""
+    others: list[Holder]
+    is_shelf: bool
+
+
+def _stat_arguments(parser: Parser) -> None:
+    file_argument(parser)
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON, sizes in bytes")
+
+
+def _stat(args: argparse.Namespace) -> int:
+    with open_database(args.file, "r") as db:
+        values = [value for _, value in itertools.islice(db.range(), _SAMPLE)]
+        is_shelf = bool(values) and all(map(looks_pickled, values))
+        about = _About(args.file, db.stats(), os.stat(args.file).st_mtime, holders(args.file), is_shelf)
+    if args.json:
+        write(json.dumps(_figures(about), indent=2))
+        return 0
+    colour = style()
+    write(colour(escape_text(args.file), "bold"))
+    for name, text in _lines(about):
+        write(f"  {colour(f'{name:<10}', 'cyan')} {text}")
+    return 0
+
+
+def _lines(about: _About) -> list[tuple[str, str]]:
+    stats = about.stats
+    if not stats.file_bytes:
+        return [("entries", "0"), ("file", "0 B: a database that nothing was written to yet")]
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(about.modified))
+    kinds = [
+        plural(stats.depth, "level"),
+        plural(stats.leaf_pages, "leaf page"),
+        plural(stats.branch_pages, "branch page"),
+        f"{plural(stats.overflow_pages, 'page')} of large values",
+    ]
+    lines = [
+        (
+            "entries",
+            f"{stats.entries:,}{'; the values look like objects of a shelf' if about.is_shelf else ''}",
+        ),
+        ("commits", f"{stats.txid:,}, the last one at {when}"),
+        (
+            "file",
+            f"{_size(stats.file_bytes)}: {plural(stats.page_count, 'page')} of {_size(stats.page_size)}",
+        ),
+        ("tree", ", ".join(kinds)),
+        ("in use", _size(stats.live_bytes)),
+        ("free", _size(stats.free_bytes) + _reclaimable(stats)),
+    ]
+    if stats.pending_pages:
+        waiting = f"{_size(stats.pending_pages * stats.page_size)} freed by the last commits, reusable soon"
+        if stats.pinned_bytes:
+            waiting += f", but for {_size(stats.pinned_bytes)} that an open snapshot reads"
+        lines.append(("waiting", waiting))
+    if stats.oldest_snapshot is not None:
+        lines.append(("snapshot", _oldest(about, stats.oldest_snapshot)))
+    return lines + [("opened by", _holder(holder)) for holder in about.others]
+
+
+def _reclaimable(stats: Stats) -> str:
+    if stats.free_bytes > 0.2 * stats.file_bytes and stats.free_bytes > 1 << 20:
+        return "; 'durabledbm compact' makes the file smaller"
+    return ""
+
+
+def _oldest(about: _About, oldest: OldestSnapshot) -> str:
+    who = [holder.pid for holder in about.others if holder.oldest == oldest.txid]
+    reader = f", by process {who[0]}" if who else ""
+    behind = plural(about.stats.txid - oldest.txid, "commit")
+    return f"the oldest that is read is commit {oldest.txid:,}, {behind} ago{reader}"
+
+
+def _holder(holder: Holder) -> str:
+    doing = ["writes now"] if holder.writing else []
+    doing += ["reads a snapshot"] if holder.oldest is not None else []
+    return f"process {holder.pid} ({holder.command}){': ' if doing else ''}{', '.join(doing)}"
+
+
+def _figures(about: _About) -> dict[str, Any]:
+    stats = about.stats
+    figures: dict[str, Any] = {"file": about.file}
+    figures |= {name: value for name, value in stats._asdict().items() if name not in _OF_HANDLE}
+    oldest = stats.oldest_snapshot
+    figures["oldest_snapshot"] = None if oldest is None else oldest.txid
+    figures["modified"] = about.modified
+    figures["looks_like_shelf"] = about.is_shelf
+    figures["opened_by"] = [holder._asdict() for holder in about.others]
+    return figures
+
+
+# -- check -----------------------------------------------------------------------------------------
+
+
+def _check_arguments(parser: Parser) -> None:
+    file_argument(parser)
+    parser.add_argument("-q", "--quiet", action="store_true", help="print nothing: the exit status is the answer")
+
+
+def _check(args: argparse.Namespace) -> int:
+    entries = 0
+    try:
+        with open_database(args.file, "r") as db, shown("check") as meter:
+            problems = [str(problem) for problem in db.check(progress=meter)]
+            entries = len(db)
+    except CorruptionError as exc:
+        problems = [exc.message.split("; ")[0] + ("" if exc.page_id is None else f" (page {exc.page_id})")]
+    if args.quiet:
+        return 1 if problems else 0
+    colour = style()
+    for problem in problems:
+        write(f"{args.file}: {colour(problem, 'red')}")
+    if problems:
+        write(
+            f"{args.file}: {plural(len(problems), 'problem')}; 'durabledbm salvage {args.file} NEW' saves "
+            "what is readable"
+        )
+        return 1
+    size = os.path.getsize(args.file)
+    write(f"{args.file}: {colour('sound', 'green')}, {plural(entries, 'entry')}, every page of {_size(size)} verified")
+    return 0
+
+
+# -- compact ---------------------------------------------------------------------------------------
+
+
+def _compact_arguments(parser: Parser) -> None:
+    file_argument(parser)
+    timeout_option(parser)
+
+
+def _compact(args: argparse.Namespace) -> int:
+    before = os.path.getsize(args.file) if os.path.exists(args.file) else -1
+    if before == 0:
+        write(f"{args.file}: empty, it can't be smaller")
+        return 0
+    with open_database(args.file, "w", timeout=args.timeout) as db:
+        with shown("compact") as meter:
+            db.reorganize(progress=meter)
+        stats = db.stats()
+    write(f"{args.file}: {_size(before)} before, {_size(os.path.getsize(args.file))} now")
+    if stats.pinned_bytes:
+        write(f"{args.file}: an open snapshot keeps {_size(stats.pinned_bytes)}; compact again when it is closed")
+    return 0
+
+
+# ------------------------------------------------------------------------------------------------------------
+
+COMMANDS = {
+    command.name: command
+    for command in (
+        Command(
+            "stat", "what is in a file, how large it is, and who uses it",
+            "Entries, commits, pages by kind, bytes in use, free and pinned by snapshots, and the processes "
+            "that have the "
+            "file open (where the system tells). Reads the meta pages and the branches of the tree, not the "
+            "values.",
+            _stat_arguments, _stat,
+            [
+                ("durabledbm stat app.db", "for people"),
+                ("durabledbm stat app.db --json | jq .entries", "for other programs"),
+            ],
+        ),
+        Command(
+            "check", "verify every page of a file",
+            "Reads the whole file and verifies every page: its checksum, its place, the order of the keys, "
+            "that each page is in "
+            "use exactly once or free, and the counts. Others may read and write meanwhile; nothing is "
+            "changed.\n\n"
+            "A number in brackets says which invariant of docs/format.md is broken.",
+            _check_arguments, _check,
+            [
+                ("durabledbm check app.db", "verify"),
+                ("durabledbm check -q app.db || mail -s 'app.db is damaged' root", "in a script"),
+            ],
+            "problems were found",
+        ),
+        Command(
+            "compact", "make a file as small as its content allows",
+            "Moves pages to the front of the file and cuts off its end, by ordinary commits: others may read "
+            "and write "
+            "meanwhile, and it may be interrupted at any moment, by Ctrl-C or by a power failure, with "
+            "nothing lost.",
+            _compact_arguments, _compact,
+            [("durabledbm compact app.db", "give unused space back")],
+        ),
+    )
+}  # fmt: skip

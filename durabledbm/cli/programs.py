@@ -1,0 +1,263 @@
+"""Programs and pictures: exec, inspect, tour, completion."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+
+from ..progress import shown
+from .command import Command, Parser, file_argument, key_bytes, timeout_option
+from .faults import No, Usage, explain
+from .text import escape, style, terminal_width, unescape, write
+
+__all__ = ["COMMANDS"]
+
+_COLOUR = ("auto", "always", "never")
+
+
+def _colour_option(parser: Parser) -> None:
+    parser.add_argument(
+        "--color",
+        choices=_COLOUR,
+        default="auto",
+        help="colours: on a terminal (auto, the default), always, or never",
+    )
+
+
+# -- exec ------------------------------------------------------------------------------------------
+
+
+def _exec_arguments(parser: Parser) -> None:
+    parser.add_argument(
+        "--durability", choices=("full", "process", "interval", "manual"), default="full",
+        help="what an acknowledged write survives, for the files that the script creates or opens (default: "
+        "full)",
+    )  # fmt: skip
+    timeout_option(parser)
+    parser.add_argument("file", metavar="SCRIPT", help="a Python program")
+    parser.add_argument("arguments", metavar="ARGUMENT", nargs=argparse.REMAINDER, help="its arguments")
+
+
+def _exec(args: argparse.Namespace) -> int:
+    from ..stdlib import run_script
+
+    try:
+        with open(args.file, "rb"):
+            pass
+    except OSError as exc:
+        sys.stderr.write(f"durabledbm exec: {explain(exc, args.file)}\n")
+        return 2
+    try:
+        run_script(args.file, args.arguments, durability=args.durability, timeout=args.timeout)
+    except Exception as exc:
+        if args.debug:
+            raise
+        _show_as_python_does(exc, args.file)
+        return 1
+    return 0
+
+
+def _show_as_python_does(exc: BaseException, script: str) -> None:
+    """The traceback of a script, from its own first line on."""
+    frame = exc.__traceback__
+    while frame is not None and frame.tb_frame.f_code.co_filename != script:
+        frame = frame.tb_next
+    traceback.print_exception(type(exc), exc, frame)
+
+
+# -- inspect ---------------------------------------------------------------------------------------
+
+
+def _inspect_arguments(parser: Parser) -> None:
+    file_argument(parser)
+    parser.add_argument(
+        "--by", choices=("kind", "fill", "age"), default="kind", help="what the colours show (default: kind)"
+    )
+    parser.add_argument("--key", metavar="KEY", type=key_bytes, help="mark the pages on the way to KEY, and list them")
+    parser.add_argument(
+        "-e", "--escaped", action="store_true", help="KEY is written as 'list' prints it, with \\xNN escapes"
+    )
+    parser.add_argument("--svg", metavar="FILE", help="write the map as an SVG image")
+    parser.add_argument(
+        "--html",
+        metavar="FILE",
+        help="write the map as an HTML page that tells more about the page under the pointer",
+    )
+    parser.add_argument(
+        "--pages",
+        metavar="A-B",
+        type=_page_range,
+        default=(0, None),
+        help="in the terminal, only the pages from A to B",
+    )
+    parser.add_argument(
+        "-l",
+        "--full",
+        action="store_true",
+        help="in the terminal, a character for each page, however many there are",
+    )
+    _colour_option(parser)
+
+
+def _page_range(text: str) -> tuple[int, int | None]:
+    first, _, last = text.partition("-")
+    start, stop = int(first), int(last) + 1 if last else None
+    if start < 0 or (stop is not None and stop <= start):
+        raise ValueError
+    return start, stop
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    from ..inspect import inspect
+
+    key = None if args.key is None else unescape(args.key) if args.escaped else args.key
+    with shown("inspect") as meter:
+        picture = inspect(args.file, key=key, progress=meter)
+    start, stop = args.pages
+    if start and start >= picture.page_count:
+        raise Usage(f"--pages: the file has {picture.page_count:,} pages, the last is page {picture.page_count - 1:,}")
+    if args.svg is not None:
+        from .._picture.svg import svg
+
+        _save(args.svg, svg(picture, mode=args.by))
+    if args.html is not None:
+        from .._picture.html import html
+
+        _save(args.html, html(picture, mode=args.by))
+    if args.svg is None and args.html is None:
+        from .._picture.terminal import draw
+
+        colour = style(args.color)
+        lines = draw(
+            picture, width=terminal_width(), rows=None if args.full else 24, mode=args.by,
+            colour=colour.enabled, encoding=sys.stdout.encoding or "ascii", start=start, stop=stop,
+        )  # fmt: skip
+        write("\n".join(lines))
+        if args.key is not None:
+            write(f"\n{colour(escape(key or b''), 'bold')}")
+            for step in picture.steps:
+                write(f"  page {step.page_id:,}: {step.what}")
+    if key is not None and not picture.found:
+        raise No(
+            f"there is no key {escape(key)!r}"
+            if not any("damaged" in step.what for step in picture.steps)
+            else "the way to the key is damaged"
+        )
+    return 0
+
+
+def _save(name: str, text: str) -> None:
+    with open(name, "w", encoding="utf-8") as file:
+        file.write(text)
+    write(name)
+
+
+# -- tour ------------------------------------------------------------------------------------------
+
+
+def _tour_arguments(parser: Parser) -> None:
+    parser.add_argument(
+        "--keep", metavar="DIRECTORY", help="work in DIRECTORY, created if need be, and leave the files there"
+    )
+    parser.add_argument("--files", metavar="N", type=int, help="use N source files at most; fewer are faster")
+    _colour_option(parser)
+
+
+def _tour(args: argparse.Namespace) -> int:
+    from ..tour import tour
+
+    if args.files is not None and args.files < 1:
+        raise Usage("--files: at least one file is needed")
+    return (
+        0
+        if tour(
+            keep=args.keep,
+            files=args.files,
+            colour=style(args.color).enabled,
+            width=min(terminal_width(), 100),
+        )
+        else 1
+    )
+
+
+# -- completion ------------------------------------------------------------------------------------
+
+
+def _completion_arguments(parser: Parser) -> None:
+    parser.add_argument("shell", choices=("bash", "zsh", "fish"), help="the shell")
+
+
+def _completion(args: argparse.Namespace) -> int:
+    from .completion import script
+
+    write(script(args.shell), end="")
+    return 0
+
+
+# ------------------------------------------------------------------------------------------------------------
+
+COMMANDS = {
+    command.name: command
+    for command in (
+        Command(
+            "exec", "run a Python program whose dbm and shelve use durabledbm",
+            "Runs SCRIPT as 'python SCRIPT ARGUMENT...' would, but dbm.open() and shelve.open() create "
+            "durabledbm files in it "
+            "(see durabledbm.install()). Files of other kinds that exist already are opened by their own "
+            "modules. The exit "
+            "status is the script's.",
+            _exec_arguments, _exec,
+            [
+                ("durabledbm exec crawler.py --depth 3", "a program as it is, with files that last"),
+                ("durabledbm exec --durability process crawler.py", "faster: it survives kills"),
+            ],
+            rest=True,
+        ),
+        Command(
+            "inspect", "draw a file as a map of its pages",
+            "Shows what each page of the file is (meta, branch, leaf, overflow, free, pinned by a snapshot), "
+            "how full it is, when it "
+            "was written, and where the file is damaged. Reads and verifies everything; nothing is changed, "
+            "and others may read and "
+            "write meanwhile.\n\n"
+            "In a file with more pages than fit, a character or square stands for several; it shows what "
+            "most of them are, but "
+            "damage always shows.",
+            _inspect_arguments, _inspect,
+            [
+                ("durabledbm inspect app.db", "the map, in the terminal"),
+                ("durabledbm inspect app.db --by age", "which pages the last commits wrote"),
+                ("durabledbm inspect app.db --key user:1", "the way to a key"),
+                ("durabledbm inspect app.db --html app.html", "a page to explore in a browser"),
+            ],
+            "the key is not there",
+        ),
+        Command(
+            "tour", "see on real data what durabledbm does",
+            "A demonstration of about half a minute: the source files of this Python's standard library go "
+            "into a database in a "
+            "temporary directory. It writes, reads, looks up, rolls back, kills a writing process and looks "
+            "what is left, uses a "
+            "shelf, and measures, each time beside what the standard library does with the same.",
+            _tour_arguments, _tour,
+            [
+                ("durabledbm tour", "all of it"),
+                ("durabledbm tour --keep /tmp/tour", "and keep the files, to look at them"),
+            ],
+            "something was not as it should be",
+        ),
+        Command(
+            "completion", "print a script that completes commands, options and keys in a shell",
+            "Prints a completion script. Commands, options, file names and, where a command takes a key, the "
+            "keys of the "
+            "file are completed.",
+            _completion_arguments, _completion,
+            [
+                ("source <(durabledbm completion bash)", "in ~/.bashrc"),
+                ("source <(durabledbm completion zsh)", "in ~/.zshrc, after compinit"),
+                ("durabledbm completion fish | source", "in ~/.config/fish/config.fish"),
+            ],
+        ),
+    )
+}  # fmt: skip

@@ -1,0 +1,398 @@
+"""`Database`: a dict in a file.
+
+Here the public behaviour is put together from the engine's parts: the store (one file, its current state), a pipeline
+(how writes get to the disk, by durability mode), and the mapping face. `database.open` makes one.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Any, TypeVar
+
+from . import lifetime
+from ._engine import operations
+from ._engine.deferred import Deferred
+from ._engine.group import Group
+from ._engine.meta import LOOK_OFFSET, LOOK_SIZE
+from ._engine.spill import Spill
+from ._engine.state import State
+from ._engine.store import Store
+from ._engine.view import Life, View
+from ._engine.work import CHANGE_MEMORY, Work
+from .errors import BusyError, error
+from .mapping import Key, Writable, as_bytes
+from .snapshot import Pin, Snapshot
+from .transaction import Transaction, own_transaction
+from .upkeep import Upkeep
+
+__all__ = ["Database"]
+
+_RETRIES = 20
+"""How often a look-up that was overtaken by writers is tried again before it pins what it reads."""
+
+T = TypeVar("T")
+
+
+class Database(Upkeep, Writable):
+    """A dict of bytes to bytes in one file, in the order of the keys. Made by `open`.
+
+    Each single write is an atomic commit; `transaction()` makes many writes one. A handle may be used by any thread,
+    and by a child process after `fork`. All methods raise `ClosedError` after `close()`, and `error` (or one of its
+    subclasses) when the file or the disk fails.
+    """
+
+    __slots__ = ("__dict__", "__weakref__", "_life", "_pipeline", "_plain", "_snapshots", "_store", "_transactions", "path")
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        if hasattr(self, "_store"):
+            raise error("DBM object does not support reinitialization")
+        self._build(*args, **options)
+
+    def _build(self, store: Store, path: str, pipeline: Group | Deferred) -> None:
+        self._store = store
+        self.path = path
+        self._pipeline = pipeline
+        self._transactions: list[Transaction] = []
+        self._snapshots: weakref.WeakValueDictionary[int, Snapshot] = weakref.WeakValueDictionary()
+        self._life = Life()
+        self._plain = type(pipeline) is Group
+        """Nothing stands between a look-up and the committed state: no open transaction, nothing deferred."""
+        lifetime.began(self)
+
+    # -- what it is --------------------------------------------------------------------------------
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close()` was called."""
+        return self._life.ended
+
+    @property
+    def readonly(self) -> bool:
+        """Whether the handle was opened with flag "r"."""
+        return self._store.readonly
+
+    def __repr__(self) -> str:
+        state = "closed" if self._life.ended else "read-only" if self.readonly else "open"
+        return f"<{type(self).__module__}.{type(self).__qualname__} {self.path!r}, {state}>"
+
+    # -- reading -----------------------------------------------------------------------------------
+
+    def __getitem__(self, key: Key) -> bytes:
+        store = self._store
+        if self._plain and type(key) is bytes:
+            # The common case, in as few steps as can be: nobody committed, and the row was read before.
+            try:
+                if store.read(LOOK_SIZE, LOOK_OFFSET) == store.look:
+                    value = store.rows.young.get(key)
+                    if value is not None:
+                        return value
+            except OSError as exc:
+                raise self._error(exc) from exc
+        value = self._find(key if type(key) is bytes else as_bytes(key, "key"))
+        if value is None:
+            raise KeyError(key)
+        return value
+
+    def _find(self, key: bytes) -> bytes | None:
+        if self._transactions and (transaction := own_transaction(self)) is not None:
+            return transaction._find(key)
+        while (work := self._pipeline.pending()) is not None:
+            self._raise_background_failure()
+            self._store.check()
+            try:
+                return work.get(key)
+            except error:
+                self._store.check()
+                if self._pipeline.pending() is work:
+                    raise  # else it was committed meanwhile, and what it builds on has been reused
+        return self._committed(key)
+
+    def _committed(self, key: bytes) -> bytes | None:
+        """The value of `key` in the newest commit."""
+        self._raise_background_failure()
+        store = self._store
+        for _ in range(_RETRIES):
+            state = self._current()
+            value = store.rows.young.get(key)
+            if value is None:
+                value = store.rows.old(key)
+            elif self._store.state is state:
+                return value
+            try:
+                if value is None or store.state is not state:
+                    value = state.view.get(key)
+            except error:
+                if self._refreshed() is state:
+                    raise
+                continue  # writers were faster: the pages have been reused
+            if value is not None:
+                store.remember(state, key, value)
+            return value
+        pin = Pin(store)
+        try:
+            return pin.state.view.get(key)
+        finally:
+            pin.release()
+
+    def _current(self) -> State:
+        try:
+            return self._store.current()
+        except OSError as exc:
+            raise self._error(exc) from exc
+
+    def _refreshed(self) -> State:
+        try:
+            return self._store.refresh()
+        except OSError as exc:
+            raise self._error(exc) from exc
+
+    def __len__(self) -> int:
+        if self._transactions and (transaction := own_transaction(self)) is not None:
+            return len(transaction)
+        self._raise_background_failure()
+        work = self._pipeline.pending()
+        if work is not None:
+            self._store.check()
+            return self._pipeline.count()
+        return self._current().meta.entry_count
+
+    def _items(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
+        if self._transactions and (transaction := own_transaction(self)) is not None:
+            return transaction._items(start, stop, reverse)
+        view, pin = self._pinned()
+        return view.items(start, stop, reverse=reverse, life=self._life, pin=pin)
+
+    def _keys(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[bytes]:
+        if self._transactions and (transaction := own_transaction(self)) is not None:
+            return transaction._keys(start, stop, reverse)
+        view, pin = self._pinned()
+        return view.keys(start, stop, reverse=reverse, life=self._life, pin=pin)
+
+    def _pinned(self) -> tuple[View, Pin]:
+        """What there is now, as a view that stays, and the pin that keeps it."""
+        self._raise_background_failure()
+        try:
+            while True:
+                pin = Pin(self._store)
+                pending = self._pipeline.view()
+                if pending is not None and pending[1] is pin.state:
+                    return pending[0], pin
+                # Nothing is pending: unless it was committed since the pin was made, that is all there is.
+                if pending is None and (type(self._pipeline) is Group or self._store.state is pin.state):
+                    return pin.state.view, pin
+        except OSError as exc:
+            raise self._error(exc) from exc
+
+    # -- writing -----------------------------------------------------------------------------------
+
+    def _run(self, operation: Callable[[Work], T]) -> T:
+        self._store.check_writable()
+        self._raise_background_failure()
+        try:
+            return self._pipeline.run(operation)
+        except OSError as exc:
+            raise self._error(exc) from exc
+
+    def _writable(self) -> bool:
+        return not self._store.readonly
+
+    def _put(self, key: bytes, value: bytes) -> None:
+        if self._transactions and (transaction := own_transaction(self)) is not None:
+            transaction._put(key, value)
+        else:
+            self._run(lambda work: work.put(key, value))
+
+    def _delete(self, key: bytes) -> bool:
+        if self._transactions and (transaction := own_transaction(self)) is not None:
+            return transaction._delete(key)
+        return self._run(lambda work: operations.delete(work, key))
+
+    def _pop(self, key: bytes) -> bytes | None:
+        if self._transactions and (transaction := own_transaction(self)) is not None:
+            return transaction._pop(key)
+        return self._run(lambda work: operations.pop(work, key))
+
+    def _pop_end(self) -> tuple[bytes, bytes] | None:
+        if self._transactions and (transaction := own_transaction(self)) is not None:
+            return transaction._pop_end()
+        return self._run(operations.pop_end)
+
+    def _set_default(self, key: bytes, default: bytes) -> bytes:
+        if self._transactions and (transaction := own_transaction(self)) is not None:
+            return transaction._set_default(key, default)
+        return self._run(lambda work: operations.set_default(work, key, default))
+
+    def _update(self, changes: dict[bytes, bytes]) -> None:
+        if self._transactions and (transaction := own_transaction(self)) is not None:
+            transaction._update(changes)
+        else:
+            size = sum(map(len, changes)) + sum(map(len, changes.values())) + CHANGE_MEMORY * len(changes)
+            self._run(lambda work: work.update(changes, size))  # type: ignore[arg-type]
+
+    def clear(self) -> None:
+        """Delete all entries in one atomic commit."""
+        if self._transactions and (transaction := own_transaction(self)) is not None:
+            transaction.clear()
+        else:
+            self._run(Work.clear)
+
+    def transaction(self) -> Transaction:
+        """A block of writes that is one atomic commit: `with db.transaction(): ...` (see `Transaction`)."""
+        return Transaction(self)
+
+    def snapshot(self) -> Snapshot:
+        """The database as of now, read-only, for as long as wanted (see `Snapshot`).
+
+        Inside a transaction it shows the last commit, without the transaction's own changes.
+        """
+        view, pin = self._pinned()
+        snapshot = Snapshot(pin, view)
+        self._snapshots[id(snapshot)] = snapshot
+        return snapshot
+
+    # -- for transactions --------------------------------------------------------------------------
+
+    def _begin(self, transaction: Transaction) -> Work:
+        self._store.check_writable()
+        self._raise_background_failure()
+        work = self._pipeline.begin()
+        self._transactions.append(transaction)
+        self._plain = False
+        return work
+
+    def _end(
+        self, transaction: Transaction, work: Work | None, commit: Callable[[bool], State] | None = None
+    ) -> None:
+        self._forget(transaction)
+        self._plain = not self._transactions and type(self._pipeline) is Group and not self._life.ended
+        self._pipeline.finish(work, commit)
+
+    def _forget(self, transaction: Transaction) -> None:
+        self._transactions = [other for other in self._transactions if other is not transaction]
+
+    def _spill(self, work: Work) -> Spill:
+        store = self._store
+        pins = store.oldest_pin()
+        pending = self._pipeline.pending()
+        cleared = work.cleared or (pending is not None and pending.cleared)
+        oldest = None if pins is None else pins.txid
+        spill = Spill(store.committer, store.pager, store.state, oldest, cleared=cleared)
+        self._pipeline.spilling = True
+        if pending is not None and not work.cleared:
+            spill.add(pending.changes(), reuse=True)
+        return spill
+
+    def _error(self, cause: OSError) -> error:
+        """What to raise for an error of the operating system: if the handle was closed meanwhile, that is what counts."""
+        self._store.check()
+        return error.wrap(cause, self.path)
+
+    def _pin(self) -> Pin:
+        self._raise_background_failure()
+        try:
+            return Pin(self._store)
+        except OSError as exc:
+            raise self._error(exc) from exc
+
+    # -- ends --------------------------------------------------------------------------------------
+
+    def sync(self) -> None:
+        """Return when everything written through this handle is on the disk, whatever the durability mode."""
+        self._store.check()
+        self._raise_background_failure()
+        try:
+            self._pipeline.flush()
+        except OSError as exc:
+            raise self._error(exc) from exc
+
+    def close(self) -> None:
+        """Write what is not yet on the disk, and release the file. Closing twice is harmless.
+
+        A transaction that is open is rolled back. Raises what the last write raises, after releasing the file all the
+        same; but `BusyError`, if a transaction of another thread does not end within `timeout`, leaves it open.
+        """
+        if self._life.ended:
+            return
+        for transaction in reversed(self._transactions):
+            if transaction.mine():
+                transaction.abandon()
+        try:
+            if self._store.failure is None:
+                self._pipeline.flush()
+                self._pipeline.tidy()
+        except BusyError:
+            raise
+        except BaseException as exc:
+            self._release(flushed=False)
+            if isinstance(exc, OSError):
+                raise error.wrap(exc, self.path) from exc
+            raise
+        self._release(flushed=True)
+        self._raise_background_failure()
+
+    def _release(self, *, flushed: bool) -> None:
+        """Close the file, but not while a thread writes: its number may be another file's a moment later."""
+        writer = self._store.writer
+        writer.take_turn(self.path, self._pipeline.timeout)
+        while flushed and self._pipeline.pending() is not None:  # left by a transaction that ended only now
+            writer.end_turn()
+            self._pipeline.flush()
+            writer.take_turn(self.path, self._pipeline.timeout)
+        try:
+            self._close_files()
+        finally:
+            writer.end_turn()
+
+    def _close_files(self) -> None:
+        if self._pipeline.flusher is not None:
+            self._pipeline.flusher.stop()
+        self._life.ended = True
+        self._plain = False
+        for snapshot in list(self._snapshots.values()):
+            snapshot.close()
+        if self._store.observer is not None:
+            self._store.observer.close()
+        self._store.close()
+        lifetime.ended(self)
+
+    def __enter__(self) -> Database:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def sync_in_a_hurry(self) -> None:
+        """The interpreter ends: write what is pending, but wait for nobody for long."""
+        self._pipeline.hurry()
+        self.sync()
+
+    def before_fork(self) -> None:
+        """Write what is pending if that is possible at once: a child sees only what is in the file."""
+        self._pipeline.before_fork()
+
+    def __del__(self) -> None:
+        life = getattr(self, "_life", None)
+        if life is not None and not life.ended:
+            try:
+                self._pipeline.hurry()
+                self.close()
+            except Exception:
+                pass
+
+    def after_fork(self) -> None:
+        """In a child process: begin anew, with a file of our own; the parent's transactions are not ours."""
+        for transaction in self._transactions:
+            transaction.orphan()
+        self._transactions = [transaction for transaction in self._transactions if transaction.mine()]
+        self._pipeline.after_fork()
+        self._store.after_fork()
+
+    def _raise_background_failure(self) -> None:
+        flusher = self._pipeline.flusher
+        if flusher is not None and flusher.failure is not None:
+            failure, flusher.failure = flusher.failure, None
+            raise error(f"{self.path}: writing in the background failed: {failure}") from failure

@@ -1,0 +1,66 @@
+"""The handles that are open in this process: for the end of the interpreter, and for fork."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import weakref
+from typing import Protocol
+
+from ._engine.locks import forget_owners
+
+__all__ = ["Handle", "began", "ended"]
+
+
+class Handle(Protocol):
+    """What must happen to a handle when its process ends or forks."""
+
+    def sync_in_a_hurry(self) -> None:
+        """The interpreter ends."""
+
+    def before_fork(self) -> None:
+        """The process is about to fork."""
+
+    def after_fork(self) -> None:
+        """The process has forked, and this is the child."""
+
+
+_handles: weakref.WeakValueDictionary[int, Handle] = weakref.WeakValueDictionary()
+
+
+def began(handle: Handle) -> None:
+    """A handle was opened."""
+    _handles[id(handle)] = handle
+
+
+def ended(handle: Handle) -> None:
+    """A handle was closed."""
+    _handles.pop(id(handle), None)
+
+
+def _at_exit() -> None:
+    # What was deferred must not be lost with the process. Closing is left to the handles: others may still use them.
+    for handle in list(_handles.values()):
+        try:
+            handle.sync_in_a_hurry()
+        except OSError:
+            pass
+
+
+def _before_fork() -> None:
+    for handle in list(_handles.values()):
+        try:
+            handle.before_fork()
+        except OSError:
+            pass  # the next call, or close(), meets the same trouble and says so
+
+
+def _after_fork() -> None:
+    forget_owners()
+    for handle in list(_handles.values()):
+        handle.after_fork()
+
+
+atexit.register(_at_exit)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_child=_after_fork)
