@@ -68,11 +68,6 @@ class Database(Upkeep, Writable):
         """Whether `close()` was called."""
         return self._life.ended
 
-    @property
-    def readonly(self) -> bool:
-        """Whether the handle was opened with flag "r"."""
-        return self._store.readonly
-
     def __repr__(self) -> str:
         state = "closed" if self._life.ended else "read-only" if self.readonly else "open"
         return f"<{type(self).__module__}.{type(self).__qualname__} {self.path!r}, {state}>"

@@ -19,6 +19,7 @@ from .stats import Stats, gather
 if TYPE_CHECKING:
     from ._engine.deferred import Deferred
     from .changelog import ChangeLog
+    from .transaction import Transaction
 
 __all__ = ["Upkeep"]
 
@@ -30,7 +31,12 @@ class Upkeep:
 
     _store: Store
     _pipeline: Group | Deferred
-    readonly: bool
+    _transactions: list[Transaction]
+
+    @property
+    def readonly(self) -> bool:
+        """Whether the handle was opened with flag "r"."""
+        return self._store.readonly
 
     def _pin(self) -> Pin:
         raise NotImplementedError

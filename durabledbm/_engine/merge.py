@@ -5,7 +5,7 @@ concerns is decoded, merged with its share of the batch, and cut into as many no
 came out too small is joined with a neighbour first. There is no separate insert, delete, split or rebalance, and it
 makes no difference whether the batch is one change or a million.
 
-Until its parent has settled who is joined with whom, a new node is a `_Draft`; then it is written, and the parent
+Until its parent has settled who is joined with whom, a new node is a `Draft`; then it is written, and the parent
 keeps its ref. So pages are written bottom up, each once, and no page is ever changed.
 """
 
@@ -13,11 +13,12 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from itertools import accumulate, groupby
+from itertools import groupby
 from types import NoneType
 from typing import Final, NamedTuple
 
-from .node import BRANCH_OVERHEAD, LEAF_OVERHEAD, Branch, Overflow, capacity, decode_leaf, edit_leaf, separator
+from .draft import Cutter, Draft
+from .node import Branch, Overflow, decode_leaf, edit_leaf
 from .page import CRC_SIZE, HEADER, NO_REF, ref_parts
 from .pager import MALFORMED, Pager
 from .writer import Writer
@@ -41,18 +42,6 @@ MOVE: Final = Touch(moves_value=True)
 Change = bytes | Touch | None
 """A new value; `TOUCH` or `MOVE`; or None, the tombstone: the key is deleted."""
 
-_MIN_BRANCH = 4
-"""A branch has at least so many children, however long the separators: a tree of long keys must not become a list."""
-
-_MIN_LEAF = 8
-"""A leaf takes as many pages as so many of its entries need..."""
-
-_MIN_LEAF_PACKED = 16
-"""...or so many, if it is being packed..."""
-
-_MAX_LEAF_PAGES = 4
-"""...but no more than this, unless a single entry needs them."""
-
 _EDITED = 3
 """So many changes, or fewer, are made to a leaf in its bytes."""
 
@@ -70,16 +59,6 @@ class Merged(NamedTuple):
     depth: int
     growth: int
     """How many entries it has more (or, if negative, fewer) than its predecessor."""
-
-
-class _Draft(NamedTuple):
-    """A node that is not written yet. A leaf's keys and values; or, in a branch, the children's lows and refs."""
-
-    low: bytes
-    """No key in or below the node is smaller. What the parent uses as separator."""
-    keys: list[bytes]
-    values: list[bytes]
-    size: int
 
 
 def inline_max(page_size: int) -> int:
@@ -111,12 +90,12 @@ class _Merge:
         self._values = values
         self._growth = 0
         self._page_size = writer.page_size
-        self._one_page = capacity(1, self._page_size)
+        self._cutter = Cutter(self._page_size, packing=packing)
         self._inline_max = inline_max(self._page_size)
-        self._threshold = _JOIN_BELOW * self._one_page
+        self._threshold = _JOIN_BELOW * self._cutter.one_page
         self._packing = packing
         page = self._page_size - HEADER.size - CRC_SIZE
-        self._edit_limits = (page // 2, page)
+        self._edit_limits = (page // 2, page, self._inline_max)
 
     def run(self, root: bytes, depth: int) -> Merged:
         count = len(self._keys)
@@ -126,14 +105,14 @@ class _Merge:
             result = self._node(root, depth - 1, b"", 0, count, rightmost=True)
             if type(result) is bytes:
                 return Merged(result, depth, self._growth)
-            drafts: list[_Draft] = result  # type: ignore[assignment]
+            drafts: list[Draft] = result  # type: ignore[assignment]
         else:
             drafts = self._apply([], [], b"", 0, count, greedy=True)
         level = max(depth - 1, 0)
         while len(drafts) > 1:
             refs = [self._write(draft, level) for draft in drafts]
             level += 1
-            drafts = self._cut([draft.low for draft in drafts], refs, level, b"", greedy=False)
+            drafts = self._cutter.cut([draft.low for draft in drafts], refs, level, b"", greedy=False)
         if not drafts:
             return Merged(NO_REF, 0, self._growth)
         if level and len(drafts[0].values) == 1:
@@ -153,7 +132,7 @@ class _Merge:
 
     def _node(
         self, ref: bytes, level: int, low: bytes, first: int, end: int, *, rightmost: bool = False
-    ) -> list[_Draft] | bytes:
+    ) -> list[Draft] | bytes:
         """Merge the changes from `first` to `end` into the node at `ref`, return what takes its place.
 
         That is the ref of its successor, if there is just one and it need not be joined with anything; else drafts.
@@ -162,7 +141,7 @@ class _Merge:
             return self._leaf(ref, low, first, end, rightmost=rightmost)
         branch = self._pager.branch(ref)
         separators, refs = branch.separators, branch.refs
-        results: list[tuple[int, list[_Draft] | bytes]] = []
+        results: list[tuple[int, list[Draft] | bytes]] = []
         simple = True
         child = 0
         while first < end:
@@ -183,12 +162,12 @@ class _Merge:
         return self._branch(branch, level, low, results, rightmost=rightmost)
 
     def _branch(
-        self, branch: Branch, level: int, low: bytes, results: list[tuple[int, list[_Draft] | bytes]], *, rightmost: bool
-    ) -> list[_Draft]:
+        self, branch: Branch, level: int, low: bytes, results: list[tuple[int, list[Draft] | bytes]], *, rightmost: bool
+    ) -> list[Draft]:
         """The branch with `results` in place of some of its children, as drafts."""
         old_lows = [low, *branch.separators]
         lows: list[bytes] = []
-        nodes: list[bytes | _Draft] = []
+        nodes: list[bytes | Draft] = []
         done = 0
         small = False
         for child, result in results:
@@ -210,9 +189,9 @@ class _Merge:
         if small:
             lows, nodes = self._joined(lows, nodes, level - 1, rightmost=rightmost)
         written = [node if type(node) is bytes else self._write(node, level - 1) for node in nodes]  # type: ignore[arg-type]
-        return self._cut(lows, written, level, low, greedy=False)
+        return self._cutter.cut(lows, written, level, low, greedy=False)
 
-    def _leaf(self, ref: bytes, low: bytes, first: int, end: int, *, rightmost: bool) -> list[_Draft] | bytes:
+    def _leaf(self, ref: bytes, low: bytes, first: int, end: int, *, rightmost: bool) -> list[Draft] | bytes:
         """Merge the changes into the leaf at `ref`: in its bytes, if they are few, else entry by entry."""
         leaf = self._pager.leaf(ref, keep=False)
         self._writer.free(ref)
@@ -236,7 +215,7 @@ class _Merge:
         except MALFORMED as exc:
             raise self._pager.malformed(ref, exc) from exc
 
-    def _write(self, draft: _Draft, level: int) -> bytes:
+    def _write(self, draft: Draft, level: int) -> bytes:
         if level:
             return self._writer.branch(draft.keys[1:], draft.values)
         return self._writer.leaf(draft.keys, draft.values)
@@ -245,7 +224,7 @@ class _Merge:
 
     def _apply(
         self, keys: list[bytes], values: list[bytes], low: bytes, first: int, end: int, *, greedy: bool
-    ) -> list[_Draft]:
+    ) -> list[Draft]:
         """Apply the changes from `first` to `end` to the entries of one leaf."""
         before = len(keys)
         if end - first <= len(keys) // 4:
@@ -254,8 +233,8 @@ class _Merge:
             keys, values = self._apply_many(keys, values, first, end)
         self._growth += len(keys) - before
         if not self._packing and set(map(type, self._values[first:end])) == {Touch}:
-            return [_Draft(low, keys, values, self._one_page)] if keys else []  # moved as it is, however full
-        return self._cut(keys, values, 0, low, greedy=greedy)
+            return [Draft(low, keys, values, self._cutter.one_page)] if keys else []  # moved as it is, however full
+        return self._cutter.cut(keys, values, 0, low, greedy=greedy)
 
     def _apply_few(self, keys: list[bytes], values: list[bytes], first: int, end: int) -> None:
         for index in range(first, end):
@@ -326,47 +305,9 @@ class _Merge:
 
     # -- cutting and joining -----------------------------------------------------------------------
 
-    def _cut(self, keys: list[bytes], values: list[bytes], level: int, low: bytes, *, greedy: bool) -> list[_Draft]:
-        """Cut entries into drafts that fit. Evenly, unless `greedy`: then as full as can be, for appending."""
-        count = len(keys)
-        if not count:
-            return []
-        if level:
-            total = sum(map(len, keys)) + BRANCH_OVERHEAD * count
-            limit, minimum = self._one_page, _MIN_BRANCH
-        else:
-            overhead = LEAF_OVERHEAD + (Overflow in set(map(type, values)))
-            total = sum(map(len, keys)) + sum(map(len, values)) + overhead * count
-            limit, minimum = self._leaf_limit(total, count), 1
-        if total <= limit or count <= minimum:
-            return [_Draft(low, keys, values, total)]
-        if level:
-            ends = list(accumulate(len(key) + BRANCH_OVERHEAD for key in keys))
-        else:
-            ends = list(accumulate(len(k) + len(v) + overhead for k, v in zip(keys, values, strict=True)))
-        drafts: list[_Draft] = []
-        at = done = 0
-        while at < count:
-            rest = total - done
-            pieces = -(-rest // limit)
-            target = limit if greedy else min(limit, -(-rest // pieces) + limit // 64)
-            end = max(bisect_right(ends, done + target), at + minimum)
-            if count - end < minimum:
-                end = count
-            first = low if not drafts else keys[at] if level else separator(keys[at - 1], keys[at])
-            drafts.append(_Draft(first, keys[at:end], values[at:end], ends[end - 1] - done))
-            done = ends[end - 1]
-            at = end
-        return drafts
-
-    def _leaf_limit(self, total: int, count: int) -> int:
-        """Bytes of entries in a leaf: one page if entries are small, more if a page would hold but a few."""
-        pages = -(-(_MIN_LEAF_PACKED if self._packing else _MIN_LEAF) * total // count // self._one_page)
-        return self._one_page if pages <= 1 else capacity(min(pages, _MAX_LEAF_PAGES), self._page_size)
-
     def _joined(
-        self, lows: list[bytes], nodes: list[bytes | _Draft], level: int, *, rightmost: bool
-    ) -> tuple[list[bytes], list[bytes | _Draft]]:
+        self, lows: list[bytes], nodes: list[bytes | Draft], level: int, *, rightmost: bool
+    ) -> tuple[list[bytes], list[bytes | Draft]]:
         """Join drafts that are too small with a neighbour, and cut the result anew where it is too large for one."""
         at = 0
         while at < len(nodes) and len(nodes) > 1:
@@ -375,27 +316,27 @@ class _Merge:
             if type(node) is bytes or node.size >= self._threshold or (last and rightmost and self._growth > 0):  # type: ignore[union-attr]
                 at += 1
                 continue
-            a = at - 1 if last or (at and type(nodes[at - 1]) is _Draft) else at
+            a = at - 1 if last or (at and type(nodes[at - 1]) is Draft) else at
             left, right = self._draft(lows[a], nodes[a], level), self._draft(lows[a + 1], nodes[a + 1], level)
             keys, values = left.keys + right.keys, left.values + right.values
-            drafts = self._cut(keys, values, level, left.low, greedy=False)
+            drafts = self._cutter.cut(keys, values, level, left.low, greedy=False)
             lows[a : a + 2] = [draft.low for draft in drafts]
             nodes[a : a + 2] = drafts
             at = a if len(drafts) == 1 else a + len(drafts)
         return lows, nodes
 
     def _poured(
-        self, lows: list[bytes], nodes: list[bytes | _Draft], level: int
-    ) -> tuple[list[bytes], list[bytes | _Draft]]:
+        self, lows: list[bytes], nodes: list[bytes | Draft], level: int
+    ) -> tuple[list[bytes], list[bytes | Draft]]:
         """Pour adjacent drafts together, if they are not full, and cut them anew. They are written anyway."""
         new_lows: list[bytes] = []
-        new_nodes: list[bytes | _Draft] = []
-        for is_draft, group in groupby(zip(lows, nodes, strict=True), key=lambda pair: type(pair[1]) is _Draft):
+        new_nodes: list[bytes | Draft] = []
+        for is_draft, group in groupby(zip(lows, nodes, strict=True), key=lambda pair: type(pair[1]) is Draft):
             pairs = list(group)
             if is_draft and len(pairs) > 1 and self._airy(pairs):
                 keys = [key for _, node in pairs for key in node.keys]  # type: ignore[union-attr]
                 values = [value for _, node in pairs for value in node.values]  # type: ignore[union-attr]
-                drafts = self._cut(keys, values, level, pairs[0][0], greedy=self._packing)
+                drafts = self._cutter.cut(keys, values, level, pairs[0][0], greedy=self._packing)
                 new_lows += [draft.low for draft in drafts]
                 new_nodes += drafts
             else:
@@ -403,22 +344,22 @@ class _Merge:
                 new_nodes += [node for _, node in pairs]
         return new_lows, new_nodes
 
-    def _airy(self, pairs: list[tuple[bytes, bytes | _Draft]]) -> bool:
+    def _airy(self, pairs: list[tuple[bytes, bytes | Draft]]) -> bool:
         """Whether the drafts leave so much of their pages empty that fewer pages would do."""
-        sizes = [node.size for _, node in pairs if type(node) is _Draft]
-        pages = sum(-(-size // self._one_page) for size in sizes)
-        return self._packing or sum(sizes) < _AIRY * pages * self._one_page
+        sizes = [node.size for _, node in pairs if type(node) is Draft]
+        pages = sum(-(-size // self._cutter.one_page) for size in sizes)
+        return self._packing or sum(sizes) < _AIRY * pages * self._cutter.one_page
 
-    def _draft(self, low: bytes, node: bytes | _Draft, level: int) -> _Draft:
+    def _draft(self, low: bytes, node: bytes | Draft, level: int) -> Draft:
         """The node as a draft: decoded, if it was to stay as it is."""
-        if type(node) is _Draft:
+        if type(node) is Draft:
             return node
         ref: bytes = node  # type: ignore[assignment]
         self._writer.flush()  # it may have been written only now, and not be in the cache
         self._writer.free(ref)
         if level:
             branch = self._pager.branch(ref)
-            return _Draft(low, [low, *branch.separators], list(branch.refs), ref_parts(ref)[1])
+            return Draft(low, [low, *branch.separators], list(branch.refs), ref_parts(ref)[1])
         keys, values = self._decode(ref)
-        return _Draft(low, keys, values, ref_parts(ref)[1])
+        return Draft(low, keys, values, ref_parts(ref)[1])
 

@@ -141,13 +141,13 @@ def decode_leaf(leaf: bytes) -> tuple[list[bytes], list[bytes]]:
 
 
 def edit_leaf(
-    leaf: bytes, keys: Sequence[bytes], values: Sequence[Any], first: int, end: int, limits: tuple[int, int]
+    leaf: bytes, keys: Sequence[bytes], values: Sequence[Any], first: int, end: int, limits: tuple[int, int, int]
 ) -> tuple[int, bytes, int] | None:
     """A few changes to a leaf of small values, made in its bytes: what is between them is copied, not decoded.
 
     The changes are `values[i]` (None: delete) for `keys[i]`, `first <= i < end`. Returns the new entry count, the new
-    payload, and by how many entries it grew; or None if this cannot be done: if something is not small values, or the
-    payload would not be between the two limits.
+    payload, and by how many entries it grew; or None if this cannot be done: if the payload would not be between the
+    first two `limits`, or a value is longer than the third, or there are large values already.
     """
     if leaf[1] or len(leaf) > _NARROW_MAX // 2:
         return None
@@ -180,7 +180,7 @@ def edit_leaf(
                 numbers = numbers[: 4 * at] + _shifted(numbers[4 * at + 4 :], a - c)
                 fingerprints = fingerprints[:at] + fingerprints[at + 1 :]
                 count -= 1
-        elif type(value) is not bytes:
+        elif type(value) is not bytes or len(value) > limits[2]:
             return None
         elif there:
             b, c = offsets[2 * at + 1], offsets[2 * at + 2]

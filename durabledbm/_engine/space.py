@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
+from .freepages import FreePages, Run, coalesced
 from .page import CRC_SIZE, HEADER, MAP, NO_REF, PENDING, REF, SPACE, pages_for, seal
 
 __all__ = ["Run", "Space"]
@@ -41,22 +42,7 @@ _LOG_PAGES = 2
 _CHUNK_MIN = 64
 """So many freed extents that cannot be folded yet are worth a PENDING run; fewer stay in the log."""
 
-_SLACK = 1.15
-"""Grow the file rather than fill scattered holes while it is at most so many times the pages in use..."""
-
-_SLACK_PAGES = 64
-"""...and so many pages more. Small files should not be scattered for a few kilobytes."""
-
-_POWERS = 13
-"""Free runs of 1, 2, 4 ... 4096 pages are looked for."""
-
-_NOWHERE = 1 << 62
-
 _EXPAND = [bytes((byte >> bit) & 1 for bit in range(8)) for byte in range(256)]
-
-Run = tuple[int, int]
-"""Page id of the first page, and how many."""
-
 
 class _Pending(NamedTuple):
     """Pages freed by commits up to `txid`. `chunk` is the ref of the PENDING run that lists them, if one does."""
@@ -66,58 +52,26 @@ class _Pending(NamedTuple):
     chunk: bytes
 
 
-class Space:
+class Space(FreePages):
     """The free pages of one database, as the writer sees them. Not thread-safe: only the writer has it."""
 
     def __init__(self, page_size: int, first_page: int, page_count: int) -> None:
+        super().__init__(first_page, page_count, (page_size - HEADER.size - CRC_SIZE) * 8)
         self._page_size = page_size
-        self.first_page = first_page
-        self._span = (page_size - HEADER.size - CRC_SIZE) * 8
-        self._free = bytearray(page_count)
         self._pending: deque[_Pending] = deque()
         self._log: list[tuple[int, int, int]] = []
         self._maps: list[bytes] = []
-        self._dirty: set[int] = set()
         self._chunks: list[tuple[bytes, int]] = []
         self.ref = NO_REF
         """The run that the newest commit's meta points at."""
-        self._taken: list[Run] = []
         self._freed: list[Run] = []
-        self._base = page_count
-        self._starts = [first_page] * _POWERS
-        self._reused_from = _NOWHERE
-        self.free_count = 0
-        self.pending_count = 0
 
-    # -- what there is -----------------------------------------------------------------------------
-
-    @property
-    def page_count(self) -> int:
-        """Pages of the file."""
-        return len(self._free)
-
-    @property
-    def used_count(self) -> int:
-        """Pages that the newest commit, or the one being made, needs; meta pages included."""
-        return len(self._free) - self.free_count - self.pending_count
+    # -- what there is --------------------------------------------------------------------------------
 
     @property
     def oldest_pending(self) -> int | None:
         """The txid that freed the oldest pages which may not be reused yet."""
         return self._pending[0].txid if self._pending else None
-
-    def is_free(self, page_id: int) -> bool:
-        """Whether the page may be reused now."""
-        return bool(self._free[page_id])
-
-    def free_runs(self) -> Iterator[Run]:
-        """All reusable pages, ascending."""
-        free, at = self._free, self._free.find(1)
-        while at >= 0:
-            end = free.find(0, at)
-            end = len(free) if end < 0 else end
-            yield at, end - at
-            at = free.find(1, end)
 
     def pending_runs(self) -> Iterator[tuple[int, Run]]:
         """All pages that were freed and may not be reused yet, with the txid that freed them (or a newer one)."""
@@ -133,68 +87,6 @@ class Space:
         yield from (ref for ref, _ in self._chunks)
 
     # -- taking and freeing ------------------------------------------------------------------------
-
-    def take(self, want: int, *, grow: bool = True) -> Run:
-        """Allocate up to about `want` consecutive pages, at least one: as long a run as there is.
-
-        With `grow` false the file grows only if nothing at all is free: for commits that make the file smaller.
-        """
-        length = 1 << (want - 1).bit_length()
-        found = self._find(length)
-        if found < 0 and self._may_grow(length, grow):
-            return self._grown(length)
-        while found < 0:
-            length >>= 1
-            found = self._find(length)
-        return self._claimed(found, length)
-
-    def take_run(self, want: int) -> Run:
-        """Allocate exactly `want` consecutive pages, at the end of the file if there is no such run inside."""
-        found = self._find(want)
-        return self._grown(want) if found < 0 else self._claimed(found, want)
-
-    def _may_grow(self, want: int, grow: bool) -> bool:
-        if self.free_count == 0:
-            return True
-        return grow and len(self._free) + want <= self.used_count * _SLACK + _SLACK_PAGES
-
-    def _grown(self, want: int) -> Run:
-        found = len(self._free)
-        self._free.extend(b"\1" * want)
-        self.free_count += want
-        return self._claimed(found, want)
-
-    def _claimed(self, page_id: int, page_count: int) -> Run:
-        self._free[page_id : page_id + page_count] = bytes(page_count)
-        self.free_count -= page_count
-        self._touch(page_id, page_count)
-        self._taken.append((page_id, page_count))
-        return page_id, page_count
-
-    def _find(self, length: int) -> int:
-        """Page id of the first free run of that length, or -1.
-
-        For each power of two it is remembered up to where there is no such run, so looking again costs nothing.
-        """
-        if self.free_count < length:
-            return -1
-        starts = self._starts
-        if self._reused_from < len(self._free):
-            for power, start in enumerate(starts):
-                starts[power] = min(start, max(self._reused_from - (1 << power), self.first_page))
-            self._reused_from = _NOWHERE
-        power = min(length.bit_length() - 1, len(starts) - 1)
-        found = self._free.find(b"\1" * length, starts[power])
-        if length == 1 << power:
-            starts[power] = found if found >= 0 else len(self._free)
-        return found
-
-    def give_back(self, page_id: int, page_count: int) -> None:
-        """Undo part of a `take` of this commit: the pages hold nothing that anybody can reach."""
-        if page_id + page_count == len(self._free) and page_id >= self._base:
-            del self._free[page_id:]
-        else:
-            self._reuse(page_id, page_count)
 
     def free(self, page_id: int, page_count: int) -> None:
         """The commit being made no longer needs these pages; older commits may."""
@@ -232,24 +124,6 @@ class Space:
                 self.pending_count -= page_count
                 self._reuse(page_id, page_count)
 
-    def _reuse(self, page_id: int, page_count: int) -> None:
-        self._free[page_id : page_id + page_count] = b"\1" * page_count
-        self.free_count += page_count
-        self._touch(page_id, page_count)
-        self._reused_from = min(self._reused_from, page_id)
-
-    def _touch(self, page_id: int, page_count: int) -> None:
-        self._dirty.update(range(page_id // self._span, (page_id + page_count - 1) // self._span + 1))
-
-    def cut_tail(self) -> None:
-        """Forget the reusable pages at the end of the file, if they are worth it: the file may be cut off there."""
-        tail = len(self._free) - len(self._free.rstrip(b"\1"))
-        if tail > max(len(self._free) // 16, 16):
-            del self._free[-tail:]
-            self.free_count -= tail
-            self._base = min(self._base, len(self._free))
-            self._starts = [self.first_page] * _POWERS
-
     # -- persistence -------------------------------------------------------------------------------
 
     def save(self, txid: int, write: Callable[[bytes, int], bytes], *, fold: bool = False) -> bytes:
@@ -263,7 +137,7 @@ class Space:
             self._fold(txid, write)
             log_count = len(self._log) + len(self._freed) + 2
         where = self.take_run(self._size_pages(log_count))
-        freed = list(_coalesced(self._freed))
+        freed = list(coalesced(self._freed))
         self._log += self._taken_records(txid)
         self._log += [(page_id, page_count, txid) for page_id, page_count in freed]
         if freed:
@@ -283,7 +157,7 @@ class Space:
 
     def _taken_records(self, txid: int) -> Iterator[tuple[int, int, int]]:
         """What to log of the pages taken: those that were given back again count only where the map lacks them."""
-        for page_id, page_count in _coalesced(self._taken):
+        for page_id, page_count in coalesced(self._taken):
             at, end = page_id, min(page_id + page_count, len(self._free))
             while at < end:
                 given_back = self._free[at]
@@ -346,7 +220,7 @@ class Space:
         self._dirty = set()
 
     def _write_chunk(self, groups: list[_Pending], txid: int, write: Callable[[bytes, int], bytes]) -> None:
-        runs = list(_coalesced(run for group in groups for run in group.runs))
+        runs = list(coalesced(run for group in groups for run in group.runs))
         newest = groups[-1].txid
         payload = b"".join(_EXTENT.pack(*run) for run in runs)
         where = self.take_run(pages_for(len(payload), self._page_size))
@@ -422,7 +296,7 @@ class Space:
             self._free[page] = 0
             groups.setdefault(freed_by[page], []).append((page, 1))
         self._pending = deque(
-            _Pending(txid, list(_coalesced(runs)), chunk) for (txid, chunk), runs in sorted(groups.items())
+            _Pending(txid, list(coalesced(runs)), chunk) for (txid, chunk), runs in sorted(groups.items())
         )
         self.pending_count = len(freed_by)
         self.free_count = self._free.count(1)
@@ -458,20 +332,6 @@ class Space:
 
 def _payload_size(page_count: int, page_size: int) -> int:
     return page_count * page_size - HEADER.size - CRC_SIZE
-
-
-def _coalesced(runs: Iterable[Run]) -> Iterator[Run]:
-    """The same pages as few runs, ascending."""
-    start = end = -1
-    for page_id, length in sorted(runs):
-        if page_id == end:
-            end += length
-        else:
-            if end > start:
-                yield start, end - start
-            start, end = page_id, page_id + length
-    if end > start:
-        yield start, end - start
 
 
 def _pack_bits(flags: bytearray) -> bytes:

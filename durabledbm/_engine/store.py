@@ -12,25 +12,24 @@ from __future__ import annotations
 
 import errno
 import threading
-import time
-from collections import deque
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, Protocol
 
 from ..errors import ClosedError, CorruptionError, ReadOnlyError, error
 from .commit import Committer
 from .creation import initialise, replace
 from .disk import Disk, Volume
-from .locks import WriterLock, oldest_pin, pin, unpin, writer_present
+from .locks import WriterLock, pin, unpin, writer_present
 from .merge import Touch
 from .meta import LOOK_OFFSET, LOOK_SIZE, META_SIZE, Meta, first_page, steady_copy
+from .observer import Observer
 from .pager import Pager
+from .pins import Pins, PinTable
 from .recovery import Slots, newest, read_slots, visible
 from .rows import RowCache
 from .state import State
 from .work import Work
 
-__all__ = ["Observer", "Pins", "Store"]
+__all__ = ["Store"]
 
 _DEFAULT_MODE = 0o666
 _NEVER = b""
@@ -42,26 +41,6 @@ _PATIENCE = 4
 
 _FORESEEN = 1000
 """Commits with more changes than this empty the row cache instead of being taken out of it one by one."""
-
-
-class Observer(Protocol):
-    """Somebody who is told of every commit made through a handle."""
-
-    def admit(self, changes: Mapping[bytes, bytes | None]) -> None:
-        """Raise `ValueError` to keep these changes from being committed."""
-
-    def committed(self, changes: Mapping[bytes, object] | None) -> None:
-        """A commit was made: with these changes, or (None) with changes that are not known one by one."""
-
-    def close(self) -> None:
-        """The handle is being closed."""
-
-
-class Pins(NamedTuple):
-    """The oldest commit that is still read, and by which process (None: this one, or not known)."""
-
-    txid: int
-    pid: int | None
 
 
 class Store:
@@ -76,16 +55,13 @@ class Store:
         self.mutex = threading.Lock()
         self.file = disk.identity()
         self.writer = WriterLock(self.file)
-        self.pins: dict[int, int] = {}
-        self.pinned_since: dict[int, float] = {}
-        """When this handle first pinned a commit, by the monotonic clock, in seconds."""
+        self.pins = PinTable()
         self.rows = RowCache(cache_size // 4)
         self.failure: BaseException | None = None
         self.closed = False
         self.writing = False
         """This handle has the writer lock, and its state is the newest: there is no need to look for commits."""
         self.observer: Observer | None = None
-        self._unpinned: deque[int] = deque()
         self._settled = False
         self._forked = False
         self._doubtful = _NEVER
@@ -210,7 +186,7 @@ class Store:
                     self._refresh()
                 state = self.state
                 txid = state.meta.txid
-                if not txid or txid in self.pins:
+                if not txid or txid in self.pins.counts:
                     break
                 # The lock must be there before the next commit but one can look for it: so look again afterwards.
                 if not pin(self.disk, txid):
@@ -221,13 +197,12 @@ class Store:
                     break
                 unpin(self.disk, txid)
             if txid:
-                self.pins[txid] = self.pins.get(txid, 0) + 1
-                self.pinned_since.setdefault(txid, time.monotonic())
+                self.pins.add(txid)
             return state
 
     def unpin(self, state: State) -> None:
         """End a `pin`. May be called at any moment, also by the garbage collector in a thread that has the mutex."""
-        self._unpinned.append(state.meta.txid)
+        self.pins.ended.append(state.meta.txid)
         if self.mutex.acquire(blocking=False):
             try:
                 self._drain()
@@ -235,26 +210,16 @@ class Store:
                 self.mutex.release()
 
     def _drain(self) -> None:
-        """Carry out what `unpin` was asked for. The mutex must be held."""
-        while self._unpinned:
-            txid = self._unpinned.popleft()
-            left = self.pins.get(txid, 0) - 1
-            if left > 0:
-                self.pins[txid] = left
-            elif self.pins.pop(txid, None) is not None:
-                del self.pinned_since[txid]
-                if not self.closed and not self._forked:
-                    unpin(self.disk, txid)
+        """Release the locks of pins that have ended. The mutex must be held."""
+        for txid in self.pins.drain():
+            if not self.closed and not self._forked:
+                unpin(self.disk, txid)
 
     def oldest_pin(self) -> Pins | None:
         """The oldest commit that any handle of any process has pinned."""
         with self.mutex:
             self._drain()
-            own = min(self.pins, default=None)
-        foreign = oldest_pin(self.disk)
-        if foreign is not None and (own is None or foreign.offset < own):
-            return Pins(foreign.offset, foreign.pid)
-        return None if own is None else Pins(own, None)
+            return self.pins.oldest(self.disk)
 
     def oldest_txid(self) -> int | None:
         """The oldest commit that any handle of any process has pinned, or None."""
@@ -482,7 +447,7 @@ class Store:
         self.look = _NEVER
         self.read = self._read_reopened
         self.committer.forget_space()
-        if self.pins:
+        if self.pins.counts:
             self._reopen()
 
     def _reopen(self) -> None:
@@ -490,7 +455,7 @@ class Store:
             if self._forked:
                 self._use(self.disk.reopen())
                 self._forked = False
-                for txid in self.pins:
+                for txid in self.pins.counts:
                     pin(self.disk, txid)
 
     def _read_reopened(self, length: int, offset: int) -> bytes:

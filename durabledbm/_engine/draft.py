@@ -1,0 +1,86 @@
+"""Drafts: nodes that are not written yet, and how entries are cut into them.
+
+How full nodes are, and how many entries they hold at least, is decided here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from itertools import accumulate
+from typing import NamedTuple
+
+from .node import BRANCH_OVERHEAD, LEAF_OVERHEAD, Overflow, capacity, separator
+
+__all__ = ["Cutter", "Draft"]
+
+_MIN_BRANCH = 4
+"""A branch has at least so many children, however long the separators: a tree of long keys must not become a list."""
+
+_MIN_LEAF = 8
+"""A leaf takes as many pages as so many of its entries need..."""
+
+_MIN_LEAF_PACKED = 16
+"""...or so many, if it is being packed..."""
+
+_MAX_LEAF_PAGES = 4
+"""...but no more than this, unless a single entry needs them."""
+
+
+class Draft(NamedTuple):
+    """A node that is not written yet. A leaf's keys and values; or, in a branch, the children's lows and refs."""
+
+    low: bytes
+    """No key in or below the node is smaller. What the parent uses as separator."""
+    keys: list[bytes]
+    values: list[bytes]
+    size: int
+
+
+class Cutter:
+    """Cuts entries into nodes that fit in pages of `page_size` bytes. `packing` fills them to the brim."""
+
+    __slots__ = ("_packing", "_page_size", "one_page")
+
+    def __init__(self, page_size: int, *, packing: bool) -> None:
+        self._page_size = page_size
+        self._packing = packing
+        self.one_page = capacity(1, page_size)
+        """Bytes of entries that a node of one page holds."""
+
+    def cut(self, keys: list[bytes], values: list[bytes], level: int, low: bytes, *, greedy: bool) -> list[Draft]:
+        """Cut entries into drafts that fit. Evenly, unless `greedy`: then as full as can be, for appending."""
+        count = len(keys)
+        if not count:
+            return []
+        if level:
+            total = sum(map(len, keys)) + BRANCH_OVERHEAD * count
+            limit, minimum = self.one_page, _MIN_BRANCH
+        else:
+            overhead = LEAF_OVERHEAD + (Overflow in set(map(type, values)))
+            total = sum(map(len, keys)) + sum(map(len, values)) + overhead * count
+            limit, minimum = self._leaf_limit(total, count), 1
+        if total <= limit or count <= minimum:
+            return [Draft(low, keys, values, total)]
+        if level:
+            ends = list(accumulate(len(key) + BRANCH_OVERHEAD for key in keys))
+        else:
+            ends = list(accumulate(len(k) + len(v) + overhead for k, v in zip(keys, values, strict=True)))
+        drafts: list[Draft] = []
+        at = done = 0
+        while at < count:
+            rest = total - done
+            pieces = -(-rest // limit)
+            target = limit if greedy else min(limit, -(-rest // pieces) + limit // 64)
+            end = max(bisect_right(ends, done + target), at + minimum)
+            if count - end < minimum:
+                end = count
+            first = low if not drafts else keys[at] if level else separator(keys[at - 1], keys[at])
+            drafts.append(Draft(first, keys[at:end], values[at:end], ends[end - 1] - done))
+            done = ends[end - 1]
+            at = end
+        return drafts
+
+    def _leaf_limit(self, total: int, count: int) -> int:
+        """Bytes of entries in a leaf: one page if entries are small, more if a page would hold but a few."""
+        pages = -(-(_MIN_LEAF_PACKED if self._packing else _MIN_LEAF) * total // count // self.one_page)
+        return self.one_page if pages <= 1 else capacity(min(pages, _MAX_LEAF_PAGES), self._page_size)

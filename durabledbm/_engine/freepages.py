@@ -1,0 +1,160 @@
+"""Free pages in memory: one byte per page of the file, 1 where the page may be written.
+
+Searching a bytearray for a run of ones is a single C call, and remembering up to where there is no run of 1, 2, 4...
+pages makes asking again cost nothing. Pages nearest to the front are taken first, so that the end gets free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+__all__ = ["FreePages", "Run", "coalesced"]
+
+_SLACK = 1.15
+"""Grow the file rather than fill scattered holes while it is at most so many times the pages in use..."""
+
+_SLACK_PAGES = 64
+"""...and so many pages more. Small files should not be scattered for a few kilobytes."""
+
+_POWERS = 13
+"""Free runs of 1, 2, 4 ... 4096 pages are looked for."""
+
+_NOWHERE = 1 << 62
+
+Run = tuple[int, int]
+"""Page id of the first page, and how many."""
+
+
+class FreePages:
+    """The pages of a file, of which some may be written."""
+
+    def __init__(self, first_page: int, page_count: int, span: int) -> None:
+        self.first_page = first_page
+        self.free_count = 0
+        self.pending_count = 0
+        """Pages that were freed and may not be written yet."""
+        self._free = bytearray(page_count)
+        self._span = span
+        self._dirty: set[int] = set()
+        """Which spans of so many pages have changed."""
+        self._taken: list[Run] = []
+        self._base = page_count
+        self._starts = [first_page] * _POWERS
+        self._reused_from = _NOWHERE
+
+    @property
+    def page_count(self) -> int:
+        """Pages of the file."""
+        return len(self._free)
+
+    def is_free(self, page_id: int) -> bool:
+        """Whether the page may be reused now."""
+        return bool(self._free[page_id])
+
+    def free_runs(self) -> Iterator[Run]:
+        """All reusable pages, ascending."""
+        free, at = self._free, self._free.find(1)
+        while at >= 0:
+            end = free.find(0, at)
+            end = len(free) if end < 0 else end
+            yield at, end - at
+            at = free.find(1, end)
+
+    @property
+    def used_count(self) -> int:
+        """Pages that the newest commit, or the one being made, needs; meta pages included."""
+        return len(self._free) - self.free_count - self.pending_count
+
+    def take(self, want: int, *, grow: bool = True) -> Run:
+        """Allocate up to about `want` consecutive pages, at least one: as long a run as there is.
+
+        With `grow` false the file grows only if nothing at all is free: for commits that make the file smaller.
+        """
+        length = 1 << (want - 1).bit_length()
+        found = self._find(length)
+        if found < 0 and self._may_grow(length, grow):
+            return self._grown(length)
+        while found < 0:
+            length >>= 1
+            found = self._find(length)
+        return self._claimed(found, length)
+
+    def take_run(self, want: int) -> Run:
+        """Allocate exactly `want` consecutive pages, at the end of the file if there is no such run inside."""
+        found = self._find(want)
+        return self._grown(want) if found < 0 else self._claimed(found, want)
+
+    def _may_grow(self, want: int, grow: bool) -> bool:
+        if self.free_count == 0:
+            return True
+        return grow and len(self._free) + want <= self.used_count * _SLACK + _SLACK_PAGES
+
+    def _grown(self, want: int) -> Run:
+        found = len(self._free)
+        self._free.extend(b"\1" * want)
+        self.free_count += want
+        return self._claimed(found, want)
+
+    def _claimed(self, page_id: int, page_count: int) -> Run:
+        self._free[page_id : page_id + page_count] = bytes(page_count)
+        self.free_count -= page_count
+        self._touch(page_id, page_count)
+        self._taken.append((page_id, page_count))
+        return page_id, page_count
+
+    def _find(self, length: int) -> int:
+        """Page id of the first free run of that length, or -1.
+
+        For each power of two it is remembered up to where there is no such run, so looking again costs nothing.
+        """
+        if self.free_count < length:
+            return -1
+        starts = self._starts
+        if self._reused_from < len(self._free):
+            for power, start in enumerate(starts):
+                starts[power] = min(start, max(self._reused_from - (1 << power), self.first_page))
+            self._reused_from = _NOWHERE
+        power = min(length.bit_length() - 1, len(starts) - 1)
+        found = self._free.find(b"\1" * length, starts[power])
+        if length == 1 << power:
+            starts[power] = found if found >= 0 else len(self._free)
+        return found
+
+    def give_back(self, page_id: int, page_count: int) -> None:
+        """Undo part of a `take` of this commit: the pages hold nothing that anybody can reach."""
+        if page_id + page_count == len(self._free) and page_id >= self._base:
+            del self._free[page_id:]
+        else:
+            self._reuse(page_id, page_count)
+
+    def _reuse(self, page_id: int, page_count: int) -> None:
+        self._free[page_id : page_id + page_count] = b"\1" * page_count
+        self.free_count += page_count
+        self._touch(page_id, page_count)
+        self._reused_from = min(self._reused_from, page_id)
+
+    def _touch(self, page_id: int, page_count: int) -> None:
+        self._dirty.update(range(page_id // self._span, (page_id + page_count - 1) // self._span + 1))
+
+    def cut_tail(self) -> None:
+        """Forget the reusable pages at the end of the file, if they are worth it: the file may be cut off there."""
+        tail = len(self._free) - len(self._free.rstrip(b"\1"))
+        if tail > max(len(self._free) // 16, 16):
+            del self._free[-tail:]
+            self.free_count -= tail
+            self._base = min(self._base, len(self._free))
+            self._starts = [self.first_page] * _POWERS
+
+
+def coalesced(runs: Iterable[Run]) -> Iterator[Run]:
+    """The same pages as few runs, ascending."""
+    start = end = -1
+    for page_id, length in sorted(runs):
+        if page_id == end:
+            end += length
+        else:
+            if end > start:
+                yield start, end - start
+            start, end = page_id, page_id + length
+    if end > start:
+        yield start, end - start

@@ -1,0 +1,125 @@
+"""The manifest of a sharded database: which files its directory holds, and which key is in which of them.
+
+What may live here: the directory's one small file that says so, how it comes into being, and the placement of keys,
+which is as fixed as a file format: docs/scaling.md documents both, with test vectors.
+
+The manifest gets its name only when all shards are there and on the disk. So whoever finds it finds a
+complete database, two processes that create the same one at once both succeed, and a crash before leaves no
+manifest.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from typing import Any
+from zlib import crc32
+
+from ._engine.creation import temporary_name
+from ._engine.disk import FileVolume
+from .errors import CorruptionError, error
+
+__all__ = ["NAME", "SHARDS_MAX", "make_whole", "place", "read", "shard_path", "write"]
+
+NAME = "durabledbm.shards"
+SHARDS_MAX = 4096
+
+_FORMAT = "durabledbm-sharded"
+_VERSION = 1
+_PLACEMENT = "crc32-high"
+
+
+def place(key: bytes, shards: int) -> int:
+    """The number of the shard that a key is in, from 0.
+
+    CRC-32 is as even as a cryptographic hash on the keys that people use, and seven times as fast. The hash is scaled,
+    not divided, so its high bits decide: leaves find keys by the low byte of the same CRC, which so stays as
+    good within a shard as it is in a whole database.
+    """
+    return crc32(key) * shards >> 32
+
+
+def shard_path(directory: str, number: int, shards: int) -> str:
+    """The file of a shard."""
+    return os.path.join(directory, f"shard-{number:04d}-of-{shards:04d}")
+
+
+def read(directory: str) -> int | None:
+    """The number of shards that the directory holds; None if there is no manifest (nor, maybe, a directory).
+    path = os.path.join(directory, NAME)
+    try:
+        with open(path, "rb") as file:
+            content = file.read(10_000)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as exc:
+        raise error.wrap(exc, path) from exc
+    try:
+        manifest: Any = json.loads(content)
+        form, version, shards = manifest["format"], manifest["version"], manifest["shards"]
+        placement = manifest["placement"]
+    except (ValueError, TypeError, KeyError) as exc:
+        raise CorruptionError("the manifest is damaged", path=path) from exc
+    if form != _FORMAT or type(shards) is not int or not 0 < shards <= SHARDS_MAX:
+        raise CorruptionError("the manifest is damaged", path=path)
+    if version != _VERSION or placement != _PLACEMENT:
+        raise error(f"{path}: version {version}, placement {placement!r}: this durabledbm does not know it")
+    return shards
+
+
+def write(directory: str, shards: int, *, replace: bool = False) -> None:
+    """Say that the directory holds `shards` shards, which are all there; unless it says something already.
+
+    With `replace` it says so in any case.
+    """
+    path = os.path.join(directory, NAME)
+    volume = FileVolume()
+    temporary = temporary_name(path)
+    manifest = {"format": _FORMAT, "version": _VERSION, "shards": shards, "placement": _PLACEMENT}
+    try:
+        disk = volume.create(temporary, 0o666)
+        try:
+            disk.write(0, (json.dumps(manifest).encode() + b"\n",))
+            disk.sync()
+        finally:
+            disk.close()
+        volume.sync_directory(path)  # the shards' names, before the one that says that they are there
+        if replace:
+            volume.replace(temporary, path)
+        else:
+            _give_name(volume, temporary, path)
+        volume.sync_directory(path)
+    except OSError as exc:
+        raise error.wrap(exc, path) from exc
+
+
+def _give_name(volume: FileVolume, temporary: str, path: str) -> None:
+    try:
+        volume.link(temporary, path)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without links: the race is lost silently only if both have the same
+    number
+        if read(os.path.dirname(path)) is None:
+            volume.replace(temporary, path)
+            return
+    volume.remove(temporary)
+
+
+def make_whole(path: str, shards: int, fill: Callable[[str], None]) -> None:
+    """Let `fill` make all shards in a directory, and name that `path` when it is complete and on the disk."""
+    temporary = temporary_name(path)
+    try:
+        os.mkdir(temporary)
+        try:
+            fill(temporary)
+            write(temporary, shards)
+            os.rename(temporary, path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        FileVolume().sync_directory(path)
+    except OSError as exc:
+        raise error.wrap(exc, path) from exc

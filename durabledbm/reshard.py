@@ -1,0 +1,86 @@
+"""reshard: a sharded database with another number of shards, as a copy in a new directory.
+
+The shards are read side by side in the order of the keys, so each new shard gets its keys in order too, and
+is built in one pass, compact, with little memory. Nobody should write meanwhile: if somebody did, that is
+noticed at the end.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+
+from . import _manifest
+from ._builder import Builder
+from ._engine.disk import FileVolume
+from ._engine.meta import Meta, first_page
+from ._manifest import make_whole, place, shard_path
+from .backup import mode_of
+from .errors import error
+from .sharded import Path, ShardedDatabase, open_sharded
+
+__all__ = ["reshard"]
+
+_BATCH = 64
+_SYNC_BYTES = 16 * 2**20
+_REPORT_EVERY = 1024
+
+Progress = Callable[[int, int], None]
+
+
+def reshard(directory: Path, target: Path | None = None, *, shards: int, progress: Progress | None = None) -> str:
+    """Copy the sharded database in `directory` to the new directory `target`, with `shards` shards; return
+    its name.
+
+    Without a target it is `directory` with "-" and the number of shards appended. It must not exist, and
+    appears whole or not at all; the old directory stays. `progress(done, total)` is called with numbers of
+    entries.
+
+    Raises `error` if the target exists, or if the database was written to meanwhile.
+    """
+    if not isinstance(shards, int) or not 0 < shards <= _manifest.SHARDS_MAX:
+        raise ValueError(f"shards must be a number from 1 to {_manifest.SHARDS_MAX}, not {shards!r}")
+    path = os.path.abspath(os.fsdecode(directory))
+    destination = f"{path}-{shards}" if target is None else os.path.abspath(os.fsdecode(target))
+    if os.path.lexists(destination):
+        raise error(f"{destination}: exists already")
+    with open_sharded(path, "r") as source:
+        make_whole(destination, shards, lambda fresh: _fill(source, fresh, shards, progress))
+    return destination
+
+
+def _fill(source: ShardedDatabase, directory: str, shards: int, progress: Progress | None) -> None:
+    meta = source._shards[0]._store.state.meta
+    mode = mode_of(source._shards[0].path)
+    volume = FileVolume()
+    with ExitStack() as stack, source.snapshot() as snapshot:
+        builders = []
+        for number in range(shards):
+            disk = volume.create(shard_path(directory, number, shards), 0o600)
+            stack.callback(disk.close)
+            fresh = Meta(1, meta.page_size, secrets.token_bytes(16), first_page(meta.page_size), time_ns=time.time_ns())
+            builders.append(Builder(disk, fresh))
+        total, done = len(snapshot), 0
+        batches: list[list[tuple[bytes, bytes]]] = [[] for _ in builders]
+        for entry in snapshot.items():
+            number = place(entry[0], shards)
+            batch = batches[number]
+            batch.append(entry)
+            if len(batch) >= _BATCH:
+                builders[number].add(batch)
+                builders[number].sync_at(_SYNC_BYTES)
+                batch.clear()
+            done += 1
+            if progress is not None and done % _REPORT_EVERY == 0:
+                progress(done, total)
+        for number, builder in enumerate(builders):
+            builder.add(batches[number])
+            builder.finish()
+            os.chmod(shard_path(directory, number, shards), mode)
+        if [shard._store.refresh().meta.txid for shard in source._shards] != snapshot.txids:
+            raise error(f"{source.path}: was written to while it was copied")
+        if progress is not None:
+            progress(done, total)
