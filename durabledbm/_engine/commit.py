@@ -232,7 +232,7 @@ class Committer:
         self.disk.write(offset, (page,))
         self.in_doubt = False
         self.commits += 1
-        if state.meta.relaxed:
+        if state.meta.txid > self.durable_txid:
             self._loose = page
         else:
             self._loose = None
@@ -258,7 +258,9 @@ class Committer:
         self._loose = None
 
     def give_up(self) -> None:
-        """A commit failed half-way: what was prepared for the next step is void, and free space must be read anew."""
+        """What was prepared for the next step is void, and free space must be read anew: a commit failed half-way, or
+        this is the child of a process that goes on with all that.
+        """
         self._space = self._visible = self._loose = None
         self.in_doubt = False
 
@@ -278,7 +280,10 @@ class Committer:
         space = self._space
         if space is None or space.ref != state.meta.space:
             space = self._load_space(state)
-        space.release(self.durable_txid if pinned is None else min(pinned, self.durable_txid))
+        # A relaxed commit, also when it has been synced, lists pages that its own chain has freed; while it is what a
+        # crash would fall back to, they must stay for its list to verify.
+        limit = min(self.durable_txid, state.meta.steady_txid) if state.meta.relaxed else self.durable_txid
+        space.release(limit if pinned is None else min(pinned, limit))
         self._space = space
         return space
 

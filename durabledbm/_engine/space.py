@@ -65,6 +65,8 @@ class Space(FreePages):
         self.ref = NO_REF
         """The run that the newest commit's meta points at."""
         self._freed: list[Run] = []
+        self._unwritten = False
+        """What is free here is nowhere in the file: it was found out, not read."""
 
     # -- what there is --------------------------------------------------------------------------------
 
@@ -133,7 +135,7 @@ class Space(FreePages):
         """
         self._free_ref(self.ref)
         log_count = len(self._log) + len(list(self._taken_records(txid))) + len(self._freed) + 2
-        if fold or self._log_pages(log_count) > _LOG_PAGES:
+        if fold or self._unwritten or self._log_pages(log_count) > _LOG_PAGES:
             self._fold(txid, write)
             log_count = len(self._log) + len(self._freed) + 2
         where = self.take_run(self._size_pages(log_count))
@@ -218,6 +220,7 @@ class Space(FreePages):
             run = seal(MAP, 0, index, place[0], txid, self._page_size, bits)
             self._maps[index] = write(run, place[0])
         self._dirty = set()
+        self._unwritten = False
 
     def _write_chunk(self, groups: list[_Pending], txid: int, write: Callable[[bytes, int], bytes]) -> None:
         runs = list(coalesced(run for group in groups for run in group.runs))
@@ -324,6 +327,7 @@ class Space(FreePages):
         runs = list(space.free_runs())
         space._free = bytearray(page_count)
         space._dirty = set(range(-(-page_count // space._span)))
+        space._unwritten = True
         if runs:
             space._pending.append(_Pending(pinned_until, runs, NO_REF))
             space.pending_count = sum(length for _, length in runs)

@@ -299,6 +299,10 @@ class Store:
             meta, slot = newest(self.disk, slots)
             page = self.read(META_SIZE, slot * META_SIZE)
             self.disk.write((1 - slot) * META_SIZE, (steady_copy(page),))
+            if any(other is not None and other.txid > meta.txid for other in slots.metas):
+                # A commit of which pages are missing stood there. Pages written from now on could complete it, were it
+                # still there after the next crash.
+                self.committer.sync()
         if self.state.meta.txid and meta.database_id != self.state.meta.database_id:
             raise CorruptionError("the file was replaced by another database while it was open", path=self.path)
         if meta.txid != self.state.meta.txid or slot != self.state.slot:
@@ -446,7 +450,7 @@ class Store:
         self._forked = True
         self.look = _NEVER
         self.read = self._read_reopened
-        self.committer.forget_space()
+        self.committer.give_up()
         if self.pins.counts:
             self._reopen()
 

@@ -15,10 +15,15 @@ from .state import State
 from .tree import Tree
 from .view import Layer, View
 
-__all__ = ["CHANGE_MEMORY", "Savepoint", "Work"]
+__all__ = ["CHANGE_MEMORY", "ENTRY_MAX", "Savepoint", "Work"]
 
 CHANGE_MEMORY = 250
 """Bytes of memory, about, that a change takes beside its key and value."""
+
+ENTRY_MAX = 2**32 - 2**16
+"""Bytes that a key and its value may have together: the format counts them in 32 bits."""
+
+_TOO_LONG = "a key and its value together must be shorter than 4 GiB"
 
 _ABSENT = object()
 
@@ -102,10 +107,13 @@ class Work:
         """Set the value of `key`."""
         if self._live.shared:
             self._start_layer()
+        size = len(key) + len(value)
+        if size > ENTRY_MAX:
+            raise ValueError(_TOO_LONG)
         if self._present is not None:
             self._note(key, present=True)
         self._live[key] = value
-        self.size += len(key) + len(value) + CHANGE_MEMORY
+        self.size += size + CHANGE_MEMORY
 
     def delete(self, key: bytes) -> None:
         """Delete `key`, which may be absent."""
@@ -118,6 +126,8 @@ class Work:
 
     def update(self, changes: dict[bytes, bytes | None], size: int) -> None:
         """Make many changes; `size` is their memory."""
+        if size > ENTRY_MAX and any(len(key) + len(value or b"") > ENTRY_MAX for key, value in changes.items()):
+            raise ValueError(_TOO_LONG)
         if self._live.shared:
             self._start_layer()
         self._present = None
