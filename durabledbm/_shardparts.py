@@ -8,16 +8,32 @@ from __future__ import annotations
 from collections.abc import Iterator
 from heapq import merge
 from types import TracebackType
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
 from ._manifest import place
 from .database import Database
+from .errors import ClosedError
 from .mapping import Readable
 from .snapshot import Snapshot
 from .stats import Stats
 from .transaction import Transaction
 
-__all__ = ["ShardTransaction", "ShardedSnapshot", "ShardedStats"]
+__all__ = ["ShardTransaction", "ShardedSnapshot", "ShardedStats", "merged"]
+
+T = TypeVar("T", bytes, tuple[bytes, bytes])
+
+
+class _Closable(Protocol):
+    @property
+    def closed(self) -> bool: ...
+
+
+def merged(parts: list[Iterator[T]], owner: _Closable, *, reverse: bool) -> Iterator[T]:
+    """What the parts give, in order, until `owner` is closed. No two keys are equal, so values are never compared."""
+    for item in merge(*parts, reverse=reverse):
+        if owner.closed:
+            raise ClosedError
+        yield item
 
 
 class ShardedStats(NamedTuple):
@@ -97,10 +113,12 @@ class ShardedSnapshot(Readable):
         return self._snapshots[place(key, len(self._snapshots))]._find(key)
 
     def _items(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
-        return merge(*[part._items(start, stop, reverse) for part in self._snapshots], reverse=reverse)
+        parts = [part._items(start, stop, reverse) for part in self._snapshots]
+        return merged(parts, self, reverse=reverse)
 
     def _keys(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[bytes]:
-        return merge(*[part._keys(start, stop, reverse) for part in self._snapshots], reverse=reverse)
+        parts = [part._keys(start, stop, reverse) for part in self._snapshots]
+        return merged(parts, self, reverse=reverse)
 
     def __len__(self) -> int:
         return sum(map(len, self._snapshots))

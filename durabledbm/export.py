@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 from ._foreign import FILES, KINDS_TO_WRITE, open_source, write_all
 from .database import open as open_database
 from .errors import error
-from .migrate import Meter, remove_stale, take_name
+from .migration import Meter, remove_stale, take_name
 
 if TYPE_CHECKING:
-    from .migrate import Progress, _Path
+    from .migration import Progress, _Path
 
 __all__ = ["export"]
 

@@ -324,8 +324,11 @@ class Database(Upkeep, Writable):
             if isinstance(exc, OSError):
                 raise error.wrap(exc, self.path) from exc
             raise
-        self._release(flushed=True)
+        failure = self._store.failure
+        self._release(flushed=failure is None)
         self._raise_background_failure()
+        if failure is not None and self._pipeline.pending() is not None:
+            raise error(f"{self.path}: closed, but what was pending could not be written: {failure}") from failure
 
     def _release(self, *, flushed: bool) -> None:
         """Close the file, but not while a thread writes: its number may be another file's a moment later."""

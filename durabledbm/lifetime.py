@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 import weakref
 from typing import Protocol
 
@@ -31,6 +32,9 @@ _handles: weakref.WeakValueDictionary[int, Handle] = weakref.WeakValueDictionary
 def began(handle: Handle) -> None:
     """A handle was opened."""
     _handles[id(handle)] = handle
+    process = sys.modules.get("multiprocessing.process")
+    if process is not None and process.parent_process() is not None:
+        _finish_with_multiprocessing()
 
 
 def ended(handle: Handle) -> None:
@@ -47,7 +51,24 @@ def _at_exit() -> None:
             pass
 
 
+_promised = False
+"""multiprocessing was asked to call `_at_exit` in this process."""
+
+
+def _finish_with_multiprocessing(_: object = None) -> None:
+    """A child of multiprocessing ends without the interpreter's own farewell: have it call ours."""
+    global _promised
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None and not _promised:
+        _promised = True
+        util.Finalize(None, _at_exit, exitpriority=0)
+
+
 def _before_fork() -> None:
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None and _handles:
+        # Called in the child, when multiprocessing has cleared the finalizers that it inherited.
+        util.register_after_fork(_at_exit, _finish_with_multiprocessing)
     for handle in list(_handles.values()):
         try:
             handle.before_fork()
@@ -56,6 +77,8 @@ def _before_fork() -> None:
 
 
 def _after_fork() -> None:
+    global _promised
+    _promised = False
     forget_owners()
     for handle in list(_handles.values()):
         handle.after_fork()

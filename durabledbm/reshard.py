@@ -32,8 +32,7 @@ Progress = Callable[[int, int], None]
 
 
 def reshard(directory: Path, target: Path | None = None, *, shards: int, progress: Progress | None = None) -> str:
-    """Copy the sharded database in `directory` to the new directory `target`, with `shards` shards; return
-    its name.
+    """Copy a sharded database to the new directory `target`, with `shards` shards, and return its name.
 
     Without a target it is `directory` with "-" and the number of shards appended. It must not exist, and
     appears whole or not at all; the old directory stays. `progress(done, total)` is called with numbers of

@@ -14,16 +14,15 @@ import errno
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from heapq import merge
 from types import TracebackType
 from typing import Any, TypeVar
 from zlib import crc32
 
 from . import _manifest
 from ._engine.disk import FileVolume
-from ._engine.pipeline import Group
-from ._manifest import make_whole, place, shard_path
-from ._shardparts import ShardedSnapshot, ShardedStats, ShardTransaction
+from ._engine.group import Group
+from ._manifest import GOLDEN, make_whole, place, shard_path
+from ._shardparts import ShardedSnapshot, ShardedStats, ShardTransaction, merged
 from .check import Problem
 from .database import DEFAULT_CACHE_SIZE, Database
 from .database import open as open_database
@@ -39,7 +38,7 @@ T = TypeVar("T")
 
 
 class _Default(int):
-    """A number that tells whether it was given: an existing database is opened with the shards that it has.
+    """A number that tells whether it was given: an existing database is opened with the shards that it has."""
 
 
 DEFAULT_SHARDS = _Default(8)
@@ -59,20 +58,25 @@ def open_sharded(
     """
     if not isinstance(shards, int) or not 0 < shards <= _manifest.SHARDS_MAX:
         raise ValueError(f"shards must be a number from 1 to {_manifest.SHARDS_MAX}, not {shards!r}")
+    if not isinstance(flag, str) or flag[:1] not in ("r", "w", "c", "n"):
+        raise ValueError(f"Flag must be 'r', 'w', 'c', or 'n', perhaps followed by 'f', 's' or 'u', not {flag!r}")
     path = os.path.abspath(os.fsdecode(directory))
-    there = _manifest.read(path)
-    kind = flag[:1] if isinstance(flag, str) else ""
+    there, kind = _manifest.read(path), flag[0]
     if there is None and kind in ("r", "w"):
         raise error(errno.ENOENT, "no sharded database is there; flag 'c' creates one", path)
     if there is not None and there != shards and kind != "n":
         if shards is not DEFAULT_SHARDS:
             raise error(f"{path}: has {there} shards, not {shards}")
         shards = there
-    if there is None:
-        _make_directory(path)
+    made = there is None and _make_directory(path)
     # Where there is a manifest all shards must be there: a missing one is not to be created empty.
     shard_flag = "w" + flag[1:] if kind == "c" and there is not None else flag
-    opened = _open_shards(path, shard_flag, mode, int(shards), open_options)
+    try:
+        opened = _open_shards(path, shard_flag, mode, int(shards), open_options)
+    except BaseException:
+        if made and not os.listdir(path):
+            os.rmdir(path)
+        raise
     try:
         if there != shards:
             _manifest.write(path, shards, replace=there is not None)
@@ -87,14 +91,16 @@ def open_sharded(
     return ShardedDatabase(path, opened)
 
 
-def _make_directory(path: str) -> None:
+def _make_directory(path: str) -> bool:
+    """Make the directory if it is missing, and tell whether it was."""
     try:
         os.mkdir(path)
         FileVolume().sync_directory(path)
     except FileExistsError:
-        pass
+        return False
     except OSError as exc:
         raise error.wrap(exc, path) from exc
+    return True
 
 
 def _open_shards(path: str, flag: str, mode: int, shards: int, options: dict[str, Any]) -> list[Database]:
@@ -125,11 +131,17 @@ class ShardedDatabase(Writable):
     shard. It may be used by any thread, and by a child process after `fork`.
     """
 
-    def __init__(self, path: str, shards: list[Database]) -> None:
+    def __init__(self, *args: Any, **options: Any) -> None:
+        if hasattr(self, "_shards"):
+            raise error("DBM object does not support reinitialization")
+        self._build(*args, **options)
+
+    def _build(self, path: str, shards: list[Database]) -> None:
         self.path = path
         self._shards = shards
         self._count = len(shards)
-        self._syncs = type(shards[0]._pipeline) is Group
+        pipeline = shards[0]._pipeline
+        self._syncs = type(pipeline) is Group and pipeline.flusher is None
         """A write waits for the disk, so writes to several shards are worth several threads."""
         self._pool: ThreadPoolExecutor | None = None
         self._pid = os.getpid()
@@ -152,9 +164,7 @@ class ShardedDatabase(Writable):
         return self._shards[0].readonly
 
     def shard_of(self, key: Key) -> int:
-        """The number of the shard that `key` belongs to, from 0: keys of one shard can be changed in one
-        transaction.
-        """
+        """The number of the shard that `key` belongs to, from 0. Keys of one shard share transactions."""
         return place(as_bytes(key, "key"), self._count)
 
     def __repr__(self) -> str:
@@ -169,7 +179,7 @@ class ShardedDatabase(Writable):
     def __getitem__(self, key: Key) -> bytes:
         data = key if type(key) is bytes else as_bytes(key, "key")
         try:
-            return self._shards[crc32(data) * self._count >> 32][data]  # see place
+            return self._shards[(crc32(data) * GOLDEN & 0xFFFFFFFF) * self._count >> 32][data]  # see place
         except KeyError:
             raise KeyError(key) from None
 
@@ -209,11 +219,12 @@ class ShardedDatabase(Writable):
         return sum(map(len, self._shards))
 
     def _items(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
-        # No two keys are equal, so values are never compared.
-        return merge(*[shard._items(start, stop, reverse) for shard in self._shards], reverse=reverse)
+        parts = [shard._items(start, stop, reverse) for shard in self._shards]
+        return merged(parts, self, reverse=reverse)
 
     def _keys(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[bytes]:
-        return merge(*[shard._keys(start, stop, reverse) for shard in self._shards], reverse=reverse)
+        parts = [shard._keys(start, stop, reverse) for shard in self._shards]
+        return merged(parts, self, reverse=reverse)
 
     def _pop_end(self) -> tuple[bytes, bytes] | None:
         if self.readonly:
@@ -246,9 +257,7 @@ class ShardedDatabase(Writable):
         return ShardedSnapshot([shard.snapshot() for shard in self._shards])
 
     def _each(self, call: Callable[[int, Database], T], numbers: list[int] | None = None) -> list[T]:
-        """Call for all shards, or those, at once: their syncs overlap. All are called before anything is
-        raised.
-        """
+        """Call for all shards, or those, at once: their syncs overlap. Raises when all have ended."""
         if self.closed:
             raise ClosedError
         if numbers is None:
@@ -265,7 +274,7 @@ class ShardedDatabase(Writable):
             try:
                 future = futures.get(number)
                 results[number] = call(number, self._shards[number]) if future is None else future.result()
-            except BaseException as exc:  # noqa: BLE001 - raised when all have ended
+            except BaseException as exc:
                 failure = failure or exc
         if failure is not None:
             raise failure

@@ -141,8 +141,11 @@ class Shelf(_stdlib.Shelf[_V]):
     def get(self, key: str, default: Any = None) -> Any:
         """The object, or `default`. A failure to load the object is not taken for a missing key."""
         if self._plain_reads and not self.writeback:
-            raw = self.dict.get(key.encode(self.keyencoding))
-            return default if raw is None else self.deserializer(raw)
+            try:
+                raw = self.dict[key.encode(self.keyencoding)]
+            except KeyError:
+                return default
+            return self.deserializer(raw)
         try:
             return self[key]
         except KeyError:
@@ -221,10 +224,7 @@ class Shelf(_stdlib.Shelf[_V]):
                 raise
 
     def rollback(self) -> None:
-        """Undo the innermost running transaction now; its block goes on, with nothing to commit.
-
-        Raises ValueError outside of a transaction.
-        """
+        """Undo the innermost running transaction now; its block goes on. Outside of one: ValueError."""
         if not self._running or self._running[-1] is None:
             raise ValueError("no transaction to roll back")
         self._running[-1].rollback()

@@ -76,6 +76,8 @@ class Committer:
         """A commit was started and neither acknowledged nor known to have failed: only the file knows."""
         self.sync_failed = False
         """Nothing may be assumed about what is on the disk."""
+        self._reusable = -1
+        """What was freed by commits up to this one, no crash can bring back."""
         self._visible: tuple[int, bytes] | None = None
         self._loose: bytes | None = None
         self._cut = False
@@ -216,7 +218,7 @@ class Committer:
             self._visible = (1 - slot) * META_SIZE, steady_copy(page)
             self.disk.write(slot * META_SIZE, (page,))
             self.sync()
-            self.durable_txid = meta.txid
+            self._set_durable(meta)
         else:
             self._visible = slot * META_SIZE, page
         return State.make(meta, slot, self._pager)
@@ -249,13 +251,23 @@ class Committer:
         """Sync, so that `state`, which this committer made last, survives anything; `publish` then says so."""
         assert self._loose is not None
         self.sync()
-        self.durable_txid = state.meta.txid
+        self._set_durable(state.meta)
         self._visible = (1 - state.slot) * META_SIZE, steady_copy(self._loose)
 
-    def settled(self, txid: int) -> None:
-        """The newest commit of all, `txid`, is on the disk, whoever made it."""
-        self.durable_txid = txid
+    def settled(self, meta: Meta) -> None:
+        """The newest commit of all is on the disk, whoever made it."""
+        self._set_durable(meta)
         self._loose = None
+
+    def _set_durable(self, meta: Meta) -> None:
+        """From now on a crash falls back to `meta` at worst.
+
+        Its list must verify then. If it was made on top of commits that were not synced themselves, the list has pages
+        of theirs, too, of which some have been freed since: they must stay until another commit is durable.
+        """
+        self.durable_txid = meta.txid
+        alone = not meta.extents or meta.steady_txid >= meta.txid - 1
+        self._reusable = meta.txid if alone else meta.steady_txid
 
     def give_up(self) -> None:
         """What was prepared for the next step is void, and free space must be read anew: a commit failed half-way, or
@@ -280,10 +292,7 @@ class Committer:
         space = self._space
         if space is None or space.ref != state.meta.space:
             space = self._load_space(state)
-        # A relaxed commit, also when it has been synced, lists pages that its own chain has freed; while it is what a
-        # crash would fall back to, they must stay for its list to verify.
-        limit = min(self.durable_txid, state.meta.steady_txid) if state.meta.relaxed else self.durable_txid
-        space.release(limit if pinned is None else min(pinned, limit))
+        space.release(self._reusable if pinned is None else min(pinned, self._reusable))
         self._space = space
         return space
 

@@ -7,10 +7,11 @@ each call. Only the structures can be looked at elsewhere; the class exists on W
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import sys
 
-from .windows import Handle
+from .windows import Handle, WindowsVolume
 
 __all__ = ["ByHandleFileInformation", "Overlapped"]
 
@@ -52,14 +53,15 @@ class ByHandleFileInformation(ctypes.Structure):
 if sys.platform == "win32":
     from ctypes import wintypes
 
-    __all__ += ["Kernel32"]
+    __all__ += ["Kernel32", "volume"]
 
     _GENERIC_READ = 0x80000000
     _GENERIC_WRITE = 0x40000000
     _SHARE_ALL = 0x1 | 0x2 | 0x4  # read, write, delete
     _CREATE_NEW, _OPEN_EXISTING = 1, 3
     _ATTRIBUTE_NORMAL = 0x80
-    _BACKUP_SEMANTICS = 0x02000000  # lets a directory be opened
+    _OPEN_REPARSE_POINT = 0x00200000  # a symbolic link is not followed
+    _BACKUP_SEMANTICS = 0x02000000  # a directory can be opened
     _FILE_TYPE_DISK = 1
     _FILE_END_OF_FILE_INFO = 6
     _FAIL_IMMEDIATELY, _EXCLUSIVE = 0x1, 0x2
@@ -109,7 +111,7 @@ if sys.platform == "win32":
             return self._regular(self._open(path, writable, _OPEN_EXISTING, _ATTRIBUTE_NORMAL), path)
 
         def create(self, path: str) -> Handle:
-            return self._open(path, True, _CREATE_NEW, _ATTRIBUTE_NORMAL)
+            return self._open(path, True, _CREATE_NEW, _ATTRIBUTE_NORMAL | _OPEN_REPARSE_POINT)
 
         def _open(self, path: str, writable: bool, disposition: int, attributes: int) -> Handle:
             access = _GENERIC_READ | (_GENERIC_WRITE if writable else 0)
@@ -122,7 +124,7 @@ if sys.platform == "win32":
             """Pass the handle through if it is a file on a disk: a pipe or a device is refused before it is touched."""
             if _dll.GetFileType(handle) != _FILE_TYPE_DISK:
                 self.close(handle)
-                raise OSError(22, "not a regular file", path)
+                raise OSError(errno.EINVAL, "not a regular file", path)
             return handle
 
         def close(self, handle: Handle) -> None:
@@ -210,3 +212,7 @@ if sys.platform == "win32":
                 raise _failure(path)
             finally:
                 self.close(handle)
+
+    def volume() -> WindowsVolume:
+        """The file system of this machine."""
+        return WindowsVolume(Kernel32())

@@ -180,7 +180,7 @@ class _Merge:
                 for draft in result:
                     lows.append(draft.low)  # type: ignore[union-attr]
                     nodes.append(draft)  # type: ignore[arg-type]
-                    small = small or draft.size < self._threshold  # type: ignore[union-attr]
+                    small = small or self._is_small(draft)
             done = child + 1
         lows += old_lows[done:]
         nodes += branch.refs[done:]
@@ -313,7 +313,7 @@ class _Merge:
         while at < len(nodes) and len(nodes) > 1:
             node = nodes[at]
             last = at == len(nodes) - 1
-            if type(node) is bytes or node.size >= self._threshold or (last and rightmost and self._growth > 0):  # type: ignore[union-attr]
+            if type(node) is bytes or not self._is_small(node) or (last and rightmost and self._growth > 0):  # type: ignore[arg-type]
                 at += 1
                 continue
             a = at - 1 if last or (at and type(nodes[at - 1]) is Draft) else at
@@ -324,6 +324,10 @@ class _Merge:
             nodes[a : a + 2] = drafts
             at = a if len(drafts) == 1 else a + len(drafts)
         return lows, nodes
+
+    def _is_small(self, draft: Draft) -> bool:
+        """Whether the node should be joined with a neighbour. A branch must not be left with a single child."""
+        return draft.size < self._threshold or (len(draft.values) < 2 and draft.keys[0] == draft.low)
 
     def _poured(
         self, lows: list[bytes], nodes: list[bytes | Draft], level: int

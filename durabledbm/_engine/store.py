@@ -288,28 +288,32 @@ class Store:
         if not (twins and (first.steady or second.steady)):  # type: ignore[union-attr]
             # It may be in memory only; after a sync that failed unseen, it may even never reach the disk. What the
             # medium holds is what counts.
-            try:
-                self.committer.sync()
-            except OSError as exc:
-                self.poison(exc)
-                raise
+            self._sync()
             self.disk.forget()
             self.pager.clear()
             slots = read_slots(self.disk)
             meta, slot = newest(self.disk, slots)
             page = self.read(META_SIZE, slot * META_SIZE)
             self.disk.write((1 - slot) * META_SIZE, (steady_copy(page),))
-            if any(other is not None and other.txid > meta.txid for other in slots.metas):
-                # A commit of which pages are missing stood there. Pages written from now on could complete it, were it
-                # still there after the next crash.
-                self.committer.sync()
+            other = slots.metas[1 - slot]
+            if other is None or other.txid > meta.txid:
+                # A commit stood there of which something is missing. What is written from now on could complete it,
+                # were it still there after the next crash.
+                self._sync()
         if self.state.meta.txid and meta.database_id != self.state.meta.database_id:
             raise CorruptionError("the file was replaced by another database while it was open", path=self.path)
         if meta.txid != self.state.meta.txid or slot != self.state.slot:
             self._install(State.make(meta, slot, self.pager), None)
         self.look = self.read(LOOK_SIZE, LOOK_OFFSET)
-        self.committer.settled(meta.txid)
+        self.committer.settled(meta)
         self._settled = True
+
+    def _sync(self) -> None:
+        try:
+            self.committer.sync()
+        except OSError as exc:
+            self.poison(exc)
+            raise
 
     def commit(self, work: Work, *, sync: bool = True, shrink: bool = True) -> State:
         """Commit the changes of `work` on top of the current state. The writer lock must be held.

@@ -11,8 +11,8 @@ nobody else had a lock in the range at that moment. Such an attempt, a *probe*, 
 it takes, some microseconds, which has two consequences:
 
 * `lock` may fail because of a probe and not of a lock. It tries again: a shared lock for as long as `_PATIENCE`, since
-  the engine never locks exclusively what it pins, so only a probe can be in the way; an exclusive one a few times, for a
-  holder of the writer lock may really be there, and then whoever waits asks again anyway.
+  the engine never locks exclusively what it pins, so only a probe can be in the way; an exclusive one a few times, for
+  a holder of the writer lock may really be there, and then whoever waits asks again anyway.
 * A probe may fail because of another probe. Then `lowest_lock` takes for locked what is not. The engine may be told
   too much, never too little: a pin that does not exist keeps pages from being reused until the next look; a writer who
   does not exist makes a reader look again.
@@ -35,6 +35,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NewType, Protocol
 
 from ..errors import ClosedError
@@ -115,7 +116,7 @@ class WindowsDisk:
         self._handle: Handle | None = handle
         self.path = path
         self.writable = writable
-        self.read: Callable[[int, int], bytes] = self._read
+        self.read: Callable[[int, int], bytes] = partial(kernel.read, handle)
         # Held while locks are tried. Reentrant: the garbage collector may end a pin anywhere, also in here.
         self._mutex = threading.RLock()
         self._held: dict[int, bool] = {}
@@ -129,9 +130,6 @@ class WindowsDisk:
         return self._handle
 
     # -- content -------------------------------------------------------------------------------------------------
-
-    def _read(self, length: int, offset: int) -> bytes:
-        return self._kernel.read(self._open_handle(), length, offset)
 
     def size(self) -> int:
         return self._kernel.size(self._open_handle())
@@ -251,6 +249,7 @@ class WindowsDisk:
 
     def close(self) -> None:
         handle, self._handle = self._handle, None
+        self.read = _read_closed
         self._held = {}
         if handle is not None:
             self._kernel.close(handle)
@@ -298,6 +297,10 @@ class WindowsVolume:
             self._kernel.flush(handle)
         finally:
             self._kernel.close(handle)
+
+
+def _read_closed(length: int, offset: int) -> bytes:
+    raise ClosedError
 
 
 def _joined(parts: Sequence[bytes]) -> Iterator[bytes]:

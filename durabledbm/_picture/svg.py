@@ -1,7 +1,7 @@
 """The map as an SVG image: one file that any browser, editor or web page shows.
 
-Each page is a square, filled from the bottom as far as the page is in use. If there are not too many, pointing at
-one tells what it is.
+Each page is a square, filled from the bottom as far as the page is in use. If there are not too many,
+pointing at one tells what it is.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ asked in a way that makes no sense. A command that Ctrl-C or a reader who went a
 
 from __future__ import annotations
 
+import argparse
 import errno
 import importlib
 import os
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 
 from .command import PROGRAM, Command
 from .faults import No, Usage, explain
-from .text import style, terminal_width
+from .text import OutputError, style, terminal_width
 
 __all__ = ["CTRL_C", "GROUPS", "NO_READER", "all_commands", "find", "main", "overview"]
 
@@ -26,6 +27,7 @@ NO_READER = 141
 GROUPS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("data", "Reading and writing", ("get", "put", "del", "list")),
     ("care", "Looking after a file", ("stat", "check", "compact")),
+    ("copies", "Copies and other formats", ("backup", "dump", "load", "migrate", "export")),
     ("programs", "Programs and pictures", ("exec", "inspect", "tour", "completion")),
 )
 """Modules, what their commands have in common, and their commands. A module is imported when it is needed."""
@@ -43,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return CTRL_C
     except OSError as exc:
-        return _output_failed(exc, arguments)
+        return _output_failed(exc)
     return status
 
 
@@ -73,14 +75,20 @@ def _dispatch(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         raise
     except Exception as exc:
-        if isinstance(exc, BrokenPipeError) or (isinstance(exc, OSError) and exc.errno == errno.EPIPE):
+        if isinstance(exc, OutputError):
             raise
         if debug or args.debug:
             traceback.print_exc()
-        text = explain(exc, None if isinstance(exc, Usage) else getattr(args, "file", None))
+        text = explain(exc, command.name, [] if isinstance(exc, Usage) else _names(args))
         if not isinstance(exc, No) or str(exc):
             _complain(f"{PROGRAM} {command.name}", text)
         return 1 if isinstance(exc, No) else 2
+
+
+def _names(args: argparse.Namespace) -> list[str]:
+    """The files that the command was given, the one that it is about first."""
+    values = (getattr(args, name, None) for name in ("file", "target", "source", "log", "input", "output"))
+    return [value for value in values if isinstance(value, str)]
 
 
 def _complain(who: str, text: str) -> int:
@@ -98,7 +106,7 @@ def _flush() -> None:
         pass
 
 
-def _output_failed(exc: OSError, arguments: list[str]) -> int:
+def _output_failed(exc: OSError) -> int:
     """Standard output is gone. Python must not try again at its end, so it gets another."""
     try:
         null = os.open(os.devnull, os.O_WRONLY)

@@ -14,7 +14,7 @@ from ..errors import CorruptionError
 from ..progress import quantity, shown
 from .command import Command, Parser, file_argument, timeout_option
 from .holders import Holder, holders
-from .text import escape_text, plural, style, write
+from .text import plural, printable, style, write
 from .values import looks_pickled
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def _stat(args: argparse.Namespace) -> int:
         write(json.dumps(_figures(about), indent=2))
         return 0
     colour = style()
-    write(colour(escape_text(args.file), "bold"))
+    write(colour(printable(args.file), "bold"))
     for name, text in _lines(about):
         write(f"  {colour(f'{name:<10}', 'cyan')} {text}")
     return 0

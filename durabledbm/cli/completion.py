@@ -41,8 +41,11 @@ def _positional_choices(parser: Parser) -> str:
 
 _BASH = r"""# {program} completion for bash. In ~/.bashrc:  source <({program} completion bash)
 
-_{program}_keys() {{ # keys of the file $1 that begin with $2 and need no quoting {program} list "$1" --keys
---prefix "$2" --limit {keys} 2>/dev/null | LC_ALL=C grep -E '^[A-Za-z0-9_./,+=@%:-]+$' }}
+_{program}_keys() {{
+    # keys of the file $1 that begin with $2 and need no quoting
+    {program} list "$1" --keys --prefix "$2" --limit {keys} 2>/dev/null |
+        LC_ALL=C grep -E '^[A-Za-z0-9_./,+=@%:-]+$'
+}}
 
 _{program}() {{
     local cur prev words cword

@@ -57,7 +57,7 @@ def _get(args: argparse.Namespace) -> int:
     with open_database(args.file, "r") as db:
         value = db.get(key)
     if value is None:
-        raise No(f"there is no key {escape(key)!r}")
+        raise No(f"there is no key '{escape(key)}'")
     if args.pickle:
         warn_of_pickles(args.file)
         data = (pickled(value, in_json=args.json) + "\n").encode("utf-8", "backslashreplace")
@@ -149,7 +149,7 @@ def _del(args: argparse.Namespace) -> int:
     with open_database(args.file, "w", timeout=args.timeout) as db, db.transaction():
         for key in dict.fromkeys(_key(args, key) for key in args.keys):
             if db.pop(key, None) is None:
-                missing.append(repr(escape(key)))
+                missing.append(f"'{escape(key)}'")
     if missing:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         raise No(f"there is no key {', '.join(missing[:5])}{more}; any others were deleted")

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
+from collections.abc import Sequence
 
-from ..errors import BusyError, CorruptionError, ReadOnlyError, error
+from .._engine.meta import UnknownVersionError
+from ..errors import BusyError, CorruptionError, error
+from .command import PROGRAM
 from .holders import holders
-from .text import escape_text
+from .text import printable
 
 __all__ = ["No", "Usage", "explain"]
 
@@ -28,6 +32,9 @@ _NEXT = {
     errno.ENAMETOOLONG: "the name is too long",
 }
 
+_READING = {"get", "del", "list", "stat", "check", "salvage", "compact", "backup", "dump", "export", "inspect"}
+"""Commands whose file must exist, and be a database."""
+
 
 class Usage(Exception):
     """The arguments make no sense together."""
@@ -37,28 +44,36 @@ class No(Exception):
     """The answer is no: exit status 1. The text, if any, says what is not there."""
 
 
-def explain(exc: BaseException, file: str | None) -> str:
-    """One line about `exc`, which befell a command on `file`."""
-    path = file
-    if isinstance(exc, OSError) and isinstance(exc.filename, (str, bytes)):
-        path = os.fsdecode(exc.filename)
-    text = _said(exc, path)
-    prefix = "" if path is None or text.startswith((f"{path}: ", f"{path} ")) else f"{path}: "
-    return escape_text(prefix + " ".join(text.split()))
+def explain(exc: BaseException, command: str, names: Sequence[str]) -> str:
+    """One line about `exc`, which befell `command` on the files `names`, the one that it is about first."""
+    path = names[0] if names else None
+    if isinstance(exc, CorruptionError) and exc.path is not None:
+        path = _as_given(exc.path, names)
+    elif isinstance(exc, OSError) and isinstance(exc.filename, (str, bytes)):
+        path = _as_given(os.fsdecode(exc.filename), names)
+    text = _said(exc, command, path)
+    named = any(text.startswith((f"{name}: ", f"{os.path.realpath(name)}: ")) for name in names)
+    prefix = "" if path is None or named or text.startswith(f"{path}: ") else f"{path}: "
+    return printable(prefix + " ".join(text.split()))
 
 
-def _said(exc: BaseException, path: str | None) -> str:
+def _as_given(path: str, names: Sequence[str]) -> str:
+    """The name that the user knows the file by."""
+    return next((name for name in names if os.path.realpath(name) == os.path.realpath(path)), path)
+
+
+def _said(exc: BaseException, command: str, path: str | None) -> str:
     if isinstance(exc, CorruptionError):
         return _damaged(exc, path)
     if isinstance(exc, BusyError):
         return _busy(path, exc)
-    if isinstance(exc, ReadOnlyError):
-        return "read-only"
+    if isinstance(exc, UnknownVersionError):
+        return f"{exc}; a newer durabledbm reads it"
     if isinstance(exc, OSError) and exc.errno is not None:
-        return _of_system(exc, path)
+        return _of_system(exc, command, path)
     if isinstance(exc, error):
         text = str(exc)
-        return _foreign(path, text) if text.endswith("not a durabledbm database") and path else text
+        return _foreign(path) if text.endswith("not a durabledbm database") and path else text
     if isinstance(exc, (Usage, No)):
         return str(exc)
     if isinstance(exc, (ValueError, ModuleNotFoundError)):
@@ -68,34 +83,40 @@ def _said(exc: BaseException, path: str | None) -> str:
     return f"{type(exc).__name__}: {exc}; this is a bug in durabledbm: please report it with what --debug shows"
 
 
-def _of_system(exc: OSError, path: str | None) -> str:
-    number = exc.errno
+def _of_system(exc: OSError, command: str, path: str | None) -> str:
+    number = exc.errno or 0
     if number == errno.ENOENT and path is not None:
-        return _missing(path)
+        return _missing(path, command)
     if number == errno.EINVAL and path is not None and os.path.isdir(path):
         return _NEXT[errno.EISDIR]
-    known = _NEXT.get(number or 0)
+    known = _NEXT.get(number)
     said = exc.strerror or str(exc)
-    if known is not None and said == os.strerror(number or 0):
-        return known
-    return said if known is None or number != errno.EEXIST else f"{said}: choose another name, or remove it first"
+    if known is None or said == os.strerror(number):
+        return known or said
+    return f"{said}; choose another name, or remove it first" if number == errno.EEXIST else said
 
 
-def _missing(path: str) -> str:
+def _missing(path: str, command: str) -> str:
     kind = _kind_of(path)
     if kind:
-        return f"a {kind} database, not one of durabledbm: 'durabledbm migrate {path}' converts it"
+        return _convert(kind, path)
     folder = os.path.dirname(path) or "."
     if not os.path.isdir(folder):
         return f"there is no directory {folder}"
-    return f"no such file; 'durabledbm put {path} KEY VALUE' creates a database"
+    if command not in _READING:
+        return "no such file"
+    return f"no such file; 'durabledbm put {shlex.quote(path)} KEY VALUE' creates a database"
 
 
-def _foreign(path: str, text: str) -> str:
+def _foreign(path: str) -> str:
     kind = _kind_of(path)
-    if kind and kind != "durabledbm":
-        return f"a {kind} database, not one of durabledbm: 'durabledbm migrate {path}' converts it"
+    if kind and kind != PROGRAM:
+        return _convert(kind, path)
     return "not a durabledbm database, and of no kind that 'durabledbm migrate' knows; it was left as it is"
+
+
+def _convert(kind: str, path: str) -> str:
+    return f"a {kind} database, not one of durabledbm; 'durabledbm migrate {shlex.quote(path)}' converts it"
 
 
 def _kind_of(path: str) -> str | None:
@@ -109,9 +130,11 @@ def _kind_of(path: str) -> str | None:
 
 def _damaged(exc: CorruptionError, path: str | None) -> str:
     where = "" if exc.page_id is None else f" (page {exc.page_id})"
-    name = path or "FILE"
-    advice = f"'durabledbm check {name}' shows how much, 'durabledbm salvage {name} NEW' saves what is readable"
-    return f"damaged: {exc.message.split('; ')[0]}{where}; {advice}"
+    said = f"damaged: {exc.message.split('; ')[0]}{where}"
+    if path is None or _kind_of(path) != PROGRAM:
+        return said
+    name = shlex.quote(path)
+    return f"{said}; 'durabledbm check {name}' shows how much, 'durabledbm salvage {name} NEW' saves what is readable"
 
 
 def _busy(path: str | None, exc: BusyError) -> str:
@@ -119,7 +142,5 @@ def _busy(path: str | None, exc: BusyError) -> str:
     text = str(exc)
     waited = text.rsplit(" for more than ", 1)[-1] if " for more than " in text else ""
     writer = "another process" if who is None else f"process {who.pid} ({who.command})"
-    return (
-        f"{writer} is writing to it{f', and was not done within {waited}' if waited else ''}; "
-        "wait for it to finish, or wait longer with --timeout"
-    )
+    done = f", and was not done within {waited}" if waited else ""
+    return f"{writer} is writing to it{done}; wait for it to finish, or wait longer with --timeout"

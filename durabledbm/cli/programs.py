@@ -46,7 +46,7 @@ def _exec(args: argparse.Namespace) -> int:
         with open(args.file, "rb"):
             pass
     except OSError as exc:
-        sys.stderr.write(f"durabledbm exec: {explain(exc, args.file)}\n")
+        sys.stderr.write(f"durabledbm exec: {explain(exc, 'exec', [args.file])}\n")
         return 2
     try:
         run_script(args.file, args.arguments, durability=args.durability, timeout=args.timeout)
@@ -140,7 +140,7 @@ def _inspect(args: argparse.Namespace) -> int:
                 write(f"  page {step.page_id:,}: {step.what}")
     if key is not None and not picture.found:
         raise No(
-            f"there is no key {escape(key)!r}"
+            f"there is no key '{escape(key)}'"
             if not any("damaged" in step.what for step in picture.steps)
             else "the way to the key is damaged"
         )

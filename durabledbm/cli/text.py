@@ -14,12 +14,16 @@ import shutil
 import sys
 from typing import Any, ClassVar, TextIO
 
+from ..errors import error
+
 __all__ = [
+    "OutputError",
+    "StandardOutput",
     "Style",
     "as_json",
     "escape",
-    "escape_text",
     "plural",
+    "printable",
     "raw",
     "shorten",
     "style",
@@ -43,7 +47,8 @@ class _Escapes(dict[int, str]):
         elif char.isprintable():
             shown = char
         else:
-            shown = "".join(f"\\x{byte:02x}" for byte in char.encode("utf-8", "surrogateescape"))
+            errors = "surrogateescape" if 0xDC80 <= code <= 0xDCFF else "surrogatepass"
+            shown = "".join(f"\\x{byte:02x}" for byte in char.encode("utf-8", errors))
         self[code] = shown
         return shown
 
@@ -56,14 +61,15 @@ def escape(data: bytes) -> str:
 
     No two values look the same, nothing in it moves the cursor, and `unescape` is the way back.
     """
-    return escape_text(data.decode("utf-8", "surrogateescape"))
+    text = data.decode("utf-8", "surrogateescape")
+    return text if text.isprintable() and "\\" not in text else text.translate(_escapes)
 
 
-def escape_text(text: str) -> str:
-    """The same for a text."""
-    if text.isprintable() and "\\" not in text:
+def printable(text: str) -> str:
+    """A text that is for people, on one line: what cannot be printed is escaped, backslashes stay single."""
+    if text.isprintable():
         return text
-    return text.encode("utf-8", "surrogatepass").decode("utf-8", "surrogateescape").translate(_escapes)
+    return "\\".join(part.translate(_escapes) for part in text.split("\\"))
 
 
 def unescape(text: bytes) -> bytes:
@@ -103,6 +109,17 @@ def plural(count: int, noun: str) -> str:
 # -- standard output -------------------------------------------------------------------------------
 
 
+class OutputError(error):
+    """Standard output takes no more: its reader went away (EPIPE), or its disk is full."""
+
+
+class StandardOutput:
+    """Standard output, for what wants a file to write to."""
+
+    def write(self, data: bytes) -> None:
+        raw(data)
+
+
 def write(text: str = "", *, end: str = "\n") -> None:
     """Write a line to standard output."""
     raw(f"{text}{end}".encode("utf-8", "surrogateescape"))
@@ -111,10 +128,13 @@ def write(text: str = "", *, end: str = "\n") -> None:
 def raw(data: bytes) -> None:
     """Write bytes to standard output."""
     buffer = getattr(sys.stdout, "buffer", None)
-    if buffer is None:  # somebody has put a stream of text there
-        sys.stdout.write(data.decode("utf-8", "replace"))
-    else:
-        buffer.write(data)
+    try:
+        if buffer is None:  # somebody has put a stream of text there
+            sys.stdout.write(data.decode("utf-8", "replace"))
+        else:
+            buffer.write(data)
+    except OSError as exc:
+        raise OutputError(exc.errno, exc.strerror) from exc
 
 
 def terminal_width(default: int = 80) -> int:

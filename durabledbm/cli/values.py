@@ -10,11 +10,11 @@ import json
 import sys
 from typing import Any
 
-from .text import as_json, escape, escape_text, style
+from .text import as_json, escape, printable, style
 
 __all__ = ["PICKLE_HELP", "looks_pickled", "pickled", "warn_of_pickles"]
 
-PICKLE_HELP = "values are objects of a shelf: load and show them. Only for files that you trust, it runs their code"
+PICKLE_HELP = "values are objects of a shelf: load and show them. It runs their code: trust the file"
 
 _PROTOCOLS = range(2, 6)
 
@@ -43,8 +43,8 @@ def pickled(value: bytes, *, in_json: bool) -> str:
         raise
     except BaseException as exc:  # whatever the code in the file raises
         reason = f"{type(exc).__name__}: {exc}"
-        return dumps({"error": reason}) if in_json else f"<no object: {escape_text(reason)}> {escape(value)}"
-    return dumps(obj) if in_json else escape_text(repr(obj))
+        return dumps({"error": reason}) if in_json else f"<no object: {printable(reason)}> {escape(value)}"
+    return dumps(obj) if in_json else printable(repr(obj))
 
 
 def dumps(obj: Any) -> str:

@@ -1,0 +1,315 @@
+"""Copies of a database, and other formats: backup, dump, load, migrate, export."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from .. import open as open_database
+from ..progress import quantity, shown
+from .command import Command, Parser, file_argument, timeout_option
+from .faults import Usage
+from .text import StandardOutput, plural, write
+
+if TYPE_CHECKING:
+    from ..changelog import Commit
+    from ..dump import Loaded, Until
+
+__all__ = ["COMMANDS"]
+
+_STREAM = "-"
+
+_FACTORS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30}
+
+
+def _report(text: str) -> None:
+    """What was done: for people, so not on standard output where that may be the result."""
+    sys.stderr.write(f"{text}\n")
+
+
+# -- backup ------------------------------------------------------------------------------------------
+
+
+def _backup_arguments(parser: Parser) -> None:
+    file_argument(parser)
+    parser.add_argument("target", metavar="TARGET", help="the copy; if the file exists, it is replaced")
+
+
+def _backup(args: argparse.Namespace) -> int:
+    with open_database(args.file, "r") as db, shown("backup", "entries") as meter:
+        db.backup(args.target, progress=meter)
+    with open_database(args.target, "r") as copy:
+        count = len(copy)
+    write(f"{args.target}: {plural(count, 'entry')}, {quantity(os.path.getsize(args.target), 'bytes')}")
+    return 0
+
+
+# -- dump --------------------------------------------------------------------------------------------
+
+
+def _dump_arguments(parser: Parser) -> None:
+    file_argument(parser)
+    parser.add_argument(
+        "target",
+        metavar="TARGET",
+        nargs="?",
+        default=_STREAM,
+        help="a file, or with --max-file-size a directory; standard output without it, or for -",
+    )
+    _codec_option(parser, "binary (the default): any bytes, with checksums; text: a line for each entry")
+    parser.add_argument(
+        "--max-file-size",
+        metavar="SIZE",
+        type=_size,
+        help="write a directory of files no larger than SIZE bytes; K, M and G are understood",
+    )
+
+
+def _codec_option(parser: Parser, help: str) -> None:
+    parser.add_argument("--codec", choices=("binary", "text"), help=help)
+
+
+def _size(text: str) -> int:
+    number = text.rstrip("kmgKMG")
+    value = int(number) * _FACTORS[text[len(number) :].lower()]
+    if value < 1:
+        raise ValueError
+    return value
+
+
+def _dump(args: argparse.Namespace) -> int:
+    from ..dump import dump
+
+    target: Any = args.target
+    if target == _STREAM:
+        if args.max_file_size is not None:
+            raise Usage("--max-file-size is for a directory: name a TARGET")
+        if sys.stdout.isatty() and args.codec != "text":
+            raise Usage("a binary dump would not look good on a terminal: name a TARGET, use a pipe, or --codec text")
+        target = StandardOutput()
+    with open_database(args.file, "r") as db, shown("dump", "entries") as meter:
+        count = dump(
+            db,
+            target,
+            codec=args.codec or "binary",
+            max_file_size=args.max_file_size,
+            progress=meter,
+        )
+    if args.target != _STREAM:
+        write(f"{args.target}: {plural(count, 'entry')}")
+    return 0
+
+
+# -- load --------------------------------------------------------------------------------------------
+
+
+def _load_arguments(parser: Parser) -> None:
+    file_argument(parser, "the database file; it is created if it is missing")
+    parser.add_argument(
+        "source",
+        metavar="SOURCE",
+        nargs="?",
+        help="a dump, a log of changes, or, for a new FILE, a backup; - for standard input",
+    )
+    parser.add_argument(
+        "--log",
+        metavar="DIRECTORY",
+        help="restore: a new FILE from SOURCE, a backup or dump, and the log that was attached",
+    )
+    parser.add_argument(
+        "--until",
+        metavar="TXID|TIME",
+        type=_until,
+        help="stop behind the commit of that number, or the last one not later than 2026-05-01T12:00",
+    )
+    _codec_option(parser, "how SOURCE is written (default: it is recognized)")
+    timeout_option(parser)
+
+
+def _until(text: str) -> Until:
+    from ..dump import parse_until
+
+    try:
+        return parse_until(text)
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(str(exc)) from None
+
+
+def _load(args: argparse.Namespace) -> int:
+    from ..stdlib import whichdb
+
+    until: Until = {} if args.until is None else args.until
+    if args.log is not None or (
+        args.source not in (None, _STREAM) and os.path.isfile(args.source) and whichdb(args.source) == "durabledbm"
+    ):
+        return _restore(args, until)
+    if args.source is None and sys.stdin.isatty():
+        raise Usage("load what? Name a SOURCE, or use a pipe")
+    source: Any = sys.stdin.buffer if args.source in (None, _STREAM) else args.source
+    with _target(args.file) as file:
+        loaded = _loaded(args, file, source, until)
+    _report(f"{args.file}: {plural(loaded.changes, 'change')} loaded{_as_of(loaded.commit)}")
+    if loaded.tail is not None:
+        _report(f"{loaded.tail.file}: the log ends in a torn record at byte {loaded.tail.offset}, as after a crash")
+    return 0
+
+
+def _loaded(args: argparse.Namespace, file: str, source: Any, until: Until) -> Loaded:
+    from ..dump import load
+
+    with open_database(file, "c", timeout=args.timeout) as db, shown("load", "changes") as meter:
+        return load(source, db, codec=args.codec, progress=meter, **until)
+
+
+@contextmanager
+def _target(file: str) -> Iterator[str]:
+    """The file to load into. A new one gets its name when all is in it: a failure leaves none."""
+    if os.path.lexists(file):
+        yield file
+        return
+    from .._engine.creation import temporary_name
+    from .._engine.disk import FileVolume
+
+    volume = FileVolume()
+    path = os.path.abspath(file)
+    fresh = temporary_name(path)
+    try:
+        yield fresh
+        volume.link(fresh, path)
+        volume.sync_directory(path)
+    finally:
+        if os.path.exists(fresh):
+            volume.remove(fresh)
+
+
+def _restore(args: argparse.Namespace, until: Until) -> int:
+    from ..restore import restore
+
+    if args.source == _STREAM:
+        raise Usage("--log needs a SOURCE that is a file, not a pipe")
+    with shown("load", "entries") as meter:
+        commit = restore(args.file, args.source, args.log, progress=meter, **until)
+    _report(f"{args.file}: restored{_as_of(commit)}")
+    return 0
+
+
+def _as_of(commit: Commit | None) -> str:
+    if commit is None:
+        return ""
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(commit.time_ns / 1e9))
+    return f", as of commit {commit.txid:,} ({when})"
+
+
+# -- migrate, export ---------------------------------------------------------------------------------
+
+
+def _migrate_arguments(parser: Parser) -> None:
+    parser.add_argument(
+        "file",
+        metavar="SOURCE",
+        help="a database of dbm.dumb, dbm.gnu, dbm.ndbm, dbm.sqlite3 (as it was opened) or LMDB",
+    )
+    parser.add_argument(
+        "target",
+        metavar="TARGET",
+        nargs="?",
+        help="the new file; without it, the new file takes the place of SOURCE",
+    )
+
+
+def _migrate(args: argparse.Namespace) -> int:
+    from ..migration import BACKUP, migrate
+
+    with shown("migrate", "steps") as meter:
+        count = migrate(args.file, args.target, progress=meter)
+    kept = "" if args.target is not None else f"; the old database is now {args.file}{BACKUP}"
+    write(f"{args.target or args.file}: {plural(count, 'entry')}, each compared{kept}")
+    return 0
+
+
+def _export_arguments(parser: Parser) -> None:
+    file_argument(parser)
+    parser.add_argument("target", metavar="TARGET", help="the new database, as its module will be given it")
+    parser.add_argument(
+        "--to", choices=("dbm.gnu", "dbm.sqlite3", "dbm.dumb"), required=True, help="the kind of TARGET"
+    )
+
+
+def _export(args: argparse.Namespace) -> int:
+    from ..export import export
+
+    with shown("export", "steps") as meter:
+        count = export(args.file, args.target, args.to, progress=meter)
+    write(f"{args.target}: {plural(count, 'entry')}, each compared")
+    return 0
+
+
+# ----------------------------------------------------------------------------------------------------
+
+COMMANDS = {
+    command.name: command
+    for command in (
+        Command(
+            "backup", "make a consistent copy of a file that is in use",
+            "Copies one state of the database, whoever reads and writes meanwhile. The copy is compact, and "
+            "it appears whole "
+            "or not at all: a failure leaves TARGET as it was.",
+            _backup_arguments, _backup,
+            [("durabledbm backup app.db /backup/app.db", "copy it")],
+        ),
+        Command(
+            "dump", "write all entries as a stream of records",
+            "Writes one state of the database, in the order of the keys, as docs/changelog-format.md "
+            "describes: to standard "
+            "output, a file, or a directory of files of limited size. Files appear whole or not at all.",
+            _dump_arguments, _dump,
+            [
+                ("durabledbm dump app.db app.dump", "into a file"),
+                ("durabledbm dump app.db | zstd > app.dump.zst", "compressed"),
+                ("durabledbm dump app.db --codec text | grep user:", "to read"),
+                ("durabledbm dump app.db dumps --max-file-size 64M", "into a directory"),
+            ],
+        ),
+        Command(
+            "load", "load a dump or a log of changes; restore a backup",
+            "Applies what SOURCE holds to FILE, in one transaction: other entries stay, and a failure "
+            "changes nothing.\n\n"
+            "With --log a new FILE is made of SOURCE, a backup or a dump, and of the log that was attached "
+            "to the "
+            "database: as of the log's last commit, or any other with --until.",
+            _load_arguments, _load,
+            [
+                ("durabledbm load new.db app.dump", "load a dump"),
+                ("zstd -dc app.dump.zst | durabledbm load new.db", "from a pipe"),
+                ("durabledbm load new.db backup.db --log app.log", "a backup, and what came after it"),
+                ("durabledbm load new.db backup.db --log app.log --until 2026-05-01T12:00", "as it was at noon"),
+            ],
+        ),
+        Command(
+            "migrate", "convert a database of another kind",
+            "Copies every entry, closes the new file, opens it again and compares every entry. Without "
+            "TARGET the new file "
+            "takes the name of the old database, which is kept with .bak behind its name. Whenever it ends, "
+            "by a kill or a "
+            "power failure, too, the old database is whole. A migration that was interrupted is finished by "
+            "running it again.",
+            _migrate_arguments, _migrate,
+            [
+                ("durabledbm migrate sessions", "in place: programs find the same name"),
+                ("durabledbm migrate old.gdbm new.db", "under a new name"),
+            ],
+        ),
+        Command(
+            "export", "copy a file into a database of another kind",
+            "The way back: copies one state of the database for another dbm module, and compares every "
+            "entry.",
+            _export_arguments, _export,
+            [("durabledbm export app.db app.gdbm --to dbm.gnu", "for a program that insists on it")],
+        ),
+    )
+}  # fmt: skip

@@ -1,0 +1,393 @@
+"""salvage: save what can still be read of a broken database into a new one.
+
+The source is opened for reading only and never changed. Every run of pages carries its own checksum, place, type and
+commit number, so entries can be found without the tree, and even without the meta pages.
+
+First the newest usable meta page's tree is walked; what it says of keys that it still reaches is final. Where a page of
+it cannot be read, a range of keys is open, and all intact leaves and large values of the file, old versions included,
+are searched for keys in it: of each key the newest version is taken. Without a usable meta page all keys are open.
+Entries that were deleted shortly before the damage may then reappear, and the report says so.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from ._engine.creation import temporary_name
+from ._engine.disk import Disk, FileVolume
+from ._engine.meta import META_AREA, META_SIZE, Meta, UnknownVersionError, decode_meta, first_page, has_magic
+from ._engine.node import Overflow, decode_branch, decode_leaf
+from ._engine.page import BRANCH, HEADER, LEAF, OVERFLOW, TYPE_NAMES, pages_for, ref_parts
+from ._engine.pager import MALFORMED, Pager
+from ._pages import guess_page_size, run_is_whole
+from .database import Database
+from .database import open as open_database
+from .errors import CorruptionError, error
+
+__all__ = ["Progress", "Report", "salvage"]
+
+Progress = Callable[[int, "int | None"], None]
+"""Called with (pages done, pages in all)."""
+
+_DEPTH_MAX = 64
+"""No real tree is deeper: with 2 children to a branch it would not fit on any disk."""
+
+_BATCH = 8 * 2**20
+"""Bytes of entries that are collected before they are written."""
+
+_PIECE = 1 << 24
+"""Bytes that are read at a time."""
+
+_SHOWN = 1000
+"""Losses that a report lists one by one."""
+
+
+@dataclass
+class Report:
+    """What was saved, and what was not."""
+
+    entries: int = 0
+    """Entries in the new database."""
+    from_tree: int = 0
+    """Of these, how many were read through the tree of the newest usable commit."""
+    from_lost_pages: int = 0
+    """How many were found in pages that the tree does not lead to any more."""
+    commit: int | None = None
+    """The commit that the tree belongs to; None if no meta page was usable."""
+    page_size: int = 0
+    deleted_may_reappear: bool = False
+    """Some entries come from pages of which it is not known whether they are still in force."""
+    unreadable: int = 0
+    """Pages and values that could not be read."""
+    losses: list[str] = field(default_factory=list)
+    """What they were: the first thousand."""
+
+    def lost(self, what: str) -> None:
+        """Note something that could not be read."""
+        self.unreadable += 1
+        if len(self.losses) < _SHOWN:
+            self.losses.append(what)
+
+    def __str__(self) -> str:
+        lines = [f"{self.entries:,} entries saved, {self.from_lost_pages:,} of them from pages outside of the tree"]
+        if self.commit is None:
+            lines.append("no meta page was usable: the newest small changes, which stood there, are lost")
+        if self.deleted_may_reappear:
+            lines.append("what was deleted or changed shortly before the damage may be there in an older version")
+        lines += self.losses
+        if self.unreadable > len(self.losses):
+            lines.append(f"... and {self.unreadable - len(self.losses):,} more that could not be read")
+        return "\n".join(lines)
+
+
+def salvage(
+    source: str | bytes | os.PathLike[str] | os.PathLike[bytes],
+    target: str | bytes | os.PathLike[str] | os.PathLike[bytes],
+    *,
+    progress: Progress | None = None,
+) -> Report:
+    """Save every entry that can be read of the broken database `source` into the new database `target`.
+
+    `target` must not exist; it appears when it is complete, or not at all. `source` is only read; nobody should write
+    it meanwhile. `progress(done, total)` is called with numbers of pages, now and then.
+
+    Raises `error` with errno ENOENT or EEXIST for the files, and `error` if `source` holds nothing of durabledbm's.
+    """
+    source, target = os.fsdecode(source), os.fsdecode(target)
+    if os.path.lexists(target):
+        raise error(errno.EEXIST, os.strerror(errno.EEXIST), target)
+    volume = FileVolume()
+    temporary = temporary_name(os.path.realpath(target))
+    try:
+        disk = volume.open(source, writable=False)
+        try:
+            report = _salvaged(disk, temporary, progress)
+        finally:
+            disk.close()
+        volume.link(temporary, target)
+        volume.sync_directory(os.path.realpath(target))
+    except OSError as exc:
+        raise error.wrap(exc, source) from exc
+    finally:
+        _remove(temporary)
+    return report
+
+
+def _salvaged(disk: Disk, temporary: str, progress: Progress | None) -> Report:
+    ranks = temporary + "-r"
+    try:
+        with (
+            open_database(temporary, "n", durability="manual", page_size=_page_size(disk)) as entries,
+            open_database(ranks, "n", durability="manual") as versions,
+        ):
+            return _Salvage(disk, _Sink(entries, versions), progress).run()
+    finally:
+        _remove(ranks)
+
+
+def _remove(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+
+
+def _metas(disk: Disk) -> list[Meta]:
+    """The usable metas, newest first."""
+    area = disk.read(META_AREA, 0)
+    found = []
+    for slot in (area[:META_SIZE], area[META_SIZE:]):
+        try:
+            meta = decode_meta(slot)
+        except UnknownVersionError:
+            raise
+        except MALFORMED:
+            meta = None
+        if meta is not None:
+            found.append(meta)
+    return sorted(found, key=lambda meta: (meta.txid, meta.steady), reverse=True)
+
+
+def _page_size(disk: Disk) -> int:
+    metas = _metas(disk)
+    return metas[0].page_size if metas else guess_page_size(disk)
+
+
+class _Ranges:
+    """Ranges of keys, ascending and disjoint, added in ascending order."""
+
+    def __init__(self) -> None:
+        self._starts: list[bytes] = []
+        self._stops: list[bytes | None] = []
+
+    def add(self, low: bytes | None, high: bytes | None) -> None:
+        """Add `low` <= key < `high`, with None for no limit."""
+        if self._starts and self._stops[-1] == (low or b""):
+            self._stops[-1] = high
+        else:
+            self._starts.append(low or b"")
+            self._stops.append(high)
+
+    def __bool__(self) -> bool:
+        return bool(self._starts)
+
+    def __contains__(self, key: bytes) -> bool:
+        at = bisect_right(self._starts, key) - 1
+        if at < 0:
+            return False
+        stop = self._stops[at]
+        return stop is None or key < stop
+
+
+class _Sink:
+    """Where entries go. Of versions of a key that compete the one with the highest rank stays."""
+
+    def __init__(self, entries: Database, versions: Database) -> None:
+        self.entries = entries
+        self._versions = versions
+        self._batch: dict[bytes, tuple[int, bytes]] = {}
+        self._size = 0
+
+    def put(self, key: bytes, value: bytes, rank: int) -> None:
+        """Add a version of an entry."""
+        known = self._batch.get(key)
+        if known is not None and known[0] >= rank:
+            return
+        self._batch[key] = rank, value
+        self._size += len(key) + len(value) + 200
+        if self._size > _BATCH:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was collected."""
+        known = self._versions.get_many(self._batch)
+        better = {
+            key: (rank, value)
+            for key, (rank, value) in self._batch.items()
+            if rank > int.from_bytes(known.get(key, b""), "big")
+        }
+        self.entries.update({key: value for key, (_, value) in better.items()})
+        self._versions.update({key: rank.to_bytes(9, "big") for key, (rank, _) in better.items() if rank > 1})
+        self.entries.sync()
+        self._batch, self._size = {}, 0
+
+
+class _Salvage:
+    """One salvage."""
+
+    def __init__(self, disk: Disk, sink: _Sink, progress: Progress | None) -> None:
+        metas = _metas(disk)
+        self._disk, self._sink, self._progress = disk, sink, progress
+        self._meta = metas[0] if metas else None
+        self._certain = len(metas) == 2
+        self._page_size = self._meta.page_size if self._meta else guess_page_size(disk)
+        self._pages = -(-disk.size() // self._page_size)
+        self._pager = Pager(disk, self._page_size, 0)
+        self._open = _Ranges()
+        self._walked = bytearray(self._pages)
+        self._report = Report(page_size=self._page_size)
+
+    def run(self) -> Report:
+        """Save everything, and tell how it went."""
+        report, sink, meta = self._report, self._sink, self._meta
+        if meta is None:
+            self._open.add(None, None)
+        else:
+            report.commit = meta.txid
+            self._tree(meta)
+        sink.flush()
+        report.from_tree = len(sink.entries)
+        if self._open or not self._certain:
+            found = self._scan()
+            if not found and meta is None and not has_magic(self._disk.read(16, 0)):
+                raise error(f"{self._disk.path}: not a durabledbm database")
+        sink.flush()
+        sink.entries.sync()
+        report.entries = len(sink.entries)
+        report.from_lost_pages = report.entries - report.from_tree
+        return report
+
+    # -- through the tree --------------------------------------------------------------------------
+
+    def _tree(self, meta: Meta) -> None:
+        if meta.depth > _DEPTH_MAX:
+            self._lose("the meta page claims a tree that is too deep", None, None)
+        elif meta.depth:
+            self._node(meta.root, meta.depth, None, None)
+        for key, value in meta.changes.items():
+            if value is not None:
+                self._sink.put(key, value, 1)
+        self._sink.flush()
+        for key, value in meta.changes.items():
+            if value is None:
+                self._sink.entries.pop(key, None)
+
+    def _lose(self, what: str, low: bytes | None, high: bytes | None) -> None:
+        self._report.lost(what)
+        self._open.add(low, high)
+
+    def _node(self, ref: bytes, level: int, low: bytes | None, high: bytes | None) -> None:
+        page_id = ref_parts(ref)[0]
+        kind = BRANCH if level > 1 else LEAF
+        try:
+            if page_id >= self._pages or self._walked[page_id]:
+                raise CorruptionError("the page is not inside the file, or was met before")
+            self._walked[page_id] = 1
+            run = self._pager.read(ref, kind)
+            if kind == LEAF:
+                keys, values = decode_leaf(run)
+            else:
+                branch = decode_branch(run)
+                bounds = [low, *branch.separators, high]
+        except (error, *MALFORMED) as exc:
+            self._lose(f"page {page_id}, a {TYPE_NAMES[kind]}: {_said(exc)}", low, high)
+            return
+        if kind == LEAF:
+            self._leaf(keys, values)
+        else:
+            for at, child in enumerate(branch.refs):
+                self._node(child, level - 1, bounds[at], bounds[at + 1])
+        self._tell()
+
+    def _leaf(self, keys: list[bytes], values: list[bytes]) -> None:
+        for key, value in zip(keys, values, strict=True):
+            if type(value) is Overflow:
+                try:
+                    value = self._pager.value(value)  # noqa: PLW2901
+                except (error, *MALFORMED) as exc:
+                    self._lose(f"the value of {key[:40]!r}: {_said(exc)}", key, key + b"\0")
+                    continue
+            self._sink.put(key, value, 1)
+
+    # -- without the tree --------------------------------------------------------------------------
+
+    def _scan(self) -> int:
+        """Look at every page of the file; how many intact runs there were."""
+        found = 0
+        for page_id, page_count, txid, kind in self._intact_runs(first_page(self._page_size)):
+            found += 1
+            offset, size = page_id * self._page_size, page_count * self._page_size
+            if kind == LEAF:
+                self._lost_leaf(self._read(offset, size), txid)
+            elif kind == OVERFLOW:
+                self._lost_value(offset, txid)
+        return found
+
+    def _intact_runs(self, page_id: int) -> Iterator[tuple[int, int, int, int]]:
+        newest = self._meta.txid if self._meta is not None and self._certain else None
+        while page_id < self._pages:
+            offset = page_id * self._page_size
+            head = self._disk.read(HEADER.size, offset)
+            step = 1
+            if len(head) == HEADER.size:
+                kind, _, _, _, own_id, txid, page_count, payload = HEADER.unpack(head)
+                plausible = (
+                    kind in TYPE_NAMES
+                    and own_id == page_id
+                    and 0 < page_count <= self._pages - page_id
+                    and page_count == pages_for(payload, self._page_size)
+                )
+                if plausible and run_is_whole(self._disk, offset, page_count * self._page_size) is not None:
+                    step = page_count
+                    if newest is None or txid <= newest:
+                        yield page_id, page_count, txid, kind
+                elif self._meta is None and any(head):
+                    self._report.lost(f"page {page_id}: not intact")
+            page_id += step
+            self._tell(page_id)
+
+    def _read(self, offset: int, size: int) -> bytes:
+        parts = []
+        while size and (piece := self._disk.read(min(size, _PIECE), offset)):
+            parts.append(piece)
+            offset += len(piece)
+            size -= len(piece)
+        return b"".join(parts)
+
+    def _lost_leaf(self, run: bytes, txid: int) -> None:
+        try:
+            keys, values = decode_leaf(run)
+        except MALFORMED:
+            self._report.lost("a leaf that makes no sense")
+            return
+        for key, value in zip(keys, values, strict=True):
+            if not self._wanted(key, txid):
+                continue
+            if type(value) is Overflow:
+                try:
+                    value = self._pager.value(value)  # noqa: PLW2901
+                except (error, *MALFORMED):
+                    continue  # if an older version is intact, the scan finds it
+            self._candidate(key, value, 2 * txid + 3)
+
+    def _lost_value(self, offset: int, txid: int) -> None:
+        _, _, _, key_size, _, _, _, payload = HEADER.unpack(self._disk.read(HEADER.size, offset))
+        if key_size > payload:
+            return
+        key = self._read(offset + HEADER.size, key_size)
+        if self._wanted(key, txid):
+            value = self._read(offset + HEADER.size + key_size, payload - key_size)
+            self._candidate(key, value, 2 * txid + 2)
+
+    def _wanted(self, key: bytes, txid: int) -> bool:
+        """Whether a version of this key, of this commit, may be what is missing."""
+        meta = self._meta
+        if meta is not None and not self._certain and txid > meta.txid:
+            return True  # of a commit whose meta page is lost
+        return key in self._open and (meta is None or key not in meta.changes)
+
+    def _candidate(self, key: bytes, value: bytes, rank: int) -> None:
+        self._report.deleted_may_reappear = True
+        self._sink.put(key, value, rank)
+
+    def _tell(self, page_id: int | None = None) -> None:
+        if self._progress is not None:
+            self._progress(self._walked.count(1) if page_id is None else page_id, self._pages)
+
+
+def _said(exc: BaseException) -> str:
+    return exc.message if isinstance(exc, CorruptionError) else str(exc)

@@ -1,0 +1,182 @@
+"""The meta page: what was encoded is decoded, and nothing else passes for it."""
+
+from __future__ import annotations
+
+import pytest
+from crc32c import crc32c
+from hypothesis import given
+from hypothesis import strategies as st
+
+from durabledbm._engine.meta import (
+    CHANGE_OVERHEAD,
+    LOOK_OFFSET,
+    LOOK_SIZE,
+    MAGIC,
+    META_AREA,
+    META_SIZE,
+    Extent,
+    Meta,
+    UnknownVersionError,
+    decode_meta,
+    encode_meta,
+    first_page,
+    has_magic,
+    look_of,
+    room_for,
+    steady_copy,
+)
+from durabledbm._engine.page import REF
+from durabledbm.errors import CorruptionError, error
+
+ID = bytes(range(16))
+PLAIN = Meta(txid=1, page_size=4096, database_id=ID, page_count=2)
+
+u64 = st.integers(0, 2**64 - 1)
+u32 = st.integers(0, 2**32 - 1)
+changes = st.dictionaries(st.binary(max_size=20), st.one_of(st.none(), st.binary(max_size=60)), max_size=20)
+metas = st.builds(
+    Meta,
+    txid=u64,
+    page_size=st.sampled_from([4096, 8192, 16384, 32768, 65536]),
+    database_id=st.binary(min_size=16, max_size=16),
+    page_count=u64,
+    entry_count=u64,
+    tree_count=u64,
+    root=st.binary(min_size=REF.size, max_size=REF.size),
+    depth=u32,
+    space=st.binary(min_size=REF.size, max_size=REF.size),
+    steady_txid=u64,
+    steady=st.booleans(),
+    relaxed=st.booleans(),
+    time_ns=u64,
+    extents=st.lists(st.builds(Extent, u64, u32, u32), max_size=64).map(tuple),
+    changes=changes,
+)
+
+
+def sealed(body: bytes) -> bytes:
+    assert len(body) == META_SIZE - 4
+    return body + crc32c(body).to_bytes(4, "little")
+
+
+def patched(slot: bytes, offset: int, value: bytes) -> bytes:
+    """The slot with other bytes at `offset`, and a CRC that is right."""
+    return sealed((slot[:offset] + value + slot[offset + len(value) :])[:-4])
+
+
+@given(meta=metas)
+def test_a_meta_gives_back_what_it_was_made_of(meta: Meta) -> None:
+    slot = encode_meta(meta)
+    assert len(slot) == META_SIZE
+    assert has_magic(slot)
+    decoded = decode_meta(slot)
+    assert decoded == meta
+    assert decoded is not None
+    assert list(decoded.changes) == list(meta.changes)
+
+
+def test_every_changed_byte_is_noticed() -> None:
+    slot = bytearray(encode_meta(PLAIN._replace(changes={b"key": b"value"}, extents=(Extent(2, 1, 5),))))
+    for at in range(META_SIZE):
+        slot[at] ^= 1 << at % 8
+        assert decode_meta(bytes(slot)) is None
+        slot[at] ^= 1 << at % 8
+    assert decode_meta(bytes(slot)) is not None
+
+
+@pytest.mark.parametrize("sectors", range(1, 8))
+def test_a_torn_meta_is_noticed(sectors: int) -> None:
+    """Some sectors of the new one arrived, the others still hold the old one."""
+    old = encode_meta(PLAIN._replace(txid=7, changes={b"k%03d" % n: b"old" for n in range(100)}))
+    new = encode_meta(PLAIN._replace(txid=8, changes={b"k%03d" % n: b"new" for n in range(100)}))
+    assert decode_meta(new[: sectors * 512] + old[sectors * 512 :]) is None
+    assert decode_meta(old[: sectors * 512] + new[sectors * 512 :]) is None
+
+
+@pytest.mark.parametrize("slot", [b"", b"\0" * META_SIZE, MAGIC, b"x" * META_SIZE, encode_meta(PLAIN)[:-1]])
+def test_what_is_not_a_meta_page_is_not_decoded(slot: bytes) -> None:
+    assert decode_meta(slot) is None
+
+
+def test_a_page_with_another_magic_is_not_decoded() -> None:
+    assert decode_meta(patched(encode_meta(PLAIN), 0, b"\x8ddurabledbm\r\n\x1a\n\0")) is None
+
+
+@pytest.mark.parametrize("offset", [24, 28])
+def test_another_version_and_unknown_features_are_told_from_damage(offset: int) -> None:
+    slot = patched(encode_meta(PLAIN), offset, (77).to_bytes(4, "little"))
+    with pytest.raises(UnknownVersionError, match="77" if offset == 24 else "0x4d") as caught:
+        decode_meta(slot)
+    assert isinstance(caught.value, error)
+    assert not isinstance(caught.value, CorruptionError)
+
+
+@pytest.mark.parametrize("page_size", [0, 1, 4095, 4097, 2048, 6144, 131072, 2**31])
+def test_an_impossible_page_size_is_damage(page_size: int) -> None:
+    assert decode_meta(patched(encode_meta(PLAIN), 32, page_size.to_bytes(4, "little"))) is None
+
+
+@pytest.mark.parametrize(
+    ("offset", "value"),
+    [
+        (136, (META_SIZE - 144 - 12 + 1).to_bytes(4, "little")),  # more bytes of changes than there are
+        (136, b"\xff\xff\xff\xff"),
+        (140, (300).to_bytes(2, "little")),  # more extents than there is room for
+        (140, b"\xff\xff"),
+        (142, (2).to_bytes(2, "little")),  # more changes than their bytes
+        (142, b"\xff\xff"),
+        (144, (100).to_bytes(4, "little")),  # a key longer than the changes
+        (144, b"\xff\xff\xff\xff"),
+        (148, (100).to_bytes(4, "little")),  # a value longer than the changes
+        (148, b"\xff\xff\xff\x7f"),
+    ],
+)
+def test_lists_that_do_not_fit_are_damage(offset: int, value: bytes) -> None:
+    """With a checksum that is right: a file that was made to hurt."""
+    slot = encode_meta(PLAIN._replace(changes={b"key": b"value"}))
+    assert decode_meta(patched(slot, offset, value)) is None
+
+
+@given(extent_count=st.integers(0, 100), spare=st.integers(0, 1))
+def test_room_for_tells_how_much_fits(extent_count: int, spare: int) -> None:
+    extents = (Extent(2, 1, 3),) * extent_count
+    room = room_for(extent_count) - CHANGE_OVERHEAD - len(b"key")
+    meta = PLAIN._replace(extents=extents, changes={b"key": b"v" * (room - spare)})
+    assert decode_meta(encode_meta(meta)) == meta
+
+
+def test_more_than_fits_is_a_bug_of_ours() -> None:
+    room = room_for(0) - CHANGE_OVERHEAD - len(b"key")
+    with pytest.raises(AssertionError):
+        encode_meta(PLAIN._replace(changes={b"key": b"v" * (room + 1)}))
+
+
+def test_a_change_of_a_value_and_a_deletion_are_told_apart() -> None:
+    meta = PLAIN._replace(changes={b"empty": b"", b"gone": None, b"": None})
+    assert decode_meta(encode_meta(meta)) == meta
+
+
+@given(meta=metas)
+def test_a_steady_copy_says_the_same_and_is_steady(meta: Meta) -> None:
+    copy = steady_copy(encode_meta(meta))
+    decoded = decode_meta(copy)
+    assert decoded is not None
+    assert decoded.steady
+    assert decoded._replace(steady=meta.steady, relaxed=meta.relaxed) == meta
+
+
+def test_the_look_is_what_stands_at_the_border_of_the_slots() -> None:
+    slots = [encode_meta(PLAIN._replace(txid=txid)) for txid in (5, 6)]
+    area = b"".join(slots)
+    assert look_of(*slots) == area[LOOK_OFFSET : LOOK_OFFSET + LOOK_SIZE]
+
+
+def test_the_look_changes_with_every_commit_in_either_slot() -> None:
+    slots = [encode_meta(PLAIN._replace(txid=txid)) for txid in (5, 6, 7)]
+    looks = {look_of(a, b) for a in slots for b in slots}
+    assert len(looks) == 9
+
+
+def test_the_meta_area_takes_whole_pages() -> None:
+    assert [first_page(size) for size in (4096, 8192, 16384, 65536)] == [2, 1, 1, 1]
+    assert META_AREA == 2 * META_SIZE
