@@ -260,7 +260,7 @@ class _Salvage:
             self._node(meta.root, meta.depth, None, None)
         for key, value in meta.changes.items():
             if value is not None:
-                self._sink.put(key, value, 1)
+                self._sink.put(key, value, 2)
         self._sink.flush()
         for key, value in meta.changes.items():
             if value is None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import threading
 from collections.abc import Callable, Mapping
+from secrets import token_bytes
 
 from ..errors import ClosedError, CorruptionError, ReadOnlyError, error
 from .commit import Committer
@@ -293,13 +294,14 @@ class Store:
             self.pager.clear()
             slots = read_slots(self.disk)
             meta, slot = newest(self.disk, slots)
-            page = self.read(META_SIZE, slot * META_SIZE)
-            self.disk.write((1 - slot) * META_SIZE, (steady_copy(page),))
             other = slots.metas[1 - slot]
             if other is None or other.txid > meta.txid:
-                # A commit stood there of which something is missing. What is written from now on could complete it,
-                # were it still there after the next crash.
+                # A commit stands there of which something is missing. What is written from now on, even half of it,
+                # could complete it, so nothing of it may be left: noise agrees with no sector of anything.
+                self.disk.write((1 - slot) * META_SIZE, (token_bytes(META_SIZE),))
                 self._sync()
+            page = self.read(META_SIZE, slot * META_SIZE)
+            self.disk.write((1 - slot) * META_SIZE, (steady_copy(page),))
         if self.state.meta.txid and meta.database_id != self.state.meta.database_id:
             raise CorruptionError("the file was replaced by another database while it was open", path=self.path)
         if meta.txid != self.state.meta.txid or slot != self.state.slot:
