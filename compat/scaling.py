@@ -3,7 +3,7 @@
     python -m compat.scaling writers [--seconds 3]       durable puts by processes and threads, for numbers of shards
     python -m compat.scaling device [--seconds 3]        what the disk does without us: 4 KiB writes with fdatasync
     python -m compat.scaling backup [--entries 1000000]  a writer's rate alone and during a backup of 1 GB
-    python -m compat.scaling large [--entries 10000000]  load, open, get, put, range, check, back up: memory limited to 1 GB
+    python -m compat.scaling large [--entries 10000000]  all kinds of work on 11 GB, with memory limited to 1 GB
     python -m compat.scaling amplification               pages written per put, by the size of the database
 
 Each prints one JSON object per line. `--directory` says where the files go; they are removed at the end.
@@ -42,7 +42,7 @@ def show(**figures: Any) -> None:
 # -- several writers ---------------------------------------------------------------------------------------------
 
 
-def _write(path: str, shards: int, number: int, barrier: Any, seconds: float, results: Any) -> None:
+def _write(path: str, shards: int, number: int, seconds: float, *, barrier: Any, results: Any) -> None:
     rng = random.Random(number)
     keys = [b"%016x" % rng.getrandbits(64) for _ in range(20_000)]
     value = bytes(100)
@@ -71,13 +71,14 @@ def writers(directory: str, seconds: float, rounds: int) -> None:
                             rates.append(_threads(db, count, seconds))
                     if kind == "processes":
                         results, barrier = context.Queue(), context.Barrier(count)
+                        together = {"barrier": barrier, "results": results}
                         workers = [
-                            context.Process(target=_write, args=(path, shards, n, barrier, seconds, results))
+                            context.Process(target=_write, args=(path, shards, n, seconds), kwargs=together)
                             for n in range(count)
                         ]
                         for worker in workers:
                             worker.start()
-                        rates.append(sum(results.get() for _ in workers))
+                        rates.append(sum(results.get(timeout=60 + 10 * seconds) for _ in workers))
                         for worker in workers:
                             worker.join()
                     shutil.rmtree(path)
@@ -102,7 +103,7 @@ def _threads(db: Any, count: int, seconds: float) -> float:
     return sum(counts) / seconds
 
 
-def _sync_file(path: str, number: int, shared: bool, barrier: Any, seconds: float, results: Any) -> None:
+def _sync_file(path: str, number: int, seconds: float, *, shared: bool, barrier: Any, results: Any) -> None:
     fd = os.open(path if shared else f"{path}{number}", os.O_RDWR | os.O_CREAT)
     os.pwrite(fd, bytes(8 << 20), 0)
     os.fsync(fd)
@@ -126,13 +127,13 @@ def device(directory: str, seconds: float, rounds: int) -> None:
             for _ in range(rounds):
                 results, barrier = context.Queue(), context.Barrier(count)
                 path = os.path.join(directory, "device")
+                together = {"shared": shared, "barrier": barrier, "results": results}
                 workers = [
-                    context.Process(target=_sync_file, args=(path, n, shared, barrier, seconds, results))
-                    for n in range(count)
+                    context.Process(target=_sync_file, args=(path, n, seconds), kwargs=together) for n in range(count)
                 ]
                 for worker in workers:
                     worker.start()
-                rates.append(sum(results.get() for _ in workers))
+                rates.append(sum(results.get(timeout=60 + 10 * seconds) for _ in workers))
                 for worker in workers:
                     worker.join()
             show(what="device", same_file=shared, writers=count, syncs_per_s=_median(rates), all=rates)
@@ -160,9 +161,7 @@ def backup(directory: str, entries: int, rounds: int) -> None:
                 writer.start()
                 time.sleep(1)
                 alone = _rate(count, lambda: time.sleep(5))[0]
-                command = [sys.executable, "-m", "compat.scaling", "copy", "--directory", directory]
-                job = (lambda db=db: db.backup(target)) if kind == "thread" else (lambda: subprocess.run(command, check=True))
-                during, elapsed = _rate(count, job)
+                during, elapsed = _rate(count, lambda db=db, kind=kind: _back_up(db, directory, kind))  # type: ignore[misc]
                 again = _rate(count, lambda: time.sleep(5))[0]
                 stop.set()
                 writer.join()
@@ -174,6 +173,13 @@ def backup(directory: str, entries: int, rounds: int) -> None:
                 afterwards=again, ratio=during / statistics.mean((alone, again)), problems=problems,
                 copy_bytes=os.path.getsize(target),
             )  # fmt: skip
+
+
+def _back_up(db: Any, directory: str, kind: str) -> None:
+    if kind == "thread":
+        db.backup(os.path.join(directory, "copy"))
+    else:
+        subprocess.run([sys.executable, "-m", "compat.scaling", "copy", "--directory", directory], check=True)
 
 
 def copy(directory: str) -> None:

@@ -36,6 +36,8 @@ Progress = Callable[[int, "int | None"], None]
 
 _REPORT_EVERY = 1024
 _SYNC_BYTES = 16 * 2**20
+_BATCH_BYTES = 2**20
+_BATCH_ENTRIES = 1000
 _NEW_FILE = 0o600
 
 
@@ -284,21 +286,36 @@ class _Loading:
     def __init__(self, db: MutableMapping[bytes, bytes], progress: Progress | None) -> None:
         self._db: Any = db
         self._progress = progress
+        self._batch: dict[bytes, bytes] | None = None if isinstance(db, Database) else {}
+        self._batch_size = 0
         self.count = 0
         self.commit: Commit | None = None
 
     def apply(self, key: bytes, value: bytes | None) -> None:
         """Make one change."""
         if value is None:
+            self._flush()
             self._db.pop(key, None)
-        else:
+        elif self._batch is None:
             self._db[key] = value
+        else:
+            self._batch[key] = value
+            self._batch_size += len(key) + len(value)
+            if self._batch_size > _BATCH_BYTES or len(self._batch) >= _BATCH_ENTRIES:
+                self._flush()
         self.count += 1
         if self._progress is not None and self.count % _REPORT_EVERY == 0:
             self._progress(self.count, None)
 
+    def _flush(self) -> None:
+        """Elsewhere than in a transaction each write costs a sync or a round trip: so they go in batches."""
+        if self._batch:
+            self._db.update(self._batch)
+            self._batch, self._batch_size = {}, 0
+
     def finish(self, tail: Tail | None = None) -> Loaded:
         """Report the end."""
+        self._flush()
         if self._progress is not None:
             self._progress(self.count, self.count)
         return Loaded(self.count, self.commit, tail)

@@ -21,7 +21,7 @@ from ._engine.state import State
 from ._engine.store import Store
 from ._engine.view import Life, View
 from ._engine.work import CHANGE_MEMORY, Work
-from .errors import BusyError, error
+from .errors import BusyError, ClosedError, error
 from .mapping import Key, Writable, as_bytes
 from .snapshot import Pin, Snapshot
 from .transaction import Transaction, own_transaction
@@ -281,7 +281,8 @@ class Database(Upkeep, Writable):
 
     def _error(self, cause: OSError) -> error:
         """What to raise for an error of the operating system: if the handle was closed meanwhile, that is what counts."""
-        self._store.check()
+        if self._store.closed:
+            return ClosedError()
         return error.wrap(cause, self.path)
 
     def _pin(self) -> Pin:

@@ -20,12 +20,13 @@ from __future__ import annotations
 import os
 import shelve as _stdlib
 import sys
-from collections.abc import Callable, ItemsView, Iterator, MutableMapping, ValuesView
+from collections.abc import Callable, ItemsView, Iterator, ValuesView
 from contextlib import contextmanager, nullcontext
 from pickle import DEFAULT_PROTOCOL, dumps, loads
 from threading import RLock
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from ._shelfparts import ClosedMapping, ShelfItems, ShelfValues
 from ._writeback import Codec, WriteBackCache, close_at_exit
 from .database import open as open_database
 from .errors import error
@@ -70,10 +71,13 @@ class Shelf(_stdlib.Shelf[_V]):
     dict: Any
     cache: WriteBackCache
 
-    _plain_reads = True  # whether __getitem__ is this class's own, so that objects may be read without it
+    # Whether __getitem__ and __setitem__ are this class's own, so that many objects may be handled without
+    # them.
+    _plain_reads = _plain_writes = True
 
     def __init_subclass__(cls) -> None:
         cls._plain_reads = cls.__getitem__ is Shelf.__getitem__
+        cls._plain_writes = cls.__setitem__ is Shelf.__setitem__
 
     def __init__(
         self, dict: Any, protocol: int | None = None, writeback: bool = False, keyencoding: str = "utf-8", *,
@@ -160,11 +164,11 @@ class Shelf(_stdlib.Shelf[_V]):
 
     def values(self) -> ValuesView[_V]:
         """The objects, loaded one at a time as the view is iterated over."""
-        return _Values(self)
+        return ShelfValues(self)
 
     def items(self) -> ItemsView[str, _V]:
         """(key, object) pairs, loaded one at a time as the view is iterated over."""
-        return _Items(self)
+        return ShelfItems(self)
 
     def _pairs(self) -> Iterator[tuple[str, _V]]:
         if self._plain_reads and not self.writeback and _is_ours(self.dict):
@@ -181,9 +185,20 @@ class Shelf(_stdlib.Shelf[_V]):
             yield key, value
 
     def update(self, other: Any = (), /, **named: _V) -> None:
-        """Assign all entries of `other` and the named ones: one commit, if the mapping has transactions."""
-        with self.transaction() if hasattr(self.dict, "transaction") else _NOTHING:
-            super().update(other, **named)
+        """Assign all entries of `other` and the named ones: one commit, if the mapping updates in one."""
+        entries: dict[str, _V] = dict(other, **named)
+        if not self._plain_writes or not hasattr(self.dict, "update"):
+            for key, value in entries.items():
+                self[key] = value
+            return
+        raws = {key: self.serializer(value, self._protocol) for key, value in entries.items()}
+        with self._lock if self.writeback else _NOTHING:
+            self.dict.update({key.encode(self.keyencoding): raw for key, raw in raws.items()})
+            if self.writeback:
+                for key, value in entries.items():
+                    self.cache.put(key, value, raws[key])
+                    if self.cache.full:
+                        self.cache.shrink(self.dict, self._codec())
 
     def clear(self) -> None:
         """Remove all entries, in one operation where the mapping offers it."""
@@ -196,7 +211,7 @@ class Shelf(_stdlib.Shelf[_V]):
             self.cache.clear()
 
     @contextmanager
-    def transaction(self) -> Iterator[Shelf[_V]]:
+    def transaction(self, *key: str) -> Iterator[Shelf[_V]]:
         """`with shelf.transaction():` makes the block one atomic commit; an exception undoes it.
 
         Blocks may be nested; an inner one that fails is undone alone. With `writeback`, changes made to
@@ -204,14 +219,15 @@ class Shelf(_stdlib.Shelf[_V]):
         the block is undone, cached objects that differ from what is stored are forgotten: changing them
         further has no effect. Other threads that use the same write-back shelf wait meanwhile.
 
-        Raises TypeError if the mapping has no transactions, BusyError as the database does.
+        A mapping with a transaction for each of its parts wants a `key`, as a sharded database does. Raises
+        TypeError if the mapping has no transactions, BusyError as the database does.
         """
         if not hasattr(self.dict, "transaction"):
             raise TypeError(f"a {type(self.dict).__name__} object has no transactions")
         with self._lock if self.writeback else _NOTHING:
             self.cache.write(self.dict, self._codec())
             try:
-                with self.dict.transaction() as running:
+                with self.dict.transaction(*map(self._codec().encode, key)) as running:
                     self._running.append(running)
                     try:
                         yield self
@@ -269,7 +285,7 @@ class Shelf(_stdlib.Shelf[_V]):
         `sync()` first where that matters: it keeps them.
         """
         mapping = self.dict
-        if mapping is None or isinstance(mapping, _Closed):
+        if mapping is None or isinstance(mapping, ClosedMapping):
             return
         try:
             with self._lock:
@@ -279,7 +295,7 @@ class Shelf(_stdlib.Shelf[_V]):
                 self.sync()
         finally:
             self.cache.clear()
-            self.dict = _Closed()
+            self.dict = ClosedMapping()
             if hasattr(mapping, "close"):
                 mapping.close()
 
@@ -360,31 +376,6 @@ def open(
     `durabledbm.open` (mode, durability, timeout and others), whose flags, errors and guarantees these are.
     """
     return DbfilenameShelf(filename, flag, protocol, writeback, **options)
-
-
-class _Values(ValuesView[_V]):
-    _mapping: Shelf[_V]
-
-    def __iter__(self) -> Iterator[_V]:
-        for _, value in self._mapping._pairs():
-            yield value
-
-
-class _Items(ItemsView[str, _V]):
-    _mapping: Shelf[_V]
-
-    def __iter__(self) -> Iterator[tuple[str, _V]]:
-        return self._mapping._pairs()
-
-
-class _Closed(MutableMapping[bytes, bytes]):
-    """What a closed shelf has for a mapping: every use is a ValueError, as in the standard library."""
-
-    def _refuse(self, *args: object, **options: object) -> NoReturn:
-        raise ValueError("invalid operation on closed shelf")
-
-    __getitem__ = __setitem__ = __delitem__ = __iter__ = __len__ = __contains__ = _refuse
-    keys = get = clear = update = transaction = snapshot = first = last = range = _refuse
 
 
 def _checked(

@@ -498,7 +498,7 @@ def search(wanted: int, seed: int) -> Tally:
     while tally.states < wanted:
         for workload in ALL:
             mode = MODES[seed % len(MODES)] if workload is not mixture else random.Random(seed).choice(MODES)
-            options = Options(limit=300, again=0.1, deeper=0.02)
+            options = Options(limit=400, again=0.05, deeper=0.01)
             page_size = 4096 if seed % 5 else 8192
             explore(workload, mode, seed, options=options, page_size=page_size, tally=tally, enough=4000)
             if tally.states >= wanted:
@@ -514,7 +514,7 @@ def _worker(job: tuple[int, int]) -> tuple[int, dict[int, int]]:
 
 def search_in_parallel(wanted: int, seed: int) -> tuple[int, Counter[int]]:
     """`search`, in parts of its own seeds, on all processors. How many states, and how many by depth."""
-    part = 20_000
+    part = 10_000
     jobs = [(min(part, wanted - begun), seed + 1000 * at) for at, begun in enumerate(range(0, wanted, part))]
     states, by_depth, started = 0, Counter[int](), time.monotonic()
     with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:

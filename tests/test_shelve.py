@@ -426,6 +426,36 @@ def test_update_is_one_commit_or_nothing(path: str) -> None:
             assert len(shelf) == 101
 
 
+def test_a_subclass_with_its_own_setitem_is_asked_to_write_every_value(path: str) -> None:
+    class Doubling(shelve.DbfilenameShelf[int]):
+        def __setitem__(self, key: str, value: int) -> None:
+            super().__setitem__(key, 2 * value)
+
+    with Doubling(path) as shelf:
+        shelf.update({"a": 1}, b=2)
+        assert dict(shelf) == {"a": 2, "b": 4}
+
+
+@pytest.mark.parametrize("writeback", [False, True])
+def test_a_shelf_works_over_a_sharded_database(tmp_path: Path, writeback: bool) -> None:
+    sharded = durabledbm.open_sharded(tmp_path / "shards", "c", shards=3)
+    with shelve.Shelf(sharded, writeback=writeback) as shelf:
+        shelf.update({str(i): [i] for i in range(20)})
+        with pytest.raises(ZeroDivisionError), shelf.transaction("7"):  # noqa: PT012
+            shelf["7"] = "other"
+            raise ZeroDivisionError
+        with shelf.transaction("8"):
+            shelf["8"] = [*shelf["8"], "more"]
+        with shelf.snapshot() as snapshot:
+            assert snapshot["7"] == [7]
+        if writeback:
+            shelf["9"].append("more")
+    with durabledbm.open_sharded(tmp_path / "shards") as db:
+        found = [pickle.loads(db[key]) for key in ("7", "8", "9")]
+        assert found == [[7], [8, "more"], [9, "more"] if writeback else [9]]
+        assert len(db) == 20
+
+
 def test_changes_to_cached_objects_belong_to_the_transaction_around_them(path: str) -> None:
     with shelve.open(path, writeback=True) as shelf:
         shelf.update(before=[1], inside=[1], kept=[1])

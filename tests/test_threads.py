@@ -65,21 +65,31 @@ def test_readers_do_not_wait_for_a_writer(db: durabledbm.Database, db_path: str)
     assert set(db.values()) == {b"new"}
 
 
-def test_readers_do_not_wait_for_a_sync(volume: SimVolume, sim: durabledbm.Database) -> None:
-    sim["k"] = "old"
+@pytest.mark.parametrize("durability", ["full", "process", "interval", "manual"])
+def test_readers_do_not_wait_for_a_sync(volume: SimVolume, durability: str) -> None:
     gate = Gate(volume, "sync")
-    gate.shut()
-    crew = Crew()
-    writer = crew.start(sim.__setitem__, "k", "new")
-    gate.reached.wait()
-    with open_on(volume, "/db", "r") as other:
-        seen = [crew.start(read_in_every_way, handle) for handle in (sim, other, sim)]
-        for reader in seen:
-            reader.result()
-        assert not writer.done
+    with (
+        open_on(volume, "/db", "c", durability=durability, interval=3600.0) as db,
+        open_on(volume, "/db", "r") as other,
+    ):
+        db["k"] = "old"
+        db.sync()
+        gate.shut()
+        crew = Crew()
+        writers = [crew.start(db.__setitem__, "k", "new")]
+        if durability != "full":
+            writers[0].result()
+            writers.append(crew.start(db.sync))
+        gate.reached.wait()
+        readers = [crew.start(read_in_every_way, handle) for handle in (db, other, db)]
+        for reader in readers:
+            reader.thread.join(10)
+        waited = [not reader.done for reader in readers]
+        assert not writers[-1].done
         gate.open()
         crew.join()
-        assert sim["k"] == other["k"] == b"new"
+        assert waited == [False] * 3
+        assert db["k"] == other["k"] == b"new"
 
 
 def test_a_writer_does_not_wait_for_readers(db: durabledbm.Database) -> None:

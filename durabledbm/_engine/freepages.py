@@ -150,8 +150,8 @@ def coalesced(runs: Iterable[Run]) -> Iterator[Run]:
     """The same pages as few runs, ascending."""
     start = end = -1
     for page_id, length in sorted(runs):
-        if page_id == end:
-            end += length
+        if page_id <= end:  # the same page may have been taken, given back and taken again
+            end = max(end, page_id + length)
         else:
             if end > start:
                 yield start, end - start

@@ -180,7 +180,7 @@ class _Merge:
                 for draft in result:
                     lows.append(draft.low)  # type: ignore[union-attr]
                     nodes.append(draft)  # type: ignore[arg-type]
-                    small = small or self._is_small(draft)
+                    small = small or self._is_small(draft)  # type: ignore[arg-type]
             done = child + 1
         lows += old_lows[done:]
         nodes += branch.refs[done:]

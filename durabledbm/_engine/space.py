@@ -154,7 +154,9 @@ class Space(FreePages):
             )
         )
         spare = bytes(max(0, _payload_size(where[1], self._page_size) - len(payload)))
-        self.ref = write(seal(SPACE, 0, 0, where[0], txid, self._page_size, payload + spare), where[0])
+        run = seal(SPACE, 0, 0, where[0], txid, self._page_size, payload + spare)
+        assert len(run) == where[1] * self._page_size, "the free-space log is longer than was reckoned"
+        self.ref = write(run, where[0])
         return self.ref
 
     def _taken_records(self, txid: int) -> Iterator[tuple[int, int, int]]:

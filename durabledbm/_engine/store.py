@@ -474,8 +474,9 @@ class Store:
 
     def close(self) -> None:
         """Release the file. No thread may be writing."""
-        self.closed = True
-        self.disk.close()
-        self.read = self.disk.read
-        self.pager.clear()
-        self.rows.clear()
+        with self.mutex:
+            self.closed = True
+            self.disk.close()
+            self.read = self.disk.read
+            self.pager.clear()
+            self.rows.clear()

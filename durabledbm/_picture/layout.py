@@ -12,6 +12,7 @@ from typing import NamedTuple
 from .._filemap import FileMap, Run
 
 __all__ = [
+    "FREED",
     "WITHOUT_AGE",
     "Cell",
     "Total",
@@ -25,6 +26,9 @@ __all__ = [
 
 _LOUD = ("damaged", "unreachable")
 _QUIET = ("free", "pending", "pinned")
+
+FREED = frozenset(("pending", "pinned"))
+"""Kinds that hold nothing: where colours mean fill or age they are as good as free."""
 
 WITHOUT_AGE = frozenset(_LOUD + _QUIET)
 """Kinds that are shown as what they are, also where colours mean fill or age."""

@@ -10,7 +10,7 @@ from html import escape as quoted
 
 from .._filemap import FileMap, Run
 from ..cli.text import escape, shorten
-from .layout import WITHOUT_AGE, Cell, cells_of, facts_of, marked_pages, part_of_age, totals_of
+from .layout import FREED, WITHOUT_AGE, Cell, cells_of, facts_of, marked_pages, part_of_age, totals_of
 from .palette import KINDS, RAMP, ramp
 
 __all__ = ["svg"]
@@ -119,7 +119,7 @@ class _Drawing:
             width = 42 + round(7.4 * len(label))
             if x + width > _WIDTH - _MARGIN:
                 x, self._top = _MARGIN, self._top + 24
-            if self._mode == "kind" or kind in WITHOUT_AGE:
+            if self._mode == "kind" or kind in WITHOUT_AGE - FREED:
                 self._rect(x, self._top + 2, 14, 14, f'rx="2" fill="{look.colour}" stroke="#00000022"')
             self._write(x + 20, self._top + 14, label, "label")
             x += width
@@ -179,6 +179,8 @@ class _Drawing:
     def _look(self, cell: Cell) -> tuple[str, str, float]:
         """Colour and ground of a cell, and what part of it the colour fills."""
         look = KINDS[cell.kind]
+        if self._mode != "kind" and cell.kind in FREED:
+            look = KINDS["free"]
         if self._mode == "kind" or cell.kind in WITHOUT_AGE:
             return look.colour, look.ground, cell.fill if look.colour != look.ground else 1.0
         part = cell.fill if self._mode == "fill" else part_of_age(cell.txid, self._picture.txid)

@@ -6,7 +6,7 @@ import os
 
 from .._filemap import FileMap
 from ..progress import quantity
-from .layout import WITHOUT_AGE, Cell, cells_of, facts_of, marked_pages, part_of_age, totals_of, written_by
+from .layout import FREED, WITHOUT_AGE, Cell, cells_of, facts_of, marked_pages, part_of_age, totals_of, written_by
 from .palette import KINDS, ramp
 
 __all__ = ["MODES", "draw"]
@@ -53,7 +53,7 @@ class _Pen:
             return self.paint(_SIGNS["damaged"] if self.unicode else look.letter, "#ffffff", look.colour, bold=True)
         if not self.unicode:
             return self.paint(look.letter, "#000000", look.colour)
-        if cell.kind == "free":
+        if cell.kind == "free" or (mode != "kind" and cell.kind in FREED):
             return self.paint(_SIGNS["free"], "#808080")
         if mode != "kind" and cell.kind not in WITHOUT_AGE:
             return self.paint("█", ramp(cell.fill if mode == "fill" else part_of_age(cell.txid, newest)))

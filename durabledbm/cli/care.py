@@ -9,11 +9,12 @@ import os
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .. import open as open_database
 from ..errors import CorruptionError
 from ..progress import quantity, shown
 from .command import Command, Parser, file_argument, timeout_option
+from .faults import Usage
 from .holders import Holder, holders
+from .opening import open_store, size_of
 from .text import plural, printable, style, write
 from .values import looks_pickled
 
@@ -53,7 +54,7 @@ def _stat_arguments(parser: Parser) -> None:
 
 
 def _stat(args: argparse.Namespace) -> int:
-    with open_database(args.file, "r") as db:
+    with open_store(args.file, "r") as db:
         values = [value for _, value in itertools.islice(db.range(), _SAMPLE)]
         is_shelf = bool(values) and all(map(looks_pickled, values))
         about = _About(args.file, db.stats(), os.stat(args.file).st_mtime, holders(args.file), is_shelf)
@@ -144,7 +145,7 @@ def _check_arguments(parser: Parser) -> None:
 def _check(args: argparse.Namespace) -> int:
     entries = 0
     try:
-        with open_database(args.file, "r") as db, shown("check") as meter:
+        with open_store(args.file, "r") as db, shown("check") as meter:
             problems = [str(problem) for problem in db.check(progress=meter)]
             entries = len(db)
     except CorruptionError as exc:
@@ -178,7 +179,7 @@ def _compact(args: argparse.Namespace) -> int:
     if before == 0:
         write(f"{args.file}: empty, it can't be smaller")
         return 0
-    with open_database(args.file, "w", timeout=args.timeout) as db:
+    with open_store(args.file, "w", args.timeout) as db:
         with shown("compact") as meter:
             db.reorganize(progress=meter)
         stats = db.stats()

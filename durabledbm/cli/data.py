@@ -6,18 +6,20 @@ import argparse
 import itertools
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
-from .. import open as open_database
+from ..handle import Database
 from ..mapping import prefix_range
 from ..progress import quantity
 from .command import Command, Parser, file_argument, key_bytes, timeout_option
 from .faults import No, Usage
+from .opening import open_store
 from .text import as_json, escape, plural, raw, shorten, style, terminal_width, unescape, write
 from .values import PICKLE_HELP, dumps, looks_pickled, pickled, warn_of_pickles
 
 if TYPE_CHECKING:
-    from ..database import Database
+    from ..sharded import ShardedDatabase
 
 __all__ = ["COMMANDS"]
 
@@ -54,7 +56,7 @@ def _get_arguments(parser: Parser) -> None:
 
 def _get(args: argparse.Namespace) -> int:
     key = _key(args, args.key)
-    with open_database(args.file, "r") as db:
+    with open_store(args.file, "r") as db:
         value = db.get(key)
     if value is None:
         raise No(f"there is no key '{escape(key)}'")
@@ -123,7 +125,7 @@ def _put(args: argparse.Namespace) -> int:
             value = file.read()
     else:
         value = _from_standard_input()
-    with open_database(args.file, "c", timeout=args.timeout) as db:
+    with open_store(args.file, "c", args.timeout) as db:
         db[key] = value
     return 0
 
@@ -146,7 +148,7 @@ def _del_arguments(parser: Parser) -> None:
 
 def _del(args: argparse.Namespace) -> int:
     missing = []
-    with open_database(args.file, "w", timeout=args.timeout) as db, db.transaction():
+    with open_store(args.file, "w", args.timeout) as db, db.transaction() if isinstance(db, Database) else nullcontext():
         for key in dict.fromkeys(_key(args, key) for key in args.keys):
             if db.pop(key, None) is None:
                 missing.append(f"'{escape(key)}'")
@@ -200,14 +202,14 @@ def _list(args: argparse.Namespace) -> int:
     if args.pickle:
         warn_of_pickles(args.file)
     printer = _printer(args)
-    with open_database(args.file, "r") as db:
+    with open_store(args.file, "r") as db:
         for key, value in itertools.islice(_entries(db, args), args.limit):
             printer.entry(key, value)
     printer.end()
     return 0
 
 
-def _entries(db: Database, args: argparse.Namespace) -> Iterator[tuple[bytes, bytes]]:
+def _entries(db: Database | ShardedDatabase, args: argparse.Namespace) -> Iterator[tuple[bytes, bytes]]:
     prefix, start, stop = (None if key is None else _key(args, key) for key in (args.prefix, args.start, args.stop))
     if not args.keys:
         return db.range(start, stop, prefix=prefix, reverse=args.reverse)

@@ -1,0 +1,40 @@
+"""Opening what a command is given: a file, or the directory of a sharded database."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from .. import open as open_database
+
+if TYPE_CHECKING:
+    from ..handle import Database
+    from ..sharded import ShardedDatabase
+
+__all__ = ["is_sharded", "open_store", "size_of"]
+
+
+def is_sharded(file: str) -> bool:
+    """Whether this is the directory of a sharded database."""
+    if not os.path.isdir(file):
+        return False
+    from .._manifest import NAME
+
+    return os.path.exists(os.path.join(file, NAME))
+
+
+def open_store(file: str, flag: str, timeout: float | None = 30.0) -> Database | ShardedDatabase:
+    """Open it. Raises what `durabledbm.open` raises."""
+    options: dict[str, Any] = {"timeout": timeout}
+    if is_sharded(file):
+        from ..sharded import open_sharded
+
+        return open_sharded(file, flag, **options)
+    return open_database(file, flag, **options)
+
+
+def size_of(file: str) -> int:
+    """Bytes of the file, or of all files of the directory; -1 if it is not there."""
+    if os.path.isdir(file):
+        return sum(entry.stat().st_size for entry in os.scandir(file) if entry.is_file())
+    return os.path.getsize(file) if os.path.exists(file) else -1

@@ -1,0 +1,345 @@
+"""Locks: who writes, who waits, and what is being read; between handles of one process and between processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from simdisk import SimVolume
+
+from durabledbm._engine.disk import Disk, FileVolume
+from durabledbm._engine.locks import (
+    FairLock,
+    WriterLock,
+    forget_owners,
+    oldest_pin,
+    pin,
+    someone_waits,
+    unpin,
+    writer_present,
+)
+from durabledbm.errors import BusyError
+
+ENOUGH = 30.0
+"""Seconds that no test should ever need."""
+
+
+@pytest.fixture(params=["file", "simulated"])
+def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[], Disk]]:
+    """A function that opens the same file once more."""
+    disks: list[Disk] = []
+    if request.param == "file":
+        path = tmp_path / "file"
+        path.touch()
+
+        def open_again() -> Disk:
+            disks.append(FileVolume().open(str(path), writable=True))
+            return disks[-1]
+    else:
+        volume = SimVolume({"/file": b""})
+
+        def open_again() -> Disk:
+            disks.append(volume.open("/file", writable=True))
+            return disks[-1]
+
+    yield open_again
+    for disk in disks:
+        disk.close()
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + ENOUGH
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+# -- pins ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_oldest_pin_of_others_is_found(opened: Callable[[], Disk]) -> None:
+    writer, first, second = opened(), opened(), opened()
+    assert oldest_pin(writer) is None
+    for disk, txid in ((first, 90), (second, 50), (first, 70), (second, 60)):
+        assert pin(disk, txid)
+    oldest = oldest_pin(writer)
+    assert oldest is not None
+    assert oldest.offset == 50
+    unpin(second, 50)
+    assert oldest_pin(writer) == oldest._replace(offset=60)
+    second.close()
+    assert oldest_pin(writer) == oldest._replace(offset=70)
+    first.close()
+    assert oldest_pin(writer) is None
+
+
+def test_many_may_pin_the_same_commit(opened: Callable[[], Disk]) -> None:
+    writer, first, second = opened(), opened(), opened()
+    assert pin(first, 5)
+    assert pin(second, 5)
+    unpin(first, 5)
+    oldest = oldest_pin(writer)
+    assert oldest is not None
+    assert oldest.offset == 5
+
+
+def test_ones_own_pins_are_not_seen_as_those_of_others(opened: Callable[[], Disk]) -> None:
+    writer = opened()
+    pin(writer, 5)
+    assert oldest_pin(writer) is None
+
+
+@pytest.mark.parametrize("txid", [1, 2**32, 2**62 - 2])
+def test_any_commit_can_be_pinned(opened: Callable[[], Disk], txid: int) -> None:
+    writer, reader = opened(), opened()
+    assert pin(reader, txid)
+    oldest = oldest_pin(writer)
+    assert oldest is not None
+    assert oldest.offset == txid
+
+
+def test_the_pin_of_a_killed_process_vanishes(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.touch()
+    program = (
+        "import sys; from durabledbm._engine.disk import FileVolume; from durabledbm._engine.locks import pin\n"
+        f"disk = FileVolume().open({str(path)!r}, writable=True); pin(disk, 7); print('pinned', flush=True)\n"
+        "sys.stdin.read()"
+    )
+    root = Path(__file__).parent.parent.parent
+    child = subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    )
+    disk = FileVolume().open(str(path), writable=True)
+    try:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"pinned\n"
+        oldest = oldest_pin(disk)
+        assert oldest is not None
+        assert oldest.offset == 7
+    finally:
+        child.kill()
+        child.communicate()
+    assert oldest_pin(disk) is None
+    disk.close()
+
+
+# -- the writer lock -----------------------------------------------------------------------------------------------
+
+
+def test_one_handle_writes_at_a_time(opened: Callable[[], Disk]) -> None:
+    disks = opened(), opened()
+    locks = [WriterLock((n, n)) for n in range(2)]
+    locks[0].acquire(disks[0], 0)
+    assert locks[0].held
+    assert writer_present(disks[1])
+    assert not writer_present(disks[0])
+    for timeout in (0, 0.05):
+        with pytest.raises(BusyError, match="held the file"):
+            locks[1].acquire(disks[1], timeout)
+    assert not locks[1].held
+    locks[0].release(disks[0])
+    assert not writer_present(disks[1])
+    locks[1].acquire(disks[1], 0)
+    locks[1].release(disks[1])
+
+
+def test_a_writer_gets_the_lock_when_it_is_released(opened: Callable[[], Disk]) -> None:
+    disks = opened(), opened()
+    locks = [WriterLock((n, n)) for n in range(2)]
+    locks[0].acquire(disks[0], 0)
+    got = threading.Event()
+
+    def wait_for_it() -> None:
+        locks[1].acquire(disks[1], None)
+        got.set()
+        locks[1].release(disks[1])
+
+    thread = threading.Thread(target=wait_for_it)
+    thread.start()
+    wait_until(lambda: someone_waits(disks[0]))
+    assert not got.is_set()
+    locks[0].release(disks[0])
+    assert got.wait(ENOUGH)
+    thread.join(ENOUGH)
+    assert not someone_waits(disks[0])
+
+
+def test_who_waits_goes_before_who_asks_again(opened: Callable[[], Disk]) -> None:
+    """A handle that writes all the time lets the others in."""
+    disks = opened(), opened()
+    locks = [WriterLock((n, n)) for n in range(2)]
+    order = []
+    locks[0].acquire(disks[0], 0)
+
+    def other() -> None:
+        locks[1].acquire(disks[1], None)
+        order.append("other")
+        locks[1].release(disks[1])
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    wait_until(lambda: someone_waits(disks[0]))
+    locks[0].release(disks[0])
+    locks[0].acquire(disks[0], ENOUGH)
+    order.append("again")
+    locks[0].release(disks[0])
+    thread.join(ENOUGH)
+    assert order == ["other", "again"]
+
+
+def test_a_kept_lock_keeps_others_out_and_ones_own_threads_not(opened: Callable[[], Disk]) -> None:
+    disks = opened(), opened()
+    locks = [WriterLock((n, n)) for n in range(2)]
+    locks[0].acquire(disks[0], 0)
+    locks[0].release(disks[0], keep=True)
+    assert (locks[0].held, locks[0].kept) == (False, True)
+    with pytest.raises(BusyError):
+        locks[1].acquire(disks[1], 0)
+    locks[0].acquire(disks[0], 0)
+    locks[0].release(disks[0])
+    assert not locks[0].kept
+    locks[1].acquire(disks[1], 0)
+    locks[1].release(disks[1])
+
+
+def test_a_thread_that_waits_for_itself_is_told_so_at_once(opened: Callable[[], Disk]) -> None:
+    """Through whatever handle: it would wait for ever."""
+    disks = opened(), opened()
+    locks = [WriterLock((5, 5)) for _ in range(2)]
+    locks[0].acquire(disks[0], 0)
+    for lock, disk in zip(locks, disks, strict=True):
+        with pytest.raises(BusyError, match="this thread already writes"):
+            lock.acquire(disk, None)
+    locks[0].release(disks[0])
+    locks[1].acquire(disks[1], 0)
+    locks[1].release(disks[1])
+
+
+def test_another_thread_does_not_count_as_oneself(opened: Callable[[], Disk]) -> None:
+    disk = opened()
+    lock = WriterLock((6, 6))
+    lock.acquire(disk, 0)
+    outcome: list[str] = []
+
+    def ask() -> None:
+        try:
+            lock.acquire(disk, 0.01)
+        except BusyError as exc:
+            outcome.append(str(exc))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    thread.join(ENOUGH)
+    assert len(outcome) == 1
+    assert "this thread already" not in outcome[0]
+    lock.release(disk)
+
+
+def test_in_a_forked_child_no_thread_writes(opened: Callable[[], Disk]) -> None:
+    disk = opened()
+    lock = WriterLock((7, 7))
+    lock.acquire(disk, 0)
+    forget_owners()
+    lock.check_self("path")
+    lock.release(disk)
+
+
+def test_a_failure_to_lock_leaves_the_turn_to_others(opened: Callable[[], Disk]) -> None:
+    disks = opened(), opened()
+    blocker, lock = WriterLock((8, 8)), WriterLock((9, 9))
+    blocker.acquire(disks[0], 0)
+    with pytest.raises(BusyError):
+        lock.acquire(disks[1], 0)
+    blocker.release(disks[0])
+    lock.acquire(disks[1], 0)
+    lock.release(disks[1])
+
+
+# -- turns of one process --------------------------------------------------------------------------------------------
+
+
+def test_turns_are_given_in_the_order_of_asking() -> None:
+    lock = FairLock()
+    assert lock.acquire(0)
+    order: list[int] = []
+    threads = []
+    for number in range(10):
+
+        def take(number: int = number) -> None:
+            assert lock.acquire(ENOUGH)
+            order.append(number)
+            lock.release()
+
+        threads.append(threading.Thread(target=take))
+        threads[-1].start()
+        wait_until(lambda count=number + 1: len(lock._waiters) == count)  # type: ignore[misc]
+    lock.release()
+    for thread in threads:
+        thread.join(ENOUGH)
+    assert order == list(range(10))
+    assert lock.acquire(0)
+
+
+def test_a_turn_that_does_not_come_in_time_is_given_up() -> None:
+    lock = FairLock()
+    assert lock.acquire(None)
+    assert not lock.acquire(0)
+    assert not lock.acquire(0.02)
+    assert not lock.acquire(-5)
+    assert len(lock._waiters) == 0
+    lock.release()
+    assert lock.acquire(0)
+
+
+def test_one_who_gave_up_is_passed_over() -> None:
+    lock = FairLock()
+    lock.acquire(0)
+    results: list[bool] = []
+    patient = threading.Thread(target=lambda: results.append(lock.acquire(ENOUGH)))
+    impatient = threading.Thread(target=lambda: lock.acquire(0.02))
+    impatient.start()
+    wait_until(lambda: len(lock._waiters) == 1)
+    patient.start()
+    impatient.join(ENOUGH)
+    lock.release()
+    patient.join(ENOUGH)
+    assert results == [True]
+
+
+def test_a_lock_that_nobody_holds_cannot_be_released() -> None:
+    with pytest.raises(AssertionError):
+        FairLock().release()
+
+
+def test_only_one_thread_at_a_time_is_inside() -> None:
+    lock = FairLock()
+    inside = 0
+    worst = 0
+
+    def work() -> None:
+        nonlocal inside, worst
+        for _ in range(300):
+            while not lock.acquire(0.0001):
+                pass
+            inside += 1
+            worst = max(worst, inside)
+            inside -= 1
+            lock.release()
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(ENOUGH)
+        assert not thread.is_alive()
+    assert worst == 1
