@@ -29,7 +29,7 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "ShardedDatabase": "sharded", "changelog": "", "install": "stdlib", "migrate": "migration",
-    "open_sharded": "sharded", "uninstall": "stdlib", "whichdb": "stdlib",
+    "open_sharded": "sharded", "shelve": "", "uninstall": "stdlib", "whichdb": "stdlib",
 }  # fmt: skip
 """What is imported when it is first asked for: opening a database should not cost more than it must."""
 

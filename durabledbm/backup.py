@@ -28,7 +28,7 @@ from ._engine.state import State
 from ._engine.store import Store
 from .errors import error
 
-__all__ = ["Progress", "backup", "mode_of", "write_whole"]
+__all__ = ["Pace", "Progress", "backup", "mode_of", "write_whole"]
 
 Progress = Callable[[int, int], None]
 """Called with (entries done, entries in all)."""
@@ -91,7 +91,7 @@ def write_whole(path: str, meta: Meta, mode: int, fill: Callable[[Builder], None
 def _copy(store: Store, state: State, builder: Builder, progress: Progress | None) -> None:
     """Append all entries of `state`, slice by slice, leaving others room to get on."""
     total = state.meta.entry_count
-    pace = _Pace(store)
+    pace = Pace(store)
     entries = state.view.items()
     while entries_of_slice := list(_slice(entries)):
         builder.add(entries_of_slice)
@@ -110,8 +110,8 @@ def _slice(entries: Iterator[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, byte
             return
 
 
-class _Pace:
-    """Work and rest."""
+class Pace:
+    """Work and rest: `rest()` is called after each piece of work."""
 
     def __init__(self, store: Store) -> None:
         self._store = store

@@ -226,7 +226,7 @@ def load(
 
     `source` is a directory, a file, or a file object open for reading bytes; the codec is recognized unless
     given. Into a `Database` this is one transaction, so if anything raises, it is as before; any other
-    mapping gets the changes one by one. `until_txid` and `until_time_ns` stop before the first commit beyond
+    mapping gets the changes in batches. `until_txid` and `until_time_ns` stop before the first commit beyond
     (of a file: only into a `Database`). `progress(done, total)` is called with numbers of changes, total
     None.
 

@@ -71,7 +71,9 @@ class _Bar:
 
     def __init__(self, tqdm: Any, label: str, unit: str, stream: TextIO) -> None:
         scaled = {"unit": "B", "unit_scale": True, "unit_divisor": 1024}
-        self._bar = tqdm(
+        # Its watching thread would be for bars that do not move by themselves.
+        still = type("Bar", (tqdm,), {"monitor_interval": 0})
+        self._bar = still(
             desc=label, file=stream, leave=False, delay=_DELAY, mininterval=_INTERVAL, dynamic_ncols=True,
             **(scaled if unit == "bytes" else {"unit": f" {unit}"}),
         )  # fmt: skip

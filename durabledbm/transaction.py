@@ -55,7 +55,7 @@ def own_transaction(database: Database) -> Transaction | None:
 class _Root:
     """What a transaction and its nested ones share."""
 
-    __slots__ = ("iterators", "life", "orphaned", "spill", "task", "thread", "work")
+    __slots__ = ("doomed", "life", "orphaned", "spill", "task", "thread", "uses", "work")
 
     def __init__(self, work: Work) -> None:
         self.work = work
@@ -63,7 +63,10 @@ class _Root:
         self.thread = threading.get_ident()
         self.task = _task()
         self.life = Life()
-        self.iterators = 0
+        self.uses: set[int] = set()
+        """Iterators that exist."""
+        self.doomed: BaseException | None = None
+        """What went wrong while changes were moved out of memory: all that is left to do is to roll back."""
         self.orphaned = False
         """The process forked: the transaction is the parent's."""
 
@@ -75,10 +78,10 @@ class _Use:
 
     def __init__(self, root: _Root) -> None:
         self._root = root
-        root.iterators += 1
+        root.uses.add(id(self))
 
     def __del__(self) -> None:
-        self._root.iterators -= 1
+        self._root.uses.discard(id(self))
 
 
 class Transaction(Writable):
@@ -134,7 +137,10 @@ class Transaction(Writable):
                 else:
                     root.work.release(self._point)
             else:
-                self._finish(root, keep=kind is None and not self._rolled_back)
+                keep = kind is None and not self._rolled_back
+                self._finish(root, keep=keep and root.doomed is None)
+                if keep and root.doomed is not None:
+                    raise error(f"the transaction was rolled back: a write in it failed ({root.doomed})")
         finally:
             self._ended = True
             if self._point is None:
@@ -154,12 +160,17 @@ class Transaction(Writable):
         """Return to the savepoint."""
         assert self._point is not None
         root.work.roll_back(self._point)
+        if root.doomed is not None:
+            return
         if root.spill is not None:
             if self._mark is None:
+                # The pages of the spill are anybody's now: iterators over them end.
+                root.life.ended = True
+                root.life = Life()
                 root.spill = None
                 self.database._store.committer.forget_space()
             else:
-                root.spill.reset(self._mark)  # type: ignore[arg-type]
+                root.spill.reset(self._mark, reuse=not root.uses)  # type: ignore[arg-type]
 
     def rollback(self) -> None:
         """Undo everything that was done in this block, now. The block goes on, and can read but not write any more.
@@ -173,6 +184,7 @@ class Transaction(Writable):
             return
         if self._point is None:
             root.work.reset()
+            root.doomed = None
             if root.spill is not None:
                 root.spill = None
                 self.database._store.committer.forget_space()
@@ -215,6 +227,8 @@ class Transaction(Writable):
 
     def _writing(self) -> Work:
         root = self._root()
+        if root.doomed is not None:
+            raise error(f"the transaction can only be rolled back: an earlier write in it failed ({root.doomed})")
         if self._rolled_back:
             raise error("the transaction was rolled back: nothing can be written in the rest of its block")
         return root.work
@@ -268,7 +282,7 @@ class Transaction(Writable):
     def clear(self) -> None:
         """Delete all entries."""
         work, root = self._writing(), self._root()
-        if root.spill is None or not (work.has_savepoints or root.iterators):
+        if root.spill is None or not (work.has_savepoints or root.uses):
             work.clear()
             if root.spill is not None:
                 root.spill = None
@@ -287,8 +301,14 @@ class Transaction(Writable):
         work = root.work
         if root.spill is None:
             root.spill = self.database._spill(work)
-        reuse = not work.has_savepoints and not root.iterators
-        tree, count = root.spill.add(work.changes(), reuse=reuse)
+        reuse = not work.has_savepoints and not root.uses
+        try:
+            tree, count = root.spill.add(work.changes(), reuse=reuse)
+        except BaseException as exc:
+            root.doomed = exc
+            if isinstance(exc, OSError):
+                raise error.wrap(exc, self.database.path) from exc
+            raise
         work.rebase(View(tree), count)
 
     def __repr__(self) -> str:

@@ -259,7 +259,7 @@ def stress(path: str, seed: int, accounts: int) -> None:
         with db.snapshot() as snapshot:
             first = snapshot[b"account %03d" % rng.randrange(accounts)]
             longest[0] = max(longest[0], time.monotonic() - before)
-            assert first.isdigit()
+            assert int(first) >= 0
             assert sum(map(int, snapshot.values())) == 100 * accounts
         time.sleep(rng.random() / 100)
 
@@ -305,15 +305,24 @@ class WithdrawnError(Exception):
     """A transfer that was given up on purpose."""
 
 
+WIDTH = 400
+"""Bytes of an account, so that some do not fit in a meta page and transfers change the tree."""
+
+
+def amount_of(number: int) -> bytes:
+    """An account that holds so much: `int` reads it."""
+    return str(number).encode().ljust(WIDTH)
+
+
 def move(db: durabledbm.Database, rng: random.Random, accounts: int) -> None:
     """One transfer: a transaction that reads two accounts and writes both. Some are given up half-way."""
     source, target = (b"account %03d" % number for number in rng.sample(range(accounts), 2))
     with contextlib.suppress(WithdrawnError), db.transaction():
         amount = rng.randrange(1 + int(db[source]))
-        db[source] = str(int(db[source]) - amount)
+        db[source] = amount_of(int(db[source]) - amount)
         if rng.random() < 0.05:
             raise WithdrawnError
-        db[target] = str(int(db[target]) + amount)
+        db[target] = amount_of(int(db[target]) + amount)
 
 
 def perform(path: str, client: int, seed: int, count: int, options: dict[str, Any]) -> None:
@@ -343,11 +352,16 @@ def text(value: object) -> object:
 
 
 def random_operations(recorder: Recorder, client: int, seed: int, count: int, keys: int = 3) -> None:
-    """Perform random operations on few keys; no two writes write the same value."""
+    """Perform random operations on few keys; no two writes write the same value.
+
+    Some values are long, so that they do not stay in the meta page together, and the tree changes.
+    """
     rng = random.Random(f"{seed} {client}")
     for number in range(count):
         kind = rng.choices(("get", "put", "delete", "pop", "setdefault"), (10, 5, 1, 1, 1))[0]
-        argument = b"%d of client %d" % (number, client) if kind in ("put", "setdefault") else None
+        argument = None
+        if kind in ("put", "setdefault"):
+            argument = b"%d of client %d" % (number, client) + b"." * rng.choice((0, 10, 1500))
         recorder.perform(kind, b"key %d" % rng.randrange(keys), argument)
 
 

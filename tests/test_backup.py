@@ -18,6 +18,7 @@ import durabledbm
 from durabledbm._builder import Builder
 from durabledbm._engine.disk import FileVolume
 from durabledbm._engine.meta import Meta, first_page
+from durabledbm.backup import Pace
 from durabledbm.errors import CorruptionError, error
 
 
@@ -65,10 +66,10 @@ def test_an_empty_database_is_copied(db: durabledbm.Database, tmp_path: Path) ->
 def test_a_backup_is_compact(db: durabledbm.Database, db_path: str, tmp_path: Path) -> None:
     order = list(range(20_000))
     random.Random(1).shuffle(order)
-    for start in range(0, 20_000, 500):
-        db.update({b"%08d" % number: bytes(90) for number in order[start : start + 500]})
-    for number in order[::2]:
-        if number % 7:
+    for start in range(0, 20_000, 1000):
+        db.update({b"%08d" % number: bytes(90) for number in order[start : start + 1000]})
+    with db.transaction():
+        for number in order[::2]:
             db.pop(b"%08d" % number)
     db.backup(tmp_path / "copy")
     entries = len(db) * (8 + 90 + 5)
@@ -237,23 +238,46 @@ def test_a_built_tree_is_sound_at_every_number_of_leaves(tmp_path: Path, count: 
             assert db[b"%012d" % number] == bytes(83)
 
 
-def test_the_writers_rate_is_kept_by_resting(db: durabledbm.Database, tmp_path: Path) -> None:
-    """A backup in a thread must not starve a writer: it gets on at every slice."""
-    db.update({b"%06d" % number: bytes(100) for number in range(20_000)})
-    commits: list[int] = []
-    running = threading.Event()
+class Clock:
+    """Time that passes when somebody works or sleeps."""
 
-    def write() -> None:
-        number = 0
-        while not running.is_set():
-            db["counter"] = str(number)
-            number += 1
+    def __init__(self) -> None:
+        self.now = self.worked = 0.0
+        self.slept: list[float] = []
 
-    thread = threading.Thread(target=write)
-    thread.start()
-    try:
-        db.backup(tmp_path / "copy", progress=lambda done, total: commits.append(db._store.committer.commits))
-    finally:
-        running.set()
-        thread.join()
-    assert commits[-1] - commits[0] >= len(commits) // 4, "about one commit a slice or more"
+    def work(self, seconds: float) -> None:
+        self.now += seconds
+        self.worked += seconds
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.slept.append(round(seconds, 6))
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def thread_time(self) -> float:
+        return self.worked
+
+
+def test_copying_rests_three_times_as_long_as_it_works_while_the_handle_commits(
+    db: durabledbm.Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr("durabledbm.backup.time", clock)
+    pace = Pace(db._store)
+    for _ in range(3):
+        clock.work(0.001)
+        pace.rest()
+    assert clock.slept == [], "nobody commits"
+    db["a"] = "1"
+    clock.work(0.002)
+    pace.rest()
+    clock.work(0.001)
+    clock.now += 0.005  # waiting for the disk is no work
+    pace.rest()
+    assert clock.slept == [0.006, 0.003]
+    clock.now += 0.2
+    clock.work(0.001)
+    pace.rest()
+    assert clock.slept == [0.006, 0.003], "the last commit was long ago"

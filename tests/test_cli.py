@@ -24,6 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import durabledbm
+import durabledbm.inspect
 import durabledbm.shelve
 from durabledbm.cli.app import GROUPS, all_commands, find, main
 from durabledbm.cli.reference import markdown
@@ -64,14 +65,23 @@ def run(capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPat
 def process(*argv: object, **options: Any) -> subprocess.CompletedProcess[bytes]:
     """Runs a command line in a process of its own."""
     options.setdefault("capture_output", True)
-    return subprocess.run([sys.executable, "-m", "durabledbm", *map(str, argv)], check=False, env=environment(), **options)
+    return subprocess.run(
+        [sys.executable, "-m", "durabledbm", *map(str, argv)], check=False, env=environment(), **options
+    )
 
 
 def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), **more}
 
 
-ENTRIES = {b"a": b"1", b"b": b"", "ä".encode(): "über".encode(), b"c\xff": b"\x00\xfe", b"tab\t": b"line\n", b"back\\": b"\\x"}
+ENTRIES = {
+    b"a": b"1",
+    b"b": b"",
+    "ä".encode(): "über".encode(),
+    b"c\xff": b"\x00\xfe",
+    b"tab\t": b"line\n",
+    b"back\\": b"\\x",
+}
 
 
 @pytest.fixture
@@ -205,7 +215,10 @@ def test_list_prints_keys_and_values_in_order_and_unambiguously(run: Run, path: 
         (["--start", "b"], {"start": b"b"}),
         (["--stop", "b"], {"stop": b"b"}),
         (["--start", "b", "--stop", "c"], {"start": b"b", "stop": b"c"}),
-        (["--prefix", "b", "--start", "ba", "--stop", "bb", "-r"], {"prefix": b"b", "start": b"ba", "stop": b"bb", "reverse": True}),
+        (
+            ["--prefix", "b", "--start", "ba", "--stop", "bb", "-r"],
+            {"prefix": b"b", "start": b"ba", "stop": b"bb", "reverse": True},
+        ),
         (["--prefix", r"c\xff", "-e"], {"prefix": b"c\xff"}),
         (["--reverse"], {"reverse": True}),
     ],
@@ -213,7 +226,10 @@ def test_list_prints_keys_and_values_in_order_and_unambiguously(run: Run, path: 
 def test_list_takes_the_bounds_of_range(run: Run, path: str, options: list[str], bounds: dict[str, Any]) -> None:
     with durabledbm.open(path) as db:
         expected = list(db.range(**bounds))
-    listed = [(unescape(key), unescape(value)) for key, value in (line.split(b"\t") for line in run("list", path, *options).out.splitlines())]
+    listed = [
+        (unescape(key), unescape(value))
+        for key, value in (line.split(b"\t") for line in run("list", path, *options).out.splitlines())
+    ]
     assert listed == expected
     keys = [unescape(line) for line in run("list", path, "-k", *options).out.splitlines()]
     assert keys == [key for key, _ in expected]
@@ -222,7 +238,9 @@ def test_list_takes_the_bounds_of_range(run: Run, path: str, options: list[str],
 
 
 def test_list_prints_values_only(run: Run, path: str) -> None:
-    assert [unescape(line) for line in run("list", path, "-v").out.splitlines()] == [value for _, value in sorted(ENTRIES.items())]
+    assert [unescape(line) for line in run("list", path, "-v").out.splitlines()] == [
+        value for _, value in sorted(ENTRIES.items())
+    ]
 
 
 def test_list_as_json_keeps_every_byte(run: Run, path: str) -> None:
@@ -271,17 +289,30 @@ def test_objects_of_a_shelf_are_shown_when_asked_for_with_a_warning(run: Run, sh
     assert "warning" in result.err
     assert shelf in result.err
     lines = [json.loads(line) for line in run("list", shelf, "--pickle", "--json").out.splitlines()]
-    assert lines[:2] == [{"key": "dict", "value": {"three": [4, {"base64": "/w=="}]}}, {"key": "list", "value": [1, "two"]}]
+    assert lines[:2] == [
+        {"key": "dict", "value": {"three": [4, {"base64": "/w=="}]}},
+        {"key": "list", "value": [1, "two"]},
+    ]
     assert run("get", shelf, "list", "--pickle").text == "[1, 'two']\n"
     assert json.loads(run("get", shelf, "list", "--pickle", "--json").out) == [1, "two"]
 
 
-def test_no_object_is_loaded_unless_asked_for(run: Run, db_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_object_is_loaded_unless_asked_for(
+    run: Run, db_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trace = tmp_path / "trace"
     monkeypatch.setattr(Trap, "trace", str(trace))
     with durabledbm.open(db_path, "c") as db:
         db["trap"] = pickle.dumps(Trap())
-    for argv in (["list"], ["list", "--json"], ["get", "trap"], ["stat"], ["check"], ["inspect"], ["dump", "--codec", "binary"]):
+    for argv in (
+        ["list"],
+        ["list", "--json"],
+        ["get", "trap"],
+        ["stat"],
+        ["check"],
+        ["inspect"],
+        ["dump", "--codec", "binary"],
+    ):
         assert run(argv[0], db_path, *argv[1:]).status == 0
         assert not trace.exists(), argv
     run("list", db_path, "--pickle")
@@ -312,7 +343,10 @@ def test_stat_tells_a_shelf(run: Run, shelf: str) -> None:
 
 
 def test_stat_names_the_process_that_writes_and_the_one_that_reads_an_old_state(run: Run, path: str) -> None:
-    with other_process(path, "snapshot = db.snapshot(); next(iter(snapshot))") as reader, durabledbm.open(path, "w") as db:
+    with (
+        other_process(path, "snapshot = db.snapshot(); next(iter(snapshot))") as reader,
+        durabledbm.open(path, "w") as db,
+    ):
         for number in range(3):
             db["x"] = str(number) * 5000
         with other_process(path, "tx = db.transaction(); tx.__enter__()") as writer:
@@ -321,7 +355,9 @@ def test_stat_names_the_process_that_writes_and_the_one_that_reads_an_old_state(
         pytest.skip("this system does not tell whose locks there are")
     assert re.search(rf"opened by  process {reader} \(.*\): reads a snapshot\n", result.text)
     assert re.search(rf"opened by  process {writer} \(.*\): writes now\n", result.text)
-    assert re.search(rf"snapshot   the oldest that is read is commit \d+, 3 commits ago, by process {reader}\n", result.text)
+    assert re.search(
+        rf"snapshot   the oldest that is read is commit \d+, 3 commits ago, by process {reader}\n", result.text
+    )
 
 
 class other_process:
@@ -501,6 +537,54 @@ def test_migrate_and_export_are_ways_there_and_back(run: Run, path: str, tmp_pat
     assert run("migrate", old).status == 2
 
 
+@pytest.mark.leaves_damage
+def test_salvage_saves_what_is_readable_and_says_if_something_is_not(run: Run, large: str, tmp_path: Path) -> None:
+    entries = content(large)
+    whole, part = str(tmp_path / "whole.db"), str(tmp_path / "part.db")
+    result = run("salvage", large, whole)
+    assert result.status == 0
+    assert "1,000 entries saved" in result.text
+    assert content(whole) == entries
+    leaf = next(run.page_id for run in durabledbm.inspect.inspect(large).runs if run.kind == "leaf")
+    damage(large, leaf)
+    before = Path(large).read_bytes()
+    result = run("salvage", large, part)
+    assert result.status == 1
+    assert f"page {leaf}" in result.text
+    saved = content(part)
+    assert 900 < len(saved) <= 1000
+    assert saved.items() <= entries.items() or "older version" in result.text
+    assert run("salvage", "-q", large, str(tmp_path / "again.db")).text.count("\n") == 1
+    assert run("salvage", large, part).status == 2, "an existing file is not replaced"
+    assert Path(large).read_bytes() == before
+
+
+# -- sharded databases -------------------------------------------------------------------------------
+
+
+def test_commands_take_the_directory_of_a_sharded_database(run: Run, tmp_path: Path) -> None:
+    path, copy = str(tmp_path / "sharded"), str(tmp_path / "copy")
+    with durabledbm.open_sharded(path, "c", shards=3) as db:
+        db.update(ENTRIES)
+    assert run("put", path, "new", "value").status == 0
+    assert run("get", path, "new") == (0, b"value", "")
+    assert run("del", path, "new", "nope").status == 1
+    assert [unescape(line) for line in run("list", path, "-k").out.splitlines()] == sorted(ENTRIES)
+    assert "in 3 shards" in run("stat", path).text
+    assert len(json.loads(run("stat", path, "--json").out)["shards"]) == 3
+    assert f"{len(ENTRIES)} entries" in run("check", path).text
+    assert run("compact", path).status == 0
+    assert run("backup", path, copy).status == 0
+    with durabledbm.open_sharded(copy) as db:
+        assert dict(db.items()) == ENTRIES
+    assert run("load", str(tmp_path / "one.db"), stdin=run("dump", path).out).status == 0
+    assert content(str(tmp_path / "one.db")) == ENTRIES
+    for argv in (["inspect", path], ["salvage", path, str(tmp_path / "x")]):
+        result = run(*argv)
+        assert result.status == 2
+        assert "one of its files" in result.err
+
+
 # -- what a file may be ------------------------------------------------------------------------------
 
 READING = [("get", "a"), ("list",), ("stat",), ("check",), ("inspect", "--color", "never"), ("dump",)]
@@ -574,7 +658,9 @@ def test_an_empty_file_is_an_empty_database_and_reading_leaves_it_empty(
 
 
 @pytest.mark.leaves_damage
-@pytest.mark.parametrize("argv", [argv for argv in READING + WRITING if argv[0] not in ("check", "inspect")], ids=" ".join)
+@pytest.mark.parametrize(
+    "argv", [argv for argv in READING + WRITING if argv[0] not in ("check", "inspect")], ids=" ".join
+)
 def test_a_damaged_file_is_a_failure_with_the_way_out(run: Run, path: str, argv: tuple[str, ...]) -> None:
     damage(path, page_id=0)
     damage(path, page_id=1)
@@ -595,7 +681,9 @@ def test_reading_a_file_that_somebody_writes_to_does_not_wait(run: Run, path: st
 
 
 @pytest.mark.parametrize("argv", WRITING, ids=" ".join)
-def test_writing_a_file_that_somebody_writes_to_waits_as_long_as_told(run: Run, path: str, argv: tuple[str, ...]) -> None:
+def test_writing_a_file_that_somebody_writes_to_waits_as_long_as_told(
+    run: Run, path: str, argv: tuple[str, ...]
+) -> None:
     before = content(path)
     with other_process(path, "tx = db.transaction(); tx.__enter__()") as pid:
         result = run(argv[0], path, *argv[1:], "--timeout", "0.05")
@@ -781,13 +869,15 @@ def test_every_example_in_the_help_is_one_that_works(name: str) -> None:
         own = re.search(rf"durabledbm {name}\b[^|>)]*", line)
         assert own is not None, line
         words = shlex.split(own[0].split(" || ")[0])
-        command.parser().understand(words[2:] + ([] if "xargs" not in line else []))
+        command.parser().understand(words[2:])
 
 
 def test_too_few_arguments_are_one_line(run: Run) -> None:
     result = run("get")
     assert result.status == 2
-    assert result.err == "durabledbm get: the following arguments are required: FILE, KEY; see 'durabledbm get --help'\n"
+    assert (
+        result.err == "durabledbm get: the following arguments are required: FILE, KEY; see 'durabledbm get --help'\n"
+    )
 
 
 def test_the_reference_is_what_the_commands_say() -> None:
@@ -869,7 +959,9 @@ def test_bash_completes_commands_options_choices_files_and_keys(path: str, tmp_p
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_scripts_name_every_command_and_are_understood_by_their_shell(run: Run, shell: str, tmp_path: Path) -> None:
+def test_completion_scripts_name_every_command_and_are_understood_by_their_shell(
+    run: Run, shell: str, tmp_path: Path
+) -> None:
     text = run("completion", shell).text
     assert all(re.search(rf"\b{name}\b", text) for name in NAMES)
     if shutil.which(shell) is not None:
@@ -932,7 +1024,9 @@ def test_on_a_terminal_a_binary_dump_is_refused(path: str) -> None:
     assert "name a TARGET" in on_terminal("dump", path)
 
 
-def test_colours_are_for_terminals_and_can_be_switched_off(run: Run, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_colours_are_for_terminals_and_can_be_switched_off(
+    run: Run, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert "\x1b[" in on_terminal("stat", path)
     assert "\x1b[" not in run("stat", path).text
     monkeypatch.setenv("FORCE_COLOR", "1")

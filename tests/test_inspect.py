@@ -8,7 +8,6 @@ import random
 import re
 import xml.etree.ElementTree as ET
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,7 +29,12 @@ def filled(path: str, *, page_size: int | None = None, seed: int = 1, count: int
     rng = random.Random(seed)
     with durabledbm.open(path, "n", page_size=page_size) as db:
         for _ in range(3):
-            db.update({f"key{i:04}": rng.randbytes(rng.choice([0, 20, 200, 800, 3000, 30_000 if i % 40 == 0 else 5])) for i in range(count)})
+            db.update(
+                {
+                    f"key{i:04}": rng.randbytes(rng.choice([0, 20, 200, 800, 3000, 30_000 if i % 40 == 0 else 5]))
+                    for i in range(count)
+                }
+            )
             with db.transaction():
                 for i in range(0, count, 3):
                     del db[f"key{i:04}"]
@@ -151,7 +155,7 @@ def test_the_way_to_a_key_leads_from_the_meta_page_to_its_value(path: str) -> No
     with durabledbm.open(path) as db:
         entries = dict(db.items())
     kinds = {run.page_id: run.kind for run in inspect(path).runs}
-    for key, value in list(entries.items())[::50] + [(b"key0040", entries[b"key0040"])]:
+    for key, value in [*list(entries.items())[::50], (b"key0040", entries[b"key0040"])]:
         picture = inspect(path, key=key)
         assert picture.found
         way = [kinds[step.page_id] for step in picture.steps]
@@ -259,11 +263,11 @@ def test_whatever_the_damage_the_map_is_whole_and_nothing_is_raised(db_path: str
         at = rng.randrange(8192 if rng.random() < 0.2 else len(data))
         data[at : at + rng.choice([1, 4, 512, 4096])] = rng.randbytes(rng.choice([0, 1, 4, 512, 4096]))
     Path(db_path).write_bytes(data)
-    try:
-        picture = inspect(db_path, key=b"key0007")
-    except durabledbm.error as exc:
-        assert "not a durabledbm database" in str(exc)
+    if not data.startswith(b"\x8bdurabledbm") and data[4096:4107] != b"\x8bdurabledbm":
+        with pytest.raises(durabledbm.error, match="not a durabledbm database"):
+            inspect(db_path)
         return
+    picture = inspect(db_path, key=b"key0007")
     pages_of(picture)
     for mode in ("kind", "fill", "age"):
         assert draw(picture, mode=mode)
@@ -356,18 +360,24 @@ def test_pages_on_the_way_to_the_key_are_marked(path: str) -> None:
 # -- SVG and HTML ------------------------------------------------------------------------------------
 
 SVG = "{http://www.w3.org/2000/svg}"
-HOSTILE = [b"</script><script>alert(1)</script>", b"<img src=x onerror=alert(1)>", b"\x1b[31m\x00\xff", b"]]>&amp;\"'", "\u2028\ud7ff".encode()]
+HOSTILE = [
+    b"</script><script>alert(1)</script>",
+    b"<img src=x onerror=alert(1)>",
+    b"\x1b[31m\x00\xff",
+    b"]]>&amp;\"'",
+    "\u2028\ud7ff".encode(),
+]
 
 
 @pytest.fixture
-def hostile(db_path: str) -> Iterator[str]:
+def hostile(db_path: str) -> str:
     """A file whose keys, and whose name, would be markup if they were taken for it."""
     path = os.path.join(os.path.dirname(db_path), "<b>&\"'.db")
     with durabledbm.open(path, "c") as db:
         for key in HOSTILE:
             db[key] = b"x" * 10_000
         db.update({b"%d" % i: b"x" * 50 for i in range(200)})
-    yield path
+    return path
 
 
 def test_the_svg_is_an_image_with_a_text_for_each_page(path: str) -> None:
@@ -377,14 +387,18 @@ def test_the_svg_is_an_image_with_a_text_for_each_page(path: str) -> None:
     assert titles[0] == path
     assert len(titles) == 1 + picture.page_count
     leaf = next(run for run in picture.runs if run.kind == "leaf")
-    assert any(title.startswith(f"page {leaf.page_id:,}: leaf\n") and f"{leaf.entries} entries" in title for title in titles)
+    assert any(
+        title.startswith(f"page {leaf.page_id:,}: leaf\n") and f"{leaf.entries} entries" in title for title in titles
+    )
     assert not list(root.iter(f"{SVG}script"))
 
 
 def test_pictures_take_nothing_of_the_file_for_markup(hostile: str) -> None:
     picture = inspect(hostile, key=HOSTILE[0])
     root = ET.fromstring(svg(picture))
-    assert {element.tag for element in root.iter()} <= {f"{SVG}{tag}" for tag in ("svg", "title", "style", "rect", "text", "path", "g")}
+    assert {element.tag for element in root.iter()} <= {
+        f"{SVG}{tag}" for tag in ("svg", "title", "style", "rect", "text", "path", "g")
+    }
     page = html(picture)
     assert page.count("<script") == 2
     assert "<img" not in page
@@ -420,7 +434,9 @@ def test_a_large_file_has_several_pages_to_a_square(path: str, monkeypatch: pyte
 # -- the command -------------------------------------------------------------------------------------
 
 
-def test_the_command_draws_saves_and_answers(path: str, tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
+def test_the_command_draws_saves_and_answers(
+    path: str, tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
     assert main(["inspect", path, "--key", "key0001", "--color", "never"]) == 0
     shown = capsysbinary.readouterr().out.decode()
     assert "leaf: entry" in shown

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from children import Child
+from children import Child, amount_of
 from crew import wait_until
 from linearizability import NEVER, Operation, check
 
@@ -284,7 +284,7 @@ def test_none_of_four_processes_starves(db_path: str, record_property: Any) -> N
 def test_money_is_neither_made_nor_lost_by_processes_some_of_which_are_killed(db_path: str) -> None:
     accounts, total = 10, 1000
     with durabledbm.open(db_path, "c", durability="process") as db:
-        db.update({b"account %03d" % number: b"100" for number in range(accounts)})
+        db.update({b"account %03d" % number: amount_of(100) for number in range(accounts)})
         with ExitStack() as stack:
             children = [
                 stack.enter_context(Child("transfer", db_path, seed, 60 if seed else 1_000_000, accounts))
@@ -411,9 +411,9 @@ def test_ten_minutes_of_readers_writers_and_kills(db_path: str, record_property:
     """
     seconds = float(os.environ.get("DURABLEDBM_STRESS_SECONDS", "600"))
     rng = random.Random(14)
-    accounts = 100
+    accounts = 500
     with durabledbm.open(db_path, "c") as db:
-        db.update({b"account %03d" % number: b"100" for number in range(accounts)})
+        db.update({b"account %03d" % number: amount_of(100) for number in range(accounts)})
         size = longest = 0.0
         transfers = kills = 0
         with ExitStack() as stack:
@@ -443,4 +443,4 @@ def test_ten_minutes_of_readers_writers_and_kills(db_path: str, record_property:
         record_property(name, figure)
     print(figures)
     assert longest < 2.0
-    assert size < 4 * 2**20
+    assert size < 8 * 2**20

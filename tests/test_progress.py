@@ -83,9 +83,14 @@ def test_short_work_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("without_tqdm")
 def test_the_line_disappears_when_the_work_fails() -> None:
     stream = Terminal()
-    with pytest.raises(KeyboardInterrupt), shown("check", stream=stream) as meter:
-        meter(1, 2)
-        raise KeyboardInterrupt
+
+    def work() -> None:
+        with shown("check", stream=stream) as meter:
+            meter(1, 2)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
     assert lines_of(stream)[-1] == ""
 
 
@@ -143,7 +148,14 @@ def test_quantities_are_for_people(count: float, unit: str, text: str) -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(3.5e-4, "350 µs"), (0.012, "12 ms"), (4.52, "4.5 s"), (125, "2 min 5 s"), (12000, "3 h 20 min"), (270000, "3 d 3 h")],
+    [
+        (3.5e-4, "350 µs"),
+        (0.012, "12 ms"),
+        (4.52, "4.5 s"),
+        (125, "2 min 5 s"),
+        (12000, "3 h 20 min"),
+        (270000, "3 d 3 h"),
+    ],
 )
 def test_times_are_for_people(seconds: float, text: str) -> None:
     assert duration(seconds) == text

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from children import WithdrawnError, move, random_operations
+from children import WithdrawnError, amount_of, move, random_operations
 from crew import Crew, Gate, wait_until
 from linearizability import Recorder, check
 from simdisk import SimVolume, disk_error
@@ -631,7 +631,7 @@ def test_closing_while_other_threads_read_and_write_gives_them_an_error(db_path:
 def test_money_is_neither_made_nor_lost_by_transfers(db_path: str) -> None:
     accounts, seed = 10, 4
     with durabledbm.open(db_path, "c", durability="process") as db:
-        db.update({b"account %03d" % number: b"100" for number in range(accounts)})
+        db.update({b"account %03d" % number: amount_of(100) for number in range(accounts)})
 
         def transfer(client: int) -> None:
             rng = random.Random(f"{seed} {client}")

@@ -24,6 +24,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     directory = tmp_path / "temporary"
     directory.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(directory))
+    monkeypatch.setattr("durabledbm.tour.speed._COUNT", 500)
     return directory
 
 
@@ -41,7 +42,7 @@ def test_the_tour_ends_well_and_leaves_nothing_behind(here: Path, capsysbinary: 
 
 def test_the_files_can_be_kept_and_looked_at(tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
     directory = str(tmp_path / "kept")
-    assert main(["tour", "--keep", directory, "--files", "30", "--color", "always"]) == 0
+    assert tour(keep=directory, files=30, colour=True, budget=0.01)
     assert "\x1b[" in capsysbinary.readouterr().out.decode()
     with durabledbm.open(os.path.join(directory, "tour.db")) as db:
         assert dict(db.items()) == sources(30)
@@ -76,7 +77,9 @@ def test_what_is_missing_or_wrong_after_a_kill_is_noticed(tmp_path: Path) -> Non
         for number in range(70):
             db[killing.key_of(number)] = killing.value_of(number)
     assert killing._compared("durabledbm", path, 70)[:3] == (70, 0, 0)
-    assert killing._compared("durabledbm", path, 69)[:3] == (69, 0, 0), "the write that was interrupted may have happened"
+    assert killing._compared("durabledbm", path, 69)[:3] == (69, 0, 0), (
+        "the write that was interrupted may have happened"
+    )
     assert killing._compared("durabledbm", path, 68)[:3] == (68, 0, 1)
     assert killing._compared("durabledbm", path, 71)[:3] == (71, 0, 1), "an old value is a lost write"
     with durabledbm.open(path, "w") as db:
@@ -132,7 +135,8 @@ def test_every_contender_gets_a_figure_for_each_operation(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(4.2e-7, "0.42 µs"), (8.51e-6, "8.5 µs"), (1.23e-4, "123 µs"), (2e-3, "2.0 ms"), (1.5, "1,500 ms")]
+    ("seconds", "text"),
+    [(4.2e-7, "0.42 µs"), (8.51e-6, "8.5 µs"), (1.23e-4, "123 µs"), (2e-3, "2.0 ms"), (1.5, "1,500 ms")],
 )
 def test_times_are_told_in_the_unit_that_suits(seconds: float, text: str) -> None:
     assert speed_of(seconds) == text

@@ -34,7 +34,11 @@ class Deferred:
         self.flusher: Flusher | None = None
         self.timeout = timeout
         self._mutex = threading.Lock()
+        """Held while the pending work is changed or committed."""
+        self._glance = threading.Lock()
+        """Held, within that, only while the pending work really changes: readers wait for this one."""
         self._work: Work | None = None
+        self._state: State | None = None
         self._in_transaction = False
         self.spilling = False
         """A transaction has outgrown memory, and written what is pending to pages of its own."""
@@ -42,7 +46,7 @@ class Deferred:
     def run(self, operation: Callable[[Work], T]) -> T:
         self.store.begin(self.timeout)
         try:
-            with self._mutex:
+            with self._mutex, self._glance:
                 return operation(self._current_work())
         finally:
             self._end()
@@ -52,6 +56,7 @@ class Deferred:
         state, work = self.store.state, self._work
         if work is None or not work.size:
             work = self._work = Work.on(state)
+            self._state = state
         assert work.cleared or work.root_of(state)
         return work
 
@@ -79,25 +84,28 @@ class Deferred:
                 self.store.commit(work, shrink=not self._in_transaction)
             finally:
                 if self.store.state is not before:
-                    self._work = None  # committed, whatever else was raised
+                    with self._glance:
+                        self._work = None  # committed, whatever else was raised
 
     def pending(self) -> Work | None:
         work = self._work
         return work if work is not None and work.size else None
 
     def count(self) -> int:
-        with self._mutex:
+        with self._glance:
             work = self._work
-            return self.store.current().meta.entry_count if work is None or not work.size else work.count()
+            if work is not None and work.size:
+                return work.count()
+        return self.store.current().meta.entry_count
 
     def view(self) -> tuple[View, State] | None:
-        with self._mutex:
-            work = self._work
-            return None if work is None or not work.size else (work.view(), self.store.state)
+        with self._glance:
+            work, state = self._work, self._state
+            return None if work is None or state is None or not work.size else (work.view(), state)
 
     def begin(self) -> Work:
         self.store.begin(self.timeout)
-        with self._mutex:
+        with self._mutex, self._glance:
             work = self._current_work()
             self._in_transaction = True
             return Work(work.view(), work.count)
@@ -110,10 +118,11 @@ class Deferred:
                     self.store.guarded(lambda: commit(True), None)
                     self._work = None
                 elif work is not None:
-                    pending = self._current_work()
-                    if work.cleared:
-                        pending.clear()
-                    pending.update(work.changes(), work.size)
+                    with self._glance:
+                        pending = self._current_work()
+                        if work.cleared:
+                            pending.clear()
+                        pending.update(work.changes(), work.size)
         finally:
             self._end()
 
@@ -134,6 +143,7 @@ class Deferred:
 
     def after_fork(self) -> None:
         self._mutex = threading.Lock()
+        self._glance = threading.Lock()
         self._work = None
         self._in_transaction = self.spilling = False
         if self.flusher is not None:

@@ -103,7 +103,7 @@ class Volume(Protocol):
         """Give the file `source` the second name `target`; `FileExistsError` if that is taken."""
 
     def replace(self, source: str, target: str) -> None:
-        """Rename `source` to `target`, in place of whatever had that name."""
+        """Rename `source` to `target`, in place of whatever had that name, whose permissions it takes over."""
 
     def remove(self, path: str) -> None:
         """Remove a name."""
@@ -222,6 +222,10 @@ class FileVolume:
         os.link(source, target)
 
     def replace(self, source: str, target: str) -> None:
+        try:
+            os.chmod(source, stat.S_IMODE(os.stat(target).st_mode))
+        except FileNotFoundError:
+            pass
         os.replace(source, target)
 
     def remove(self, path: str) -> None:

@@ -60,12 +60,15 @@ class Spill:
         """Remember the tree as it is, to return to it with `reset`."""
         return self._merged, self._writer.mark()
 
-    def reset(self, mark: tuple[Merged, Mark]) -> None:
-        """Return to the tree as it was. Everything since must have been added with `reuse` false."""
+    def reset(self, mark: tuple[Merged, Mark], *, reuse: bool = True) -> None:
+        """Return to the tree as it was. Everything since must have been added with `reuse` false.
+
+        `reuse` allows to overwrite what was written since: nobody iterates over it.
+        """
         self._writer.release_place()
         self._writer.flush()
         self._merged = mark[0]
-        self._writer.reset(mark[1])
+        self._writer.reset(mark[1], reuse=reuse)
 
     def _merge(self, changes: Mapping[bytes, Change]) -> None:
         keys = sorted(changes)

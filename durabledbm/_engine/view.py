@@ -7,7 +7,7 @@ deleted key. Once a view has been handed out its layers do not change: a writer 
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping
 
 from ..errors import ClosedError, error
@@ -16,6 +16,9 @@ from .tree import Tree
 
 __all__ = ["EMPTY_LAYER", "ENDLESS", "Layer", "Life", "View"]
 
+
+_STRIDE = 256
+"""Changes that are taken at a time where there is no leaf to set the pace."""
 
 _NO_CHANGES: Mapping[bytes, bytes | None] = {}
 
@@ -123,46 +126,61 @@ class View:
     def _chunks(
         self, start: bytes | None, stop: bytes | None, reverse: bool, *, with_values: bool
     ) -> Iterator[tuple[list[bytes], list[bytes]]]:
-        changes = self._changes(start, stop)
+        """The tree's chunks with the layers' changes made to them, and then the changes after the last chunk."""
         chunks = self.tree.chunks(start, stop, reverse=reverse, with_values=with_values)
-        if not changes:
+        cursors = [_Cursor(layer, start, stop, reverse) for layer in reversed(self.layers) if layer]
+        if not cursors:
             yield from chunks
             return
-        order = sorted(changes, reverse=reverse)
-        at = 0
         for keys, values in chunks:
-            end = at
-            if reverse:
-                while end < len(order) and order[end] >= keys[-1]:
-                    end += 1
-            else:
-                end = bisect_left(order, keys[-1], at)
-                end += end < len(order) and order[end] == keys[-1]
-            if end == at:
+            changes: dict[bytes, bytes | None] = {}
+            for cursor in cursors:
+                cursor.take(keys[-1], changes)
+            if not changes:
                 yield keys, values
-            else:
-                part = {key: changes[key] for key in order[at:end]}
-                at = end
-                keys, values = _combined(keys, values if with_values else keys, part, reverse)  # noqa: PLW2901
-                if keys:
-                    yield keys, values
-        if at < len(order):
-            keys, values = _combined([], [], {key: changes[key] for key in order[at:]}, reverse)
-            if keys:
-                yield keys, values
+                continue
+            chunk = _combined(keys, values if with_values else keys, changes, reverse)
+            if chunk[0]:
+                yield chunk
+        while ahead := [cursor.ahead() for cursor in cursors if cursor.first < cursor.end]:
+            bound = max(ahead) if reverse else min(ahead)
+            changes = {}
+            for cursor in cursors:
+                cursor.take(bound, changes)
+            chunk = _combined([], [], changes, reverse)
+            if chunk[0]:
+                yield chunk
 
-    def _changes(self, start: bytes | None, stop: bytes | None) -> Mapping[bytes, bytes | None]:
-        """What the layers say about the keys in the range."""
-        layers = [layer for layer in self.layers if layer]
-        if start is None and stop is None and len(layers) <= 1:
-            return layers[0] if layers else EMPTY_LAYER
-        changes: dict[bytes, bytes | None] = {}
-        for layer in reversed(layers):
-            keys = layer.sorted_keys()
-            first = 0 if start is None else bisect_left(keys, start)
-            end = len(keys) if stop is None else bisect_left(keys, stop)
-            changes.update((key, layer[key]) for key in keys[first:end])
-        return changes
+
+class _Cursor:
+    """A place in the changes of one layer, from which they are taken bit by bit."""
+
+    __slots__ = ("_keys", "_layer", "_reverse", "end", "first")
+
+    def __init__(self, layer: Layer, start: bytes | None, stop: bytes | None, reverse: bool) -> None:
+        self._layer = layer
+        self._reverse = reverse
+        self._keys = layer.sorted_keys()
+        self.first = 0 if start is None else bisect_left(self._keys, start)
+        self.end = len(self._keys) if stop is None else bisect_left(self._keys, stop)
+
+    def ahead(self) -> bytes:
+        """A key some way ahead, to take changes up to. There must be some left."""
+        if self._reverse:
+            return self._keys[max(self.end - _STRIDE, self.first)]
+        return self._keys[min(self.first + _STRIDE, self.end) - 1]
+
+    def take(self, bound: bytes, changes: dict[bytes, bytes | None]) -> None:
+        """Move the changes up to and including those of key `bound` to `changes`."""
+        if self._reverse:
+            at = bisect_left(self._keys, bound, self.first, max(self.first, self.end))
+            taken, self.end = self._keys[at : self.end], min(at, self.end)
+        else:
+            at = bisect_right(self._keys, bound, self.first, max(self.first, self.end))
+            taken, self.first = self._keys[self.first : at], at
+        layer = self._layer
+        for key in taken:
+            changes[key] = layer[key]
 
 
 def _combined(

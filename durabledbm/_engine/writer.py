@@ -56,6 +56,7 @@ class Writer:
         """Whether pages in `own` may be written again as soon as they are replaced."""
         self._deferred: list[Run] = []
         self._fresh: list[Run] = []
+        self._dead: list[Run] = []
 
     # -- places ------------------------------------------------------------------------------------
 
@@ -94,22 +95,25 @@ class Writer:
         """Remember the present, to return to it with `reset`. Until then nothing in `own` may be reused."""
         return Mark(self._space.freed_mark(), len(self._deferred), len(self._fresh))
 
-    def reset(self, mark: Mark) -> None:
-        """Forget what was written and freed since the mark."""
+    def reset(self, mark: Mark, *, reuse: bool = True) -> None:
+        """Forget what was written and freed since the mark. `reuse` allows to overwrite it before the commit."""
         assert self.own is not None
         self._space.unfree(mark.freed)
         self.own.update(page_id for page_id, _ in self._deferred[mark.deferred :])
         del self._deferred[mark.deferred :]
         for page_id, page_count in self._fresh[mark.fresh :]:
             self.own.discard(page_id)
-            self._space.give_back(page_id, page_count)
+            if reuse:
+                self._space.give_back(page_id, page_count)
+            else:
+                self._dead.append((page_id, page_count))
         del self._fresh[mark.fresh :]
 
     def give_back_deferred(self) -> None:
         """Give back the pages in `own` that were replaced while they could not be reused."""
-        for page_id, page_count in self._deferred:
+        for page_id, page_count in self._deferred + self._dead:
             self._space.give_back(page_id, page_count)
-        self._deferred = []
+        self._deferred, self._dead = [], []
 
     # -- runs --------------------------------------------------------------------------------------
 

@@ -26,7 +26,7 @@ NO_READER = 141
 
 GROUPS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("data", "Reading and writing", ("get", "put", "del", "list")),
-    ("care", "Looking after a file", ("stat", "check", "compact")),
+    ("care", "Looking after a file", ("stat", "check", "salvage", "compact")),
     ("copies", "Copies and other formats", ("backup", "dump", "load", "migrate", "export")),
     ("programs", "Programs and pictures", ("exec", "inspect", "tour", "completion")),
 )

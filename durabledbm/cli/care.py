@@ -9,12 +9,13 @@ import os
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .. import open as open_database
 from ..errors import CorruptionError
 from ..progress import quantity, shown
 from .command import Command, Parser, file_argument, timeout_option
 from .faults import Usage
 from .holders import Holder, holders
-from .opening import open_store, size_of
+from .opening import is_sharded, open_store, size_of
 from .text import plural, printable, style, write
 from .values import looks_pickled
 
@@ -54,7 +55,9 @@ def _stat_arguments(parser: Parser) -> None:
 
 
 def _stat(args: argparse.Namespace) -> int:
-    with open_store(args.file, "r") as db:
+    if is_sharded(args.file):
+        return _stat_sharded(args)
+    with open_database(args.file, "r") as db:
         values = [value for _, value in itertools.islice(db.range(), _SAMPLE)]
         is_shelf = bool(values) and all(map(looks_pickled, values))
         about = _About(args.file, db.stats(), os.stat(args.file).st_mtime, holders(args.file), is_shelf)
@@ -64,6 +67,32 @@ def _stat(args: argparse.Namespace) -> int:
     colour = style()
     write(colour(printable(args.file), "bold"))
     for name, text in _lines(about):
+        write(f"  {colour(f'{name:<10}', 'cyan')} {text}")
+    return 0
+
+
+def _stat_sharded(args: argparse.Namespace) -> int:
+    from ..sharded import open_sharded
+
+    with open_sharded(args.file, "r") as db:
+        stats = db.stats()
+    if args.json:
+        figures = {name: value for name, value in stats._asdict().items() if name not in _OF_HANDLE}
+        shards = [
+            {name: value for name, value in shard._asdict().items() if name not in _OF_HANDLE} for shard in stats.shards
+        ]
+        write(json.dumps({"file": args.file, **figures, "shards": shards}, indent=2))
+        return 0
+    colour = style()
+    write(colour(printable(args.file), "bold"))
+    lines = [
+        ("entries", f"{stats.entries:,}, in {plural(len(stats.shards), 'shard')}"),
+        ("files", _size(stats.file_bytes)),
+        ("in use", _size(stats.live_bytes)),
+        ("free", _size(stats.free_bytes)),
+    ]
+    lines += [(f"shard {at}", f"{shard.entries:,}, {_size(shard.file_bytes)}") for at, shard in enumerate(stats.shards)]
+    for name, text in lines:
         write(f"  {colour(f'{name:<10}', 'cyan')} {text}")
     return 0
 
@@ -161,9 +190,30 @@ def _check(args: argparse.Namespace) -> int:
             "what is readable"
         )
         return 1
-    size = os.path.getsize(args.file)
-    write(f"{args.file}: {colour('sound', 'green')}, {plural(entries, 'entry')}, every page of {_size(size)} verified")
+    size = _size(size_of(args.file))
+    write(f"{args.file}: {colour('sound', 'green')}, {plural(entries, 'entry')}, every page of {size} verified")
     return 0
+
+
+# -- salvage ---------------------------------------------------------------------------------------
+
+
+def _salvage_arguments(parser: Parser) -> None:
+    file_argument(parser, "the broken database file; it is only read")
+    parser.add_argument("target", metavar="TARGET", help="the new database file; it must not exist")
+    parser.add_argument("-q", "--quiet", action="store_true", help="do not list what could not be read")
+
+
+def _salvage(args: argparse.Namespace) -> int:
+    from ..salvage import salvage
+
+    if is_sharded(args.file):
+        raise Usage(f"{args.file} is the directory of a sharded database: salvage the broken one of its files")
+    with shown("salvage") as meter:
+        report = salvage(args.file, args.target, progress=meter)
+    for line in str(report).splitlines()[: 1 if args.quiet else None]:
+        write(f"{args.target}: {printable(line)}")
+    return 1 if report.unreadable else 0
 
 
 # -- compact ---------------------------------------------------------------------------------------
@@ -175,15 +225,15 @@ def _compact_arguments(parser: Parser) -> None:
 
 
 def _compact(args: argparse.Namespace) -> int:
-    before = os.path.getsize(args.file) if os.path.exists(args.file) else -1
-    if before == 0:
+    before = size_of(args.file)
+    if before == 0 and not os.path.isdir(args.file):
         write(f"{args.file}: empty, it can't be smaller")
         return 0
     with open_store(args.file, "w", args.timeout) as db:
         with shown("compact") as meter:
             db.reorganize(progress=meter)
         stats = db.stats()
-    write(f"{args.file}: {_size(before)} before, {_size(os.path.getsize(args.file))} now")
+    write(f"{args.file}: {_size(before)} before, {_size(size_of(args.file))} now")
     if stats.pinned_bytes:
         write(f"{args.file}: an open snapshot keeps {_size(stats.pinned_bytes)}; compact again when it is closed")
     return 0
@@ -219,6 +269,16 @@ COMMANDS = {
                 ("durabledbm check -q app.db || mail -s 'app.db is damaged' root", "in a script"),
             ],
             "problems were found",
+        ),
+        Command(
+            "salvage", "save what is readable of a broken file into a new one",
+            "Reads every page that is intact by its own checksum: first what the tree leads to, then, for keys that it "
+            "has lost, the newest version that is found anywhere in the file. The broken file is not changed; TARGET "
+            "appears when it is complete.\n\n"
+            "What was deleted shortly before the damage may be there again; if so, that is said.",
+            _salvage_arguments, _salvage,
+            [("durabledbm salvage broken.db saved.db", "save it, then use saved.db in its place")],
+            "something could not be read, and is not in TARGET",
         ),
         Command(
             "compact", "make a file as small as its content allows",

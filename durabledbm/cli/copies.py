@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 import time
@@ -10,10 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from .. import open as open_database
 from ..progress import quantity, shown
 from .command import Command, Parser, file_argument, timeout_option
 from .faults import Usage
+from .opening import open_store, size_of
 from .text import StandardOutput, plural, write
 
 if TYPE_CHECKING:
@@ -41,11 +42,11 @@ def _backup_arguments(parser: Parser) -> None:
 
 
 def _backup(args: argparse.Namespace) -> int:
-    with open_database(args.file, "r") as db, shown("backup", "entries") as meter:
+    with open_store(args.file, "r") as db, shown("backup", "entries") as meter:
         db.backup(args.target, progress=meter)
-    with open_database(args.target, "r") as copy:
+    with open_store(args.target, "r") as copy:
         count = len(copy)
-    write(f"{args.target}: {plural(count, 'entry')}, {quantity(os.path.getsize(args.target), 'bytes')}")
+    write(f"{args.target}: {plural(count, 'entry')}, {quantity(size_of(args.target), 'bytes')}")
     return 0
 
 
@@ -92,7 +93,7 @@ def _dump(args: argparse.Namespace) -> int:
         if sys.stdout.isatty() and args.codec != "text":
             raise Usage("a binary dump would not look good on a terminal: name a TARGET, use a pipe, or --codec text")
         target = StandardOutput()
-    with open_database(args.file, "r") as db, shown("dump", "entries") as meter:
+    with open_store(args.file, "r") as db, shown("dump", "entries") as meter:
         count = dump(
             db,
             target,
@@ -162,7 +163,7 @@ def _load(args: argparse.Namespace) -> int:
 def _loaded(args: argparse.Namespace, file: str, source: Any, until: Until) -> Loaded:
     from ..dump import load
 
-    with open_database(file, "c", timeout=args.timeout) as db, shown("load", "changes") as meter:
+    with open_store(file, "c", args.timeout) as db, shown("load", "changes") as meter:
         return load(source, db, codec=args.codec, progress=meter, **until)
 
 
@@ -243,6 +244,11 @@ def _export_arguments(parser: Parser) -> None:
 def _export(args: argparse.Namespace) -> int:
     from ..export import export
 
+    if args.to == "dbm.gnu":
+        try:
+            importlib.import_module(args.to)
+        except ImportError:
+            raise Usage(f"this Python has no {args.to}: choose another --to") from None
     with shown("export", "steps") as meter:
         count = export(args.file, args.target, args.to, progress=meter)
     write(f"{args.target}: {plural(count, 'entry')}, each compared")

@@ -148,7 +148,10 @@ def _del_arguments(parser: Parser) -> None:
 
 def _del(args: argparse.Namespace) -> int:
     missing = []
-    with open_store(args.file, "w", args.timeout) as db, db.transaction() if isinstance(db, Database) else nullcontext():
+    with (
+        open_store(args.file, "w", args.timeout) as db,
+        db.transaction() if isinstance(db, Database) else nullcontext(),
+    ):
         for key in dict.fromkeys(_key(args, key) for key in args.keys):
             if db.pop(key, None) is None:
                 missing.append(f"'{escape(key)}'")

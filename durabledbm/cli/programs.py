@@ -9,6 +9,7 @@ import traceback
 from ..progress import shown
 from .command import Command, Parser, file_argument, key_bytes, timeout_option
 from .faults import No, Usage, explain
+from .opening import is_sharded
 from .text import escape, style, terminal_width, unescape, write
 
 __all__ = ["COMMANDS"]
@@ -111,6 +112,8 @@ def _page_range(text: str) -> tuple[int, int | None]:
 def _inspect(args: argparse.Namespace) -> int:
     from ..inspect import inspect
 
+    if is_sharded(args.file):
+        raise Usage(f"{args.file} is the directory of a sharded database: inspect one of its files")
     key = None if args.key is None else unescape(args.key) if args.escaped else args.key
     with shown("inspect") as meter:
         picture = inspect(args.file, key=key, progress=meter)

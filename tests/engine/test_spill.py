@@ -180,6 +180,29 @@ def test_an_iterator_of_the_transaction_sees_the_state_at_its_start(volume: SimV
         assert found == expected
 
 
+@pytest.mark.parametrize("spilled_before", [False, True])
+def test_an_iterator_of_a_block_that_was_rolled_back_sees_the_state_at_its_start_or_has_ended(
+    volume: SimVolume, spilled_before: bool
+) -> None:
+    with open_on(volume, PATH, "w", cache_size=0) as db, db.transaction():
+        if spilled_before:
+            db.update({b"%04d" % n: b"outer" for n in range(300)})
+        with db.transaction() as inner:
+            db.update({b"%04d" % n: b"inner" * 20 for n in range(600)})
+            expected = sorted(db.items())
+            iterator = iter(db.items())
+            found = [next(iterator)]
+            inner.rollback()
+        for n in range(3):
+            db.update({b"%04d" % key: b"after %d" % n * 20 for key in range(600)})
+        if spilled_before:
+            found += iterator
+            assert found == expected
+        else:  # the block's pages were given up as a whole
+            with pytest.raises(durabledbm.ClosedError):
+                list(iterator)
+
+
 @pytest.mark.parametrize("durability", ["full", "process", "interval", "manual"])
 def test_every_durability_commits_a_spilled_transaction(volume: SimVolume, durability: str) -> None:
     options = {"durability": durability, "interval": 3600.0}
@@ -286,8 +309,8 @@ def new_state(volume: SimVolume, waiting: dict[bytes, bytes | None]) -> tuple[Co
     disk = volume.open(PATH, writable=True)
     pager = Pager(disk, 4096, 1 << 20)
     committer = Committer(disk, pager)
-    committer.settled(1)
     meta = Meta(1, 4096, DATABASE_ID, 2, entry_count=len(waiting), steady_txid=1, steady=True, changes=waiting)
+    committer.settled(meta)
     return committer, pager, State.make(meta, 0, pager)
 
 

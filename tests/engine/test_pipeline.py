@@ -1,0 +1,414 @@
+"""The ways of a write to the disk: in groups, at once, or later; and the thread that sees to "later"."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import gc
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from simdisk import Operation, SimVolume, disk_error
+
+import durabledbm
+from durabledbm._engine import deferred as deferred_module
+from durabledbm._engine.deferred import Deferred
+from durabledbm._engine.flusher import Flusher
+from durabledbm._engine.group import Group
+from durabledbm._engine.pipeline import make_pipeline
+from durabledbm._engine.store import Store
+from durabledbm._engine.work import Work
+from durabledbm.database import open_on
+
+from .pieces import PATH, empty_file
+
+ENOUGH = 30.0
+"""Seconds that no test should ever need."""
+
+
+@pytest.fixture
+def volume() -> SimVolume:
+    return SimVolume({PATH: empty_file()})
+
+
+@pytest.fixture
+def store(volume: SimVolume) -> Iterator[Store]:
+    store = Store(volume, volume.open(PATH, writable=True), page_size=4096, cache_size=1 << 20)
+    yield store
+    store.close()
+
+
+def content(volume: SimVolume) -> dict[bytes, bytes]:
+    """What others see."""
+    with open_on(volume, PATH, "r") as db:
+        return dict(db.items())
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + ENOUGH
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def flushers() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "durabledbm-flusher"]
+
+
+def putting(key: bytes, value: bytes = b"value") -> Callable[[Work], None]:
+    return lambda work: work.put(key, value)
+
+
+class Slow:
+    """Makes every sync wait until it is let go on, or for a moment."""
+
+    def __init__(self, volume: SimVolume, seconds: float = 0.02) -> None:
+        self.seconds = seconds
+        volume.before = self.wait
+
+    def wait(self, operation: Operation) -> None:
+        if operation.kind == "sync":
+            time.sleep(self.seconds)
+
+
+def in_threads(count: int, work: Callable[[int], object]) -> list[BaseException]:
+    """Run `work(number)` in so many threads at once; return what they raised."""
+    failures: list[BaseException] = []
+    start = threading.Barrier(count)
+
+    def run(number: int) -> None:
+        try:
+            start.wait(ENOUGH)
+            work(number)
+        except BaseException as exc:
+            failures.append(exc)
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(ENOUGH)
+        assert not thread.is_alive()
+    return failures
+
+
+@pytest.mark.parametrize(
+    ("durability", "kind", "flushes"),
+    [("full", Group, False), ("process", Group, True), ("interval", Deferred, True), ("manual", Deferred, False)],
+)
+def test_every_durability_has_its_pipeline(store: Store, durability: str, kind: type, flushes: bool) -> None:
+    pipeline = make_pipeline(store, durability, 1.0, 1.0)
+    assert type(pipeline) is kind
+    assert (pipeline.flusher is not None) == flushes
+
+
+# -- groups --------------------------------------------------------------------------------------------------------
+
+
+def test_writes_of_threads_that_wait_share_a_sync(volume: SimVolume) -> None:
+    with open_on(volume, PATH, "w") as db:
+        Slow(volume)
+        before = volume.syncs
+        assert in_threads(16, lambda n: db.__setitem__(b"%d" % n, b"value")) == []
+        assert volume.syncs - before <= 6
+        volume.before = None
+        assert len(db) == 16
+    assert content(volume) == {b"%d" % n: b"value" for n in range(16)}
+
+
+def test_every_thread_gets_the_result_of_its_own_operation(store: Store, volume: SimVolume) -> None:
+    pipeline = Group(store, ENOUGH, sync=True)
+    Slow(volume, 0.005)
+    results = {}
+
+    def work(number: int) -> None:
+        for turn in range(10):
+            results[number, turn] = pipeline.run(lambda work, turn=turn: (number, turn))  # type: ignore[misc]
+
+    assert in_threads(8, work) == []
+    assert all(result == key for key, result in results.items())
+    assert len(results) == 80
+
+
+def test_operations_of_a_group_see_each_other_in_order(store: Store, volume: SimVolume) -> None:
+    """A counter that every thread reads and writes: none of the increments is lost."""
+    pipeline = Group(store, ENOUGH, sync=True)
+    Slow(volume, 0.002)
+
+    def increment(work: Work) -> None:
+        work.put(b"counter", b"%d" % (int(work.get(b"counter") or 0) + 1))
+
+    assert in_threads(8, lambda _: [pipeline.run(increment) for _ in range(10)]) == []
+    assert store.state.view.get(b"counter") == b"80"
+    assert store.committer.syncs < 80
+
+
+def test_one_operation_that_fails_fails_alone(store: Store, volume: SimVolume) -> None:
+    pipeline = Group(store, ENOUGH, sync=True)
+    Slow(volume)
+
+    def work(number: int) -> None:
+        def operation(work: Work) -> None:
+            if number % 4 == 0:
+                raise LookupError(number)
+            work.put(b"%d" % number, b"")
+
+        pipeline.run(operation)
+
+    failures = in_threads(12, work)
+    assert sorted(exc.args[0] for exc in failures if isinstance(exc, LookupError)) == [0, 4, 8]
+    assert len(failures) == 3
+    volume.before = None
+    assert sorted(content(volume)) == sorted(b"%d" % n for n in range(12) if n % 4)
+
+
+def test_a_commit_that_fails_fails_for_all_who_share_it(store: Store, volume: SimVolume) -> None:
+    pipeline = Group(store, ENOUGH, sync=True)
+    pipeline.run(putting(b"before"))
+    Slow(volume)
+    volume.fail_at(0, disk_error(errno.EIO, times=None), kinds=("sync",))
+    failures = in_threads(8, lambda n: pipeline.run(putting(b"%d" % n)))
+    assert len(failures) == 8
+    assert all(isinstance(exc, durabledbm.error) for exc in failures)
+    assert len({id(exc) for exc in failures}) == 8, "each caller gets an exception of its own"
+
+
+def test_who_waits_too_long_gets_busy_and_nothing_is_written(volume: SimVolume) -> None:
+    with open_on(volume, PATH, "w") as first, open_on(volume, PATH, "w", timeout=0.05) as second:
+        with first.transaction():
+            first["key"] = "value"
+            failures = in_threads(3, lambda n: second.__setitem__(b"%d" % n, b""))
+            assert [type(exc) for exc in failures] == [durabledbm.BusyError] * 3
+        second["other"] = "value"
+    assert content(volume) == {b"key": b"value", b"other": b"value"}
+
+
+def test_a_relaxed_group_is_synced_by_flushing(store: Store, volume: SimVolume) -> None:
+    pipeline = Group(store, ENOUGH, sync=False)
+    before = volume.syncs
+    for n in range(10):
+        pipeline.run(putting(b"%d" % n))
+    assert volume.syncs == before
+    assert len(content(volume)) == 10
+    for _ in range(2):
+        pipeline.flush()
+        assert volume.syncs == before + 1
+
+
+# -- later ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_deferred_is_seen_here_and_nowhere_else(volume: SimVolume) -> None:
+    with open_on(volume, PATH, "w", durability="manual") as db:
+        db["key"] = "value"
+        db["other"] = "value"
+        del db["other"]
+        assert dict(db.items()) == {b"key": b"value"}
+        assert (db["key"], "other" in db, len(db)) == (b"value", False, 1)
+        assert content(volume) == {}
+        with pytest.raises(durabledbm.BusyError), open_on(volume, PATH, "w", timeout=0) as other:
+            other["key"] = "mine"
+        db.sync()
+        assert content(volume) == {b"key": b"value"}
+        with open_on(volume, PATH, "w", timeout=0) as other:
+            other["more"] = "value"
+        assert dict(db.items()) == {b"key": b"value", b"more": b"value"}
+
+
+def test_closing_commits_what_is_deferred(volume: SimVolume) -> None:
+    for durability in ("interval", "manual"):
+        with open_on(volume, PATH, "w", durability=durability, interval=3600) as db:
+            db[durability] = "value"
+    assert sorted(content(volume)) == [b"interval", b"manual"]
+
+
+def test_an_operation_without_effect_keeps_nobody_out(volume: SimVolume) -> None:
+    with open_on(volume, PATH, "w", durability="manual") as db, open_on(volume, PATH, "w", timeout=0) as other:
+        assert db.pop("absent", None) is None
+        other["key"] = "value"
+        assert db["key"] == b"value"
+        assert db.setdefault("key", "other") == b"value"
+        other["key"] = "again"
+        assert db["key"] == b"again"
+        assert len(db) == 1
+
+
+def test_too_much_is_committed_early(volume: SimVolume, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deferred_module, "_PENDING_MAX", 10_000)
+    with open_on(volume, PATH, "w", durability="manual") as db:
+        for n in range(100):
+            db[b"%d" % n] = b"x" * 100
+        assert 50 < len(content(volume)) < 100
+        assert len(db) == 100
+
+
+def test_transactions_on_top_of_what_is_deferred(volume: SimVolume) -> None:
+    with open_on(volume, PATH, "w", durability="manual") as db:
+        db["a"] = "1"
+        with db.transaction() as tx:
+            assert dict(tx.items()) == {b"a": b"1"}
+            tx["b"] = "2"
+        with db.transaction() as tx:
+            tx.clear()
+            tx["c"] = "3"
+            tx.rollback()
+        assert dict(db.items()) == {b"a": b"1", b"b": b"2"}
+        with db.transaction() as tx:
+            tx.clear()
+            tx["c"] = "3"
+        assert dict(db.items()) == {b"c": b"3"}
+        assert content(volume) == {}
+    assert content(volume) == {b"c": b"3"}
+
+
+def test_clearing_what_is_deferred(volume: SimVolume) -> None:
+    with open_on(volume, PATH, "w") as db:
+        db.update({b"%d" % n: b"" for n in range(500)})
+    with open_on(volume, PATH, "w", durability="manual") as db:
+        db["a"] = "1"
+        db.clear()
+        assert len(db) == 0
+        assert list(db) == []
+        db["b"] = "2"
+        assert dict(db.items()) == {b"b": b"2"}
+        db.sync()
+        assert db.check() == []
+    assert content(volume) == {b"b": b"2"}
+
+
+def test_a_failed_flush_keeps_what_it_could_not_write(volume: SimVolume) -> None:
+    """A full disk: sync raises, and once there is room, everything is written."""
+    with open_on(volume, PATH, "w", durability="manual") as db:
+        entries = {b"%03d" % n: b"x" * 100 for n in range(200)}
+        db.update(entries)
+        volume.fail_at(0, disk_error(errno.ENOSPC, "none"), kinds=("write",))
+        with pytest.raises(durabledbm.error) as caught:
+            db.sync()
+        assert caught.value.errno == errno.ENOSPC
+        assert dict(db.items()) == entries
+        db["more"] = "value"
+        db.sync()
+    assert content(volume) == {**entries, b"more": b"value"}
+
+
+def test_threads_that_write_and_flush_lose_nothing(volume: SimVolume) -> None:
+    with open_on(volume, PATH, "w", durability="manual") as db:
+
+        def work(number: int) -> None:
+            for turn in range(60):
+                db[b"%d %d" % (number, turn)] = b"value"
+                if turn % 7 == number:
+                    db.sync()
+
+        assert in_threads(6, work) == []
+        assert len(db) == 360
+    assert len(content(volume)) == 360
+
+
+# -- the flusher ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("durability", ["process", "interval"])
+def test_what_was_written_is_synced_in_time(volume: SimVolume, durability: str) -> None:
+    with open_on(volume, PATH, "w", durability=durability, interval=0.05) as db:
+        for turn in range(3):
+            before = volume.syncs
+            db["key"] = b"%d" % turn
+            wait_until(lambda before=before: volume.syncs > before)  # type: ignore[misc]
+            wait_until(lambda turn=turn: content(volume) == {b"key": b"%d" % turn})  # type: ignore[misc]
+
+
+def test_without_writes_there_is_no_thread_and_without_more_of_them_no_work(volume: SimVolume) -> None:
+    with open_on(volume, PATH, "w", durability="process", interval=0.01) as db:
+        assert flushers() == []
+        db["key"] = "value"
+        wait_until(lambda: volume.syncs >= 1)
+        before = len(volume.log)
+        time.sleep(0.1)
+        assert len(volume.log) <= before + 1, "the steady copy may still have been under way"
+    assert flushers() == []
+
+
+@pytest.mark.parametrize("durability", ["full", "manual"])
+def test_other_durabilities_have_no_thread(volume: SimVolume, durability: str) -> None:
+    with open_on(volume, PATH, "w", durability=durability) as db:
+        db["key"] = "value"
+        assert flushers() == []
+
+
+def test_a_handle_that_holds_changes_back_lets_go_when_another_waits(volume: SimVolume) -> None:
+    """Long before its interval is over."""
+    with (
+        open_on(volume, PATH, "w", durability="interval", interval=3600) as db,
+        open_on(volume, PATH, "w", timeout=ENOUGH) as other,
+    ):
+        for turn in range(3):
+            db["mine"] = b"%d" % turn
+            other["theirs"] = b"%d" % turn
+            assert dict(db.items()) == {b"mine": b"%d" % turn, b"theirs": b"%d" % turn}
+
+
+@pytest.mark.parametrize("durability", ["process", "interval"])
+def test_what_fails_in_the_background_is_raised_by_the_next_call(volume: SimVolume, durability: str) -> None:
+    db = open_on(volume, PATH, "w", durability=durability, interval=0.02)
+    volume.fail_at(0, disk_error(errno.EIO, times=None), kinds=("sync",))
+    db["key"] = "value"
+    wait_until(lambda: db._pipeline.flusher is not None and db._pipeline.flusher.failure is not None)
+    with pytest.raises(durabledbm.error, match="background failed") as caught:
+        db["other"]
+    assert isinstance(caught.value.__cause__, OSError)
+    assert caught.value.__cause__.errno == errno.EIO
+    with pytest.raises(durabledbm.error):
+        db["other"] = "value"
+    with contextlib.suppress(durabledbm.error):  # it has been told already
+        db.close()
+    assert db.closed
+    assert flushers() == []
+
+
+@pytest.mark.parametrize("durability", ["process", "interval"])
+def test_what_fails_in_the_background_is_raised_by_close(volume: SimVolume, durability: str) -> None:
+    db = open_on(volume, PATH, "w", durability=durability, interval=0.02)
+    volume.fail_at(0, disk_error(errno.EIO, times=None), kinds=("sync",))
+    db["key"] = "value"
+    wait_until(lambda: db._pipeline.flusher is not None and db._pipeline.flusher.failure is not None)
+    with pytest.raises(durabledbm.error):
+        db.close()
+    assert db.closed
+    assert flushers() == []
+
+
+@pytest.mark.parametrize("durability", ["process", "interval"])
+def test_a_handle_that_is_dropped_takes_its_thread_with_it(volume: SimVolume, durability: str) -> None:
+    """And what was deferred is committed: nothing keeps the handle alive, and no collector is needed."""
+    gc.disable()
+    try:
+        db = open_on(volume, PATH, "w", durability=durability, interval=3600)
+        db["key"] = "value"
+        assert len(flushers()) == 1
+        gone = weakref.ref(db)
+        del db
+        assert gone() is None
+        wait_until(lambda: flushers() == [])
+    finally:
+        gc.enable()
+    assert content(volume) == {b"key": b"value"}
+
+
+def test_a_flusher_whose_pipeline_is_gone_ends() -> None:
+    class Pipeline:
+        store: Any = None
+
+        def flush(self) -> None:
+            raise AssertionError
+
+    pipeline = Pipeline()
+    flusher = Flusher(pipeline, 0.01)
+    del pipeline
+    flusher.wake()
+    wait_until(lambda: flushers() == [])
+    flusher.stop()

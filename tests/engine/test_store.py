@@ -1,0 +1,392 @@
+"""The store: what readers see of the writers of other handles, and who may write when."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator
+
+import pytest
+from simdisk import Operation, SimVolume, disk_error
+
+from durabledbm._engine.locks import WriterLock
+from durabledbm._engine.meta import META_AREA, META_SIZE, Meta, decode_meta, encode_meta
+from durabledbm._engine.store import Store
+from durabledbm._engine.work import Work
+from durabledbm.errors import BusyError, ClosedError, CorruptionError, ReadOnlyError, error
+
+from .pieces import DATABASE_ID, PATH, empty_file
+
+Opener = Callable[..., Store]
+
+
+@pytest.fixture
+def volume() -> SimVolume:
+    return SimVolume({PATH: empty_file()})
+
+
+@pytest.fixture
+def opened(volume: SimVolume) -> Iterator[Opener]:
+    """A function that opens the file once more."""
+    stores: list[Store] = []
+
+    def open_again(*, writable: bool = True, cache_size: int = 1 << 20) -> Store:
+        disk = volume.open(PATH, writable=writable)
+        stores.append(Store(volume, disk, page_size=4096, cache_size=cache_size))
+        return stores[-1]
+
+    yield open_again
+    for store in stores:
+        store.close()
+
+
+def put(store: Store, sync: bool = True, **changes: str | None) -> None:
+    """One commit."""
+    store.begin(0)
+    try:
+        work = Work.on(store.state)
+        for key, value in changes.items():
+            if value is None:
+                work.delete(key.encode())
+            else:
+                work.put(key.encode(), value.encode())
+        store.commit(work, sync=sync)
+    finally:
+        store.end()
+
+
+def fill(store: Store, count: int = 300, value: bytes = b"x" * 100) -> None:
+    store.begin(0)
+    work = Work.on(store.state)
+    for n in range(count):
+        work.put(b"%04d" % n, value)
+    store.commit(work)
+    store.end()
+
+
+def get(store: Store, key: str) -> bytes | None:
+    return store.current().view.get(key.encode())
+
+
+# -- reading -------------------------------------------------------------------------------------------------------
+
+
+def test_a_commit_is_seen_by_its_own_handle_and_by_others(opened: Opener) -> None:
+    writer, reader = opened(), opened(writable=False)
+    for n in range(5):
+        put(writer, key=str(n))
+        assert get(writer, "key") == get(reader, "key") == str(n).encode()
+        assert writer.current().meta.txid == reader.current().meta.txid == n + 2
+
+
+def test_while_nothing_happens_a_look_is_one_small_read(volume: SimVolume, opened: Opener) -> None:
+    writer, reader = opened(), opened(writable=False)
+    put(writer, key="value")
+    reader.current()
+    sizes = []
+    volume.before = lambda operation: sizes.append(operation.size)
+    for _ in range(10):
+        reader.current()
+        writer.current()
+    volume.before = None
+    assert sizes == [36] * 20
+
+
+def test_a_state_does_not_change(opened: Opener) -> None:
+    writer = opened()
+    put(writer, key="old")
+    state = writer.pin()
+    fill(writer)
+    put(writer, key="new")
+    assert state.view.get(b"key") == b"old"
+    assert list(state.view.items()) == [(b"key", b"old")]
+    writer.unpin(state)
+
+
+def test_a_row_that_another_handle_changed_is_not_remembered(opened: Opener) -> None:
+    writer, reader = opened(), opened(writable=False)
+    put(writer, key="old", other="kept")
+    state = reader.current()
+    for key in (b"key", b"other"):
+        reader.remember(state, key, state.view.get(key) or b"")
+    assert reader.rows.young[b"key"] == b"old"
+    put(writer, key="new")
+    assert get(reader, "key") == b"new"
+    assert b"key" not in reader.rows.young
+
+
+def test_a_row_read_from_an_older_state_is_not_remembered(opened: Opener) -> None:
+    """A look-up that was overtaken by a commit must not put back what that took out."""
+    store = opened()
+    put(store, key="old")
+    state = store.current()
+    put(store, key="new")
+    store.remember(state, b"key", b"old")
+    assert b"key" not in store.rows.young
+
+
+def test_large_commits_forget_all_rows(opened: Opener) -> None:
+    store = opened()
+    put(store, key="value")
+    store.remember(store.state, b"key", b"value")
+    fill(store, 1500)
+    assert store.rows.young == {}
+
+
+def test_a_commit_that_is_not_synced_yet_is_seen_by_nobody(volume: SimVolume, opened: Opener) -> None:
+    """A reader that shows it could have to take it back after a power failure."""
+    writer, reader = opened(), opened(writable=False)
+    put(writer, key="old")
+    seen = []
+
+    def look(operation: Operation) -> None:
+        if operation.kind == "sync":
+            volume.before = None
+            seen.append((get(reader, "key"), opened(writable=False).state.view.get(b"key")))
+
+    volume.before = look
+    put(writer, key="new")
+    assert seen == [(b"old", b"old")]
+    assert get(reader, "key") == b"new"
+
+
+def test_a_relaxed_commit_is_seen_at_once(volume: SimVolume, opened: Opener) -> None:
+    writer, reader = opened(), opened(writable=False)
+    before = volume.syncs
+    put(writer, sync=False, key="new")
+    assert volume.syncs == before
+    assert get(reader, "key") == b"new"
+
+
+def test_a_file_that_was_replaced_is_noticed(volume: SimVolume, opened: Opener) -> None:
+    store = opened()
+    put(store, key="value")
+    other = encode_meta(Meta(90, 4096, b"another database", 2, steady_txid=90, steady=True)) * 2
+    volume.put(PATH, other)
+    with pytest.raises(CorruptionError, match="replaced by another database"):
+        store.current()
+    with pytest.raises(CorruptionError, match="replaced by another database"):
+        store.begin(0)
+
+
+def test_metas_that_became_unreadable_are_noticed(volume: SimVolume, opened: Opener) -> None:
+    store = opened()
+    put(store, key="value")
+    volume.put(PATH, b"\0" * META_AREA)
+    with pytest.raises(error):
+        store.current()
+    volume.put(PATH, b"")
+    assert store.current().view.get(b"key") == b"value", "nothing there that could be newer"
+
+
+# -- pins ----------------------------------------------------------------------------------------------------------
+
+
+def test_pins_are_counted_and_the_oldest_of_all_handles_counts(opened: Opener) -> None:
+    first, second = opened(), opened(writable=False)
+    put(first, key="1")
+    old = second.pin()
+    put(first, key="2")
+    young = first.pin()
+    again = first.pin()
+    assert young is again
+    oldest = first.oldest_pin()
+    assert oldest is not None
+    assert oldest.txid == old.meta.txid
+    assert first.oldest_txid() == second.oldest_txid() == old.meta.txid
+    second.unpin(old)
+    first.unpin(young)
+    assert first.oldest_txid() == young.meta.txid
+    first.unpin(again)
+    assert first.oldest_txid() is second.oldest_txid() is None
+
+
+def test_a_pinned_state_can_be_read_whatever_is_written(opened: Opener) -> None:
+    writer, reader = opened(cache_size=0), opened(writable=False, cache_size=0)
+    fill(writer, value=b"old" * 30)
+    state = reader.pin()
+    expected = [(b"%04d" % n, b"old" * 30) for n in range(300)]
+    for n in range(20):
+        fill(writer, value=b"%d" % n * 60)
+        assert list(state.view.items()) == expected
+    reader.unpin(state)
+
+
+def test_a_state_that_is_not_pinned_is_overwritten_in_time(opened: Opener) -> None:
+    """And that is noticed: whoever reads it then gets an error, never something else."""
+    writer, reader = opened(cache_size=0), opened(writable=False, cache_size=0)
+    fill(writer, value=b"old" * 30)
+    state = reader.current()
+    for n in range(5):
+        fill(writer, value=b"%d" % n * 90)
+    with pytest.raises(CorruptionError):
+        list(state.view.items())
+
+
+def test_an_empty_file_needs_no_pins(volume: SimVolume, opened: Opener) -> None:
+    volume.put(PATH, b"")
+    store = opened()
+    state = store.pin()
+    assert state.meta.txid == 0
+    assert store.oldest_pin() is None
+    store.unpin(state)
+
+
+# -- writing -------------------------------------------------------------------------------------------------------
+
+
+def test_one_handle_writes_at_a_time(opened: Opener) -> None:
+    first, second = opened(), opened()
+    first.begin(0)
+    with pytest.raises(BusyError):
+        second.begin(0)
+    first.end()
+    put(second, key="value")
+    assert get(first, "key") == b"value"
+
+
+def test_a_lock_can_be_kept_between_commits(opened: Opener) -> None:
+    first, second = opened(), opened()
+    first.begin(0)
+    first.end(keep=True)
+    with pytest.raises(BusyError):
+        second.begin(0)
+    first.begin(0)
+    first.end()
+    second.begin(0)
+    second.end()
+
+
+def test_a_writer_begins_with_what_others_have_committed(opened: Opener) -> None:
+    first, second = opened(), opened()
+    put(first, a="1")
+    put(second, b="2")
+    put(first, c="3")
+    assert dict(second.current().view.items()) == {b"a": b"1", b"b": b"2", b"c": b"3"}
+    assert second.state.meta.entry_count == 3
+
+
+def test_a_commit_without_changes_is_none(opened: Opener) -> None:
+    store = opened()
+    store.begin(0)
+    state = store.state
+    assert store.commit(Work.on(state)) is state
+    store.end()
+
+
+def test_a_reader_does_not_write(opened: Opener) -> None:
+    store = opened(writable=False)
+    with pytest.raises(ReadOnlyError):
+        store.begin(0)
+
+
+def test_a_relaxed_commit_is_hardened_once(volume: SimVolume, opened: Opener) -> None:
+    store = opened()
+    put(store, sync=False, key="value")
+    before = volume.syncs
+    for _ in range(2):
+        store.begin(0)
+        store.harden()
+        store.end()
+    assert volume.syncs == before + 1
+    metas = [decode_meta(volume.content(PATH)[at : at + META_SIZE]) for at in (0, META_SIZE)]
+    assert sorted(meta.steady for meta in metas if meta is not None) == [False, True]
+
+
+def test_what_was_found_unsteady_is_synced_and_marked(volume: SimVolume, opened: Opener) -> None:
+    first = opened()
+    put(first, sync=False, key="value")
+    first.close()
+    second = opened()
+    before = volume.syncs
+    second.begin(0)
+    second.end()
+    assert volume.syncs == before + 1
+    metas = [decode_meta(volume.content(PATH)[at : at + META_SIZE]) for at in (0, META_SIZE)]
+    assert any(meta is not None and meta.steady and meta.txid == 2 for meta in metas)
+
+
+def test_after_a_sync_that_was_lost_the_medium_decides(volume: SimVolume, opened: Opener) -> None:
+    """Another handle's commit is in the page cache only, and never will be anywhere else: it was not acknowledged."""
+    first = opened()
+    put(first, key="old")
+    volume.fail_at(0, disk_error(errno.EIO, "lost"), kinds=("sync",))
+    with pytest.raises(error):
+        put(first, key="new")
+    first.close()
+    second = opened()
+    put(second, other="value")
+    assert get(second, "key") == b"old"
+    third = opened(writable=False)
+    assert dict(third.state.view.items()) == {b"key": b"old", b"other": b"value"}
+
+
+# -- ends ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_closed_store_raises(opened: Opener) -> None:
+    store = opened()
+    put(store, key="value")
+    store.close()
+    store.close()
+    for use in (store.current, store.refresh, store.pin, store.check, store.check_writable, lambda: store.begin(0)):
+        with pytest.raises(ClosedError):
+            use()  # type: ignore[operator]
+
+
+def test_unpinning_after_the_end_is_harmless(opened: Opener) -> None:
+    store = opened()
+    put(store, key="value")
+    state = store.pin()
+    store.close()
+    store.unpin(state)
+
+
+def test_closing_releases_the_locks(opened: Opener) -> None:
+    first, second = opened(), opened()
+    put(first, key="value")
+    first.pin()
+    first.begin(0)
+    first.end(keep=True)
+    first.close()
+    assert second.oldest_pin() is None
+    put(second, key="again")
+
+
+def test_a_poisoned_store_says_why(opened: Opener) -> None:
+    store = opened()
+    store.poison(OSError(errno.EIO, "the cause"))
+    for use in (store.check, store.pin, lambda: store.begin(0)):
+        with pytest.raises(error, match="the cause"):
+            use()  # type: ignore[operator]
+
+
+def test_opening_reads_no_more_than_it_must(volume: SimVolume, opened: Opener) -> None:
+    """Whatever the size of the file."""
+    writer = opened()
+    fill(writer, 20_000)
+    writer.close()
+    reads: list[int] = []
+    volume.before = lambda operation: reads.append(operation.size) if operation.kind == "read" else None
+    opened(writable=False)
+    volume.before = None
+    assert len(reads) <= 3
+    assert sum(reads) <= 3 * META_AREA
+
+
+def test_a_store_with_other_pages_than_asked_for_takes_those_of_the_file(volume: SimVolume, opened: Opener) -> None:
+    volume.put(PATH, empty_file(16384))
+    store = opened()
+    assert store.pager.page_size == 16384
+    fill(store)
+    assert store.state.meta.page_size == 16384
+    assert store.state.meta.database_id == DATABASE_ID
+
+
+def test_two_writer_locks_of_the_same_file_know_each_other(opened: Opener) -> None:
+    first, second = opened(), opened()
+    assert first.file == second.file
+    first.begin(0)
+    with pytest.raises(BusyError, match="this thread already writes"):
+        second.begin(None)
+    first.end()
+    assert WriterLock(first.file).held is False
