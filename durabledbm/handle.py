@@ -328,7 +328,7 @@ class Database(Upkeep, Writable):
         failure = self._store.failure
         self._release(flushed=failure is None)
         self._raise_background_failure()
-        if failure is not None and self._pipeline.pending() is not None:
+        if failure is not None and (self._store.lost or self._pipeline.pending() is not None):
             raise error(f"{self.path}: closed, but what was pending could not be written: {failure}") from failure
 
     def _release(self, *, flushed: bool) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from ._engine import operations
 from ._engine.spill import Spill
-from ._engine.view import Life, View
+from ._engine.view import ENDLESS, Life, View
 from ._engine.work import Savepoint, Work
 from .errors import ClosedError, error
 from .mapping import Writable
@@ -55,7 +55,7 @@ def own_transaction(database: Database) -> Transaction | None:
 class _Root:
     """What a transaction and its nested ones share."""
 
-    __slots__ = ("doomed", "life", "orphaned", "spill", "task", "thread", "uses", "work")
+    __slots__ = ("doomed", "life", "orphaned", "lives", "spill", "task", "thread", "uses", "work")
 
     def __init__(self, work: Work) -> None:
         self.work = work
@@ -63,6 +63,8 @@ class _Root:
         self.thread = threading.get_ident()
         self.task = _task()
         self.life = Life()
+        self.lives = [self.life]
+        """One for each block, nested ones included: what its iterators depend on."""
         self.uses: set[int] = set()
         """Iterators that exist."""
         self.doomed: BaseException | None = None
@@ -91,13 +93,14 @@ class Transaction(Writable):
     may raise: `BusyError` on entering if another writer holds the file for longer than the handle's `timeout`.
     """
 
-    __slots__ = ("__weakref__", "_ended", "_mark", "_point", "_rolled_back", "_root_", "database")
+    __slots__ = ("__weakref__", "_ended", "_mark", "_outer_life", "_point", "_rolled_back", "_root_", "database")
 
     def __init__(self, database: Database) -> None:
         self.database = database
         self._root_: _Root | None = None
         self._point: Savepoint | None = None
         self._mark: object = None
+        self._outer_life = ENDLESS
         self._ended = False
         self._rolled_back = False
 
@@ -114,6 +117,9 @@ class Transaction(Writable):
             self._root_ = root
             self._point = root.work.savepoint()
             self._mark = None if root.spill is None else root.spill.mark()
+            self._outer_life = root.life
+            root.life = Life()
+            root.lives.append(root.life)
         _active.set((*_active.get(), self))
         return self
 
@@ -143,8 +149,11 @@ class Transaction(Writable):
                     raise error(f"the transaction was rolled back: a write in it failed ({root.doomed})")
         finally:
             self._ended = True
-            if self._point is None:
-                root.life.ended = True
+            if self._point is not None:
+                root.life = self._outer_life
+            else:
+                for life in root.lives:
+                    life.ended = True
 
     def _finish(self, root: _Root, *, keep: bool) -> None:
         database, work, spill = self.database, root.work, root.spill
@@ -166,7 +175,6 @@ class Transaction(Writable):
             if self._mark is None:
                 # The pages of the spill are anybody's now: iterators over them end.
                 root.life.ended = True
-                root.life = Life()
                 root.spill = None
                 self.database._store.committer.forget_space()
             else:
@@ -200,7 +208,8 @@ class Transaction(Writable):
         self._ended = True
         self.database._forget(self)
         if root is not None and self._point is None and not root.orphaned:
-            root.life.ended = True
+            for life in root.lives:
+                life.ended = True
             self._finish(root, keep=False)
 
     # -- whose it is -------------------------------------------------------------------------------

@@ -115,9 +115,9 @@ def runs(image: bytes, page_size: int = PAGE) -> Iterator[tuple[int, bytes]]:
     for page_id in range(META_AREA // page_size, len(image) // page_size):
         head = read_header(image[page_id * page_size : page_id * page_size + HEADER.size])
         run = image[page_id * page_size : (page_id + head.page_count) * page_size]
-        if head.type in TYPE_NAMES and head.page_id == page_id and 0 < head.page_count < 64:
-            if len(run) == head.page_count * page_size and crc32c(run[:-4]) == int.from_bytes(run[-4:], "little"):
-                yield page_id, run
+        whole = len(run) == head.page_count * page_size > 0 and crc32c(run[:-4]) == int.from_bytes(run[-4:], "little")
+        if whole and head.type in TYPE_NAMES and head.page_id == page_id:
+            yield page_id, run
 
 
 def forge(image: bytes, page_id: int, run: bytes) -> bytes:
@@ -162,7 +162,8 @@ def pinned_checksum(body: bytes, at: int, checksum: int) -> bytes:
         pivot = next((row for row in rows if row[0] >> bit & 1), None)
         if pivot is None:
             continue
-        rows = [(row[0] ^ pivot[0], row[1] ^ pivot[1]) if row[0] >> bit & 1 else row for row in rows if row is not pivot]
+        others = [row for row in rows if row is not pivot]
+        rows = [(row[0] ^ pivot[0], row[1] ^ pivot[1]) if row[0] >> bit & 1 else row for row in others]
         if wanted >> bit & 1:
             wanted, value = wanted ^ pivot[0], value ^ pivot[1]
     assert crc(value) == checksum

@@ -170,7 +170,9 @@ def test_a_meta_page_with_counts_that_do_not_fit_is_refused() -> None:
 def test_a_branch_that_is_its_own_child_ends() -> None:
     image = images()[0]
     page_id, run = next((page_id, run) for page_id, run in runs(image) if run[0] == BRANCH)
-    children = [REF.pack(other, len(child) // PAGE, int.from_bytes(crc_of(child), "little")) for other, child in runs(image)]
+    children = [
+        REF.pack(other, len(child) // PAGE, int.from_bytes(crc_of(child), "little")) for other, child in runs(image)
+    ]
     own = REF.pack(page_id, 1, 0x12345678)
     body = run
     for ref in children:
@@ -203,7 +205,8 @@ def fuzzed(image: bytes, rng: random.Random) -> bytes:
         body = bytearray(run)
         for _ in range(rng.randrange(1, 6)):
             at = rng.choice((rng.randrange(32), rng.randrange(200), rng.randrange(len(body) - 8)))
-            value = rng.choice((rng.randbytes(1), rng.randbytes(4), b"\xff" * 8, bytes(8), struct.pack("<Q", rng.choice(choices)[0])))
+            number = struct.pack("<Q", rng.choice(choices)[0])
+            value = rng.choice((rng.randbytes(1), rng.randbytes(4), b"\xff" * 8, bytes(8), number))
             body[at : at + len(value)] = value
         image = forge(image, page_id, bytes(body[: len(run)]))
         if rng.random() < 0.3:

@@ -1,4 +1,4 @@
-"""kill -9 of real processes that write and tell over a pipe what was acknowledged: nothing more is lost than promised."""
+"""kill -9 of real processes that tell over a pipe what was acknowledged: no more is lost than the mode says."""
 
 from __future__ import annotations
 

@@ -60,6 +60,8 @@ class Store:
         self.rows = RowCache(cache_size // 4)
         self.failure: BaseException | None = None
         self.closed = False
+        self.lost = False
+        """Acknowledged commits, not synced yet when a write failed, may be gone."""
         self.writing = False
         """This handle has the writer lock, and its state is the newest: there is no need to look for commits."""
         self.observer: Observer | None = None
@@ -386,6 +388,7 @@ class Store:
     def _failed(self, cause: BaseException) -> None:
         """A commit was given up half-way. What it did is found out, from the file, before the next one."""
         committer = self.committer
+        self.lost = self.lost or committer.is_loose
         if committer.sync_failed or (committer.in_doubt and isinstance(cause, OSError)):
             self.poison(cause)
         with self.mutex:
