@@ -43,7 +43,8 @@ def open(
     durability: what an acknowledged write survives: "full", "process", "interval" or "manual" (see the guide).
     interval: seconds, the window of "process" and "interval".
     timeout: seconds to wait for another writer before `BusyError`; None waits for ever.
-    page_size: bytes of a page of a new file, a power of two from 4096 to 65536.
+    page_size: bytes of a page of a new file, a power of two from 4096 to 65536. A durabledbm database that "n" empties
+        keeps its own.
     cache_size: bytes of memory for caching.
 
     Raises `error` with errno ENOENT if the file is missing and the flag does not create it, `error` for a file that is

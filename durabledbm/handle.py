@@ -43,7 +43,9 @@ class Database(Upkeep, Writable):
     subclasses) when the file or the disk fails.
     """
 
-    __slots__ = ("__dict__", "__weakref__", "_life", "_pipeline", "_plain", "_snapshots", "_store", "_transactions", "path")
+    __slots__ = (
+        "__dict__", "__weakref__", "_life", "_pipeline", "_plain", "_snapshots", "_store", "_transactions", "path",
+    )  # fmt: skip
 
     def __init__(self, *args: Any, **options: Any) -> None:
         if hasattr(self, "_store"):
@@ -280,7 +282,7 @@ class Database(Upkeep, Writable):
         return spill
 
     def _error(self, cause: OSError) -> error:
-        """What to raise for an error of the operating system: if the handle was closed meanwhile, that is what counts."""
+        """What to raise for an error of the operating system: if the handle was closed meanwhile, that counts."""
         if self._store.closed:
             return ClosedError()
         return error.wrap(cause, self.path)

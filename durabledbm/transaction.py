@@ -55,7 +55,7 @@ def own_transaction(database: Database) -> Transaction | None:
 class _Root:
     """What a transaction and its nested ones share."""
 
-    __slots__ = ("doomed", "life", "orphaned", "lives", "spill", "task", "thread", "uses", "work")
+    __slots__ = ("doomed", "life", "lives", "orphaned", "spill", "task", "thread", "uses", "work")
 
     def __init__(self, work: Work) -> None:
         self.work = work

@@ -409,7 +409,7 @@ def _moments(bench: Bench) -> int:
     return sum(operation.kind in ("sync", "sync_directory") for operation in log) + 1
 
 
-def _verify(  # noqa: PLR0917
+def _verify(
     crash: Crash, model: Model, rng: random.Random, options: Options, tally: Tally, depth: int
 ) -> None:
     tally.add(crash.volume, depth)
@@ -423,7 +423,7 @@ def _verify(  # noqa: PLR0917
         recovered(crash.volume, model, "power", crash.index)[0].close()
 
 
-def _go_deeper(  # noqa: PLR0917
+def _go_deeper(
     crash: Crash, model: Model, rng: random.Random, options: Options, tally: Tally, depth: int
 ) -> None:
     volume = crash.volume

@@ -601,7 +601,7 @@ def test_reading_a_damaged_page_names_it_and_leaves_the_rest_readable(tmp_path: 
                 assert db[key] == value
                 readable += 1
             except CorruptionError as exc:
-                assert exc.page_id == at // 4096  # noqa: PT017
+                assert exc.page_id == at // 4096
         assert readable > 1900
         problems = db.check()
         assert [problem.page_id for problem in problems if problem.invariant == 3] == [at // 4096]
@@ -637,7 +637,7 @@ def test_errors_of_the_disk_while_reading_are_ours(volume: SimVolume, kind: str)
 
 def test_keys_of_16_mib_are_kept_in_order(db_path: str) -> None:
     size = 16 * 2**20
-    entries = {b"k" * size + bytes([n]): b"%d" % n for n in range(3)} | {b"k": b"short", b"k" * (size - 1): b"shorter"}
+    entries = {b"k" * size + b"%d" % n: b"%d" % n for n in range(2)} | {b"k": b"short"}
     with durabledbm.open(db_path, "c") as db:
         for key, value in entries.items():
             db[key] = value
@@ -646,7 +646,7 @@ def test_keys_of_16_mib_are_kept_in_order(db_path: str) -> None:
         for key, value in entries.items():
             assert db[key] == value
         assert b"k" * size not in db
-        assert db.nextkey(b"k" * size) == b"k" * size + b"\0"
+        assert db.nextkey(b"k" * size) == b"k" * size + b"0"
         for key in entries:
             del db[key]
         assert len(db) == 0
@@ -682,7 +682,8 @@ def test_keys_are_in_the_order_of_bytes(db_path: str, durability: str) -> None:
     draw = random.Random(4)
     keys = [draw.randbytes(draw.randrange(5)) for _ in range(2000)]
     with durabledbm.open(db_path, "c", durability=durability) as db:
-        for key in keys:
+        db.update(dict.fromkeys(keys[200:], b""))
+        for key in keys[:200]:
             db[key] = key
         assert list(db) == sorted(set(keys))
         assert list(reversed(db)) == sorted(set(keys), reverse=True)
@@ -730,25 +731,25 @@ def test_update_is_one_commit_however_large(db: durabledbm.Database, db_path: st
         assert db.stats().txid == before + 1
 
 
-def test_space_is_used_again_and_given_back(db_path: str) -> None:
+def test_space_is_used_again_and_given_back(volume: SimVolume) -> None:
     """Rounds of overwriting at random sizes and deleting half leave the file little larger than what is in it."""
     draw = random.Random(6)
-    with durabledbm.open(db_path, "c") as db:
-        for _ in range(6):
-            order = list(range(4000))
+    with open_on(volume, FILE, "c") as db:
+        for _ in range(5):
+            order = list(range(3000))
             draw.shuffle(order)
-            for start in range(0, 4000, 500):
+            for start in range(0, 3000, 500):
                 db.update({b"%05d" % n: draw.randbytes(draw.randrange(100, 2000)) for n in order[start : start + 500]})
-            for start in range(0, 2000, 500):
+            for start in range(0, 1500, 500):
                 with db.transaction():
                     for n in order[start : start + 500]:
                         del db[b"%05d" % n]
         live = sum(len(key) + len(value) for key, value in db.items())
-        assert os.path.getsize(db_path) <= 1.6 * live
+        assert len(volume.content(FILE)) <= 1.6 * live + 100 * 4096
         db.reorganize()
-        assert os.path.getsize(db_path) <= 1.1 * live + 20 * 4096
+        assert len(volume.content(FILE)) <= 1.1 * live + 20 * 4096
         assert db.check() == []
-        assert db.stats().file_bytes == os.path.getsize(db_path)
+        assert db.stats().file_bytes == len(volume.content(FILE))
 
 
 @pytest.mark.long
@@ -771,13 +772,13 @@ def test_space_is_used_again_and_given_back_at_full_size(db_path: str) -> None:
         assert os.path.getsize(db_path) <= 1.1 * live
 
 
-def test_a_file_that_was_emptied_is_small_again(db_path: str) -> None:
-    with durabledbm.open(db_path, "c") as db:
-        db.update({b"%05d" % n: b"x" * 1000 for n in range(5000)})
-        assert os.path.getsize(db_path) > 5_000_000
+def test_a_file_that_was_emptied_is_small_again(volume: SimVolume) -> None:
+    with open_on(volume, FILE, "c") as db:
+        db.update({b"%05d" % n: b"x" * 1000 for n in range(3000)})
+        assert len(volume.content(FILE)) > 3_000_000
         for key in db:
             del db[key]
-    assert os.path.getsize(db_path) < 600_000
+    assert len(volume.content(FILE)) < 600_000
 
 
 # -- transactions --------------------------------------------------------------------------------------------------
@@ -785,6 +786,13 @@ def test_a_file_that_was_emptied_is_small_again(db_path: str) -> None:
 
 class Undo(Exception):
     pass
+
+
+def failing(db: durabledbm.Database, change: Callable[[], object], undo: Undo) -> None:
+    """A transaction that makes a change, and fails."""
+    with db.transaction():
+        change()
+        raise undo
 
 
 @pytest.mark.parametrize("durability", DURABILITIES)
@@ -796,10 +804,8 @@ def test_a_transaction_commits_all_or_nothing(db_path: str, durability: str) -> 
             del db["kept"]
         assert dict(db.items()) == {b"a": b"1"}
         undo = Undo()
-        with pytest.raises(Undo) as caught, db.transaction():
-            db["a"] = "2"
-            db["b"] = "2"
-            raise undo
+        with pytest.raises(Undo) as caught:
+            failing(db, lambda: db.update({"a": "2", "b": "2"}), undo)
         assert caught.value is undo
         assert dict(db.items()) == {b"a": b"1"}
 
@@ -838,25 +844,31 @@ def test_a_nested_transaction_is_a_savepoint(db: durabledbm.Database) -> None:
         db["a"] = "1"
         with db.transaction():
             db["b"] = "2"
-            with pytest.raises(Undo), db.transaction():
-                del db["a"]
-                db["c"] = "3"
-                raise Undo
+            with pytest.raises(Undo):
+                failing(db, lambda: (db.pop("a"), db.update(c="3")), Undo())
             assert dict(db.items()) == {b"a": b"1", b"b": b"2"}
-        with pytest.raises(Undo), db.transaction():
+
+        def released_then_undone() -> None:
             with db.transaction():
-                db["d"] = "released, and then undone with the outer one"
+                db["d"] = "4"
             assert len(db) == 3
-            raise Undo
+
+        with pytest.raises(Undo):
+            failing(db, released_then_undone, Undo())
         assert dict(db.items()) == {b"a": b"1", b"b": b"2"}
     assert dict(db.items()) == {b"a": b"1", b"b": b"2"}
 
 
 def test_an_outer_failure_undoes_what_inner_blocks_did(db: durabledbm.Database) -> None:
-    with pytest.raises(Undo), db.transaction():
+    def fail_late() -> None:
         with db.transaction():
-            db["a"] = "1"
-        raise Undo
+            with db.transaction():
+                db["a"] = "1"
+            assert len(db) == 1
+            raise Undo
+
+    with pytest.raises(Undo):
+        fail_late()
     assert len(db) == 0
 
 
@@ -952,10 +964,8 @@ def test_transactions_of_two_databases_do_not_mix(tmp_path: Path) -> None:
         with a.transaction():
             a["key"] = "1"
             b["key"] = "2"
-            with pytest.raises(Undo), b.transaction():
-                a["other"] = "kept"
-                b["other"] = "undone"
-                raise Undo
+            with pytest.raises(Undo):
+                failing(b, lambda: (a.update(other="kept"), b.update(other="undone")), Undo())
         assert dict(a.items()) == {b"key": b"1", b"other": b"kept"}
         assert dict(b.items()) == {b"key": b"2"}
 
@@ -1065,7 +1075,7 @@ def test_stats_name_the_oldest_snapshot_and_what_it_costs(db: durabledbm.Databas
 @pytest.mark.parametrize("durability", DURABILITIES)
 def test_iterating_while_writing_is_always_legal(db_path: str, durability: str) -> None:
     with durabledbm.open(db_path, "c", durability=durability) as db:
-        entries = {b"%04d" % n: b"x" * 100 for n in range(500)}
+        entries = {b"%04d" % n: b"x" * 100 for n in range(200)}
         db.update(entries)
         seen = []
         for key, value in db.items():
@@ -1178,26 +1188,28 @@ def test_check_reads_from_the_disk_and_not_from_memory(volume: SimVolume) -> Non
         assert {problem.invariant for problem in problems} >= {3}
 
 
-def test_reorganize_reports_its_progress_and_can_be_given_up(db: durabledbm.Database, db_path: str) -> None:
-    db.update({b"%05d" % n: b"x" * 300 for n in range(4000)})
-    with db.snapshot():
-        for n in range(0, 4000, 2):
-            del db[b"%05d" % n]
-    expected = dict(db.items())
-    before = os.path.getsize(db_path)
+def test_reorganize_reports_its_progress_and_can_be_given_up(volume: SimVolume) -> None:
+    with open_on(volume, FILE, "c") as db:
+        db.update({b"%05d" % n: b"x" * 300 for n in range(4000)})
+        with db.snapshot():
+            for n in range(0, 4000, 2):
+                del db[b"%05d" % n]
+        expected = dict(db.items())
+        before = len(volume.content(FILE))
 
-    def give_up(done: int, total: int) -> None:
-        raise Undo
+        def give_up(done: int, total: int) -> None:
+            raise Undo
 
-    with pytest.raises(Undo):
-        db.reorganize(progress=give_up)
-    assert dict(db.items()) == expected
-    assert db.check() == []
-    steps: list[tuple[int, int]] = []
-    db.reorganize(progress=lambda done, total: steps.append((done, total)))
-    assert steps[-1][0] == steps[-1][1]
-    assert os.path.getsize(db_path) < before
-    assert dict(db.items()) == expected
+        with pytest.raises(Undo):
+            db.reorganize(progress=give_up)
+        assert dict(db.items()) == expected
+        assert db.check() == []
+        steps: list[tuple[int, int]] = []
+        db.reorganize(progress=lambda done, total: steps.append((done, total)))
+        assert steps[-1][0] == steps[-1][1]
+        assert len(volume.content(FILE)) < before
+        assert dict(db.items()) == expected
+        assert db.check() == []
 
 
 def test_stats_count_what_is_there(volume: SimVolume) -> None:

@@ -92,7 +92,9 @@ class Committer:
         self, state: State, changes: Mapping[bytes, bytes | None], *, pinned: Callable[[], int | None],
         sync: bool = True, cleared: bool = False,
     ) -> State:  # fmt: skip
-        """Make `changes` on top of `state`, or of nothing if `cleared`, its successor and return that. `pinned` tells the oldest commit that is still read.
+        """Make `changes` on top of `state`, or of nothing if `cleared`, its successor and return that.
+
+        `pinned` tells the oldest commit that is still read.
 
         When it returns with `sync` true, the commit survives anything. If it raises before the meta was written,
         nothing happened; if it raises later, only the file knows what happened.
@@ -188,7 +190,8 @@ class Committer:
         if state.meta.txid > self.durable_txid:
             extents = state.meta.extents + extents
         listed = sum(extent.page_count for extent in extents)
-        if writer.own is not None or listed > (_LISTED_PAGES if sync else _LISTED_PAGES_RELAXED) or len(extents) > _LISTED_EXTENTS:
+        most = _LISTED_PAGES if sync else _LISTED_PAGES_RELAXED
+        if writer.own is not None or listed > most or len(extents) > _LISTED_EXTENTS:
             self.sync()
             extents = ()
         old = state.meta

@@ -211,7 +211,8 @@ class FileVolume:
     """The file system of the operating system."""
 
     def open(self, path: str, *, writable: bool) -> FileDisk:
-        flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC
+        # Not to wait for the other end of a pipe, which is no database anyway; for files it makes no difference.
+        flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0)
         return FileDisk(_regular(os.open(path, flags), path), path, writable=writable)
 
     def create(self, path: str, mode: int) -> FileDisk:

@@ -24,8 +24,24 @@ from ..errors import error
 from .page import MAX_PAGE_SIZE, MIN_PAGE_SIZE, NO_REF, self_consistent
 
 __all__ = [
-    "CHANGE_OVERHEAD", "LOOK_OFFSET", "LOOK_SIZE", "MAGIC", "META_AREA", "META_SIZE", "SLOTS", "Extent", "Meta",
-    "UnknownVersionError", "decode_meta", "encode_meta", "first_page", "has_magic", "look_of", "room_for",
+    "CHANGE_OVERHEAD",
+    "LOOK_OFFSET",
+    "LOOK_SIZE",
+    "MAGIC",
+    "MAX_DEPTH",
+    "MAX_TXID",
+    "META_AREA",
+    "META_SIZE",
+    "SLOTS",
+    "Extent",
+    "Meta",
+    "UnknownVersionError",
+    "decode_meta",
+    "encode_meta",
+    "first_page",
+    "has_magic",
+    "look_of",
+    "room_for",
     "steady_copy",
 ]  # fmt: skip
 
@@ -35,19 +51,25 @@ META_SIZE = 4096
 SLOTS = 2
 META_AREA = SLOTS * META_SIZE
 
+MAX_DEPTH = 64
+"""Levels of the deepest tree that is believed: far more than any disk could hold."""
+
+MAX_TXID = 1 << 62
+"""Commits are numbered below this: the locks that pin them have no room for more."""
+
 MAGIC = b"\x8bdurabledbm\r\n\x1a\n\x00"
 """First 16 bytes of the file. Not text, and not what a text-mode copy would leave unchanged."""
 
 FORMAT_VERSION = 1
 
 _FIXED = struct.Struct("<16sQIIIIQQQ16sII16sQQ16sIHH")
-"""magic, txid, version, features, page size, flags, page count, entry count, tree count, root, depth, reserved, space, steady txid,
-time, database id, changes size, extent count, change count."""
+"""magic, txid, version, features, page size, flags, page count, entry count, tree count, root, depth, reserved, space,
+steady txid, time, database id, changes size, extent count, change count."""
 
 _FLAGS_OFFSET = 36
 
 _STEADY = 1
-"""Flag: this commit is known to be on disk, and so is everything it refers to. What is missing is damage, not a crash."""
+"""Flag: this commit is known to be on disk, and so is all that it refers to. What is missing is damage, not a crash."""
 
 _RELAXED = 2
 """Flag: this commit counts, for this process and for others, as soon as it is written, without waiting for a sync."""
@@ -134,9 +156,9 @@ def encode_meta(meta: Meta) -> bytes:
             parts += (_CHANGE.pack(len(key), len(value)), key, value)
             size += _CHANGE.size + len(key) + len(value)
     parts[0] = _FIXED.pack(
-        MAGIC, meta.txid, FORMAT_VERSION, 0, meta.page_size, _STEADY * meta.steady | _RELAXED * meta.relaxed, meta.page_count,
-        meta.entry_count, meta.tree_count, meta.root, meta.depth, 0, meta.space, meta.steady_txid, meta.time_ns, meta.database_id,
-        size, len(meta.extents), len(meta.changes),
+        MAGIC, meta.txid, FORMAT_VERSION, 0, meta.page_size, _STEADY * meta.steady | _RELAXED * meta.relaxed,
+        meta.page_count, meta.entry_count, meta.tree_count, meta.root, meta.depth, 0, meta.space, meta.steady_txid, meta.time_ns,
+        meta.database_id, size, len(meta.extents), len(meta.changes),
     )  # fmt: skip
     body = b"".join(parts)
     assert len(body) <= LOOK_OFFSET, "the changes do not fit in a meta page"
@@ -163,8 +185,8 @@ def decode_meta(slot: bytes) -> Meta | None:
     if len(slot) != META_SIZE or not slot.startswith(MAGIC) or not self_consistent(slot):
         return None
     (
-        _, txid, version, features, page_size, flags, page_count, entry_count, tree_count, root, depth, _, space, steady_txid,
-        time_ns, database_id, changes_size, extent_count, change_count,
+        _, txid, version, features, page_size, flags, page_count, entry_count, tree_count, root, depth, _, space,
+        steady_txid, time_ns, database_id, changes_size, extent_count, change_count,
     ) = _FIXED.unpack_from(slot)  # fmt: skip
     if version != FORMAT_VERSION:
         raise UnknownVersionError(f"the file has format version {version}; this durabledbm reads version 1")
@@ -172,6 +194,8 @@ def decode_meta(slot: bytes) -> Meta | None:
         raise UnknownVersionError(f"the file uses features that this durabledbm does not know: {features:#x}")
     if not (MIN_PAGE_SIZE <= page_size <= MAX_PAGE_SIZE) or page_size & (page_size - 1):
         return None
+    if depth > MAX_DEPTH or txid >= MAX_TXID or max(entry_count, tree_count) > page_count * page_size:
+        return None  # nothing of ours: the checksum does not keep out a file that was made to hurt
     at = _FIXED.size + extent_count * _EXTENT.size
     if at + changes_size > LOOK_OFFSET:
         return None
@@ -180,8 +204,8 @@ def decode_meta(slot: bytes) -> Meta | None:
     if changes is None:
         return None
     return Meta(
-        txid, page_size, database_id, page_count, entry_count, tree_count, root, depth, space, steady_txid, bool(flags & _STEADY),
-        bool(flags & _RELAXED), time_ns, extents, changes,
+        txid, page_size, database_id, page_count, entry_count, tree_count, root, depth, space, steady_txid,
+        bool(flags & _STEADY), bool(flags & _RELAXED), time_ns, extents, changes,
     )  # fmt: skip
 
 

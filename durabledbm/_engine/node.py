@@ -54,6 +54,8 @@ class Overflow(bytes):
 
     @property
     def length(self) -> int:
+        if len(self) != self.SIZE:
+            raise ValueError("a large value's place does not have the size that it should have")
         size: int = self._LAYOUT.unpack(self)[1]
         return size
 

@@ -124,6 +124,8 @@ class Pager:
             return self._value(overflow)
         except OSError as exc:
             raise error.wrap(exc, self._disk.path) from exc
+        except MALFORMED as exc:
+            raise CorruptionError(str(exc), path=self._disk.path) from exc
 
     def _value(self, overflow: Overflow) -> bytes:
         ref, length = overflow.ref, overflow.length
@@ -151,7 +153,7 @@ class Pager:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _pieces(self, offset: int, size: int) -> Iterator[bytes]:
-        """Read `size` bytes in pieces, fewer if the file ends before. A read may stop short; only 0 bytes is the end."""
+        """Read `size` bytes in pieces, fewer if the file ends before. A read may stop short; 0 bytes is the end."""
         end = offset + size
         while offset < end:
             piece = self._disk.read(min(end - offset, _CHUNK), offset)

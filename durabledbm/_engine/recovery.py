@@ -26,6 +26,9 @@ _PATIENCE = 200
 
 _PIECE = 1 << 24
 
+_MISSING = 1 << 14
+"""Pages that a commit may have added to a small file."""
+
 
 class Slots(NamedTuple):
     """The two meta slots at one moment."""
@@ -65,17 +68,30 @@ def newest(disk: Disk, slots: Slots) -> tuple[Meta, int]:
     meta0, meta1 = slots.metas
     if meta0 is None and meta1 is None:
         if slots.ours:
-            raise CorruptionError("both meta pages are damaged; 'durabledbm salvage' may recover entries", path=disk.path)
+            raise CorruptionError("both meta pages are damaged; 'durabledbm salvage' may help", path=disk.path)
         raise error(f"{disk.path}: not a durabledbm database")
-    first = meta0 is not None and (meta1 is None or meta0.txid > meta1.txid or (meta0.txid == meta1.txid and meta1.steady))
+    first = meta0 is not None and (
+        meta1 is None or meta0.txid > meta1.txid or (meta0.txid == meta1.txid and meta1.steady)
+    )
     meta, other, slot = (meta0, meta1, 0) if first else (meta1, meta0, 1)
     assert meta is not None
+    _check_size(disk, meta)
     steady = meta.steady or (other is not None and other.txid == meta.txid and other.steady)
     if steady or all(extent_arrived(disk, extent, meta.page_size) for extent in meta.extents):
         return meta, slot
     if other is None or other.txid != meta.steady_txid:
         raise CorruptionError("the newest commit is incomplete, and the one before it is damaged", path=disk.path)
     return other, 1 - slot
+
+
+def _check_size(disk: Disk, meta: Meta) -> None:
+    """Refuse a meta that speaks of far more pages than the file has, before memory is taken for them.
+
+    Some pages at the end may never have been written, and those of a commit that a crash interrupted may be missing.
+    """
+    here = disk.size() // meta.page_size
+    if meta.page_count > 2 * here + _MISSING:
+        raise CorruptionError(f"the file has {here} pages, the meta page speaks of {meta.page_count}", path=disk.path)
 
 
 class Visible(NamedTuple):

@@ -81,6 +81,7 @@ class Spill:
         if changes:
             self.add(changes, reuse=True)
         self._writer.give_back_deferred()
-        meta = self._committer.seal(self._state, self._merged, self._base_count + self._merged.growth, self._space, self._writer, sync=sync)
+        count = self._base_count + self._merged.growth
+        meta = self._committer.seal(self._state, self._merged, count, self._space, self._writer, sync=sync)
         return self._committer.finish(self._state, meta, sync=sync)
 

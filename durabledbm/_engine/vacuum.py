@@ -50,8 +50,8 @@ def is_wasteful(space: Space, *, after: bool = False) -> bool:
 def at_the_end(disk: Disk, pager: Pager, space: Space, limit: int) -> Tail:
     """Keys that lead to the last runs in the file, about `limit` of them.
 
-    Found by reading the last pages in use, down to where the file could end. A page that only looks like the start of a run leads to a key that is
-    touched in vain: no harm is done.
+    Found by reading the last pages in use, down to where the file could end. A page that only looks like
+    the start of a run leads to a key that is touched in vain: no harm is done.
     """
     touches: dict[bytes, Touch] = {}
     page_id, pages = space.page_count - 1, 0

@@ -1,6 +1,6 @@
 """Views: a tree with layers of changes on top, read as one.
 
-Everything that can be read is a view: a committed state (the tree, and the changes in its meta page), a transaction (its
+All that can be read is a view: a committed state (the tree, and the changes in its meta page), a transaction (its
 own changes on top of that), an iterator in the middle of either. A layer maps keys to new values, or to None for a
 deleted key. Once a view has been handed out its layers do not change: a writer that goes on adds a layer (`freeze`).
 """
@@ -24,7 +24,7 @@ _NO_CHANGES: Mapping[bytes, bytes | None] = {}
 
 
 class Layer(dict[bytes, bytes | None]):
-    """Changes on top of a tree. Its keys are sorted when first needed, which only a layer that is final may be asked."""
+    """Changes on top of a tree. Its keys are sorted when first needed, which only a final layer may be asked."""
 
     __slots__ = ("_sorted", "shared")
     _sorted: list[bytes]

@@ -42,7 +42,9 @@ class Savepoint(NamedTuple):
 class Work:
     """Changes on top of `state`."""
 
-    __slots__ = ("_base_count", "_floors", "_growth", "_live", "_origin", "_present", "base", "cleared", "layers", "size")
+    __slots__ = (
+        "_base_count", "_floors", "_growth", "_live", "_origin", "_present", "base", "cleared", "layers", "size",
+    )  # fmt: skip
 
     def __init__(self, base: View, count: Callable[[], int]) -> None:
         self.base = base

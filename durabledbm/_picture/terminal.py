@@ -117,7 +117,7 @@ def _wrapped(parts: list[str], width: int) -> list[str]:
     return lines
 
 
-def _map(  # noqa: PLR0917 - what draw() was told, in its order
+def _map(
     picture: FileMap, pen: _Pen, width: int, rows: int | None, mode: str, pages: tuple[int, int]
 ) -> list[str]:
     start, stop = pages

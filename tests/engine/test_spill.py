@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import random
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -180,27 +183,51 @@ def test_an_iterator_of_the_transaction_sees_the_state_at_its_start(volume: SimV
         assert found == expected
 
 
+def outcome(iterator: Iterator[Any], expected: list[Any]) -> str:
+    """What becomes of an iterator over what was undone: it goes on, or it ends with an error that says so."""
+    try:
+        assert list(iterator) == expected
+    except durabledbm.ClosedError:
+        return "ended"
+    return "went on"
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("started", [0, 1])
 @pytest.mark.parametrize("spilled_before", [False, True])
-def test_an_iterator_of_a_block_that_was_rolled_back_sees_the_state_at_its_start_or_has_ended(
-    volume: SimVolume, spilled_before: bool
+def test_an_iterator_over_what_was_undone_goes_on_or_ends_but_is_never_wrong(
+    *, volume: SimVolume, spilled_before: bool, started: int, depth: int
 ) -> None:
     with open_on(volume, PATH, "w", cache_size=0) as db, db.transaction():
         if spilled_before:
             db.update({b"%04d" % n: b"outer" for n in range(300)})
-        with db.transaction() as inner:
-            db.update({b"%04d" % n: b"inner" * 20 for n in range(600)})
-            expected = sorted(db.items())
-            iterator = iter(db.items())
-            found = [next(iterator)]
-            inner.rollback()
+        with db.transaction() as middle:
+            with db.transaction() if depth == 2 else contextlib.nullcontext():
+                db.update({b"%04d" % n: b"inner" * 20 for n in range(600)})
+                expected = sorted(db.items())
+                iterator = iter(db.items())
+                for _ in range(started):
+                    assert next(iterator) == expected.pop(0)
+            middle.rollback()
         for n in range(3):
             db.update({b"%04d" % key: b"after %d" % n * 20 for key in range(600)})
+        assert outcome(iterator, expected) in ("ended", "went on")
+
+
+@pytest.mark.parametrize("spilled_before", [False, True])
+def test_a_block_that_was_rolled_back_goes_on_reading(volume: SimVolume, spilled_before: bool) -> None:
+    with open_on(volume, PATH, "w", cache_size=0) as db, db.transaction() as outer:
         if spilled_before:
-            found += iterator
-            assert found == expected
-        else:  # the block's pages were given up as a whole
-            with pytest.raises(durabledbm.ClosedError):
-                list(iterator)
+            db.update({b"%04d" % n: b"outer" for n in range(300)})
+        expected = dict(db.items())
+        with db.transaction() as inner:
+            db.update({b"%04d" % n: b"inner" * 20 for n in range(600)})
+            inner.rollback()
+            assert dict(inner.items()) == dict(db.items()) == expected
+            assert len(inner) == len(expected)
+        assert dict(outer.items()) == expected
+        outer.rollback()
+        assert dict(outer.items()) == BEFORE
 
 
 @pytest.mark.parametrize("durability", ["full", "process", "interval", "manual"])
