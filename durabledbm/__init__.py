@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .database import open
+from .database import open  # noqa: A004
 from .errors import BusyError, ClosedError, CorruptionError, ReadOnlyError, error
 from .handle import Database
 from .snapshot import Snapshot

@@ -121,7 +121,7 @@ class _DbmSource:
 
     def entries(self) -> Generator[Entry, None, None]:
         with _translated(self._path):
-            for key in self._db.keys():
+            for key in self._db.keys():  # noqa: SIM118 - dbm.ndbm has nothing else
                 yield key, self._db[key]
 
     def close(self) -> None:

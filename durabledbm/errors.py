@@ -21,7 +21,7 @@ from typing import Any
 __all__ = ["BusyError", "ClosedError", "CorruptionError", "ReadOnlyError", "error"]
 
 
-class error(OSError):
+class error(OSError):  # noqa: N801 - the name that every dbm module uses
     """Base class of every failure that durabledbm reports. `errno` and `filename` are set where they are known."""
 
     @classmethod

@@ -43,7 +43,7 @@ def as_changes(other: Any, more: Mapping[str, Any]) -> dict[bytes, bytes]:
     if isinstance(other, Mapping):
         pairs: Iterable[tuple[object, object]] = other.items()
     elif hasattr(other, "keys"):
-        pairs = ((key, other[key]) for key in other.keys())
+        pairs = ((key, other[key]) for key in other.keys())  # noqa: SIM118 - what dict.update does
     else:
         pairs = other
     for key, value in pairs:

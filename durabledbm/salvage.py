@@ -297,7 +297,7 @@ class _Salvage:
         for key, value in zip(keys, values, strict=True):
             if type(value) is Overflow:
                 try:
-                    value = self._pager.value(value)
+                    value = self._pager.value(value)  # noqa: PLW2901
                 except (error, *MALFORMED) as exc:
                     self._lose(f"the value of {key[:40]!r}: {_said(exc)}", key, key + b"\0")
                     continue
@@ -359,7 +359,7 @@ class _Salvage:
                 continue
             if type(value) is Overflow:
                 try:
-                    value = self._pager.value(value)
+                    value = self._pager.value(value)  # noqa: PLW2901
                 except (error, *MALFORMED):
                     continue  # if an older version is intact, the scan finds it
             self._candidate(key, value, 2 * txid + 3)

@@ -114,7 +114,7 @@ class Snapshot(Readable):
         self._check()
         if self._view is self._state.view:
             return self._state.meta.entry_count
-        return sum(1 for _ in self._view.keys())
+        return sum(1 for _ in self._view.keys())  # noqa: SIM118 - a view is no dict
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of commit {self.txid}{', closed' if self._life.ended else ''}>"

@@ -601,7 +601,7 @@ def test_reading_a_damaged_page_names_it_and_leaves_the_rest_readable(tmp_path: 
                 assert db[key] == value
                 readable += 1
             except CorruptionError as exc:
-                assert exc.page_id == at // 4096
+                assert exc.page_id == at // 4096  # noqa: PT017
         assert readable > 1900
         problems = db.check()
         assert [problem.page_id for problem in problems if problem.invariant == 3] == [at // 4096]

@@ -232,7 +232,7 @@ def test_an_idle_handle_is_flushed_in_time(durability: str) -> None:
     with open_on(volume, "/db", "c", durability=durability, interval=0.01) as db:
         for value in (b"1", b"2"):
             db["k"] = value
-            wait_until(lambda: on_the_medium(volume).get(b"k") == value)
+            wait_until(lambda: on_the_medium(volume).get(b"k") == value)  # noqa: B023 - called at once
 
 
 @pytest.mark.parametrize(("durability", "count"), [("full", 0), ("process", 1), ("interval", 1), ("manual", 0)])

@@ -511,7 +511,7 @@ def test_export_writes_a_database_that_the_other_module_reads(path: str, tmp_pat
     assert content_of(target, to) == ENTRIES
     if to != "dbm.sqlite3" or sys.version_info >= (3, 13):
         with importlib.import_module(to).open(target, "r") as db:
-            assert {key: db[key] for key in db.keys()} == ENTRIES
+            assert {key: db[key] for key in db.keys()} == ENTRIES  # noqa: SIM118 - dbm.gnu's
     assert not [name for name in os.listdir(tmp_path) if "exporting" in name]
     assert migrate(target, tmp_path / "again") == len(ENTRIES)
     assert ours(str(tmp_path / "again")) == ENTRIES

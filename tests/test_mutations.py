@@ -85,13 +85,13 @@ MUTATIONS = {
         "_engine/commit.py", "meta.txid if alone else meta.steady_txid", "meta.txid", RELAXED
     ),
     "forget the directory sync at creation": Mutation(
-        "_engine/creation.py", "        volume.remove(temporary)\n    volume.sync_directory(path)\n", "        volume.remove(temporary)\n", FULL
+        "_engine/creation.py", "        volume.remove(temporary)\n    volume.sync_directory(path)\n", "        volume.remove(temporary)\n", FULL  # noqa: E501
     ),
     "forget the sync of a new file": Mutation(
-        "_engine/creation.py", "    disk.write(0, (empty_database(page_size),))\n    disk.sync()\n", "    disk.write(0, (empty_database(page_size),))\n", FULL
+        "_engine/creation.py", "    disk.write(0, (empty_database(page_size),))\n    disk.sync()\n", "    disk.write(0, (empty_database(page_size),))\n", FULL  # noqa: E501
     ),
     "believe a meta page without its checksum": Mutation(
-        "_engine/meta.py", "or not slot.startswith(MAGIC) or not self_consistent(slot)", "or not slot.startswith(MAGIC)", METAS
+        "_engine/meta.py", "or not slot.startswith(MAGIC) or not self_consistent(slot)", "or not slot.startswith(MAGIC)", METAS  # noqa: E501
     ),
     "believe a page without its checksum": Mutation(
         "_engine/page.py", "    if crc32c(run) != _RESIDUE:\n", "    if False:\n", DAMAGE
@@ -118,7 +118,7 @@ def test_there_are_at_least_twelve_mutations() -> None:
     assert len(MUTATIONS) >= 12
 
 
-@pytest.mark.parametrize("probe", [FULL, RELAXED, DEEP, DAMAGE, FAULTS, METAS], ids=["full", "relaxed", "deep", "damage", "faults", "metas"])
+@pytest.mark.parametrize("probe", [FULL, RELAXED, DEEP, DAMAGE, FAULTS, METAS], ids=["full", "relaxed", "deep", "damage", "faults", "metas"])  # noqa: E501
 def test_without_a_mutation_nothing_is_found(probe: str) -> None:
     result = verdict(PACKAGE.parent, probe)
     assert result.returncode == 0, result.stderr[-2000:]

@@ -180,7 +180,7 @@ def test_a_closed_shelf_raises_value_error(path: str) -> None:
 
 
 def test_leaving_with_closes_and_an_exception_does_not_undo_writes(path: str) -> None:
-    with pytest.raises(RuntimeError), shelve.open(path) as shelf:
+    with pytest.raises(RuntimeError), shelve.open(path) as shelf:  # noqa: PT012
         shelf["k"] = 1
         raise RuntimeError
     with shelve.open(path, "r") as shelf:
@@ -348,7 +348,7 @@ def test_in_a_write_back_shelf_objects_from_values_are_the_cached_ones(path: str
         for value in shelf.values():
             value.append("x")
         for key, value in shelf.items():
-            assert shelf[key] is value
+            assert shelf[key] is value  # noqa: PLR1733
     with shelve.open(path) as shelf:
         assert dict(shelf) == {str(i): [i, "x"] for i in range(10)}
 
@@ -376,7 +376,7 @@ def test_a_transaction_is_one_commit_or_nothing(path: str, writeback: bool) -> N
             shelf["a"] = [1]
             shelf["b"] = [2]
         assert commits(shelf) == before + 1
-        with pytest.raises(ZeroDivisionError), shelf.transaction():
+        with pytest.raises(ZeroDivisionError), shelf.transaction():  # noqa: PT012
             shelf["a"] = "other"
             del shelf["b"]
             shelf["c"] = 3
@@ -389,7 +389,7 @@ def test_an_inner_transaction_that_fails_is_undone_alone(path: str) -> None:
         with shelve.open(path, "n", writeback=writeback) as shelf:
             with shelf.transaction():
                 shelf["outer"] = [1]
-                with pytest.raises(ZeroDivisionError), shelf.transaction():
+                with pytest.raises(ZeroDivisionError), shelf.transaction():  # noqa: PT012
                     shelf["outer"] = [2]
                     shelf["inner"] = [3]
                     raise ZeroDivisionError
@@ -441,7 +441,7 @@ def test_a_shelf_works_over_a_sharded_database(tmp_path: Path, writeback: bool) 
     sharded = durabledbm.open_sharded(tmp_path / "shards", "c", shards=3)
     with shelve.Shelf(sharded, writeback=writeback) as shelf:
         shelf.update({str(i): [i] for i in range(20)})
-        with pytest.raises(ZeroDivisionError), shelf.transaction("7"):
+        with pytest.raises(ZeroDivisionError), shelf.transaction("7"):  # noqa: PT012
             shelf["7"] = "other"
             raise ZeroDivisionError
         with shelf.transaction("8"):
@@ -461,7 +461,7 @@ def test_changes_to_cached_objects_belong_to_the_transaction_around_them(path: s
         shelf.update(before=[1], inside=[1], kept=[1])
         before, kept = shelf["before"], shelf["kept"]
         before.append("before the block")
-        with pytest.raises(ZeroDivisionError), shelf.transaction():
+        with pytest.raises(ZeroDivisionError), shelf.transaction():  # noqa: PT012
             shelf["inside"].append("inside the block")
             raise ZeroDivisionError
         assert shelf["inside"] == [1]
@@ -714,7 +714,7 @@ def test_reorganize_writes_what_changed_first(path: str) -> None:
 def test_a_rollback_forgets_an_object_that_can_not_be_serialized(path: str) -> None:
     with shelve.open(path, writeback=True) as shelf:
         shelf["k"] = [1]
-        with pytest.raises(ZeroDivisionError), shelf.transaction():
+        with pytest.raises(ZeroDivisionError), shelf.transaction():  # noqa: PT012
             shelf["k"].append(lambda: None)
             raise ZeroDivisionError
         assert shelf["k"] == [1]
@@ -723,7 +723,7 @@ def test_a_rollback_forgets_an_object_that_can_not_be_serialized(path: str) -> N
 def test_a_transaction_whose_objects_can_not_be_serialized_is_undone(path: str) -> None:
     with shelve.open(path, writeback=True) as shelf:
         shelf["k"] = [1]
-        with pytest.raises((pickle.PicklingError, AttributeError)), shelf.transaction():
+        with pytest.raises((pickle.PicklingError, AttributeError)), shelf.transaction():  # noqa: PT012
             shelf["other"] = 1
             shelf["k"].append(lambda: None)
         assert dict(shelf) == {"k": [1]}
@@ -867,7 +867,7 @@ def test_random_use_with_a_tiny_cache_never_loses_a_change(path: str, seed: int)
         elif action < 0.82:
             shelf.sync()
         elif action < 0.84:
-            with pytest.raises(ZeroDivisionError), shelf.transaction():
+            with pytest.raises(ZeroDivisionError), shelf.transaction():  # noqa: PT012
                 shelf["gone"] = {}
                 raise ZeroDivisionError
         elif action < 0.85:

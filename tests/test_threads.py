@@ -41,7 +41,7 @@ def read_in_every_way(db: durabledbm.Database) -> list[dict[bytes, bytes]]:
     with db.snapshot() as snapshot:
         return [
             dict(db.items()),
-            {key: db[key] for key in db.keys()},
+            {key: db[key] for key in db.keys()},  # noqa: SIM118 - keys() is what is tested
             dict(reversed(list(db.range(reverse=True)))),
             dict(zip(db, db.values(), strict=True)),
             dict(snapshot),
@@ -434,7 +434,7 @@ def test_the_lock_among_threads_is_handed_over_in_the_order_of_asking() -> None:
 
     for number in range(10):
         crew.start(ask, number)
-        wait_until(lambda: len(lock._waiters) == number + 1)
+        wait_until(lambda: len(lock._waiters) == number + 1)  # noqa: B023 - called before the loop goes on
     lock.release()
     crew.join()
     assert order == list(range(10))
@@ -573,7 +573,7 @@ def test_closing_gives_up_after_the_timeout_and_leaves_the_handle_open(db_path: 
 def test_closing_inside_ones_own_transaction_rolls_it_back_and_says_so(db_path: str, durability: str) -> None:
     db = durabledbm.open(db_path, "c", durability=durability, interval=3600.0)
     db["before"] = "v"
-    with pytest.raises(durabledbm.ClosedError), db.transaction() as tx:
+    with pytest.raises(durabledbm.ClosedError), db.transaction() as tx:  # noqa: PT012 - leaving it is what raises
         tx["inside"] = "v"
         db.close()
         with pytest.raises(durabledbm.ClosedError):

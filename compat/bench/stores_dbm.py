@@ -37,7 +37,7 @@ class DbmGnu(Store):
         import dbm.gnu
 
         self.mode = mode
-        self.face = dbm.gnu.open(self.path, {READ: "r", LOAD: "nf"}.get(mode, "cf"))
+        self.face = dbm.gnu.open(self.path, {READ: "r", LOAD: "nf"}.get(mode, "cf"))  # noqa: SIM115
         self.put = self._put_synced if mode == DURABLE else self.face.__setitem__
 
     def close(self) -> None:
@@ -49,7 +49,7 @@ class DbmGnu(Store):
 
     def items(self) -> Iterator[tuple[bytes, bytes]]:
         face = self.face
-        return ((key, face[key]) for key in face.keys())
+        return ((key, face[key]) for key in face.keys())  # noqa: SIM118 - it cannot be iterated
 
     def batch(self, puts: list[tuple[bytes, bytes]], deletes: Iterable[bytes] = ()) -> None:
         face = self.face
@@ -83,7 +83,7 @@ class DbmNdbm(DbmGnu):
         import dbm.ndbm
 
         self.mode = mode
-        self.face = dbm.ndbm.open(self.path, {READ: "r", LOAD: "n"}.get(mode, "c"))
+        self.face = dbm.ndbm.open(self.path, {READ: "r", LOAD: "n"}.get(mode, "c"))  # noqa: SIM115
         self.put = self.face.__setitem__
 
     def batch(self, puts: list[tuple[bytes, bytes]], deletes: Iterable[bytes] = ()) -> None:
@@ -114,7 +114,7 @@ class DbmDumb(DbmNdbm):
         import dbm.dumb
 
         self.mode = mode
-        self.face = dbm.dumb.open(self.path, {READ: "r", LOAD: "n"}.get(mode, "c"))
+        self.face = dbm.dumb.open(self.path, {READ: "r", LOAD: "n"}.get(mode, "c"))  # noqa: SIM115
         self.put = self.face.__setitem__
 
     def items(self) -> Iterable[tuple[bytes, bytes]]:

@@ -180,7 +180,7 @@ class Semidbm(Store):
 
     def items(self) -> Iterator[tuple[bytes, bytes]]:
         face = self.face
-        return ((key, face[key]) for key in face.keys())
+        return ((key, face[key]) for key in face.keys())  # noqa: SIM118 - it cannot be iterated
 
     def __len__(self) -> int:
         return len(self.face.keys())

@@ -434,7 +434,7 @@ def repr_does_not_show_content(module: Any, path: str) -> str:
 @operation
 def delete_while_going_through_keys(module: Any, path: str) -> str:
     def use(db: Any) -> int:
-        for key in db.keys():
+        for key in db.keys():  # noqa: SIM118 - the list is the point
             del db[key]
         return len(db)
 

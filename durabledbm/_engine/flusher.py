@@ -54,7 +54,7 @@ class Flusher:
         if self._thread is None:
             with self._mutex:
                 if self._thread is None and not self._stopped:
-                    self._thread = threading.Thread(  # fmt: skip
+                    self._thread = threading.Thread(
                         target=_flush_in_time, args=(weakref.ref(self), self._event), daemon=True,
                         name="durabledbm-flusher",
                     )

@@ -157,8 +157,8 @@ def encode_meta(meta: Meta) -> bytes:
             size += _CHANGE.size + len(key) + len(value)
     parts[0] = _FIXED.pack(
         MAGIC, meta.txid, FORMAT_VERSION, 0, meta.page_size, _STEADY * meta.steady | _RELAXED * meta.relaxed,
-        meta.page_count, meta.entry_count, meta.tree_count, meta.root, meta.depth, 0, meta.space, meta.steady_txid, meta.time_ns,
-        meta.database_id, size, len(meta.extents), len(meta.changes),
+        meta.page_count, meta.entry_count, meta.tree_count, meta.root, meta.depth, 0, meta.space,
+        meta.steady_txid, meta.time_ns, meta.database_id, size, len(meta.extents), len(meta.changes),
     )  # fmt: skip
     body = b"".join(parts)
     assert len(body) <= LOOK_OFFSET, "the changes do not fit in a meta page"
