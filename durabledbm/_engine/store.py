@@ -68,7 +68,7 @@ class Store:
         self._settled = False
         self._forked = False
         self._doubtful = _NEVER
-        """The look of a commit that is written but not yet synced: it is not shown before it is, or its writer is gone."""
+        """The look of a commit that is written, not yet synced: it is not shown till it is, or its writer is gone."""
         self._cache_size = cache_size - cache_size // 4
         self.read = disk.read
         self.look = _NEVER
