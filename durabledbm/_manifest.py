@@ -18,7 +18,7 @@ from typing import Any
 from zlib import crc32
 
 from ._engine.creation import temporary_name
-from ._engine.disk import FileVolume
+from ._engine.native import FileVolume
 from .errors import CorruptionError, error
 
 __all__ = ["GOLDEN", "NAME", "SHARDS_MAX", "make_whole", "place", "read", "shard_path", "write"]

@@ -22,8 +22,8 @@ from itertools import islice
 
 from ._builder import Builder
 from ._engine.creation import temporary_name
-from ._engine.disk import FileVolume
 from ._engine.meta import Meta
+from ._engine.native import FileVolume
 from ._engine.state import State
 from ._engine.store import Store
 from .errors import error

@@ -20,7 +20,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
-from ._engine.disk import FileVolume, Volume
+from ._engine.disk import Volume
+from ._engine.native import FileVolume
 from ._logfiles import BATCH, Files, Reading, Tail, last_note, read_end
 from ._logwriter import Writer
 from .errors import ClosedError, CorruptionError, error

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 from ._engine.creation import create, replace
-from ._engine.disk import FileVolume, Volume
+from ._engine.disk import Volume
+from ._engine.locks import locks_work
+from ._engine.native import FileVolume
 from ._engine.page import MAX_PAGE_SIZE, MIN_PAGE_SIZE
 from ._engine.pipeline import make_pipeline
 from ._engine.store import Store
@@ -104,6 +107,10 @@ def _parsed(flag: str, durability: str) -> tuple[str, str]:
     return flag[0], durability
 
 
+class _NoLocksError(error):
+    """The file cannot be opened for writing where it is, whatever it holds."""
+
+
 def _opened(volume: Volume, name: str, flag: str, mode: int, page_size: int, cache_size: int) -> Store:
     path = os.path.realpath(name)
     try:
@@ -116,7 +123,15 @@ def _opened(volume: Volume, name: str, flag: str, mode: int, page_size: int, cac
                 create(volume, path, mode, page_size)
                 continue
             try:
+                if disk.writable and not locks_work(disk):
+                    raise _NoLocksError(
+                        errno.ENOLCK, "the file system keeps no locks, so writers could not be kept apart; "
+                        "copy the file to a local disk, or open it with flag 'r'", name,
+                    )  # fmt: skip
                 return Store(volume, disk, page_size=page_size, cache_size=cache_size)
+            except _NoLocksError:
+                disk.close()
+                raise
             except error:
                 disk.close()
                 if flag != "n":

@@ -20,7 +20,7 @@ from datetime import datetime
 from typing import Any, NamedTuple, Protocol, TypedDict
 
 from ._engine.creation import temporary_name
-from ._engine.disk import FileVolume
+from ._engine.native import FileVolume
 from ._streams import Label, Readable, StreamReader, StreamWriter, codec_of
 from .backup import mode_of
 from .changelog import ChangeLog, Commit, Tail

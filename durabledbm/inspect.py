@@ -11,8 +11,9 @@ from __future__ import annotations
 import os
 from bisect import bisect_left, bisect_right
 
-from ._engine.disk import Disk, FileVolume
+from ._engine.disk import Disk
 from ._engine.meta import META_SIZE, first_page
+from ._engine.native import FileVolume
 from ._engine.node import Overflow, decode_leaf
 from ._engine.page import CRC_SIZE, LEAF, MIN_PAGE_SIZE, REF
 from ._engine.pager import MALFORMED, Pager

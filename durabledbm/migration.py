@@ -28,7 +28,7 @@ from contextlib import closing, suppress
 from itertools import zip_longest
 from typing import TYPE_CHECKING
 
-from ._engine.disk import FileVolume
+from ._engine.native import FileVolume
 from ._foreign import FILES, Entry, Source, identify, open_source
 from ._sorting import in_key_order
 from .database import open as open_database

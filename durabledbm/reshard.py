@@ -15,8 +15,8 @@ from contextlib import ExitStack
 
 from . import _manifest
 from ._builder import Builder
-from ._engine.disk import FileVolume
 from ._engine.meta import Meta, first_page
+from ._engine.native import FileVolume
 from ._manifest import make_whole, place, shard_path
 from .backup import mode_of
 from .errors import error

@@ -18,8 +18,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from ._engine.creation import temporary_name
-from ._engine.disk import Disk, FileVolume
+from ._engine.disk import Disk
 from ._engine.meta import META_AREA, META_SIZE, Meta, UnknownVersionError, decode_meta, first_page, has_magic
+from ._engine.native import FileVolume
 from ._engine.node import Overflow, decode_branch, decode_leaf
 from ._engine.page import BRANCH, HEADER, LEAF, OVERFLOW, TYPE_NAMES, pages_for, ref_parts
 from ._engine.pager import MALFORMED, Pager

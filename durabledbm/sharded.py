@@ -19,8 +19,8 @@ from typing import Any, TypeVar
 from zlib import crc32
 
 from . import _manifest
-from ._engine.disk import FileVolume
 from ._engine.group import Group
+from ._engine.native import FileVolume
 from ._manifest import GOLDEN, make_whole, place, shard_path
 from ._shardparts import ShardedSnapshot, ShardedStats, ShardTransaction, merged
 from .check import Problem

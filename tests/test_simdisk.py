@@ -17,7 +17,8 @@ from model import Model
 from simdisk import BLOCK, CHANGES, EVERY, SECTOR, Fault, SimVolume, disk_error
 
 from durabledbm import ClosedError
-from durabledbm._engine.disk import Disk, FileVolume, Volume
+from durabledbm._engine.disk import Disk, Volume
+from durabledbm._engine.native import FileVolume
 
 OLD, NEW, NEWER = (letter * BLOCK for letter in (b"o", b"n", b"N"))
 

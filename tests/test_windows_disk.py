@@ -19,9 +19,10 @@ from linearizability import Recorder, check
 
 import durabledbm
 from durabledbm._engine import windows
-from durabledbm._engine.disk import Disk, FileVolume, LockOwner, Volume
+from durabledbm._engine.disk import Disk, LockOwner, Volume
 from durabledbm._engine.kernel32 import ByHandleFileInformation, Overlapped
 from durabledbm._engine.locks import oldest_pin, pin, unpin, writer_present
+from durabledbm._engine.native import FileVolume
 from durabledbm._engine.windows import WindowsDisk, WindowsVolume
 from durabledbm.database import open_on
 

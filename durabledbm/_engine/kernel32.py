@@ -53,7 +53,7 @@ class ByHandleFileInformation(ctypes.Structure):
 if sys.platform == "win32":
     from ctypes import wintypes
 
-    __all__ += ["Kernel32", "volume"]
+    __all__ += ["FileVolume", "Kernel32"]
 
     _GENERIC_READ = 0x80000000
     _GENERIC_WRITE = 0x40000000
@@ -213,6 +213,8 @@ if sys.platform == "win32":
             finally:
                 self.close(handle)
 
-    def volume() -> WindowsVolume:
+    class FileVolume(WindowsVolume):
         """The file system of this machine."""
-        return WindowsVolume(Kernel32())
+
+        def __init__(self) -> None:
+            super().__init__(Kernel32())

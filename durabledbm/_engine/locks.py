@@ -17,8 +17,12 @@ from collections import deque
 from ..errors import BusyError
 from .disk import Disk, LockOwner
 
-__all__ = ["FairLock", "WriterLock", "forget_owners", "oldest_pin", "pin", "someone_waits", "unpin", "writer_present"]
+__all__ = [
+    "FairLock", "WriterLock", "forget_owners", "locks_work", "oldest_pin", "pin", "someone_waits", "unpin",
+    "writer_present",
+]  # fmt: skip
 
+_TEST = (1 << 62) - 3
 _WRITER = (1 << 62) - 2
 _GATE = (1 << 62) - 1
 _PINS = 1 << 62
@@ -26,6 +30,39 @@ _PINS_END = (1 << 63) - 1
 
 _FIRST_NAP = 20e-6
 _LONGEST_NAP = 2e-3
+
+
+_proved: set[int] = set()
+"""The devices whose locks have been seen to work."""
+
+
+def locks_work(disk: Disk) -> bool:
+    """Whether locks keep two open files apart where this file is: some network file systems refuse, some pretend.
+
+    Found out once for each device and process, by locking a byte of this very file that is used for nothing else, and
+    trying to lock it through another open file. Locks that hold on this machine but not on others, as on NFS mounted
+    with `nolock` or `local_lock`, cannot be told from good ones.
+    """
+    device = disk.identity()[0]
+    if device in _proved:
+        return True
+    try:
+        twin = disk.reopen()
+    except OSError:
+        return True  # removed or replaced meanwhile: not for us to say
+    try:
+        if disk.lock(_TEST, exclusive=True):
+            try:
+                if twin.lock(_TEST, exclusive=True) or twin.lowest_lock(_TEST, _TEST + 1) is None:
+                    return False
+            finally:
+                disk.unlock(_TEST)
+        _proved.add(device)  # if the byte was locked, somebody else is trying the same: so locks work
+        return True
+    except OSError:
+        return False
+    finally:
+        twin.close()
 
 
 def pin(disk: Disk, txid: int) -> bool:

@@ -174,7 +174,7 @@ def _target(file: str) -> Iterator[str]:
         yield file
         return
     from .._engine.creation import temporary_name
-    from .._engine.disk import FileVolume
+    from .._engine.native import FileVolume
 
     volume = FileVolume()
     path = os.path.abspath(file)

@@ -15,8 +15,8 @@ from simdisk import SimVolume, disk_error
 
 import durabledbm
 from durabledbm._engine.creation import create, empty_database, initialise, replace, temporary_name
-from durabledbm._engine.disk import FileVolume
 from durabledbm._engine.meta import META_AREA, META_SIZE, decode_meta
+from durabledbm._engine.native import FileVolume
 from durabledbm.database import open_on
 
 ROOT = Path(__file__).parent.parent.parent

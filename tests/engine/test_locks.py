@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from simdisk import SimVolume
 
-from durabledbm._engine.disk import Disk, FileVolume
+from durabledbm._engine.disk import Disk
 from durabledbm._engine.locks import (
     FairLock,
     WriterLock,
@@ -24,6 +24,7 @@ from durabledbm._engine.locks import (
     unpin,
     writer_present,
 )
+from durabledbm._engine.native import FileVolume
 from durabledbm.errors import BusyError
 
 ENOUGH = 30.0
@@ -108,7 +109,7 @@ def test_the_pin_of_a_killed_process_vanishes(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.touch()
     program = (
-        "import sys; from durabledbm._engine.disk import FileVolume; from durabledbm._engine.locks import pin\n"
+        "import sys; from durabledbm._engine.native import FileVolume; from durabledbm._engine.locks import pin\n"
         f"disk = FileVolume().open({str(path)!r}, writable=True); pin(disk, 7); print('pinned', flush=True)\n"
         "sys.stdin.read()"
     )
