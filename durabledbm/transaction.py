@@ -93,14 +93,14 @@ class Transaction(Writable):
     may raise: `BusyError` on entering if another writer holds the file for longer than the handle's `timeout`.
     """
 
-    __slots__ = ("__weakref__", "_ended", "_mark", "_outer_life", "_point", "_rolled_back", "_root_", "database")
+    __slots__ = ("__weakref__", "_ended", "_first_life", "_mark", "_outer_life", "_point", "_rolled_back", "_root_", "database")
 
     def __init__(self, database: Database) -> None:
         self.database = database
         self._root_: _Root | None = None
         self._point: Savepoint | None = None
         self._mark: object = None
-        self._outer_life = ENDLESS
+        self._outer_life, self._first_life = ENDLESS, 0
         self._ended = False
         self._rolled_back = False
 
@@ -117,7 +117,7 @@ class Transaction(Writable):
             self._root_ = root
             self._point = root.work.savepoint()
             self._mark = None if root.spill is None else root.spill.mark()
-            self._outer_life = root.life
+            self._outer_life, self._first_life = root.life, len(root.lives)
             root.life = Life()
             root.lives.append(root.life)
         _active.set((*_active.get(), self))
@@ -174,7 +174,10 @@ class Transaction(Writable):
         if root.spill is not None:
             if self._mark is None:
                 # The pages of the spill are anybody's now: iterators over them end.
-                root.life.ended = True
+                for life in root.lives[self._first_life :]:
+                    life.ended = True
+                root.life = Life()
+                root.lives.append(root.life)
                 root.spill = None
                 self.database._store.committer.forget_space()
             else:

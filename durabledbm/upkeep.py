@@ -18,6 +18,7 @@ from .stats import Stats, gather
 
 if TYPE_CHECKING:
     from ._engine.deferred import Deferred
+    from .attach import Attachment
     from .changelog import ChangeLog
     from .transaction import Transaction
 
@@ -103,7 +104,7 @@ class Upkeep:
         finally:
             pin.release()
 
-    def attach(self, log: ChangeLog) -> None:
+    def attach(self, log: ChangeLog) -> Attachment:
         """Append every commit from now on to `log`, too, in order, after it is durable: an incremental backup.
 
         What the log lacks is added first. Raises `error` if it belongs to another database.
@@ -111,4 +112,4 @@ class Upkeep:
         from .attach import attach
 
         self._store.check_writable()
-        attach(self._store, self._pipeline.turn, log)
+        return attach(self._store, self._pipeline.turn, log)

@@ -5,6 +5,10 @@ Nothing here is public. A module imports only from those above it in this list, 
 
 What the operating system offers
     disk        one open file and its directory, as two small interfaces that are handed in
+    posix       the real ones, for Linux, macOS and other POSIX systems
+    windows     the real ones, for Windows; its system calls are handed in
+    kernel32    those system calls
+    native      which of them this system has
     locks       the writer lock and the pins, kept by the kernel
 
 What stands in the file, as pure functions on bytes

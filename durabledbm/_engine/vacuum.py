@@ -24,7 +24,7 @@ __all__ = ["Tail", "at_the_end", "is_wasteful", "leaf_batches", "standing_after"
 _WASTEFUL = 0.25
 """Reusable pages that a file may have, in proportion to those in use, before small commits make it smaller..."""
 
-_WASTEFUL_AFTER = 0.4
+_WASTEFUL_AFTER = 0.5
 """...and that it may have when a large commit is through..."""
 
 _WASTEFUL_PAGES = 64

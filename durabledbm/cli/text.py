@@ -34,6 +34,7 @@ __all__ = [
 
 _NAMED = {"\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _ESCAPE = re.compile(rb"\\(\\|n|r|t|x[0-9a-fA-F]{2}|)")
+_SPECIAL = re.compile(r"[^ -\[\]-~]")
 _VALUES = {b"\\": b"\\", b"n": b"\n", b"r": b"\r", b"t": b"\t"}
 
 
@@ -57,12 +58,21 @@ _escapes = _Escapes()
 
 
 def escape(data: bytes) -> str:
-    """`data` as one line of text: UTF-8 as it is, anything else as `\\xNN`, and a backslash as two.
+    """`data` as one line of text: UTF-8 as it is but for what cannot be printed, anything else byte by byte.
 
-    No two values look the same, nothing in it moves the cursor, and `unescape` is the way back.
+    Escapes are `\\xNN`, `\\n`, `\\r`, `\\t`, and two backslashes for one. No two values look the same, nothing in it
+    moves the cursor, and `unescape` is the way back.
     """
-    text = data.decode("utf-8", "surrogateescape")
-    return text if text.isprintable() and "\\" not in text else text.translate(_escapes)
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError:
+        # Python's own notation is the same, but for quotes: with a double one in front, single ones are escaped.
+        return repr(b'"' + data)[3:-1].replace("\\'", "'")
+    return text if text.isprintable() and "\\" not in text else _SPECIAL.sub(_escaped, text)
+
+
+def _escaped(match: re.Match[str]) -> str:
+    return _escapes[ord(match[0])]
 
 
 def printable(text: str) -> str:
