@@ -1,4 +1,4 @@
-"""`python -m durabledbm`, and the program `durabledbm`."""
+"""The program `durabledbm`, and `python -m durabledbm`."""
 
 import os
 import signal

@@ -18,6 +18,7 @@ import os
 import re
 from collections import deque
 from collections.abc import Iterator
+from contextlib import closing
 from typing import NamedTuple
 
 from ._engine.disk import Disk, Volume
@@ -159,12 +160,28 @@ class Reading:
             reason = decoder.problem or "the file ends within a record"
             if decoder.offset == suspect:
                 raise CorruptionError(f"at offset {suspect}: {reason}", path=disk.path)
-            if number == self._numbers[-1] and not _is_rot(disk, decoder):
+            if number == self._numbers[-1] and (not _is_rot(disk, decoder) or self._is_torn_header(disk, number)):
                 self.tail = Tail(disk.path, decoder.offset, reason)
                 return
             # What was being written there while it was read is complete by now: look again.
             position = suspect = decoder.offset
             decoder.seek(suspect)
+
+    def _is_torn_header(self, disk: Disk, number: int) -> bool:
+        """Whether the file is one that a crash has left while it was begun: it may hold anything, for its size.
+
+        Nobody else's file is taken for one: the file before it must be of this log.
+        """
+        size = self._codec.header_size
+        if not size or disk.size() > size or self.header is not None:
+            return False
+        try:
+            before = self._files.open(number - 1, writable=False)
+        except FileNotFoundError:
+            return False
+        with closing(before):
+            data = before.read(size, 0)
+            return len(data) == size and FileHeader.unpack(data) is not None
 
     def _follow(self, header: FileHeader, number: int) -> None:
         """Take note of a file's header, and see that the file belongs behind the one before."""

@@ -26,6 +26,9 @@ __all__ = ["Survey", "cut_off", "meta_runs", "unreachable"]
 _KEY_SHOWN = 48
 """Bytes of a key that the map keeps."""
 
+_GROWTH_MAX, _PAGES_MAX = 100, 1 << 20
+"""A file may have lost its end. But if the meta page claims more than both of these, it was made to hurt."""
+
 _DEPTH_MAX = 100
 """Levels that no tree has, whatever a file made to hurt says."""
 
@@ -42,7 +45,10 @@ class Survey:
         self._pager = Pager(store.disk, meta.page_size, 0)
         self._progress = progress
         self._file_pages = -(-store.disk.size() // meta.page_size)
-        self._taken = bytearray(max(meta.page_count, self._file_pages))
+        credible = meta.page_count <= max(_GROWTH_MAX * self._file_pages, _PAGES_MAX)
+        self._page_count = meta.page_count if credible else self._file_pages
+        """Pages of the database, as far as the meta page can be believed."""
+        self._taken = bytearray(max(self._page_count, self._file_pages))
         self._done = 0
         self._runs: list[Run] = []
         self._problems: list[str] = []
@@ -119,7 +125,7 @@ class Survey:
         meta = self._meta
         try:
             space = Space.load(
-                meta.space, meta.page_size, first_page(meta.page_size), meta.page_count, self._pager.read
+                meta.space, meta.page_size, first_page(meta.page_size), self._page_count, self._pager.read
             )
             for ref in space.own_runs():
                 page_id, page_count, _ = REF.unpack(ref)
@@ -155,7 +161,7 @@ class Survey:
             for run in unreachable(self._disk, self._page_size, start, stop):
                 self._runs.append(run)
             start = taken.find(0, stop)
-        inside = [run for run in self._runs if run.page_id < self._meta.page_count]
+        inside = [run for run in self._runs if run.page_id < self._page_count]
         self._problems += cut_off(inside)
         if self._file_pages < self._meta.page_count:
             self._problems.append(
@@ -166,7 +172,7 @@ class Survey:
 
     def _claim(self, page_id: int, page_count: int, what: str) -> bool:
         """Mark pages as accounted for; False, and a problem, if they cannot be."""
-        if page_id < first_page(self._page_size) or page_count < 1 or page_id + page_count > self._meta.page_count:
+        if page_id < first_page(self._page_size) or page_count < 1 or page_id + page_count > self._page_count:
             self._problems.append(f"{what}: {page_count} page(s) from page {page_id} on are outside of the file")
             return False
         if self._taken.find(1, page_id, page_id + page_count) >= 0:

@@ -12,6 +12,7 @@ Memory does not grow with the database.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
@@ -39,6 +40,7 @@ _SYNC_BYTES = 16 * 2**20
 _BATCH_BYTES = 2**20
 _BATCH_ENTRIES = 1000
 _NEW_FILE = 0o600
+_FRACTION = re.compile(r"\.[0-9]+")
 
 
 class Writable(Protocol):
@@ -224,14 +226,13 @@ def load(
 ) -> Loaded:
     """Apply the changes of a dump or a log to `db`: entries that it does not mention stay.
 
-    `source` is a directory, a file, or a file object open for reading bytes; the codec is recognized unless
-    given. Into a `Database` this is one transaction, so if anything raises, it is as before; any other
-    mapping gets the changes in batches. `until_txid` and `until_time_ns` stop before the first commit beyond
-    (of a file: only into a `Database`). `progress(done, total)` is called with numbers of changes, total
-    None.
+    `source` is a directory, a file, or a file object open for reading bytes; the codec is recognized unless given. Into
+    a `Database` this is one transaction, so if anything raises, it is as before; any other mapping gets the changes in
+    batches. `until_txid` and `until_time_ns` stop before the first commit beyond (of a file: only into a `Database`).
+    `progress(done, total)` is called with numbers of changes, total None.
 
-    Raises `CorruptionError` for a dump that is damaged or incomplete. A log in a directory may be torn at its
-    end, as a crash leaves it; `Loaded.tail` tells.
+    Raises `CorruptionError` for a dump that is damaged or incomplete. A log in a directory may be torn at its end, as a
+    crash leaves it; `Loaded.tail` tells.
     """
     with ExitStack() as stack:
         if isinstance(db, Database):
@@ -390,8 +391,10 @@ def parse_until(text: str) -> Until:
     """
     if text.isdecimal():
         return {"until_txid": int(text)}
+    plain = text[:-1] + "+00:00" if text.endswith(("Z", "z")) else text
+    plain = _FRACTION.sub(lambda found: found[0][:7].ljust(7, "0"), plain)  # Python 3.10 wants all six digits
     try:
-        moment = datetime.fromisoformat(text[:-1] + "+00:00" if text.endswith(("Z", "z")) else text)
+        moment = datetime.fromisoformat(plain)
     except ValueError:
         raise ValueError(f"neither a commit's number nor a date and time: {text!r}") from None
     return {"until_time_ns": round(moment.timestamp() * 1_000_000) * 1000}

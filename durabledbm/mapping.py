@@ -40,6 +40,8 @@ def as_bytes(data: object, what: str) -> bytes:
 def as_changes(other: Any, more: Mapping[str, Any]) -> dict[bytes, bytes]:
     """What `dict.update(other, **more)` would set, as bytes. Raises before anything is written."""
     changes: dict[bytes, bytes] = {}
+    if type(other) is dict and not more and {*map(type, other), *map(type, other.values())} <= {bytes}:
+        return other.copy()
     if isinstance(other, Mapping):
         pairs: Iterable[tuple[object, object]] = other.items()
     elif hasattr(other, "keys"):

@@ -128,7 +128,7 @@ def uninstall() -> None:
 
 
 def run_script(path: str, argv: Sequence[str] = (), **open_options: Any) -> None:
-    """Run a Python script as `python path argv…` would, with `install(**open_options)` in effect.
+    """Run a Python script as `python path argv...` would, with `install(**open_options)` in effect.
 
     Meant to be the last thing that a process does: threads and exit handlers of the script may outlive it,
     so nothing is undone. The script's exceptions, SystemExit among them, come out as they are; `error` is

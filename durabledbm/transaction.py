@@ -93,7 +93,9 @@ class Transaction(Writable):
     may raise: `BusyError` on entering if another writer holds the file for longer than the handle's `timeout`.
     """
 
-    __slots__ = ("__weakref__", "_ended", "_first_life", "_mark", "_outer_life", "_point", "_rolled_back", "_root_", "database")
+    __slots__ = (
+        "__weakref__", "_ended", "_first_life", "_mark", "_outer_life", "_point", "_rolled_back", "_root_", "database",
+    )  # fmt: skip
 
     def __init__(self, database: Database) -> None:
         self.database = database

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 import durabledbm
+import durabledbm.attach as attach_module
 from durabledbm._treediff import tree_differences
 from durabledbm.attach import attach
 from durabledbm.changelog import Change, ChangeLog, Commit
@@ -419,6 +420,35 @@ def test_attaching_within_a_transaction_is_refused(db: durabledbm.Database, log:
     with db.transaction(), pytest.raises(BusyError):
         db.attach(log)
     db.attach(log)
+
+
+@pytest.mark.parametrize("codec", ["binary", "text"])
+def test_others_may_write_while_all_of_the_log_is_compared(
+    db: durabledbm.Database, tmp_path: Path, codec: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    db.update({b"%05d" % number: b"0" for number in range(1000)})
+    with ChangeLog(tmp_path / "compared", codec=codec) as log:
+        if codec == "binary":  # a log from the beginning, without a note, and behind
+            log.bind(db._store.state.meta.database_id, 0)
+        compared = attach_module._compared
+
+        def disturbed(*args: Any) -> Iterator[tuple[bytes, bytes | None]]:
+            for number, change in enumerate(compared(*args)):
+                if number % 200 == 0:
+                    thread = threading.Thread(target=write, args=(number,))  # noqa: B023
+                    thread.start()  # noqa: B023
+                    thread.join()
+                yield change
+
+        def write(number: int) -> None:
+            db.update({b"%05d" % n: b"1" for n in range(number, number + 150)})
+            del db[b"%05d" % (number + 20)]
+
+        monkeypatch.setattr(attach_module, "_compared", disturbed)
+        db.attach(log)
+        db["last"] = "1"
+        assert replayed(log) == dict(db.items())
+        assert len(db) == 996
 
 
 # -- what the log cannot do --------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import io
 import json
 import os
@@ -15,7 +16,9 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,9 +29,9 @@ from hypothesis import strategies as st
 import durabledbm
 import durabledbm.inspect
 import durabledbm.shelve
+from durabledbm._text import OutputError, escape, printable, unescape
 from durabledbm.cli.app import GROUPS, all_commands, find, main
 from durabledbm.cli.reference import markdown
-from durabledbm.cli.text import escape, printable, unescape
 
 ROOT = Path(__file__).parent.parent
 
@@ -805,6 +808,23 @@ durabledbm.__main__.main()
 """
 
 
+def test_ctrl_c_and_lost_output_have_their_statuses(run: Run, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for raised, status in (
+        (KeyboardInterrupt(), 130),
+        (OutputError(errno.EPIPE, "gone"), 141),
+        (OutputError(errno.ENOSPC, "full"), 2),
+    ):
+
+        def fail(*_: object, raised: BaseException = raised) -> None:
+            raise raised
+
+        monkeypatch.setattr("durabledbm.cli.data.raw", fail)
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO()))
+        result = run("get", path, "a")
+        assert result.status == status
+        assert result.err == ("durabledbm: standard output: full\n" if status == 2 else "")
+
+
 def test_debug_shows_the_traceback(run: Run, db_path: str) -> None:
     for argv in (["--debug", "get", db_path, "x"], ["get", db_path, "x", "--debug"]):
         result = run(*argv)
@@ -972,30 +992,49 @@ def test_completion_scripts_name_every_command_and_are_understood_by_their_shell
 # -- the terminal ------------------------------------------------------------------------------------
 
 
-def on_terminal(*argv: object, columns: int = 60) -> str:
-    """What a command line shows on a terminal of that width: standard output and error."""
+Show = Callable[..., str]
+
+
+@pytest.fixture
+def on_terminal(monkeypatch: pytest.MonkeyPatch) -> Show:
+    """What a command line shows on a terminal 60 columns wide: standard output and error."""
     pty = pytest.importorskip("pty")
-    leader, follower = pty.openpty()
-    env = environment(COLUMNS=str(columns), TERM="xterm-256color")
-    env.pop("NO_COLOR", None)
-    command = [sys.executable, "-m", "durabledbm", *map(str, argv)]
-    child = subprocess.Popen(command, stdin=follower, stdout=follower, stderr=follower, env=env)
-    os.close(follower)
-    shown = b""
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+
+    def show(*argv: object, stdin: bytes = b"") -> str:
+        leader, follower = pty.openpty()
+        shown: list[bytes] = []
+        with ExitStack() as stack:
+            streams = stack.enter_context(monkeypatch.context())
+            for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+                stream = stack.enter_context(open(follower, mode, encoding="utf-8", closefd=False))
+                streams.setattr(sys, name, stream)
+            os.write(leader, stdin)
+            reader = threading.Thread(target=read_all, args=(leader, shown))
+            reader.start()
+            main(list(map(str, argv)))
+        os.close(follower)
+        reader.join()
+        os.close(leader)
+        return b"".join(shown).decode()
+
+    return show
+
+
+def read_all(fd: int, into: list[bytes]) -> None:
     while True:
         try:
-            piece = os.read(leader, 65536)
+            piece = os.read(fd, 65536)
         except OSError:  # the terminal is gone with its last user
-            break
+            return
         if not piece:
-            break
-        shown += piece
-    child.wait()
-    os.close(leader)
-    return shown.decode()
+            return
+        into.append(piece)
 
 
-def test_on_a_terminal_values_are_shortened_to_its_width(db_path: str) -> None:
+def test_on_a_terminal_values_are_shortened_to_its_width(on_terminal: Show, db_path: str) -> None:
     with durabledbm.open(db_path, "c") as db:
         db["long"] = "x" * 10_000
         db["evil"] = b"\x1b]0;title\x07\x1b[2J"
@@ -1008,24 +1047,33 @@ def test_on_a_terminal_values_are_shortened_to_its_width(db_path: str) -> None:
     assert "x" * 10_000 in on_terminal("list", db_path, "--full")
 
 
-def test_on_a_terminal_get_shows_binary_values_with_escapes(path: str) -> None:
+def test_on_a_terminal_get_shows_binary_values_with_escapes(on_terminal: Show, path: str) -> None:
     shown = on_terminal("get", path, "-e", r"c\xff")
     assert shown.startswith("\\x00\\xfe\r\n")
     assert "no plain text" in shown
     assert on_terminal("get", path, "a") == "1\r\n"
 
 
-def test_on_a_terminal_objects_of_a_shelf_are_pointed_out(shelf: str) -> None:
+def test_on_a_terminal_objects_of_a_shelf_are_pointed_out(on_terminal: Show, shelf: str) -> None:
     assert "--pickle" in on_terminal("list", shelf)
     assert "a pickle" in on_terminal("get", shelf, "list")
 
 
-def test_on_a_terminal_a_binary_dump_is_refused(path: str) -> None:
+def test_on_a_terminal_a_value_can_be_typed(on_terminal: Show, path: str) -> None:
+    assert "Ctrl-D" in on_terminal("put", path, "typed", stdin=b"by hand\n\x04")
+    assert content(path)[b"typed"] == b"by hand\n"
+
+
+def test_on_a_terminal_a_load_without_a_source_is_refused(on_terminal: Show, path: str) -> None:
+    assert "Name a SOURCE" in on_terminal("load", path)
+
+
+def test_on_a_terminal_a_binary_dump_is_refused(on_terminal: Show, path: str) -> None:
     assert "name a TARGET" in on_terminal("dump", path)
 
 
 def test_colours_are_for_terminals_and_can_be_switched_off(
-    run: Run, path: str, monkeypatch: pytest.MonkeyPatch
+    on_terminal: Show, run: Run, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert "\x1b[" in on_terminal("stat", path)
     assert "\x1b[" not in run("stat", path).text

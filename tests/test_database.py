@@ -581,6 +581,15 @@ def test_a_missing_key_is_a_key_error_with_the_key_as_passed(db: durabledbm.Data
     assert caught.value.args == ("x",)
 
 
+def page_of_damage(db: durabledbm.Database, key: bytes, value: bytes) -> int | None:
+    """Which page is to blame if the value cannot be read; None if it can."""
+    try:
+        assert db[key] == value
+    except CorruptionError as exc:
+        return exc.page_id
+    return None
+
+
 @pytest.mark.leaves_damage
 def test_reading_a_damaged_page_names_it_and_leaves_the_rest_readable(tmp_path: Path) -> None:
     path = tmp_path / "db"
@@ -595,14 +604,9 @@ def test_reading_a_damaged_page_names_it_and_leaves_the_rest_readable(tmp_path: 
         with pytest.raises(CorruptionError) as caught:
             db["00500"]
         assert (caught.value.path, caught.value.page_id) == (str(path), at // 4096)
-        readable = 0
-        for key, value in entries.items():
-            try:
-                assert db[key] == value
-                readable += 1
-            except CorruptionError as exc:
-                assert exc.page_id == at // 4096  # noqa: PT017
-        assert readable > 1900
+        blamed = [page_of_damage(db, key, value) for key, value in entries.items()]
+        assert set(blamed) == {None, at // 4096}
+        assert blamed.count(None) > 1900
         problems = db.check()
         assert [problem.page_id for problem in problems if problem.invariant == 3] == [at // 4096]
         assert str(at // 4096) in str(problems[0])
@@ -732,7 +736,7 @@ def test_update_is_one_commit_however_large(db: durabledbm.Database, db_path: st
 
 
 def test_space_is_used_again_and_given_back(volume: SimVolume) -> None:
-    """Rounds of overwriting at random sizes and deleting half leave the file little larger than what is in it."""
+    """However often it is overwritten, a file does not grow without bound. (The exact bound: the long test below.)"""
     draw = random.Random(6)
     with open_on(volume, FILE, "c") as db:
         for _ in range(5):
@@ -745,9 +749,9 @@ def test_space_is_used_again_and_given_back(volume: SimVolume) -> None:
                     for n in order[start : start + 500]:
                         del db[b"%05d" % n]
         live = sum(len(key) + len(value) for key, value in db.items())
-        assert len(volume.content(FILE)) <= 1.6 * live + 100 * 4096
+        assert len(volume.content(FILE)) <= 2.6 * live
         db.reorganize()
-        assert len(volume.content(FILE)) <= 1.1 * live + 20 * 4096
+        assert len(volume.content(FILE)) <= 1.25 * live
         assert db.check() == []
         assert db.stats().file_bytes == len(volume.content(FILE))
 

@@ -63,7 +63,7 @@ def kill_once(db_path: str, durability: str, seed: str, interval: float) -> int:
 def kill_often(db_path: str, durability: str, trials: int) -> list[int]:
     """The losses of some trials, each on a new file."""
     return [
-        kill_once(f"{db_path}.{trial}", durability, f"{durability} {trial}", 0.1 if trial % 2 else 0.03)
+        kill_once(f"{db_path}.{trial}", durability, f"{durability} {trial}", 0.3 if trial % 2 else 0.1)
         for trial in range(trials)
     ]
 

@@ -11,8 +11,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from damage import claiming, forge, images, runs
 
 import durabledbm
+from durabledbm._engine.page import HEADER
 from durabledbm._picture.html import html
 from durabledbm._picture.layout import cells_of, totals_of
 from durabledbm._picture.palette import KINDS as LOOKS
@@ -273,6 +275,82 @@ def test_whatever_the_damage_the_map_is_whole_and_nothing_is_raised(db_path: str
         assert draw(picture, mode=mode)
         ET.fromstring(svg(picture, mode=mode))
         html(picture, mode=mode)
+
+
+def drawn(picture: FileMap) -> None:
+    """Every picture of a damaged file can be drawn."""
+    pages_of(picture)
+    draw(picture)
+    ET.fromstring(svg(picture))
+    html(picture)
+
+
+@pytest.mark.leaves_damage
+@pytest.mark.parametrize(
+    "claims",
+    [
+        {"depth": 5000},
+        {"depth": 3},
+        {"page_count": 2**62},
+        {"page_count": 10**7},
+        {"page_count": 17},
+        {"page_count": 3},
+        {"root": b"\xff" * 16},
+        {"space": b"\xff" * 16},
+        {"space": bytes(16)},
+    ],
+    ids=str,
+)
+def test_whatever_the_meta_pages_claim_the_map_is_whole(db_path: str, claims: dict[str, object]) -> None:
+    Path(db_path).write_bytes(claiming(images()[0], **claims))
+    picture = inspect(db_path, key=b"key 001")
+    drawn(picture)
+    assert picture.problems
+
+
+@pytest.mark.leaves_damage
+@pytest.mark.parametrize("seed", range(40))
+def test_whatever_pages_with_right_checksums_say_the_map_is_whole(db_path: str, seed: int) -> None:
+    rng = random.Random(seed)
+    image = images()[0]
+    for page_id, run in list(runs(image)):
+        if rng.random() < 0.3:
+            body = bytearray(run)
+            for _ in range(rng.choice([1, 1, 4])):
+                at = rng.choice(
+                    [rng.randrange(HEADER.size), rng.randrange(HEADER.size, 200), rng.randrange(len(run) - 4)]
+                )
+                body[at] = rng.choice([0, 1, 255, rng.randrange(256)])
+            try:
+                image = forge(image, page_id, bytes(body))
+            except KeyError:
+                continue  # an earlier change has made it something else
+    Path(db_path).write_bytes(image)
+    drawn(inspect(db_path, key=b"key 001"))
+
+
+@pytest.mark.leaves_damage
+def test_a_page_that_is_used_twice_is_shown_once(db_path: str) -> None:
+    image = images()[0]
+    Path(db_path).write_bytes(image)
+    root = next(run for run in inspect(db_path).runs if run.kind == "branch")
+    run = dict(runs(image))[root.page_id]
+    first, second = run[HEADER.size : HEADER.size + 16], run[HEADER.size + 16 : HEADER.size + 32]
+    Path(db_path).write_bytes(forge(image, root.page_id, run.replace(second, first)))
+    picture = inspect(db_path)
+    drawn(picture)
+    assert any("in use twice" in problem for problem in picture.problems)
+
+
+@pytest.mark.leaves_damage
+@pytest.mark.parametrize("size", [1, 100, 4095, 4096, 5000, 8191, 8192, 12_000])
+def test_a_file_of_any_length_has_a_map(path: str, size: int) -> None:
+    os.truncate(path, size)
+    if size < 16:
+        with pytest.raises(durabledbm.error):
+            inspect(path)
+    else:
+        drawn(inspect(path, key=b"key0001"))
 
 
 # -- cells -------------------------------------------------------------------------------------------

@@ -40,6 +40,7 @@ One file as a whole
     rows        values that were read lately
     pins        the pins of one handle
     observer    who is told of commits
+    current     the current state of one open file, and who reads it
     store       one open file: who may read and write it
 
 The ways of a write to the disk

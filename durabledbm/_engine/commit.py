@@ -150,7 +150,7 @@ class Committer:
                 changes = self._with_tail(space, {**state.meta.changes, **changes})
         writer.expected = expected_pages(changes, tree.depth, self._pager.page_size)
         keys = sorted(changes)
-        values = [changes[key] for key in keys]
+        values = list(map(changes.__getitem__, keys))
         merged = merge(self._pager, writer, tree.root, tree.depth, keys, values, packing=packing)
         count = merged.growth + (0 if cleared else state.meta.tree_count)
         return self.seal(state, merged, count, space, writer, sync=sync, fold=moving)

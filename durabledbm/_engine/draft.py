@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from itertools import accumulate
+from operator import add
 from typing import NamedTuple
 
 from .node import BRANCH_OVERHEAD, LEAF_OVERHEAD, Overflow, capacity, separator
@@ -64,7 +65,7 @@ class Cutter:
         if level:
             ends = list(accumulate(len(key) + BRANCH_OVERHEAD for key in keys))
         else:
-            ends = list(accumulate(len(k) + len(v) + overhead for k, v in zip(keys, values, strict=True)))
+            ends = list(accumulate(map(add, map(len, keys), map(overhead.__add__, map(len, values)))))
         drafts: list[Draft] = []
         at = done = 0
         while at < count:

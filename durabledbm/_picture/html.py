@@ -12,7 +12,7 @@ from html import escape as quoted
 from importlib.resources import files
 
 from .._filemap import FileMap
-from ..cli.text import escape
+from .._text import escape
 from .layout import cells_of, facts_of, totals_of
 from .palette import KINDS, RAMP
 
@@ -49,6 +49,7 @@ def html(picture: FileMap, *, mode: str = "kind") -> str:
             for cell in cells
         ]  # fmt: skip
     totals = totals_of(picture)
+    steps = [step for step in picture.steps if step.page_id + step.page_count <= picture.page_count]
     kinds = [
         [name, look.name, look.colour, look.ground, totals[name].page_count if name in totals else 0]
         for name, look in KINDS.items()
@@ -57,7 +58,7 @@ def html(picture: FileMap, *, mode: str = "kind") -> str:
         "unit": unit, "pageSize": picture.page_size, "pageCount": picture.page_count, "txid": picture.txid,
         "mode": mode, "kinds": kinds, "ramp": RAMP, "boxes": boxes, "facts": facts_of(picture),
         "problems": picture.problems[:200], "problemCount": len(picture.problems),
-        "steps": [[step.page_id, step.page_count, step.what] for step in picture.steps],
+        "steps": [[step.page_id, step.page_count, step.what] for step in steps],
     }  # fmt: skip
     # "<" begins markup even inside a script, and U+2028 ends a line there.
     embedded = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")

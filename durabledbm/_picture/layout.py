@@ -106,7 +106,8 @@ def totals_of(picture: FileMap) -> dict[str, Total]:
 
 def marked_pages(picture: FileMap) -> set[int]:
     """The pages on the way to the key that was asked for."""
-    return {page for step in picture.steps for page in range(step.page_id, step.page_id + step.page_count)}
+    end = picture.page_count  # a damaged page may lead anywhere
+    return {page for step in picture.steps for page in range(step.page_id, min(step.page_id + step.page_count, end))}
 
 
 def part_of_age(txid: int, newest: int) -> float:

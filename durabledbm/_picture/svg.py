@@ -9,7 +9,7 @@ from __future__ import annotations
 from html import escape as quoted
 
 from .._filemap import FileMap, Run
-from ..cli.text import escape, shorten
+from .._text import escape, shorten
 from .layout import FREED, WITHOUT_AGE, Cell, cells_of, facts_of, marked_pages, part_of_age, totals_of
 from .palette import KINDS, RAMP, ramp
 

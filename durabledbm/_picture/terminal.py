@@ -117,9 +117,7 @@ def _wrapped(parts: list[str], width: int) -> list[str]:
     return lines
 
 
-def _map(
-    picture: FileMap, pen: _Pen, width: int, rows: int | None, mode: str, pages: tuple[int, int]
-) -> list[str]:
+def _map(picture: FileMap, pen: _Pen, width: int, rows: int | None, mode: str, pages: tuple[int, int]) -> list[str]:
     start, stop = pages
     gutter = len(f"{picture.page_count:,}") + 2
     room = max(width - gutter - 1, 8)

@@ -15,9 +15,9 @@ import sys
 import traceback
 from collections.abc import Sequence
 
+from .._text import OutputError, style, terminal_width
 from .command import PROGRAM, Command
 from .faults import No, Usage, explain
-from .text import OutputError, style, terminal_width
 
 __all__ = ["CTRL_C", "GROUPS", "NO_READER", "all_commands", "find", "main", "overview"]
 
@@ -109,8 +109,9 @@ def _flush() -> None:
 def _output_failed(exc: OSError) -> int:
     """Standard output is gone. Python must not try again at its end, so it gets another."""
     try:
+        lost = sys.stdout.fileno()
         null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, sys.stdout.fileno())
+        os.dup2(null, lost)
         os.close(null)
     except (OSError, ValueError):
         pass

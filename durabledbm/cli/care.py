@@ -10,13 +10,13 @@ import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import open as open_database
+from .._text import plural, printable, style, write
 from ..errors import CorruptionError
 from ..progress import quantity, shown
 from .command import Command, Parser, file_argument, timeout_option
 from .faults import Usage
 from .holders import Holder, holders
 from .opening import is_sharded, open_store, size_of
-from .text import plural, printable, style, write
 from .values import looks_pickled
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, NoReturn
 
-from .text import terminal_width
+from .._text import terminal_width
 
 __all__ = [
     "PROGRAM",

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from .._text import StandardOutput, plural, write
 from ..progress import quantity, shown
 from .command import Command, Parser, file_argument, timeout_option
 from .faults import Usage
 from .opening import open_store, size_of
-from .text import StandardOutput, plural, write
 
 if TYPE_CHECKING:
     from ..changelog import Commit
@@ -173,19 +173,17 @@ def _target(file: str) -> Iterator[str]:
     if os.path.lexists(file):
         yield file
         return
-    from .._engine.creation import temporary_name
-    from .._engine.native import FileVolume
+    from ..migration import remove_stale, take_name
 
-    volume = FileVolume()
     path = os.path.abspath(file)
-    fresh = temporary_name(path)
+    remove_stale(f"{path}.loading-")
+    fresh = f"{path}.loading-{os.getpid()}"
     try:
         yield fresh
-        volume.link(fresh, path)
-        volume.sync_directory(path)
+        take_name(fresh, path)
     finally:
         if os.path.exists(fresh):
-            volume.remove(fresh)
+            os.unlink(fresh)
 
 
 def _restore(args: argparse.Namespace, until: Until) -> int:

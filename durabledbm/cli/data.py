@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
+from .._text import as_json, escape, plural, raw, shorten, style, terminal_width, unescape, write
 from ..handle import Database
 from ..mapping import prefix_range
 from ..progress import quantity
 from .command import Command, Parser, file_argument, key_bytes, timeout_option
 from .faults import No, Usage
 from .opening import open_store
-from .text import as_json, escape, plural, raw, shorten, style, terminal_width, unescape, write
 from .values import PICKLE_HELP, dumps, looks_pickled, pickled, warn_of_pickles
 
 if TYPE_CHECKING:

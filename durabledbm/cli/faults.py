@@ -10,11 +10,10 @@ import os
 import shlex
 from collections.abc import Sequence
 
-from .._engine.meta import UnknownVersionError
+from .._text import printable
 from ..errors import BusyError, CorruptionError, error
 from .command import PROGRAM
 from .holders import holders
-from .text import printable
 
 __all__ = ["No", "Usage", "explain"]
 
@@ -67,7 +66,7 @@ def _said(exc: BaseException, command: str, path: str | None) -> str:
         return _damaged(exc, path)
     if isinstance(exc, BusyError):
         return _busy(path, exc)
-    if isinstance(exc, UnknownVersionError):
+    if type(exc).__name__ == "UnknownVersionError":
         return f"{exc}; a newer durabledbm reads it"
     if isinstance(exc, OSError) and exc.errno is not None:
         return _of_system(exc, command, path)

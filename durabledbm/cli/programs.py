@@ -6,11 +6,11 @@ import argparse
 import sys
 import traceback
 
+from .._text import escape, style, terminal_width, unescape, write
 from ..progress import shown
 from .command import Command, Parser, file_argument, key_bytes, timeout_option
 from .faults import No, Usage, explain
 from .opening import is_sharded
-from .text import escape, style, terminal_width, unescape, write
 
 __all__ = ["COMMANDS"]
 

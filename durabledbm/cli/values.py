@@ -10,7 +10,7 @@ import json
 import sys
 from typing import Any
 
-from .text import as_json, escape, printable, style
+from .._text import as_json, escape, printable, style
 
 __all__ = ["PICKLE_HELP", "looks_pickled", "pickled", "warn_of_pickles"]
 

@@ -10,8 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-import durabledbm
-
+from .. import open as open_database
 from .stage import speed_of
 
 __all__ = ["Contender", "contenders", "measure"]
@@ -35,7 +34,7 @@ class Contender(NamedTuple):
 
 def contenders(backends: list[str]) -> list[Contender]:
     """durabledbm, and the modules named."""
-    ours = durabledbm.open
+    ours = open_database
     found = [
         Contender("durabledbm", partial(ours, flag="n"), ours, True),
         Contender("manual mode", partial(ours, flag="n", durability="manual"), ours, True),

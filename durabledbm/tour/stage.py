@@ -7,7 +7,7 @@ import textwrap
 import time
 from collections.abc import Sequence
 
-from ..cli.text import Style, write
+from .._text import Style, write
 
 __all__ = ["Stage", "speed_of"]
 

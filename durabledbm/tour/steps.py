@@ -9,10 +9,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import durabledbm
-
+from .. import open as open_database
 from .._picture.terminal import draw
-from ..cli.text import plural
+from .._text import plural
 from ..inspect import inspect
 from ..progress import duration
 from ..shelve import open as open_shelf
@@ -66,7 +65,7 @@ def write(visit: Visit) -> None:
     stage.step(f"Write {len(files):,} files, all or nothing")
     stage.code('with durabledbm.open("tour.db", "c") as db: db.update(files)')
     start = time.perf_counter()
-    with durabledbm.open(visit.path, "n") as db:
+    with open_database(visit.path, "n") as db:
         db.update(files)
     took = time.perf_counter() - start
     stage.ours(
@@ -118,7 +117,7 @@ def read(visit: Visit) -> None:
     wanted = {name for name in files if name.startswith(prefix)}
     stage.step("Read them back, and look some up by their prefix")
     stage.code(f'for name, content in db.range(prefix="{prefix.decode()}"): ...')
-    with durabledbm.open(visit.path) as db:
+    with open_database(visit.path) as db:
         reading = _read_all(db, files, list(files))
         start = time.perf_counter()
         found = dict(db.range(prefix=prefix))
@@ -149,14 +148,14 @@ def roll_back(visit: Visit) -> None:
     stage, files = visit.stage, visit.files
     stage.step("Change your mind: delete everything, then fail in the middle")
     stage.code("with db.transaction(): ... ; raise SomethingWentWrong")
-    with durabledbm.open(visit.path, "w") as db:
+    with open_database(visit.path, "w") as db:
         start = time.perf_counter()
         try:
             with db.transaction():
                 for name in list(files)[: len(files) * 3 // 4]:
                     del db[name]
                 inside = len(db)
-                with durabledbm.open(visit.path) as other:
+                with open_database(visit.path) as other:
                     outside = len(other)
                 raise _Refused
         except _Refused:
@@ -206,7 +205,7 @@ def kill(visit: Visit) -> None:
         failure = failure or result.failure
     problems: list[Any] = []
     if not failure:
-        with durabledbm.open(path) as db:
+        with open_database(path) as db:
             problems = db.check()
     good = visit.expect(
         not (missing or wrong or failure or problems),
@@ -327,7 +326,7 @@ def look_inside(visit: Visit) -> None:
     stage = visit.stage
     stage.step("Look inside")
     start = time.perf_counter()
-    with durabledbm.open(visit.path) as db:
+    with open_database(visit.path) as db:
         problems = db.check()
     took = time.perf_counter() - start
     visit.expect(not problems, f"check() found {problems[:3]}")

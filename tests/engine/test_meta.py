@@ -12,6 +12,8 @@ from durabledbm._engine.meta import (
     LOOK_OFFSET,
     LOOK_SIZE,
     MAGIC,
+    MAX_DEPTH,
+    MAX_TXID,
     META_AREA,
     META_SIZE,
     Extent,
@@ -34,24 +36,32 @@ PLAIN = Meta(txid=1, page_size=4096, database_id=ID, page_count=2)
 u64 = st.integers(0, 2**64 - 1)
 u32 = st.integers(0, 2**32 - 1)
 changes = st.dictionaries(st.binary(max_size=20), st.one_of(st.none(), st.binary(max_size=60)), max_size=20)
-metas = st.builds(
-    Meta,
-    txid=u64,
-    page_size=st.sampled_from([4096, 8192, 16384, 32768, 65536]),
-    database_id=st.binary(min_size=16, max_size=16),
-    page_count=u64,
-    entry_count=u64,
-    tree_count=u64,
-    root=st.binary(min_size=REF.size, max_size=REF.size),
-    depth=u32,
-    space=st.binary(min_size=REF.size, max_size=REF.size),
-    steady_txid=u64,
-    steady=st.booleans(),
-    relaxed=st.booleans(),
-    time_ns=u64,
-    extents=st.lists(st.builds(Extent, u64, u32, u32), max_size=64).map(tuple),
-    changes=changes,
-)
+
+
+@st.composite
+def metas(draw: st.DrawFn) -> Meta:
+    """Any meta that can be."""
+    page_size = draw(st.sampled_from([4096, 8192, 16384, 32768, 65536]))
+    page_count = draw(st.integers(2, 2**40))
+    counts = st.integers(0, page_count * page_size)
+    refs = st.binary(min_size=REF.size, max_size=REF.size)
+    return Meta(
+        txid=draw(st.integers(0, MAX_TXID - 1)),
+        page_size=page_size,
+        database_id=draw(st.binary(min_size=16, max_size=16)),
+        page_count=page_count,
+        entry_count=draw(counts),
+        tree_count=draw(counts),
+        root=draw(refs),
+        depth=draw(st.integers(0, MAX_DEPTH)),
+        space=draw(refs),
+        steady_txid=draw(u64),
+        steady=draw(st.booleans()),
+        relaxed=draw(st.booleans()),
+        time_ns=draw(u64),
+        extents=tuple(draw(st.lists(st.builds(Extent, u64, u32, u32), max_size=64))),
+        changes=draw(changes),
+    )
 
 
 def sealed(body: bytes) -> bytes:
@@ -64,7 +74,7 @@ def patched(slot: bytes, offset: int, value: bytes) -> bytes:
     return sealed((slot[:offset] + value + slot[offset + len(value) :])[:-4])
 
 
-@given(meta=metas)
+@given(meta=metas())
 def test_a_meta_gives_back_what_it_was_made_of(meta: Meta) -> None:
     slot = encode_meta(meta)
     assert len(slot) == META_SIZE
@@ -118,6 +128,15 @@ def test_an_impossible_page_size_is_damage(page_size: int) -> None:
 
 @pytest.mark.parametrize(
     ("offset", "value"),
+    [(16, MAX_TXID), (16, 2**64 - 1), (80, MAX_DEPTH + 1), (48, 2 * 4096 + 1), (48, 2**64 - 1), (56, 2**63)],
+)
+def test_numbers_that_cannot_be_are_damage(offset: int, value: int) -> None:
+    size = 4 if offset == 80 else 8
+    assert decode_meta(patched(encode_meta(PLAIN), offset, value.to_bytes(size, "little"))) is None
+
+
+@pytest.mark.parametrize(
+    ("offset", "value"),
     [
         (136, (META_SIZE - 144 - 12 + 1).to_bytes(4, "little")),  # more bytes of changes than there are
         (136, b"\xff\xff\xff\xff"),
@@ -156,7 +175,7 @@ def test_a_change_of_a_value_and_a_deletion_are_told_apart() -> None:
     assert decode_meta(encode_meta(meta)) == meta
 
 
-@given(meta=metas)
+@given(meta=metas())
 def test_a_steady_copy_says_the_same_and_is_steady(meta: Meta) -> None:
     copy = steady_copy(encode_meta(meta))
     decoded = decode_meta(copy)

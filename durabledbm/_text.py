@@ -14,7 +14,7 @@ import shutil
 import sys
 from typing import Any, ClassVar, TextIO
 
-from ..errors import error
+from .errors import error
 
 __all__ = [
     "OutputError",
@@ -97,7 +97,7 @@ def unescape(text: bytes) -> bytes:
 
 
 def as_json(data: bytes) -> Any:
-    """What stands for `data` in JSON: a string if it is UTF-8, else `{"base64": "…"}`."""
+    """What stands for `data` in JSON: a string if it is UTF-8, else `{"base64": "..."}`."""
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError:
@@ -106,7 +106,7 @@ def as_json(data: bytes) -> Any:
 
 def shorten(text: str, width: int) -> str:
     """`text`, or as much of its beginning as fits, with an ellipsis."""
-    return text if len(text) <= width else text[: max(width - 1, 0)] + "…"
+    return text if len(text) <= width else text[: max(width - 1, 0)] + "\N{HORIZONTAL ELLIPSIS}"
 
 
 def plural(count: int, noun: str) -> str:

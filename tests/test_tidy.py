@@ -1,0 +1,370 @@
+"""How the source is kept: layers, sizes, exports, words. The rules are data here, and nothing else enforces them."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "durabledbm"
+
+LINES_OF_A_FILE = 400
+LINES_OF_A_FUNCTION = 60
+
+LAYERS = """
+errors  progress
+_engine.page  _engine.rows  _engine.observer  _engine.freepages  _engine.disk
+_engine.meta  _engine.node  _engine.space  _engine.locks  _engine.posix  _engine.windows
+_engine.creation  _engine.draft  _engine.pager  _engine.pins  _engine.recovery  _engine.kernel32
+_engine.native  _engine.tree  _engine.writer
+_engine.merge  _engine.view  _engine.walk
+_engine.state  _engine.vacuum
+_engine.commit  _engine.work
+_engine.current
+_engine.operations  _engine.spill  _engine.store
+_engine.flusher
+_engine.pipes
+_engine.deferred  _engine.group
+_engine.pipeline
+_sorting  _filemap  _shelfparts  _text  _writeback
+mapping  records
+lifetime  _folding  _logfiles  _streams  redisdb
+_logwriter  _pages  _manifest
+changelog
+_builder
+_treediff
+_survey  snapshot  check  reorganize  stats  transaction  backup
+attach  inspect  _picture.*
+upkeep
+handle
+database
+_shardparts  stdlib  salvage
+__init__
+dump
+restore  _foreign  sharded  shelve
+migration  reshard
+export
+tour.*
+cli.*
+__main__
+"""
+"""Bottom first. A module imports only from the rows above its own; modules of one row do not know each other.
+`name.*` is a package whose modules may import each other, but not in circles."""
+
+TOUCHES_THE_SYSTEM = {
+    "_engine.posix": "it is the system's interface",
+    "_engine.kernel32": "it is the system's interface on Windows",
+    "_engine.windows": "it is the system's interface on Windows",
+    "_engine.creation": "os.path only: a name in the same directory",
+}
+"""Modules of the engine that may import os, fcntl, or the like, and why. All others are handed what they need."""
+
+OPTIONAL = {"tqdm", "lmdb", "redis"}
+"""What a module above the engine may import if it is there."""
+
+SYSTEM_MODULES = {
+    "os",
+    "fcntl",
+    "mmap",
+    "shutil",
+    "signal",
+    "socket",
+    "stat",
+    "subprocess",
+    "tempfile",
+    "pathlib",
+    "io",
+}
+
+PICTURES = {
+    "errors": "the tree of exceptions is drawn",
+    "_picture.*": "it draws",
+    "_text": "what is printed for people",
+    "cli.*": "what it prints for people",
+    "tour.*": "what it prints for people",
+    "progress": "what it prints for people",
+}
+"""Modules with characters beyond ASCII, and why."""
+
+OPEN_TO_ALL = {"_engine.disk", "_engine.native", "_engine.creation", "_engine.meta"}
+"""Modules of the engine that others may use: files and their names, and what a file says of itself."""
+
+LOOKS_INTO_THE_ENGINE = """
+_builder  _foreign  _pages  _picture.*  _survey  _treediff  attach  backup  check  database  handle  inspect  lifetime
+reorganize  salvage  sharded  snapshot  stats  stdlib  transaction  upkeep
+"""
+"""Modules above the engine that may import the rest of it."""
+
+
+def module_of(path: Path) -> str:
+    name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+    if name == "__init__":
+        return name
+    return name.removesuffix(".__init__")
+
+
+MODULES = {module_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+@cache
+def source(module: str) -> str:
+    return MODULES[module].read_text("utf-8")
+
+
+@cache
+def tree(module: str) -> ast.Module:
+    return ast.parse(source(module))
+
+
+def covers(pattern: str, module: str) -> bool:
+    if pattern.endswith(".*"):
+        return module == pattern[:-2] or module.startswith(pattern[:-1])
+    return module == pattern
+
+
+def row_of(module: str) -> int | None:
+    for number, row in enumerate(LAYERS.split("\n")):
+        if any(covers(pattern, module) for pattern in row.split()):
+            return number
+    return None
+
+
+def statements(module: str) -> Iterator[ast.Import | ast.ImportFrom]:
+    """The imports that are carried out: not those for type checkers alone."""
+
+    def below(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+                continue
+            if isinstance(child, (ast.Import, ast.ImportFrom)):
+                yield child
+            yield from below(child)
+
+    return below(tree(module))
+
+
+@cache
+def imported(module: str) -> frozenset[str]:
+    """The modules of the package that a module imports."""
+    package = list(MODULES[module].relative_to(PACKAGE).parent.parts)
+    result = set()
+    for statement in statements(module):
+        if isinstance(statement, ast.Import) or not statement.level:
+            continue
+        base = package[: len(package) - statement.level + 1]
+        origin = [*base, *(statement.module or "").split(".")] if statement.module else base
+        for alias in statement.names:
+            whole = ".".join([*origin, alias.name])
+            result.add(whole if whole in MODULES else ".".join(origin) or "__init__")
+    return frozenset(result - {module})
+
+
+@cache
+def foreign(module: str) -> frozenset[str]:
+    """The modules of others that a module imports, by their first name."""
+    result = set()
+    for statement in statements(module):
+        if isinstance(statement, ast.Import):
+            result |= {alias.name.split(".")[0] for alias in statement.names}
+        elif not statement.level and statement.module:
+            result.add(statement.module.split(".")[0])
+    return frozenset(result)
+
+
+# -- layers --------------------------------------------------------------------------------------------------------
+
+
+def test_every_module_has_a_layer() -> None:
+    assert [module for module in MODULES if row_of(module) is None and module != "_engine"] == []
+
+
+def test_every_layer_has_its_modules() -> None:
+    patterns = LAYERS.split()
+    assert len(patterns) == len(set(patterns))
+    assert [pattern for pattern in patterns if not any(covers(pattern, module) for module in MODULES)] == []
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_go_down(module: str) -> None:
+    row = row_of(module)
+    assert row is not None or module == "_engine"
+    wrong = []
+    for other in imported(module):
+        other_row = row_of(other)
+        together = any(covers(pattern, module) and covers(pattern, other) for pattern in LAYERS.split())
+        if not together and (other_row is None or row is None or other_row >= row):
+            wrong.append(other)
+    assert wrong == []
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    done: set[str] = set()
+    left = set(MODULES)
+    while left:
+        ready = {module for module in left if imported(module) <= done}
+        assert ready, f"in a circle: {sorted(left)}"
+        done |= ready
+        left -= ready
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if module.startswith("_engine.")])
+def test_the_engine_touches_the_system_only_through_the_disk(module: str) -> None:
+    """Time, threads and random numbers are not meant: files, directories and processes are."""
+    if module not in TOUCHES_THE_SYSTEM:
+        assert not foreign(module) & SYSTEM_MODULES
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if not module.startswith("_engine")])
+def test_few_modules_look_into_the_engine(module: str) -> None:
+    allowed = any(covers(pattern, module) for pattern in LOOKS_INTO_THE_ENGINE.split())
+    inside = {other for other in imported(module) - OPEN_TO_ALL if other.startswith("_engine.")}
+    assert allowed or not inside
+
+
+def test_the_only_thing_that_must_be_installed_is_crc32c() -> None:
+    """Everything else is the standard library's, or is imported where it is used, if it is there."""
+    for module in MODULES:
+        optional = OPTIONAL if not module.startswith("_engine") else set()
+        assert foreign(module) <= {*sys.stdlib_module_names, "crc32c", "durabledbm", *optional}, module
+
+
+# -- sizes ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_file_is_not_too_long(module: str) -> None:
+    assert source(module).count("\n") <= LINES_OF_A_FILE
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_function_fits_on_a_screen(module: str) -> None:
+    long = [
+        (node.name, node.end_lineno - node.lineno + 1)
+        for node in ast.walk(tree(module))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+        and node.end_lineno is not None
+        and node.end_lineno - node.lineno + 1 > LINES_OF_A_FUNCTION
+    ]
+    assert long == []
+
+
+# -- names and words -----------------------------------------------------------------------------------------------
+
+
+def exported(module: str) -> list[str] | None:
+    for node in tree(module).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return list(ast.literal_eval(node.value))
+    return None
+
+
+def has_code(module: str) -> bool:
+    """Whether there is more in the module than a docstring and imports."""
+    return any(not isinstance(node, (ast.Import, ast.ImportFrom, ast.Expr)) for node in tree(module).body)
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if module != "__main__"])
+def test_a_module_says_what_it_exports(module: str) -> None:
+    names = exported(module)
+    if names is None:
+        assert not has_code(module)
+        return
+    assert names == sorted(names, key=lambda name: (not name.isupper(), not name[0].isupper(), name))
+    defined = {ast.unparse(node) for node in ast.walk(tree(module)) if isinstance(node, ast.Name)}
+    for node in ast.walk(tree(module)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            defined.add(node.name)
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            defined |= {alias.asname or alias.name for alias in node.names}
+    lazy = {key.value for node in ast.walk(tree(module)) if isinstance(node, ast.Dict) for key in node.keys
+            if isinstance(key, ast.Constant)}  # fmt: skip
+    assert set(names) <= defined | lazy
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_tells_what_it_is(module: str) -> None:
+    text = ast.get_docstring(tree(module))
+    assert text
+    assert len(text) > 20
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_what_is_exported_is_documented(module: str) -> None:
+    """Public functions and classes, and their public methods unless a class above documents them."""
+    names = exported(module) or []
+    missing = []
+    for node in tree(module).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name in names:
+            overloaded = isinstance(node, ast.FunctionDef) and any(
+                "overload" in ast.unparse(d) for d in node.decorator_list
+            )
+            if not ast.get_docstring(node) and not overloaded:
+                missing.append(node.name)
+    assert missing == []
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_the_source_is_ascii(module: str) -> None:
+    if any(covers(pattern, module) for pattern in PICTURES):
+        return
+    assert sorted({character for character in source(module) if not character.isascii()}) == []
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_nothing_is_left_to_be_done(module: str) -> None:
+    assert re.findall(r"\b(TODO|FIXME|XXX|HACK)\b", source(module)) == []
+    prints = [
+        node for node in ast.walk(tree(module))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("breakpoint", "pdb.set_trace")
+    ]  # fmt: skip
+    assert prints == []
+
+
+VOCABULARY = {
+    "txn": "transaction", "pgno": "page_id", "env": "database", "bucket": "shard", "freelist": "free space",
+    "mutex_": "mutex", "cur": "cursor", "ovfl": "overflow",
+}  # fmt: skip
+"""Words of other engines, and ours for the same. Never two words for one thing."""
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if module.startswith("_engine.")])
+def test_names_are_of_one_vocabulary(module: str) -> None:
+    names = {node.id for node in ast.walk(tree(module)) if isinstance(node, ast.Name)}
+    names |= {node.arg for node in ast.walk(tree(module)) if isinstance(node, ast.arg)}
+    assert sorted(names & set(VOCABULARY)) == []
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_what_a_file_says_is_not_asserted(module: str) -> None:
+    """An assert is about our own code: it is gone under `python -O`. So none stands where bytes are decoded."""
+    for node in ast.walk(tree(module)):
+        if isinstance(node, ast.FunctionDef) and node.name.startswith(("decode", "read_", "load", "parse")):
+            assert not [inner for inner in ast.walk(node) if isinstance(inner, ast.Assert)], node.name
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_exception_is_swallowed_without_a_word(module: str) -> None:
+    """A bare `except:` catches what nobody meant."""
+    bare = [node for node in ast.walk(tree(module)) if isinstance(node, ast.ExceptHandler) and node.type is None]
+    assert bare == []
+
+
+# -- only one place syncs ------------------------------------------------------------------------------------------
+
+
+def test_on_the_way_of_a_write_only_the_commit_and_the_creation_sync() -> None:
+    callers = {
+        module
+        for module in MODULES
+        if module.startswith("_engine.")
+        for node in ast.walk(tree(module))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "sync"
+        and ast.unparse(node.func.value).endswith("disk")
+    }  # fmt: skip
+    assert callers <= {"_engine.commit", "_engine.creation"}
