@@ -435,8 +435,8 @@ def test_others_may_write_while_all_of_the_log_is_compared(
         def disturbed(*args: Any) -> Iterator[tuple[bytes, bytes | None]]:
             for number, change in enumerate(compared(*args)):
                 if number % 200 == 0:
-                    thread = threading.Thread(target=write, args=(number,))  # noqa: B023
-                    thread.start()  # noqa: B023
+                    thread = threading.Thread(target=write, args=(number,))
+                    thread.start()
                     thread.join()
                 yield change
 

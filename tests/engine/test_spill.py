@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from simdisk import SimVolume, disk_error
+from simdisk import Operation, SimVolume, disk_error
 
 import durabledbm
 from durabledbm import transaction
@@ -264,6 +264,61 @@ def fill(db: durabledbm.Database) -> None:
     with db.transaction():
         for n in range(3000):
             db[b"%04d" % n] = b"x" * 200
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_after_a_failure_that_the_program_caught_a_transaction_can_only_be_rolled_back(
+    volume: SimVolume, number: int
+) -> None:
+    """The pages of the spill are half written: nothing may be built on them."""
+    with open_on(volume, PATH, "w") as db:
+        volume.fail_at(number, disk_error(errno.ENOSPC, "part"), kinds=("write",))
+        with pytest.raises(durabledbm.error, match="was rolled back"):
+            go_on_after_a_failure(db)
+        assert dict(db.items()) == BEFORE
+        assert db.check() == []
+        fill(db)
+        assert len(db) == 3000
+        assert db.check() == []
+
+
+def go_on_after_a_failure(db: durabledbm.Database) -> None:
+    with db.transaction() as tx:
+        assert failures(lambda n: db.__setitem__(b"%04d" % n, b"x" * 200)) == {"error": errno.ENOSPC, "": None}
+        with pytest.raises(durabledbm.error, match="can only be rolled back"):
+            tx["other"] = "value"
+
+
+def failures(write: Callable[[int], object]) -> dict[str, int | None]:
+    """Write until that fails, and then a few times more: the error of the first failure, and of the others."""
+    found: dict[str, int | None] = {}
+    for n in range(1000):
+        try:
+            write(n)
+        except durabledbm.error as exc:
+            found["" if found else "error"] = exc.errno
+            if len(found) == 2:
+                break
+    return found
+
+
+def test_an_interrupted_spill_is_rolled_back(volume: SimVolume) -> None:
+    with open_on(volume, PATH, "w") as db:
+        for number in range(0, 30, 5):
+            left = [number]
+
+            def interrupt(operation: Operation, left: list[int] = left) -> None:
+                if operation.kind == "write":
+                    left[0] -= 1
+                    if left[0] < 0:
+                        volume.before = None
+                        raise KeyboardInterrupt
+
+            volume.before = interrupt
+            with pytest.raises(KeyboardInterrupt):
+                fill(db)
+            assert dict(db.items()) == BEFORE
+            assert db.check() == []
 
 
 def test_clearing_in_a_spilled_transaction(volume: SimVolume) -> None:
