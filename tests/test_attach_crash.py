@@ -58,7 +58,7 @@ class Workload:
             if not empty:
                 write_at_random(db, rng, 25)
             self.before = dict(db.items())
-        with open_on(self.volume, DB, "w", durability=durability, interval=1000.0) as db, self.log(self.volume) as log:
+        with self.log(self.volume) as log, open_on(self.volume, DB, "w", durability=durability, interval=1000.0) as db:
             db.attach(log)
             log.sync()
             self.trace = self.volume.record()
@@ -72,7 +72,7 @@ class Workload:
 
     def survives(self, crash: Crash) -> bool:
         """Attach after the crash. False if that was refused; asserts that it is right otherwise."""
-        with open_on(crash.volume, DB, "w") as db, self.log(crash.volume) as log:
+        with self.log(crash.volume) as log, open_on(crash.volume, DB, "w") as db:
             content = dict(db.items())
             refusal = ""
             try:
