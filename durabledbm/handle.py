@@ -79,29 +79,37 @@ class Database(Upkeep, Writable):
     def __getitem__(self, key: Key) -> bytes:
         store = self._store
         if self._plain and type(key) is bytes:
-            # The common case, in as few steps as can be: nobody committed, and the row was read before.
+            # The common case, in as few steps as can be: nobody has committed, and the row was read before.
             try:
                 if store.read(LOOK_SIZE, LOOK_OFFSET) == store.look:
-                    value = store.rows.young.get(key)
+                    value = store.rows.young.get(key) or store.fetch(key)
                     if value is not None:
                         return value
-            except OSError as exc:
-                raise self._error(exc) from exc
+                    raise KeyError(key)
+            except OSError:
+                pass  # overtaken by writers, or something worse: the long way tells
         value = self._find(key if type(key) is bytes else as_bytes(key, "key"))
         if value is None:
             raise KeyError(key)
         return value
 
     def _find(self, key: bytes) -> bytes | None:
+        store = self._store
+        if self._plain:
+            try:
+                if store.read(LOOK_SIZE, LOOK_OFFSET) == store.look:
+                    return store.rows.young.get(key) or store.fetch(key)
+            except OSError:
+                pass  # as above
         if self._transactions and (transaction := own_transaction(self)) is not None:
             return transaction._find(key)
         while (work := self._pipeline.pending()) is not None:
             self._raise_background_failure()
-            self._store.check()
+            store.check()
             try:
                 return work.get(key)
             except error:
-                self._store.check()
+                store.check()
                 if self._pipeline.pending() is work:
                     raise  # else it was committed meanwhile, and what it builds on has been reused
         return self._committed(key)
@@ -112,21 +120,12 @@ class Database(Upkeep, Writable):
         store = self._store
         for _ in range(_RETRIES):
             state = self._current()
-            value = store.rows.young.get(key)
-            if value is None:
-                value = store.rows.old(key)
-            elif self._store.state is state:
-                return value
             try:
-                if value is None or store.state is not state:
-                    value = state.view.get(key)
+                return store.fetch(key)
             except error:
                 if self._refreshed() is state:
                     raise
-                continue  # writers were faster: the pages have been reused
-            if value is not None:
-                store.remember(state, key, value)
-            return value
+                # else writers were faster: the pages have been reused
         pin = Pin(store)
         try:
             return pin.state.view.get(key)

@@ -19,7 +19,7 @@ from ._engine.spill import Spill
 from ._engine.view import ENDLESS, Life, View
 from ._engine.work import Savepoint, Work
 from .errors import ClosedError, error
-from .mapping import Writable
+from .mapping import Key, Value, Writable, as_bytes
 
 if TYPE_CHECKING:
     from .handle import Database
@@ -29,7 +29,7 @@ __all__ = ["Transaction", "own_transaction"]
 _active: ContextVar[tuple[Transaction, ...]] = ContextVar("durabledbm_transactions", default=())
 """The transactions that were begun in this context and are still open, innermost last."""
 
-SPILL_SIZE = 320 * 2**20
+SPILL_SIZE = 448 * 2**20
 """Bytes of memory that a transaction's changes may take before they are written to pages of their own."""
 
 
@@ -269,6 +269,20 @@ class Transaction(Writable):
 
     def _writable(self) -> bool:
         return True
+
+    def __setitem__(self, key: Key, value: Value) -> None:
+        # As `Writable` does it, in fewer steps: loading many entries is nothing but this.
+        if type(key) is not bytes:
+            key = as_bytes(key, "key")
+        if type(value) is not bytes:
+            value = as_bytes(value, "value")
+        root = self._root_
+        if root is None or self._ended or self._rolled_back or root.doomed is not None or root.orphaned:
+            self._writing()  # says what is wrong
+        work = root.work  # type: ignore[union-attr]
+        work.put(key, value)
+        if work.size > SPILL_SIZE:
+            self._spill()
 
     def _put(self, key: bytes, value: bytes) -> None:
         work = self._writing()

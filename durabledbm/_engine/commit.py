@@ -147,11 +147,11 @@ class Committer:
             if moving or packing:
                 changes = {**changes, **state.meta.changes}
             else:
-                changes = self._with_tail(space, {**state.meta.changes, **changes})
+                if state.meta.changes:
+                    changes = {**state.meta.changes, **changes}
+                changes = self._with_tail(space, changes)
         writer.expected = expected_pages(changes, tree.depth, self._pager.page_size)
-        keys = sorted(changes)
-        values = list(map(changes.__getitem__, keys))
-        merged = merge(self._pager, writer, tree.root, tree.depth, keys, values, packing=packing)
+        merged = merge(self._pager, writer, tree.root, tree.depth, changes, packing=packing)
         count = merged.growth + (0 if cleared else state.meta.tree_count)
         return self.seal(state, merged, count, space, writer, sync=sync, fold=moving)
 

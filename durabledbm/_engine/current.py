@@ -23,9 +23,10 @@ from .recovery import Slots, newest, read_slots, visible
 from .rows import RowCache
 from .state import State
 
-__all__ = ["Current"]
+__all__ = ["NEVER", "Current"]
 
-_NEVER = b""
+NEVER = b"never"
+"""A look that no read can equal: the file must be asked."""
 
 _FORESEEN = 1000
 """Commits with more changes than this empty the row cache instead of being taken out of it one by one."""
@@ -54,11 +55,11 @@ class Current:
         self.observer: Observer | None = None
         self._settled = False
         self._forked = False
-        self._doubtful = _NEVER
+        self._doubtful = NEVER
         """The look of a commit that is written, not yet synced: it is not shown till it is, or its writer is gone."""
         self._cache_size = cache_size - cache_size // 4
         self.read = disk.read
-        self.look = _NEVER
+        self.look = NEVER
         self.pager = Pager(disk, page_size, self._cache_size)
         self.state = self._unborn()
         self._load()
@@ -68,7 +69,7 @@ class Current:
 
     def current(self) -> State:
         """The newest commit of any process."""
-        if self.read(LOOK_SIZE, LOOK_OFFSET) != self.look or not self.look:
+        if self.read(LOOK_SIZE, LOOK_OFFSET) != self.look:
             self.refresh()
         return self.state
 
@@ -107,7 +108,7 @@ class Current:
         if meta.txid > self.state.meta.txid:
             self._settled = False
             self._install(State.make(meta, slot, self.pager), None)
-        self.look, self._doubtful = (slots.look, _NEVER) if certain else (_NEVER, slots.look)
+        self.look, self._doubtful = (slots.look, NEVER) if certain else (NEVER, slots.look)
 
     def _load(self) -> None:
         """Decide what the file holds, when it is opened."""
@@ -128,7 +129,7 @@ class Current:
         found = visible(self.disk, slots)
         if found is not None and not found.certain:
             meta, slot = found.meta, found.slot
-            self.look, self._doubtful = _NEVER, slots.look
+            self.look, self._doubtful = NEVER, slots.look
         else:
             meta, slot = newest(self.disk, slots)
             self.look = slots.look
@@ -155,12 +156,21 @@ class Current:
                 self.rows.drop(changes)
             self.state = state
 
-    def remember(self, state: State, key: bytes, value: bytes) -> None:
-        """Put a row that was read from `state` into the row cache, if that is still the current state."""
+    def fetch(self, key: bytes) -> bytes | None:
+        """The value of `key` in the current state, or None. It becomes a row of the row cache.
+
+        Raises `error` also if the pages of that state have been reused meanwhile: then there is a newer one.
+        """
+        state = self.state
         rows = self.rows
-        with rows.lock:
-            if self.state is state:
-                rows.keep(key, value)
+        value = rows.old(key)
+        if value is None or self.state is not state:
+            value = state.view.get(key)
+        if value is not None:
+            with rows.lock:
+                if self.state is state:  # else a commit may just have taken out what would be put in
+                    rows.keep(key, value)
+        return value
 
     # -- pins --------------------------------------------------------------------------------------
 
@@ -260,7 +270,7 @@ class Current:
         self.writer = WriterLock(self.file)
         self._settled = self.writing = False
         self._forked = True
-        self.look = _NEVER
+        self.look = NEVER
         self.read = self._read_reopened
         self.committer.give_up()
         if self.pins.counts:

@@ -35,6 +35,8 @@ class Draft(NamedTuple):
     keys: list[bytes]
     values: list[bytes]
     size: int
+    ref: bytes = b""
+    """Where it is, if it is written already after all; then its entries are not here any more."""
 
 
 class Cutter:
@@ -53,19 +55,13 @@ class Cutter:
         count = len(keys)
         if not count:
             return []
-        if level:
-            total = sum(map(len, keys)) + BRANCH_OVERHEAD * count
-            limit, minimum = self.one_page, _MIN_BRANCH
-        else:
-            overhead = LEAF_OVERHEAD + (Overflow in set(map(type, values)))
-            total = sum(map(len, keys)) + sum(map(len, values)) + overhead * count
-            limit, minimum = self._leaf_limit(total, count), 1
+        overhead = BRANCH_OVERHEAD if level else LEAF_OVERHEAD + (Overflow in set(map(type, values)))
+        total = sum(map(len, keys)) + (0 if level else sum(map(len, values))) + overhead * count
+        limit, minimum = (self.one_page, _MIN_BRANCH) if level else (self._leaf_limit(total, count), 1)
         if total <= limit or count <= minimum:
             return [Draft(low, keys, values, total)]
-        if level:
-            ends = list(accumulate(len(key) + BRANCH_OVERHEAD for key in keys))
-        else:
-            ends = list(accumulate(map(add, map(len, keys), map(overhead.__add__, map(len, values)))))
+        sizes = map(overhead.__add__, map(len, keys))
+        ends = list(accumulate(sizes if level else map(add, sizes, map(len, values))))
         drafts: list[Draft] = []
         at = done = 0
         while at < count:

@@ -41,6 +41,8 @@ class FreePages:
         self._base = page_count
         self._starts = [first_page] * _POWERS
         self._reused_from = _NOWHERE
+        self._longest = _POWERS
+        """There is no free run of more than 2 to this power pages, as far as is known."""
 
     @property
     def page_count(self) -> int:
@@ -70,14 +72,16 @@ class FreePages:
 
         With `grow` false the file grows only if nothing at all is free: for commits that make the file smaller.
         """
-        length = 1 << (want - 1).bit_length()
-        found = self._find(length)
-        if found < 0 and self._may_grow(length, grow):
-            return self._grown(length)
-        while found < 0:
-            length >>= 1
-            found = self._find(length)
-        return self._claimed(found, length)
+        power = (want - 1).bit_length()
+        found = self._find(1 << power) if power <= self._longest else -1
+        if found < 0:
+            if self._may_grow(1 << power, grow):
+                return self._grown(1 << power)
+            power = min(power, self._longest)
+            while (found := self._find(1 << power)) < 0:
+                power -= 1
+            self._longest = power
+        return self._claimed(found, 1 << power)
 
     def take_run(self, want: int) -> Run:
         """Allocate exactly `want` consecutive pages, at the end of the file if there is no such run inside."""
@@ -128,13 +132,20 @@ class FreePages:
             self._reuse(page_id, page_count)
 
     def _reuse(self, page_id: int, page_count: int) -> None:
-        self._free[page_id : page_id + page_count] = b"\1" * page_count
+        if page_count == 1:
+            self._free[page_id] = 1
+        else:
+            self._free[page_id : page_id + page_count] = b"\1" * page_count
         self.free_count += page_count
+        self._longest = _POWERS
         self._touch(page_id, page_count)
         self._reused_from = min(self._reused_from, page_id)
 
     def _touch(self, page_id: int, page_count: int) -> None:
-        self._dirty.update(range(page_id // self._span, (page_id + page_count - 1) // self._span + 1))
+        first, last = page_id // self._span, (page_id + page_count - 1) // self._span
+        self._dirty.add(first)
+        if first != last:
+            self._dirty.update(range(first + 1, last + 1))
 
     def cut_tail(self) -> None:
         """Forget the reusable pages at the end of the file, if they are worth it: the file may be cut off there."""

@@ -12,7 +12,7 @@ keeps its ref. So pages are written bottom up, each once, and no page is ever ch
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping
 from itertools import groupby
 from types import NoneType
 from typing import Final, NamedTuple
@@ -48,6 +48,9 @@ _EDITED = 3
 _AIRY = 0.75
 """Neighbouring nodes that are both written, and filled less than this, are poured together."""
 
+_STRIDE = 256
+"""Entries that are cut into leaves and written at a time."""
+
 _JOIN_BELOW = 0.4
 """A node filled less than this is joined with a neighbour."""
 
@@ -67,27 +70,24 @@ def inline_max(page_size: int) -> int:
 
 
 def merge(
-    pager: Pager, writer: Writer, root: bytes, depth: int, keys: Sequence[bytes], values: Sequence[Change],
-    *, packing: bool = False,
-) -> Merged:  # fmt: skip
-    """Merge changes, `values[i]` for `keys[i]`, keys strictly ascending, into the tree under `root`.
+    pager: Pager, writer: Writer, root: bytes, depth: int, changes: Mapping[bytes, Change], *, packing: bool = False
+) -> Merged:
+    """Merge changes into the tree under `root`.
 
     Old runs are freed and new ones written through `writer`. `packing` leaves no room for later changes in the nodes
     that are concerned. Raises `CorruptionError` if the tree is damaged.
     """
-    return _Merge(pager, writer, keys, values, packing=packing).run(root, depth)
+    return _Merge(pager, writer, changes, packing=packing).run(root, depth)
 
 
 class _Merge:
     """The state of one pass."""
 
-    def __init__(
-        self, pager: Pager, writer: Writer, keys: Sequence[bytes], values: Sequence[Change], *, packing: bool
-    ) -> None:
+    def __init__(self, pager: Pager, writer: Writer, changes: Mapping[bytes, Change], *, packing: bool) -> None:
         self._pager = pager
         self._writer = writer
-        self._keys = keys
-        self._values = values
+        self._keys = sorted(changes)
+        self._changes = changes
         self._growth = 0
         self._page_size = writer.page_size
         self._cutter = Cutter(self._page_size, packing=packing)
@@ -101,14 +101,17 @@ class _Merge:
         count = len(self._keys)
         if not count:
             return Merged(root, depth, 0)
-        if depth:
-            result = self._node(root, depth - 1, b"", 0, count, rightmost=True)
-            if type(result) is bytes:
-                return Merged(result, depth, self._growth)
-            drafts: list[Draft] = result  # type: ignore[assignment]
-        else:
-            drafts = self._apply([], [], b"", 0, count, greedy=True)
         level = max(depth - 1, 0)
+        result: list[Draft] | bytes
+        if depth > 1:
+            result = self._node(root, level, b"", 0, count, rightmost=True)
+        elif depth:
+            result = self._leaf(root, b"", 0, count, rightmost=True)
+        else:
+            result = self._apply([], [], b"", 0, count, greedy=True)
+        if type(result) is bytes:
+            return Merged(result, depth, self._growth)
+        drafts: list[Draft] = result  # type: ignore[assignment]
         while len(drafts) > 1:
             refs = [self._write(draft, level) for draft in drafts]
             level += 1
@@ -137,19 +140,21 @@ class _Merge:
 
         That is the ref of its successor, if there is just one and it need not be joined with anything; else drafts.
         """
-        if level == 0:
-            return self._leaf(ref, low, first, end, rightmost=rightmost)
         branch = self._pager.branch(ref)
         separators, refs = branch.separators, branch.refs
+        keys = self._keys
         results: list[tuple[int, list[Draft] | bytes]] = []
         simple = True
         child = 0
         while first < end:
-            child = bisect_right(separators, self._keys[first], child)
-            stop = bisect_left(self._keys, separators[child], first, end) if child < len(separators) else end
-            last = rightmost and child == len(separators)
+            child = bisect_right(separators, keys[first], child)
+            beyond = child == len(separators)
+            stop = end if beyond else bisect_left(keys, separators[child], first + 1, end)
             child_low = separators[child - 1] if child else low
-            result = self._node(refs[child], level - 1, child_low, first, stop, rightmost=last)
+            if level == 1:
+                result = self._leaf(refs[child], child_low, first, stop, rightmost=rightmost and beyond)
+            else:
+                result = self._node(refs[child], level - 1, child_low, first, stop, rightmost=rightmost and beyond)
             results.append((child, result))
             simple = simple and type(result) is bytes
             first = stop
@@ -163,8 +168,8 @@ class _Merge:
 
     def _branch(
         self, branch: Branch, level: int, low: bytes, results: list[tuple[int, list[Draft] | bytes]], *, rightmost: bool
-    ) -> list[Draft]:
-        """The branch with `results` in place of some of its children, as drafts."""
+    ) -> list[Draft] | bytes:
+        """The branch with `results` in place of some of its children; see `_node`."""
         old_lows = [low, *branch.separators]
         lows: list[bytes] = []
         nodes: list[bytes | Draft] = []
@@ -179,7 +184,7 @@ class _Merge:
             else:
                 for draft in result:
                     lows.append(draft.low)  # type: ignore[union-attr]
-                    nodes.append(draft)  # type: ignore[arg-type]
+                    nodes.append(draft.ref or draft)  # type: ignore[union-attr, arg-type]
                     small = small or self._is_small(draft)  # type: ignore[arg-type]
             done = child + 1
         lows += old_lows[done:]
@@ -189,7 +194,10 @@ class _Merge:
         if small:
             lows, nodes = self._joined(lows, nodes, level - 1, rightmost=rightmost)
         written = [node if type(node) is bytes else self._write(node, level - 1) for node in nodes]  # type: ignore[arg-type]
-        return self._cutter.cut(lows, written, level, low, greedy=False)
+        drafts = self._cutter.cut(lows, written, level, low, greedy=False)
+        if len(drafts) == 1 and not self._packing and not self._is_small(drafts[0]):
+            return self._write(drafts[0], level)
+        return drafts
 
     def _leaf(self, ref: bytes, low: bytes, first: int, end: int, *, rightmost: bool) -> list[Draft] | bytes:
         """Merge the changes into the leaf at `ref`: in its bytes, if they are few, else entry by entry."""
@@ -197,16 +205,19 @@ class _Merge:
         self._writer.free(ref)
         try:
             if end - first <= _EDITED and not self._packing:
-                edited = edit_leaf(leaf, self._keys, self._values, first, end, self._edit_limits)
+                edited = edit_leaf(leaf, self._changes, self._keys[first:end], self._edit_limits)
                 if edited is not None:
-                    count, payload, growth = edited
+                    count, growth, payload = edited
                     self._growth += growth
-                    return self._writer.leaf_payload(0, count, payload)
+                    return self._writer.leaf_payload(0, count, *payload)
             keys, values = decode_leaf(leaf)
         except MALFORMED as exc:
             raise self._pager.malformed(ref, exc) from exc
         greedy = rightmost and bool(keys) and self._keys[first] > keys[-1]
-        return self._apply(keys, values, low, first, end, greedy=greedy)
+        drafts = self._apply(keys, values, low, first, end, greedy=greedy)
+        if len(drafts) == 1 and not self._packing and drafts[0].size >= _AIRY * self._cutter.one_page:
+            return self._write(drafts[0], 0)
+        return drafts
 
     def _decode(self, ref: bytes) -> tuple[list[bytes], list[bytes]]:
         leaf = self._pager.leaf(ref, keep=False)
@@ -216,6 +227,8 @@ class _Merge:
             raise self._pager.malformed(ref, exc) from exc
 
     def _write(self, draft: Draft, level: int) -> bytes:
+        if draft.ref:
+            return draft.ref
         if level:
             return self._writer.branch(draft.keys[1:], draft.values)
         return self._writer.leaf(draft.keys, draft.values)
@@ -226,19 +239,43 @@ class _Merge:
         self, keys: list[bytes], values: list[bytes], low: bytes, first: int, end: int, *, greedy: bool
     ) -> list[Draft]:
         """Apply the changes from `first` to `end` to the entries of one leaf."""
+        if end - first <= _STRIDE:
+            keys, values = self._applied(keys, values, first, end)
+            if not self._packing and all(type(self._changes[key]) is Touch for key in self._keys[first:end]):
+                return [Draft(low, keys, values, self._cutter.one_page)] if keys else []  # moved, however full
+            return self._cutter.cut(keys, values, 0, low, greedy=greedy)
+        # Going over the same entries several times is cheap while they are in the processor's cache. For the same
+        # reason leaves are written at once, but for the last, which may be small.
+        drafts: list[Draft] = []
+        last = Draft(low, [], [], 0)
+        done = 0
+        while first < end:
+            stop = min(first + _STRIDE, end)
+            upto = len(keys) if stop == end else bisect_right(keys, self._keys[stop - 1], done)
+            more_keys, more_values = self._applied(keys[done:upto], values[done:upto], first, stop)
+            cut = self._cutter.cut(last.keys + more_keys, last.values + more_values, 0, last.low, greedy=greedy)
+            if cut:
+                *full, last = cut
+                drafts += [Draft(draft.low, [], [], draft.size, self._write(draft, 0)) for draft in full]
+            first, done = stop, upto
+        return [*drafts, last] if last.keys else drafts
+
+    def _applied(
+        self, keys: list[bytes], values: list[bytes], first: int, end: int
+    ) -> tuple[list[bytes], list[bytes]]:
+        """The entries with the changes from `first` to `end` made to them."""
         before = len(keys)
-        if end - first <= len(keys) // 4:
+        if end - first <= before // 4:
             self._apply_few(keys, values, first, end)
         else:
             keys, values = self._apply_many(keys, values, first, end)
         self._growth += len(keys) - before
-        if not self._packing and set(map(type, self._values[first:end])) == {Touch}:
-            return [Draft(low, keys, values, self._cutter.one_page)] if keys else []  # moved as it is, however full
-        return self._cutter.cut(keys, values, 0, low, greedy=greedy)
+        return keys, values
 
     def _apply_few(self, keys: list[bytes], values: list[bytes], first: int, end: int) -> None:
         for index in range(first, end):
-            key, change = self._keys[index], self._values[index]
+            key = self._keys[index]
+            change = self._changes[key]
             at = bisect_left(keys, key)
             if at < len(keys) and keys[at] == key:
                 if type(change) is Touch:
@@ -257,9 +294,15 @@ class _Merge:
     def _apply_many(
         self, keys: list[bytes], values: list[bytes], first: int, end: int
     ) -> tuple[list[bytes], list[bytes]]:
-        changes = dict(zip(self._keys[first:end], self._values[first:end], strict=True))
+        new_keys = self._keys[first:end]
+        new_values = list(map(self._changes.__getitem__, new_keys))
+        kinds = set(map(type, new_values))
+        if not keys and kinds == {bytes}:
+            if max(map(len, new_values)) <= self._inline_max:  # type: ignore[arg-type]
+                return new_keys, new_values  # type: ignore[return-value]
+            return new_keys, list(map(self._stored, new_keys, new_values))  # type: ignore[arg-type]
+        changes = dict(zip(new_keys, new_values, strict=True))
         entries = dict(zip(keys, values, strict=True))
-        kinds = set(map(type, changes.values()))
         if Touch in kinds:
             for key in [key for key, change in changes.items() if type(change) is Touch]:
                 if changes.pop(key) is MOVE and key in entries:
@@ -327,6 +370,8 @@ class _Merge:
 
     def _is_small(self, draft: Draft) -> bool:
         """Whether the node should be joined with a neighbour. A branch must not be left with a single child."""
+        if draft.ref:
+            return False
         return draft.size < self._threshold or (len(draft.values) < 2 and draft.keys[0] == draft.low)
 
     def _poured(
@@ -350,9 +395,12 @@ class _Merge:
 
     def _airy(self, pairs: list[tuple[bytes, bytes | Draft]]) -> bool:
         """Whether the drafts leave so much of their pages empty that fewer pages would do."""
+        if self._packing:
+            return True
+        one_page = self._cutter.one_page
         sizes = [node.size for _, node in pairs if type(node) is Draft]
-        pages = sum(-(-size // self._cutter.one_page) for size in sizes)
-        return self._packing or sum(sizes) < _AIRY * pages * self._cutter.one_page
+        pages, total = sum(-(-size // one_page) for size in sizes), sum(sizes)
+        return total < _AIRY * pages * one_page and -(-total // one_page) < pages
 
     def _draft(self, low: bytes, node: bytes | Draft, level: int) -> Draft:
         """The node as a draft: decoded, if it was to stay as it is."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import struct
 import sys
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple
 from zlib import crc32
@@ -31,7 +31,8 @@ HAS_OVERFLOW = 1
 _START = HEADER.size
 _U16, _U32 = ("H", "I")
 _BIG_ENDIAN = sys.byteorder == "big"
-_THREE = {_U16: struct.Struct("<3H").unpack_from, _U32: struct.Struct("<3I").unpack_from}
+_THREE_NARROW = struct.Struct("<3H").unpack_from
+_THREE_WIDE = struct.Struct("<3I").unpack_from
 _WIDTH = {_U16: 2, _U32: 4}
 _NARROW_MAX = 65536
 """Runs up to this many bytes hold 16-bit offsets, longer ones 32-bit."""
@@ -103,24 +104,37 @@ def encode_leaf(keys: Sequence[bytes], values: Sequence[bytes], page_size: int) 
 
 def find_value(leaf: bytes, key: bytes) -> bytes | None:
     """The value of `key` in a sealed leaf: bytes, an `Overflow`, or None if the key is not there."""
-    count = leaf[4] | leaf[5] << 8 | leaf[6] << 16 | leaf[7] << 24
-    table = _START + count
-    code = _U16 if len(leaf) <= _NARROW_MAX else _U32
-    width = _WIDTH[code]
+    if len(leaf) > _NARROW_MAX or leaf[1]:
+        return _find_any(leaf, key)
+    table = _START + (leaf[4] | leaf[5] << 8)
     fingerprint = crc32(key) & 0xFF
-    size = len(key)
     at = leaf.find(fingerprint, _START, table)
     while at >= 0:
-        start, middle, end = _THREE[code](leaf, table + (at - _START) * 2 * width)
-        if middle - start == size:
-            cells = table + width * (2 * count + 1)
-            if leaf[1] & HAS_OVERFLOW:
-                cells += count
-            if leaf.startswith(key, cells + start):
-                value = leaf[cells + middle : cells + end]
-                if leaf[1] & HAS_OVERFLOW and leaf[cells - count + at - _START]:
-                    return Overflow(value)
-                return value
+        start, middle, end = _THREE_NARROW(leaf, table + (at - _START) * 4)
+        cells = table + 4 * (table - _START) + 2
+        if middle - start == len(key) and leaf.startswith(key, cells + start):
+            return leaf[cells + middle : cells + end]
+        at = leaf.find(fingerprint, at + 1, table)
+    return None
+
+
+def _find_any(leaf: bytes, key: bytes) -> bytes | None:
+    """`find_value` for a leaf of any size, with or without large values."""
+    count = int.from_bytes(leaf[4:8], "little")
+    table = _START + count
+    width, unpack = (2, _THREE_NARROW) if len(leaf) <= _NARROW_MAX else (4, _THREE_WIDE)
+    cells = table + width * (2 * count + 1)
+    if leaf[1] & HAS_OVERFLOW:
+        cells += count
+    fingerprint = crc32(key) & 0xFF
+    at = leaf.find(fingerprint, _START, table)
+    while at >= 0:
+        start, middle, end = unpack(leaf, table + (at - _START) * 2 * width)
+        if middle - start == len(key) and leaf.startswith(key, cells + start):
+            value = leaf[cells + middle : cells + end]
+            if leaf[1] & HAS_OVERFLOW and leaf[cells - count + at - _START]:
+                return Overflow(value)
+            return value
         at = leaf.find(fingerprint, at + 1, table)
     return None
 
@@ -143,37 +157,34 @@ def decode_leaf(leaf: bytes) -> tuple[list[bytes], list[bytes]]:
 
 
 def edit_leaf(
-    leaf: bytes, keys: Sequence[bytes], values: Sequence[Any], first: int, end: int, limits: tuple[int, int, int]
-) -> tuple[int, bytes, int] | None:
+    leaf: bytes, changes: Mapping[bytes, Any], keys: Sequence[bytes], limits: tuple[int, int, int]
+) -> tuple[int, int, tuple[bytes, ...]] | None:
     """A few changes to a leaf of small values, made in its bytes: what is between them is copied, not decoded.
 
-    The changes are `values[i]` (None: delete) for `keys[i]`, `first <= i < end`. Returns the new entry count, the new
-    payload, and by how many entries it grew; or None if this cannot be done: if the payload would not be between the
-    first two `limits`, or a value is longer than the third, or there are large values already.
+    The changes are those of `keys`, which ascend; None deletes. Returns the new entry count, by how
+    many entries it grew, and the parts of the new payload; or None if this cannot be done: if the payload would not be
+    between the first two `limits`, or a value is longer than the third, or there are large values already.
     """
     if leaf[1] or len(leaf) > _NARROW_MAX // 2:
         return None
-    count, payload_size = _COUNT_AND_PAYLOAD(leaf)
-    table = _START + count
-    cells = table + 2 * (2 * count + 1)
-    offsets = _unpack(_U16, leaf, table, 2 * count + 1)
+    before, payload_size = _COUNT_AND_PAYLOAD(leaf)
+    table = _START + before
+    cells = table + 4 * before + 2
+    offsets = _unpack(_U16, leaf, table, 2 * before + 1)
     fingerprints, numbers, body = leaf[_START:table], leaf[table:cells], leaf[cells : _START + payload_size]
-    before = count
-    low = 0
-    edits = []
-    for index in range(first, end):
-        key = keys[index]
-        high = before
+    count = at = before
+    for key in reversed(keys):  # from the back, so that the offsets before stay right
+        value = changes[key]
+        low, high, there = 0, at, False
         while low < high:
             middle = (low + high) >> 1
-            if leaf[cells + offsets[2 * middle] : cells + offsets[2 * middle + 1]] < key:
+            other = leaf[cells + offsets[2 * middle] : cells + offsets[2 * middle + 1]]
+            if other < key:
                 low = middle + 1
             else:
                 high = middle
-        there = low < before and leaf[cells + offsets[2 * low] : cells + offsets[2 * low + 1]] == key
-        edits.append((low, there))
-    for index in range(end - 1, first - 1, -1):  # from the back, so that the offsets before stay right
-        (at, there), key, value = edits[index - first], keys[index], values[index]
+                there = other == key
+        at = low
         a = offsets[2 * at]
         if value is None:
             if there:
@@ -198,10 +209,9 @@ def edit_leaf(
             numbers = b"".join((numbers[: 4 * at + 2], new, _shifted(numbers[4 * at + 2 :], size + len(value))))
             fingerprints = b"".join((fingerprints[:at], _BYTES[crc32(key) & 0xFF], fingerprints[at:]))
             count += 1
-    payload = b"".join((fingerprints, numbers, body))
-    if not limits[0] <= len(payload) <= limits[1]:
+    if not limits[0] <= len(fingerprints) + len(numbers) + len(body) <= limits[1]:
         return None
-    return count, payload, count - before
+    return count, count - before, (fingerprints, numbers, body)
 
 
 def _shifted(numbers: bytes, delta: int) -> bytes:
@@ -262,9 +272,11 @@ def decode_branch(run: bytes) -> Branch:
 
 def separator(left: bytes, right: bytes) -> bytes:
     """The shortest bytes that are greater than `left` and not greater than `right`, where `left < right`."""
-    low, high = 0, len(right)
-    if left[:32] != right[:32]:
-        high = min(high, 32)
+    a, b = left[:_SHORT], right[:_SHORT]
+    if a != b:
+        differing = int.from_bytes(a.ljust(_SHORT, b"\0"), "big") ^ int.from_bytes(b.ljust(_SHORT, b"\0"), "big")
+        return right[: min(_SHORT - (differing.bit_length() + 7) // 8, len(left)) + 1]
+    low, high = _SHORT, len(right)
     while low < high:  # the longest common prefix is shorter than the answer, and bisected because keys may be long
         middle = (low + high) // 2
         if left[low : middle + 1] == right[low : middle + 1]:
@@ -272,6 +284,10 @@ def separator(left: bytes, right: bytes) -> bytes:
         else:
             high = middle
     return right[: low + 1]
+
+
+_SHORT = 8
+"""Bytes of a key that are compared as one integer."""
 
 
 # -- both ------------------------------------------------------------------------------------------

@@ -63,12 +63,13 @@ def pages_for(payload_size: int, page_size: int) -> int:
     return -(-(HEADER.size + payload_size + CRC_SIZE) // page_size)
 
 
-def seal(kind: int, flags: int, entry_count: int, page_id: int, txid: int, page_size: int, payload: bytes) -> bytes:
-    """Return the run: header, payload, zeros up to the end of its last page, CRC."""
-    used = HEADER.size + len(payload) + CRC_SIZE
+def seal(kind: int, flags: int, entry_count: int, page_id: int, txid: int, page_size: int, *payload: bytes) -> bytes:
+    """Return the run: header, the parts of the payload, zeros up to the end of its last page, CRC."""
+    size = sum(map(len, payload))
+    used = HEADER.size + size + CRC_SIZE
     page_count = -(-used // page_size)
-    header = HEADER.pack(kind, flags, 0, entry_count, page_id, txid, page_count, len(payload))
-    body = b"".join((header, payload, bytes(page_count * page_size - used)))
+    header = HEADER.pack(kind, flags, 0, entry_count, page_id, txid, page_count, size)
+    body = b"".join((header, *payload, bytes(page_count * page_size - used)))
     return body + _CRC.pack(crc32c(body))
 
 

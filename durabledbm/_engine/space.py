@@ -134,12 +134,15 @@ class Space(FreePages):
         Allocates the pages it needs itself; `fold` makes it write the map even if the log is short.
         """
         self._free_ref(self.ref)
-        log_count = len(self._log) + len(list(self._taken_records(txid))) + len(self._freed) + 2
+        freed = list(coalesced(self._freed))
+        log_count = len(self._log) + len(freed) + 2
+        if self._log_pages(log_count) <= _LOG_PAGES:
+            log_count += sum(1 for _ in self._taken_records(txid))
         if fold or self._unwritten or self._log_pages(log_count) > _LOG_PAGES:
             self._fold(txid, write)
-            log_count = len(self._log) + len(self._freed) + 2
+            freed = list(coalesced(self._freed))
+            log_count = len(self._log) + len(freed) + 2
         where = self.take_run(self._size_pages(log_count))
-        freed = list(coalesced(self._freed))
         self._log += self._taken_records(txid)
         self._log += [(page_id, page_count, txid) for page_id, page_count in freed]
         if freed:

@@ -71,9 +71,8 @@ class Spill:
         self._writer.reset(mark[1], reuse=reuse)
 
     def _merge(self, changes: Mapping[bytes, Change]) -> None:
-        keys = sorted(changes)
         old = self._merged
-        new = merge(self._pager, self._writer, old.root, old.depth, keys, [changes[key] for key in keys])
+        new = merge(self._pager, self._writer, old.root, old.depth, changes)
         self._merged = new._replace(growth=old.growth + new.growth)
 
     def commit(self, changes: Mapping[bytes, bytes | None], *, sync: bool) -> State:

@@ -11,7 +11,7 @@ from secrets import token_bytes
 
 from ..errors import CorruptionError, error
 from .creation import initialise, replace
-from .current import Current
+from .current import NEVER, Current
 from .locks import WriterLock
 from .merge import Touch
 from .meta import LOOK_OFFSET, LOOK_SIZE, META_SIZE, steady_copy
@@ -22,7 +22,6 @@ from .work import Work
 __all__ = ["Store"]
 
 _DEFAULT_MODE = 0o666
-_NEVER = b""
 
 _LARGE = 256
 """A commit of more pages looks whether it has left the file much larger than it must be."""
@@ -197,7 +196,7 @@ class Store(Current):
         with self.mutex:
             self._settled = False
             self.writing = False
-            self.look = _NEVER
+            self.look = NEVER
         committer.give_up()
 
     def harden(self) -> None:

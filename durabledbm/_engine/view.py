@@ -78,7 +78,12 @@ class View:
 
     def get(self, key: bytes) -> bytes | None:
         """The value of `key`, or None."""
-        value = self.find(key)
+        for layer in self.layers:
+            if key in layer:
+                value = layer[key]
+                break
+        else:
+            value = self.tree.find(key)
         return self.tree.pager.value(value) if type(value) is Overflow else value
 
     def items(

@@ -107,14 +107,15 @@ class Work:
 
     def put(self, key: bytes, value: bytes) -> None:
         """Set the value of `key`."""
-        if self._live.shared:
-            self._start_layer()
+        live = self._live
+        if live.shared:
+            live = self._start_layer()
         size = len(key) + len(value)
         if size > ENTRY_MAX:
             raise ValueError(_TOO_LONG)
         if self._present is not None:
             self._note(key, present=True)
-        self._live[key] = value
+        live[key] = value
         self.size += size + CHANGE_MEMORY
 
     def delete(self, key: bytes) -> None:
@@ -144,10 +145,11 @@ class Work:
         self._growth += present - before
         self._present[key] = present
 
-    def _start_layer(self) -> None:
+    def _start_layer(self) -> Layer:
         """Write to a new layer: the present one was handed out."""
         self._live = Layer()
         self.layers = (self._live, *self._folded(self.layers))
+        return self._live
 
     def _folded(self, layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
         """The layers with those of like size above the last savepoint made one, so that there are never many."""

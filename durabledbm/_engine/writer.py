@@ -31,6 +31,17 @@ class Mark(NamedTuple):
     fresh: int
 
 
+class _Written:
+    """Consecutive pages that were written."""
+
+    __slots__ = ("crcs", "end", "start")
+
+    def __init__(self, start: int, page_count: int, crc: bytes) -> None:
+        self.start = start
+        self.end = start + page_count
+        self.crcs = [crc]
+
+
 class Writer:
     """Writes the runs of commit `txid`. After `finish` everything is written, though not synced."""
 
@@ -40,11 +51,10 @@ class Writer:
         self._space = space
         self._grow = grow
         self._place: Run = (0, 0)
-        self._page_id = 0
         self._buffer: list[bytes] = []
         self._buffer_start = 0
         self._buffer_end = 0
-        self._extents: list[list[int]] = []
+        self._extents: list[_Written] = []
         self.txid = txid
         self.page_size = pager.page_size
         self.expected = 1
@@ -70,7 +80,7 @@ class Writer:
                 self._space.give_back(start, left)
                 start, left = self._space.take_run(page_count)
         self._place = (start + page_count, left - page_count)
-        self.expected = max(1, self.expected - page_count)
+        self.expected -= page_count
         return start
 
     def release_place(self) -> None:
@@ -122,10 +132,9 @@ class Writer:
         flags, payload = encode_leaf(keys, values, self.page_size)
         return self.leaf_payload(flags, len(keys), payload)
 
-    def leaf_payload(self, flags: int, entry_count: int, payload: bytes) -> bytes:
+    def leaf_payload(self, flags: int, entry_count: int, *payload: bytes) -> bytes:
         """Write a leaf that is encoded already, return its ref."""
-        run = self._sealed(LEAF, flags, entry_count, payload)
-        ref = self._put([run], self._page_id, len(run) // self.page_size, crc_of(run))
+        ref, run = self._sealed(LEAF, flags, entry_count, payload)
         self._pager.keep(ref, run)
         return ref
 
@@ -133,14 +142,16 @@ class Writer:
         """Write a branch, return its ref. `tail` is its payload after the refs, if that is known."""
         if tail is None:
             tail = encode_branch(separators, self.page_size)
-        run = self._sealed(BRANCH, 0, len(refs), b"".join((*refs, tail)))
-        ref = self._put([run], self._page_id, len(run) // self.page_size, crc_of(run))
+        ref, _ = self._sealed(BRANCH, 0, len(refs), (*refs, tail))
         self._pager.keep(ref, Branch(separators, refs, tail))
         return ref
 
-    def _sealed(self, kind: int, flags: int, entry_count: int, payload: bytes) -> bytes:
-        self._page_id = self._allocate(pages_for(len(payload), self.page_size))
-        return seal(kind, flags, entry_count, self._page_id, self.txid, self.page_size, payload)
+    def _sealed(self, kind: int, flags: int, entry_count: int, payload: tuple[bytes, ...]) -> tuple[bytes, bytes]:
+        """Give a run its place and write it; its ref, and its bytes."""
+        page_count = pages_for(sum(map(len, payload)), self.page_size)
+        page_id = self._allocate(page_count)
+        run = seal(kind, flags, entry_count, page_id, self.txid, self.page_size, *payload)
+        return self._put([run], page_id, page_count, run[-CRC_SIZE:]), run
 
     def value(self, key: bytes, value: bytes) -> Overflow:
         """Write a large value as a run of its own. It names its key, so that it can be moved, and salvaged alone."""
@@ -172,12 +183,12 @@ class Writer:
             self.own.add(page_id)
             if not self.reuse:
                 self._fresh.append((page_id, page_count))
-        last = self._extents[-1] if self._extents else None
-        if last is not None and last[0] + last[1] == page_id:
-            last[1] += page_count
-            last[2] = crc32c(crc, last[2])
+        extents = self._extents
+        if extents and extents[-1].end == page_id:
+            extents[-1].end += page_count
+            extents[-1].crcs.append(crc)
         else:
-            self._extents.append([page_id, page_count, crc32c(crc)])
+            extents.append(_Written(page_id, page_count, crc))
         return REF.pack(page_id, page_count, int.from_bytes(crc, "little"))
 
     def flush(self) -> None:
@@ -191,4 +202,7 @@ class Writer:
         """Return the places that are left, write what is left, and tell what was written where."""
         self.release_place()
         self.flush()
-        return tuple(Extent(*extent) for extent in self._extents)
+        return tuple(
+            Extent(written.start, written.end - written.start, crc32c(b"".join(written.crcs)))
+            for written in self._extents
+        )

@@ -47,9 +47,7 @@ class Engine:
     def merge(self, changes: Mapping[bytes, Change], *, packing: bool = False) -> Merged:
         """Merge changes into the tree, and make the result the tree. What it freed may be used at once."""
         writer = self.writer()
-        keys = sorted(changes)
-        values = [changes[key] for key in keys]
-        merged = merge(self.pager, writer, self.tree.root, self.tree.depth, keys, values, packing=packing)
+        merged = merge(self.pager, writer, self.tree.root, self.tree.depth, changes, packing=packing)
         writer.release_place()
         self.space.save(self.txid, writer.write)
         self.extents = writer.finish()

@@ -124,47 +124,43 @@ def test_a_large_value_is_named_by_its_ref_and_length() -> None:
 @given(
     content=small_entries,
     changes=st.dictionaries(keys, st.one_of(st.none(), values), min_size=1, max_size=6),
-    before=st.integers(0, 2),
-    after=st.integers(0, 2),
 )
 def test_an_edited_leaf_is_the_leaf_with_the_changes(
-    content: dict[bytes, bytes], changes: dict[bytes, bytes | None], before: int, after: int
+    content: dict[bytes, bytes], changes: dict[bytes, bytes | None]
 ) -> None:
-    order = [b""] * before + sorted(changes) + [b"\xff" * 9] * after
-    batch = [None] * before + [changes[key] for key in sorted(changes)] + [None] * after
-    edited = edit_leaf(leaf_of(content), order, batch, before, before + len(changes), (0, 30_000, 10**6))
+    edited = edit_leaf(leaf_of(content), changes, sorted(changes), (0, 30_000, 10**6))
     if pages_for(len(encode_leaf(sorted(content), [content[k] for k in sorted(content)], 4096)[1]), 4096) > 8:
         assert edited is None
         return
     assert edited is not None
-    count, payload, growth = edited
+    count, growth, parts = edited
     expected = {**content, **changes}
     left = {key: value for key, value in expected.items() if value is not None}
-    assert sealed(0, count, payload) == leaf_of(left)
+    assert sealed(0, count, b"".join(parts)) == leaf_of(left)
     assert (count, growth) == (len(left), len(left) - len(content))
 
 
 def test_a_leaf_is_edited_only_if_the_result_is_within_the_limits() -> None:
     leaf = leaf_of({b"a": b"1" * 100, b"b": b"2" * 100})
     size = len(encode_leaf([b"a", b"b"], [b"1" * 100, b"2" * 100], PAGE_SIZE)[1])
-    assert edit_leaf(leaf, [b"a"], [b"3" * 100], 0, 1, (size, size, 4096)) is not None
-    assert edit_leaf(leaf, [b"a"], [b"3" * 101], 0, 1, (size, size, 4096)) is None
-    assert edit_leaf(leaf, [b"a"], [b"3" * 99], 0, 1, (size, size, 4096)) is None
-    assert edit_leaf(leaf, [b"c"], [b""], 0, 1, (0, size, 4096)) is None
-    assert edit_leaf(leaf, [b"a"], [None], 0, 1, (size, 2 * size, 4096)) is None
+    assert edit_leaf(leaf, {b"a": b"3" * 100}, [b"a"], (size, size, 4096)) is not None
+    assert edit_leaf(leaf, {b"a": b"3" * 101}, [b"a"], (size, size, 4096)) is None
+    assert edit_leaf(leaf, {b"a": b"3" * 99}, [b"a"], (size, size, 4096)) is None
+    assert edit_leaf(leaf, {b"c": b""}, [b"c"], (0, size, 4096)) is None
+    assert edit_leaf(leaf, {b"a": None}, [b"a"], (size, 2 * size, 4096)) is None
 
 
 def test_a_leaf_is_not_edited_to_hold_a_value_that_belongs_in_a_run_of_its_own() -> None:
     leaf = leaf_of({b"a": b"1"})
-    assert edit_leaf(leaf, [b"a"], [b"2" * 2048], 0, 1, (0, 4000, 2048)) is not None
-    assert edit_leaf(leaf, [b"a"], [b"2" * 2049], 0, 1, (0, 4000, 2048)) is None
+    assert edit_leaf(leaf, {b"a": b"2" * 2048}, [b"a"], (0, 4000, 2048)) is not None
+    assert edit_leaf(leaf, {b"a": b"2" * 2049}, [b"a"], (0, 4000, 2048)) is None
 
 
 def test_a_leaf_with_large_values_is_not_edited_in_its_bytes() -> None:
     cell = Overflow.make(bytes(16), 5)
     limits = (0, 4000, 4096)
-    assert edit_leaf(leaf_of({b"a": b"1", b"b": cell}), [b"a"], [b"2"], 0, 1, limits) is None
-    assert edit_leaf(leaf_of({b"a": b"1"}), [b"b"], [cell], 0, 1, limits) is None
+    assert edit_leaf(leaf_of({b"a": b"1", b"b": cell}), {b"a": b"2"}, [b"a"], limits) is None
+    assert edit_leaf(leaf_of({b"a": b"1"}), {b"b": cell}, [b"b"], limits) is None
 
 
 @given(numbers=st.lists(st.integers(0, 40_000), max_size=700), delta=st.integers(-40_000, 25_000))

@@ -95,6 +95,8 @@ def test_a_range_reads_only_the_leaves_that_it_needs(engine: Engine) -> None:
     everything = len(list(engine.tree.leaf_refs()))
     assert len(list(engine.tree.leaf_refs(b"00300", b"00301"))) == 1
     assert len(list(engine.tree.leaf_refs(b"00300", b"00600"))) < 5 < everything
+    for separator in engine.pager.branch(engine.tree.root).separators:
+        assert len(list(engine.tree.leaf_refs(separator, separator + b"\0"))) == 1
     assert list(engine.tree.leaf_refs(reverse=True)) == list(engine.tree.leaf_refs())[::-1]
 
 
