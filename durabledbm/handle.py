@@ -21,7 +21,7 @@ from ._engine.state import State
 from ._engine.store import Store
 from ._engine.view import Life, View
 from ._engine.work import CHANGE_MEMORY, Work
-from .errors import BusyError, ClosedError, error
+from .errors import BusyError, ClosedError, CorruptionError, error
 from .mapping import Key, Writable, as_bytes
 from .snapshot import Pin, Snapshot
 from .transaction import Transaction, own_transaction
@@ -86,8 +86,9 @@ class Database(Upkeep, Writable):
                     if value is not None:
                         return value
                     raise KeyError(key)
-            except OSError:
-                pass  # overtaken by writers, or something worse: the long way tells
+            except OSError as exc:
+                if not isinstance(exc, CorruptionError):  # overtaken by writers, or damage: the long way tells
+                    raise self._error(exc) from exc
         value = self._find(key if type(key) is bytes else as_bytes(key, "key"))
         if value is None:
             raise KeyError(key)
@@ -99,8 +100,9 @@ class Database(Upkeep, Writable):
             try:
                 if store.read(LOOK_SIZE, LOOK_OFFSET) == store.look:
                     return store.rows.young.get(key) or store.fetch(key)
-            except OSError:
-                pass  # as above
+            except OSError as exc:
+                if not isinstance(exc, CorruptionError):
+                    raise self._error(exc) from exc
         if self._transactions and (transaction := own_transaction(self)) is not None:
             return transaction._find(key)
         while (work := self._pipeline.pending()) is not None:

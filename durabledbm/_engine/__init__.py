@@ -28,6 +28,7 @@ Reading
 Writing
     writer      gives every new run its place
     draft       how entries are cut into nodes
+    joining     which nodes are put together
     merge       the one way in which a tree gets a successor
     vacuum      what stands at the end of a file, and how to get it out of the way
     commit      how a batch of changes becomes the database, and survives

@@ -38,7 +38,7 @@ from collections.abc import Callable, Mapping
 from ..errors import CorruptionError
 from .disk import Disk
 from .merge import Change, Merged, Touch, merge
-from .meta import CHANGE_OVERHEAD, META_SIZE, Meta, encode_meta, first_page, room_for, steady_copy
+from .meta import CHANGE_OVERHEAD, META_SIZE, Meta, encode_changes, encode_meta, first_page, room_for, steady_copy
 from .page import ref_parts
 from .pager import MALFORMED, Pager
 from .space import Space
@@ -79,6 +79,8 @@ class Committer:
         self._reusable = -1
         """What was freed by commits up to this one, no crash can bring back."""
         self._visible: tuple[int, bytes] | None = None
+        self._encoded: tuple[Mapping[bytes, bytes | None], bytes] = {}, b""
+        """The changes that were last put in a meta, and how they stand there: the next commit may just append."""
         self._loose: bytes | None = None
         self._cut = False
         """The database has got shorter than the file, which may be cut off when that is known to be on the disk."""
@@ -107,7 +109,7 @@ class Committer:
     def _in_meta(self, state: State, changes: Mapping[bytes, bytes | None]) -> Meta | None:
         """The successor with the changes in its meta page, or None if they do not fit."""
         old = state.meta
-        extents = () if state.meta.txid <= self.durable_txid else old.extents
+        extents = () if old.txid <= self.durable_txid else old.extents
         room = room_for(len(extents))
         size = 0
         for key, value in changes.items():
@@ -117,17 +119,23 @@ class Committer:
         waiting = dict(old.changes)
         tree = state.view.tree
         count = old.entry_count
+        appended = self._encoded[0] is old.changes
         for key, value in changes.items():
             in_tree = key in tree
-            count += (value is not None) - (waiting[key] is not None if key in waiting else in_tree)
-            if value is None and not in_tree:
-                waiting.pop(key, None)
-            else:
+            was_there = in_tree
+            if key in waiting:
+                was_there = waiting[key] is not None
+                appended = False
+            count += (value is not None) - was_there
+            if value is not None or in_tree:
                 waiting[key] = value
-        for key, value in waiting.items():
-            room -= CHANGE_OVERHEAD + len(key) + (0 if value is None else len(value))
-        if room < 0:
+            else:
+                waiting.pop(key, None)
+                appended = False
+        encoded = self._encoded[1] + encode_changes(changes) if appended else encode_changes(waiting)
+        if len(encoded) > room:
             return None
+        self._encoded = waiting, encoded
         return old._replace(entry_count=count, changes=waiting, extents=extents)
 
     def _in_tree(
@@ -214,7 +222,7 @@ class Committer:
             relaxed=not sync,
             time_ns=time.time_ns(),
         )
-        page = encode_meta(meta)
+        page = encode_meta(meta, self._encoded[1] if meta.changes is self._encoded[0] else None)
         self._cut = self._cut or meta.page_count < state.meta.page_count
         self.in_doubt = True
         if sync:

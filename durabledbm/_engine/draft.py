@@ -23,6 +23,9 @@ _MIN_LEAF = 8
 _MIN_LEAF_PACKED = 16
 """...or so many, if it is being packed..."""
 
+_ROOM = 12
+"""One part in so many is left free where a batch makes many leaves: the next few keys then need no split."""
+
 _MAX_LEAF_PAGES = 4
 """...but no more than this, unless a single entry needs them."""
 
@@ -66,8 +69,11 @@ class Cutter:
         at = done = 0
         while at < count:
             rest = total - done
-            pieces = -(-rest // limit)
-            target = limit if greedy else min(limit, -(-rest // pieces) + limit // 64)
+            if greedy:
+                target = limit
+            else:
+                most = limit if level or self._packing or rest <= 2 * limit else limit - limit // _ROOM
+                target = min(limit, -(-rest // -(-rest // most)) + limit // 64)
             end = max(bisect_right(ends, done + target), at + minimum)
             if count - end < minimum:
                 end = count

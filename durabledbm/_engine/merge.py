@@ -13,13 +13,13 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping
-from itertools import groupby
 from types import NoneType
 from typing import Final, NamedTuple
 
 from .draft import Cutter, Draft
-from .node import Branch, Overflow, decode_leaf, edit_leaf
-from .page import CRC_SIZE, HEADER, NO_REF, ref_parts
+from .joining import Joiner, Node
+from .node import BRANCH_OVERHEAD, Branch, Overflow, decode_leaf, edit_leaf, grown_tail
+from .page import CRC_SIZE, HEADER, NO_REF, REF
 from .pager import MALFORMED, Pager
 from .writer import Writer
 
@@ -45,14 +45,8 @@ Change = bytes | Touch | None
 _EDITED = 3
 """So many changes, or fewer, are made to a leaf in its bytes."""
 
-_AIRY = 0.75
-"""Neighbouring nodes that are both written, and filled less than this, are poured together."""
-
 _STRIDE = 256
 """Entries that are cut into leaves and written at a time."""
-
-_JOIN_BELOW = 0.4
-"""A node filled less than this is joined with a neighbour."""
 
 
 class Merged(NamedTuple):
@@ -92,7 +86,7 @@ class _Merge:
         self._page_size = writer.page_size
         self._cutter = Cutter(self._page_size, packing=packing)
         self._inline_max = inline_max(self._page_size)
-        self._threshold = _JOIN_BELOW * self._cutter.one_page
+        self._joiner = Joiner(pager, writer, self._cutter, packing=packing)
         self._packing = packing
         page = self._page_size - HEADER.size - CRC_SIZE
         self._edit_limits = (page // 2, page, self._inline_max)
@@ -108,10 +102,11 @@ class _Merge:
         elif depth:
             result = self._leaf(root, b"", 0, count, rightmost=True)
         else:
-            result = self._apply([], [], b"", 0, count, greedy=True)
-        if type(result) is bytes:
+            ascending = self._keys == list(self._changes)  # then more of the kind may follow: what is full stays full
+            result = self._apply([], [], b"", 0, count, greedy=ascending)
+        if isinstance(result, bytes):
             return Merged(result, depth, self._growth)
-        drafts: list[Draft] = result  # type: ignore[assignment]
+        drafts = result
         while len(drafts) > 1:
             refs = [self._write(draft, level) for draft in drafts]
             level += 1
@@ -159,12 +154,31 @@ class _Merge:
             simple = simple and type(result) is bytes
             first = stop
         self._writer.free(ref)
-        if simple:
-            refs = refs.copy()
-            for child, result in results:
-                refs[child] = result  # type: ignore[assignment]
-            return self._writer.branch(separators, refs, branch.tail)
-        return self._branch(branch, level, low, results, rightmost=rightmost)
+        if self._packing or not (simple or self._fits(branch, results)):
+            return self._branch(branch, level, low, results, rightmost=rightmost)
+        separators, refs, tail = separators.copy(), refs.copy(), branch.tail
+        for child, result in reversed(results):
+            if isinstance(result, bytes):
+                refs[child] = result
+                continue
+            for draft in reversed(result[1:]):
+                tail = grown_tail(tail, len(refs), child, draft.low)
+                separators.insert(child, draft.low)
+                refs.insert(child + 1, self._write(draft, level - 1))
+            refs[child] = self._write(result[0], level - 1)
+        return self._writer.branch(separators, refs, tail)
+
+    def _fits(self, branch: Branch, results: list[tuple[int, list[Draft] | bytes]]) -> bool:
+        """Whether `results` can just take the place of children: none is to be joined or poured, and there is room."""
+        size = len(branch.refs) * REF.size + len(branch.tail)
+        before = -2
+        for child, result in results:
+            if isinstance(result, list):
+                if not result or child == before + 1 or any(map(self._joiner.is_small, result)):
+                    return False
+                before = child
+                size += sum(BRANCH_OVERHEAD + len(draft.low) for draft in result[1:])
+        return size <= self._cutter.one_page
 
     def _branch(
         self, branch: Branch, level: int, low: bytes, results: list[tuple[int, list[Draft] | bytes]], *, rightmost: bool
@@ -172,30 +186,30 @@ class _Merge:
         """The branch with `results` in place of some of its children; see `_node`."""
         old_lows = [low, *branch.separators]
         lows: list[bytes] = []
-        nodes: list[bytes | Draft] = []
+        nodes: list[Node] = []
         done = 0
         small = False
         for child, result in results:
             lows += old_lows[done:child]
             nodes += branch.refs[done:child]
-            if type(result) is bytes:
+            if isinstance(result, bytes):
                 lows.append(old_lows[child])
                 nodes.append(result)
             else:
                 for draft in result:
-                    lows.append(draft.low)  # type: ignore[union-attr]
-                    nodes.append(draft.ref or draft)  # type: ignore[union-attr, arg-type]
-                    small = small or self._is_small(draft)  # type: ignore[arg-type]
+                    lows.append(draft.low)
+                    nodes.append(draft.ref or draft)
+                    small = small or self._joiner.is_small(draft)
             done = child + 1
         lows += old_lows[done:]
         nodes += branch.refs[done:]
         if self._packing or (level == 1 and len(results) > 1):
-            lows, nodes = self._poured(lows, nodes, level - 1)
+            lows, nodes = self._joiner.poured(lows, nodes, level - 1)
         if small:
-            lows, nodes = self._joined(lows, nodes, level - 1, rightmost=rightmost)
-        written = [node if type(node) is bytes else self._write(node, level - 1) for node in nodes]  # type: ignore[arg-type]
+            lows, nodes = self._joiner.joined(lows, nodes, level - 1, keep_last=rightmost and self._growth > 0)
+        written = [node if isinstance(node, bytes) else self._write(node, level - 1) for node in nodes]
         drafts = self._cutter.cut(lows, written, level, low, greedy=False)
-        if len(drafts) == 1 and not self._packing and not self._is_small(drafts[0]):
+        if len(drafts) == 1 and not self._packing and not self._joiner.is_small(drafts[0]):
             return self._write(drafts[0], level)
         return drafts
 
@@ -215,16 +229,9 @@ class _Merge:
             raise self._pager.malformed(ref, exc) from exc
         greedy = rightmost and bool(keys) and self._keys[first] > keys[-1]
         drafts = self._apply(keys, values, low, first, end, greedy=greedy)
-        if len(drafts) == 1 and not self._packing and drafts[0].size >= _AIRY * self._cutter.one_page:
+        if len(drafts) == 1 and not self._packing and not self._joiner.is_airy([drafts[0].size]):
             return self._write(drafts[0], 0)
         return drafts
-
-    def _decode(self, ref: bytes) -> tuple[list[bytes], list[bytes]]:
-        leaf = self._pager.leaf(ref, keep=False)
-        try:
-            return decode_leaf(leaf)
-        except MALFORMED as exc:
-            raise self._pager.malformed(ref, exc) from exc
 
     def _write(self, draft: Draft, level: int) -> bytes:
         if draft.ref:
@@ -345,73 +352,3 @@ class _Merge:
         holder = [entries[key]]
         self._move(key, holder, 0)
         entries[key] = holder[0]
-
-    # -- cutting and joining -----------------------------------------------------------------------
-
-    def _joined(
-        self, lows: list[bytes], nodes: list[bytes | Draft], level: int, *, rightmost: bool
-    ) -> tuple[list[bytes], list[bytes | Draft]]:
-        """Join drafts that are too small with a neighbour, and cut the result anew where it is too large for one."""
-        at = 0
-        while at < len(nodes) and len(nodes) > 1:
-            node = nodes[at]
-            last = at == len(nodes) - 1
-            if type(node) is bytes or not self._is_small(node) or (last and rightmost and self._growth > 0):  # type: ignore[arg-type]
-                at += 1
-                continue
-            a = at - 1 if last or (at and type(nodes[at - 1]) is Draft) else at
-            left, right = self._draft(lows[a], nodes[a], level), self._draft(lows[a + 1], nodes[a + 1], level)
-            keys, values = left.keys + right.keys, left.values + right.values
-            drafts = self._cutter.cut(keys, values, level, left.low, greedy=False)
-            lows[a : a + 2] = [draft.low for draft in drafts]
-            nodes[a : a + 2] = drafts
-            at = a if len(drafts) == 1 else a + len(drafts)
-        return lows, nodes
-
-    def _is_small(self, draft: Draft) -> bool:
-        """Whether the node should be joined with a neighbour. A branch must not be left with a single child."""
-        if draft.ref:
-            return False
-        return draft.size < self._threshold or (len(draft.values) < 2 and draft.keys[0] == draft.low)
-
-    def _poured(
-        self, lows: list[bytes], nodes: list[bytes | Draft], level: int
-    ) -> tuple[list[bytes], list[bytes | Draft]]:
-        """Pour adjacent drafts together, if they are not full, and cut them anew. They are written anyway."""
-        new_lows: list[bytes] = []
-        new_nodes: list[bytes | Draft] = []
-        for is_draft, group in groupby(zip(lows, nodes, strict=True), key=lambda pair: type(pair[1]) is Draft):
-            pairs = list(group)
-            if is_draft and len(pairs) > 1 and self._airy(pairs):
-                keys = [key for _, node in pairs for key in node.keys]  # type: ignore[union-attr]
-                values = [value for _, node in pairs for value in node.values]  # type: ignore[union-attr]
-                drafts = self._cutter.cut(keys, values, level, pairs[0][0], greedy=self._packing)
-                new_lows += [draft.low for draft in drafts]
-                new_nodes += drafts
-            else:
-                new_lows += [low for low, _ in pairs]
-                new_nodes += [node for _, node in pairs]
-        return new_lows, new_nodes
-
-    def _airy(self, pairs: list[tuple[bytes, bytes | Draft]]) -> bool:
-        """Whether the drafts leave so much of their pages empty that fewer pages would do."""
-        if self._packing:
-            return True
-        one_page = self._cutter.one_page
-        sizes = [node.size for _, node in pairs if type(node) is Draft]
-        pages, total = sum(-(-size // one_page) for size in sizes), sum(sizes)
-        return total < _AIRY * pages * one_page and -(-total // one_page) < pages
-
-    def _draft(self, low: bytes, node: bytes | Draft, level: int) -> Draft:
-        """The node as a draft: decoded, if it was to stay as it is."""
-        if type(node) is Draft:
-            return node
-        ref: bytes = node  # type: ignore[assignment]
-        self._writer.flush()  # it may have been written only now, and not be in the cache
-        self._writer.free(ref)
-        if level:
-            branch = self._pager.branch(ref)
-            return Draft(low, [low, *branch.separators], list(branch.refs), ref_parts(ref)[1])
-        keys, values = self._decode(ref)
-        return Draft(low, keys, values, ref_parts(ref)[1])
-

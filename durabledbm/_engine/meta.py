@@ -37,6 +37,7 @@ __all__ = [
     "Meta",
     "UnknownVersionError",
     "decode_meta",
+    "encode_changes",
     "encode_meta",
     "first_page",
     "has_magic",
@@ -142,25 +143,27 @@ def look_of(slot0: bytes, slot1: bytes) -> bytes:
     return slot0[LOOK_OFFSET:] + slot1[: LOOK_SIZE - _TRAILER.size]
 
 
-def encode_meta(meta: Meta) -> bytes:
-    """The meta page, `META_SIZE` bytes."""
-    parts = [b""]
-    parts.extend(_EXTENT.pack(e.page_id, e.page_count, e.digest) for e in meta.extents)
-    size = 0
-    for key, value in meta.changes.items():
+def encode_changes(changes: Mapping[bytes, bytes | None]) -> bytes:
+    """The changes as they stand in a meta page."""
+    parts: list[bytes] = []
+    for key, value in changes.items():
         if value is None:
-            parts.append(_CHANGE.pack(len(key), _TOMBSTONE))
-            parts.append(key)
-            size += _CHANGE.size + len(key)
+            parts += (_CHANGE.pack(len(key), _TOMBSTONE), key)
         else:
             parts += (_CHANGE.pack(len(key), len(value)), key, value)
-            size += _CHANGE.size + len(key) + len(value)
-    parts[0] = _FIXED.pack(
+    return b"".join(parts)
+
+
+def encode_meta(meta: Meta, changes: bytes | None = None) -> bytes:
+    """The meta page, `META_SIZE` bytes. `changes`, if given, are those of `meta`, encoded already."""
+    if changes is None:
+        changes = encode_changes(meta.changes)
+    fixed = _FIXED.pack(
         MAGIC, meta.txid, FORMAT_VERSION, 0, meta.page_size, _STEADY * meta.steady | _RELAXED * meta.relaxed,
         meta.page_count, meta.entry_count, meta.tree_count, meta.root, meta.depth, 0, meta.space,
-        meta.steady_txid, meta.time_ns, meta.database_id, size, len(meta.extents), len(meta.changes),
+        meta.steady_txid, meta.time_ns, meta.database_id, len(changes), len(meta.extents), len(meta.changes),
     )  # fmt: skip
-    body = b"".join(parts)
+    body = b"".join((fixed, *(_EXTENT.pack(*extent) for extent in meta.extents), changes))
     assert len(body) <= LOOK_OFFSET, "the changes do not fit in a meta page"
     body = body.ljust(LOOK_OFFSET, b"\0") + meta.txid.to_bytes(8, "little")
     return body + crc32c(body).to_bytes(4, "little")

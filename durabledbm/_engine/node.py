@@ -22,7 +22,7 @@ from .page import CRC_SIZE, HEADER, REF
 
 __all__ = [
     "BRANCH_OVERHEAD", "LEAF_OVERHEAD", "Branch", "Overflow", "capacity", "decode_branch", "decode_leaf",
-    "edit_leaf", "encode_branch", "encode_leaf", "find_value", "leaf_keys", "separator",
+    "edit_leaf", "encode_branch", "encode_leaf", "find_value", "grown_tail", "leaf_keys", "separator",
 ]  # fmt: skip
 
 HAS_OVERFLOW = 1
@@ -255,6 +255,14 @@ def encode_branch(separators: Sequence[bytes], page_size: int) -> bytes:
     body = b"".join(separators)
     code = _code_for(_START + count * (REF.size + 2) + len(body) + CRC_SIZE, page_size)
     return _pack(code, accumulate(map(len, separators), initial=0)) + body
+
+
+def grown_tail(tail: bytes, count: int, at: int, separator: bytes) -> bytes:
+    """`tail`, of a branch of `count` children in one page, with one more separator in front of separator `at`."""
+    numbers, body = tail[: 2 * count], tail[2 * count :]
+    offset = numbers[2 * at] | numbers[2 * at + 1] << 8
+    shifted = _shifted(numbers[2 * at :], len(separator))
+    return b"".join((numbers[: 2 * at + 2], shifted, body[:offset], separator, body[offset:]))
 
 
 def decode_branch(run: bytes) -> Branch:

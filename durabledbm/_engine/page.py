@@ -66,10 +66,9 @@ def pages_for(payload_size: int, page_size: int) -> int:
 def seal(kind: int, flags: int, entry_count: int, page_id: int, txid: int, page_size: int, *payload: bytes) -> bytes:
     """Return the run: header, the parts of the payload, zeros up to the end of its last page, CRC."""
     size = sum(map(len, payload))
-    used = HEADER.size + size + CRC_SIZE
-    page_count = -(-used // page_size)
+    page_count = pages_for(size, page_size)
     header = HEADER.pack(kind, flags, 0, entry_count, page_id, txid, page_count, size)
-    body = b"".join((header, *payload, bytes(page_count * page_size - used)))
+    body = b"".join((header, *payload, bytes(page_count * page_size - HEADER.size - size - CRC_SIZE)))
     return body + _CRC.pack(crc32c(body))
 
 

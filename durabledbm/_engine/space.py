@@ -59,7 +59,8 @@ class Space(FreePages):
         super().__init__(first_page, page_count, (page_size - HEADER.size - CRC_SIZE) * 8)
         self._page_size = page_size
         self._pending: deque[_Pending] = deque()
-        self._log: list[tuple[int, int, int]] = []
+        self._log = bytearray()
+        """The records as they stand in the file."""
         self._maps: list[bytes] = []
         self._chunks: list[tuple[bytes, int]] = []
         self.ref = NO_REF
@@ -135,25 +136,25 @@ class Space(FreePages):
         """
         self._free_ref(self.ref)
         freed = list(coalesced(self._freed))
-        log_count = len(self._log) + len(freed) + 2
+        log_count = self._log_count + len(freed) + 2
         if self._log_pages(log_count) <= _LOG_PAGES:
             log_count += sum(1 for _ in self._taken_records(txid))
         if fold or self._unwritten or self._log_pages(log_count) > _LOG_PAGES:
             self._fold(txid, write)
             freed = list(coalesced(self._freed))
-            log_count = len(self._log) + len(freed) + 2
+            log_count = self._log_count + len(freed) + 2
         where = self.take_run(self._size_pages(log_count))
-        self._log += self._taken_records(txid)
-        self._log += [(page_id, page_count, txid) for page_id, page_count in freed]
+        self._log += b"".join(_LOG.pack(*record) for record in self._taken_records(txid))
+        self._log += b"".join(_LOG.pack(page_id, page_count, txid) for page_id, page_count in freed)
         if freed:
             self._pending.append(_Pending(txid, freed, NO_REF))
         self._taken, self._freed, self._base = [], [], len(self._free)
         payload = b"".join(
             (
-                _FIXED.pack(self.used_count, len(self._maps), len(self._chunks), len(self._log), 0),
+                _FIXED.pack(self.used_count, len(self._maps), len(self._chunks), self._log_count, 0),
                 *self._maps,
                 *(_CHUNK.pack(ref, newest) for ref, newest in self._chunks),
-                *(_LOG.pack(*record) for record in self._log),
+                self._log,
             )
         )
         spare = bytes(max(0, _payload_size(where[1], self._page_size) - len(payload)))
@@ -176,6 +177,10 @@ class Space(FreePages):
                     start = max(at, self._base)
                     yield start, stop - start, txid
                 at = stop
+
+    @property
+    def _log_count(self) -> int:
+        return len(self._log) // _LOG.size
 
     def _log_pages(self, count: int) -> int:
         return pages_for(count * _LOG.size, self._page_size)
@@ -200,7 +205,9 @@ class Space(FreePages):
         if sum(len(group.runs) for group in loose) >= _CHUNK_MIN:
             self._write_chunk(loose, txid, write)
             loose = []
-        self._log = [(page_id, count, group.txid) for group in loose for page_id, count in group.runs]
+        self._log = bytearray().join(
+            _LOG.pack(page_id, count, group.txid) for group in loose for page_id, count in group.runs
+        )
         spans = -(-len(self._free) // self._span)
         for ref in self._maps[spans:]:
             self._free_ref(ref)
@@ -259,7 +266,7 @@ class Space(FreePages):
         at += map_count * REF.size
         space._chunks = list(_CHUNK.iter_unpack(run[at : at + chunk_count * _CHUNK.size]))
         at += chunk_count * _CHUNK.size
-        space._log = list(_LOG.iter_unpack(run[at : at + log_count * _LOG.size]))
+        space._log = bytearray(run[at : at + log_count * _LOG.size])
         space._load_map(read)
         space._load_pending(read)
         return space
@@ -288,7 +295,7 @@ class Space(FreePages):
                 raise ValueError("a list of freed pages is larger than its page")
             for page_id, length in _EXTENT.iter_unpack(run[HEADER.size : HEADER.size + count * _EXTENT.size]):
                 freed_by.update(dict.fromkeys(self._inside(page_id, length), (newest, ref)))
-        for page_id, length, txid in self._log:
+        for page_id, length, txid in _LOG.iter_unpack(self._log):
             pages = self._inside(page_id, length)
             if not pages:
                 continue

@@ -142,7 +142,7 @@ class Writer:
         """Write a branch, return its ref. `tail` is its payload after the refs, if that is known."""
         if tail is None:
             tail = encode_branch(separators, self.page_size)
-        ref, _ = self._sealed(BRANCH, 0, len(refs), (*refs, tail))
+        ref, _ = self._sealed(BRANCH, 0, len(refs), (b"".join(refs), tail))
         self._pager.keep(ref, Branch(separators, refs, tail))
         return ref
 

@@ -10,7 +10,9 @@ from simdisk import Operation, SimVolume, disk_error
 
 from durabledbm._engine.locks import WriterLock
 from durabledbm._engine.meta import META_AREA, META_SIZE, Meta, decode_meta, encode_meta
+from durabledbm._engine.state import State
 from durabledbm._engine.store import Store
+from durabledbm._engine.view import View
 from durabledbm._engine.work import Work
 from durabledbm.errors import BusyError, ClosedError, CorruptionError, ReadOnlyError, error
 
@@ -105,9 +107,8 @@ def test_a_state_does_not_change(opened: Opener) -> None:
 def test_a_row_that_another_handle_changed_is_not_remembered(opened: Opener) -> None:
     writer, reader = opened(), opened(writable=False)
     put(writer, key="old", other="kept")
-    state = reader.current()
-    for key in (b"key", b"other"):
-        reader.remember(state, key, state.view.get(key) or b"")
+    reader.current()
+    assert [reader.fetch(key) for key in (b"key", b"other")] == [b"old", b"kept"]
     assert reader.rows.young[b"key"] == b"old"
     put(writer, key="new")
     assert get(reader, "key") == b"new"
@@ -116,18 +117,26 @@ def test_a_row_that_another_handle_changed_is_not_remembered(opened: Opener) -> 
 
 def test_a_row_read_from_an_older_state_is_not_remembered(opened: Opener) -> None:
     """A look-up that was overtaken by a commit must not put back what that took out."""
+
+    class Overtaken(View):
+        def get(self, key: bytes) -> bytes | None:
+            value = super().get(key)
+            put(store, key="new")
+            return value
+
     store = opened()
     put(store, key="old")
     state = store.current()
-    put(store, key="new")
-    store.remember(state, b"key", b"old")
+    store.state = State(state.meta, state.slot, Overtaken(state.view.tree, state.view.layers))
+    assert store.fetch(b"key") == b"old"
     assert b"key" not in store.rows.young
+    assert store.fetch(b"key") == b"new"
 
 
 def test_large_commits_forget_all_rows(opened: Opener) -> None:
     store = opened()
     put(store, key="value")
-    store.remember(store.state, b"key", b"value")
+    store.fetch(b"key")
     fill(store, 1500)
     assert store.rows.young == {}
 
