@@ -22,6 +22,8 @@ from durabledbm.errors import error
 
 DB = "/db"
 
+pytestmark = pytest.mark.no_cover  # tracing would take longer than the search; other tests cover the same lines
+
 
 @pytest.fixture(autouse=True)
 def _names_of_the_simulated_volume(monkeypatch: pytest.MonkeyPatch) -> None:

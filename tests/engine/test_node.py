@@ -21,6 +21,7 @@ from durabledbm._engine.node import (
     encode_branch,
     encode_leaf,
     find_value,
+    grown_tail,
     leaf_keys,
     separator,
 )
@@ -195,6 +196,15 @@ def test_a_branch_gives_back_its_children(separators: list[bytes], page_size: in
     assert branch.separators == separators
     assert branch.refs == refs
     assert b"".join(branch.refs) + branch.tail == run[HEADER.size : -4][: len(b"".join(refs)) + len(branch.tail)]
+
+
+@given(separators=st.lists(keys, min_size=1, max_size=60, unique=True).map(sorted), at=st.integers(0, 59))
+def test_a_separator_is_added_to_a_branch_without_decoding_it(separators: list[bytes], at: int) -> None:
+    at %= len(separators)
+    new = separators.pop(at)
+    tail = encode_branch(separators, 65536)
+    expected = encode_branch([*separators[:at], new, *separators[at:]], 65536)
+    assert grown_tail(tail, len(separators) + 1, at, new) == expected
 
 
 @given(separators=st.lists(keys, max_size=60, unique=True).map(sorted))

@@ -124,6 +124,15 @@ def test_a_large_file_with_much_free_space_does_not_grow_for_a_long_run() -> Non
     assert space.page_count == before
 
 
+def test_pages_that_are_freed_next_to_each_other_are_found_as_one_run() -> None:
+    """That there was no run of that length before is not remembered for longer than it is true."""
+    space = freed([(at, 1) for at in range(10, 90, 2)])
+    assert space.take(8, grow=False)[1] == 1
+    for page_id in range(11, 19, 2):
+        space.give_back(page_id, 1)
+    assert space.take(8, grow=False) == (11, 8)
+
+
 def test_pages_freed_by_a_commit_wait_for_their_release() -> None:
     space, runs = Space(4096, FIRST, 50), Runs()
     space.free(10, 2)
