@@ -16,6 +16,7 @@ from .commit import Committer
 from .disk import Disk, Volume
 from .locks import WriterLock, pin, unpin, writer_present
 from .meta import LOOK_OFFSET, LOOK_SIZE, Meta, first_page
+from .node import Overflow
 from .observer import Observer
 from .pager import Pager
 from .pins import Pins, PinTable
@@ -32,6 +33,11 @@ _FORESEEN = 1000
 """Commits with more changes than this empty the row cache instead of being taken out of it one by one."""
 
 
+_ROW_RARITY = 4
+"""One look-up in so many puts what it found into the row cache. What is asked for often gets there soon enough, and
+what is asked for once does not push out the rest."""
+
+
 class Current:
     """One open database file, as readers see it. Any thread may call anything here at any time, but `close`."""
 
@@ -45,7 +51,7 @@ class Current:
         self.file = disk.identity()
         self.writer = WriterLock(self.file)
         self.pins = PinTable()
-        self.rows = RowCache(cache_size // 4)
+        self.rows = RowCache(cache_size // 2)
         self.failure: BaseException | None = None
         self.closed = False
         self.lost = False
@@ -53,11 +59,12 @@ class Current:
         self.writing = False
         """This handle has the writer lock, and its state is the newest: there is no need to look for commits."""
         self.observer: Observer | None = None
+        self._fetched = 0
         self._settled = False
         self._forked = False
         self._doubtful = NEVER
         """The look of a commit that is written, not yet synced: it is not shown till it is, or its writer is gone."""
-        self._cache_size = cache_size - cache_size // 4
+        self._cache_size = cache_size - cache_size // 2
         self.read = disk.read
         self.look = NEVER
         self.pager = Pager(disk, page_size, self._cache_size)
@@ -157,20 +164,32 @@ class Current:
             self.state = state
 
     def fetch(self, key: bytes) -> bytes | None:
-        """The value of `key` in the current state, or None. It becomes a row of the row cache.
+        """The value of `key` in the current state, or None. If it is asked for often, it becomes a row.
 
         Raises `error` also if the pages of that state have been reused meanwhile: then there is a newer one.
         """
         state = self.state
         rows = self.rows
-        value = rows.old(key)
-        if value is None or self.state is not state:
-            value = state.view.get(key)
-        if value is not None:
-            with rows.lock:
-                if self.state is state:  # else a commit may just have taken out what would be put in
-                    rows.keep(key, value)
+        value = rows.aged.get(key)
+        if value is not None and self.state is state:
+            self._keep_row(state, key, value)
+            return value
+        view = state.view
+        for layer in view.layers:
+            if key in layer:
+                return layer[key]
+        value = view.tree.find(key)
+        if type(value) is Overflow:
+            return self.pager.value(value)
+        self._fetched += 1
+        if value is not None and not self._fetched % _ROW_RARITY:
+            self._keep_row(state, key, value)
         return value
+
+    def _keep_row(self, state: State, key: bytes, value: bytes) -> None:
+        with self.rows.lock:
+            if self.state is state:  # else a commit may just have taken out what would be put in
+                self.rows.keep(key, value)
 
     # -- pins --------------------------------------------------------------------------------------
 

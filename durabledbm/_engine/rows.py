@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 __all__ = ["RowCache"]
 
-_ROW_OVERHEAD = 200
+_ROW_OVERHEAD = 160
 """Bytes of memory, about, that a row takes beside its key and value."""
 
 _ROW_MAX = 4096
@@ -21,18 +21,14 @@ _ROW_MAX = 4096
 class RowCache:
     """At most about `limit` bytes of rows."""
 
-    __slots__ = ("_half", "_old", "_room", "lock", "young")
+    __slots__ = ("_half", "_room", "aged", "lock", "young")
 
     def __init__(self, limit: int) -> None:
         self.lock = threading.Lock()
         self._half = self._room = limit // 2
-        self._old: dict[bytes, bytes] = {}
+        self.aged: dict[bytes, bytes] = {}
         self.young: dict[bytes, bytes] = {}
-        """Read directly, by any thread; everything else needs the lock."""
-
-    def old(self, key: bytes) -> bytes | None:
-        """The value in the older generation, or None."""
-        return self._old.get(key)
+        """Both generations are read directly, by any thread; everything else needs the lock."""
 
     def keep(self, key: bytes, value: bytes) -> None:
         """Put a row in."""
@@ -41,19 +37,19 @@ class RowCache:
             return
         self._room -= size + _ROW_OVERHEAD
         if self._room < 0:
-            self._old, self.young = self.young, {}
+            self.aged, self.young = self.young, {}
             self._room = self._half
         self.young[key] = value
 
     def drop(self, keys: Iterable[bytes]) -> None:
         """Take rows out."""
-        young, old = self.young, self._old
-        if young or old:
+        young, aged = self.young, self.aged
+        if young or aged:
             for key in keys:
                 young.pop(key, None)
-                old.pop(key, None)
+                aged.pop(key, None)
 
     def clear(self) -> None:
         """Take all rows out."""
-        self.young, self._old = {}, {}
+        self.young, self.aged = {}, {}
         self._room = self._half

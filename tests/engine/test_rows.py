@@ -7,7 +7,7 @@ from durabledbm._engine.rows import RowCache
 
 def found(rows: RowCache, key: bytes) -> bytes | None:
     value = rows.young.get(key)
-    return rows.old(key) if value is None else value
+    return rows.aged.get(key) if value is None else value
 
 
 def test_a_row_is_found_until_it_is_dropped() -> None:
@@ -24,7 +24,7 @@ def test_a_row_is_dropped_from_both_generations() -> None:
     rows.keep(b"a", b"old")
     while b"a" in rows.young:
         rows.keep(b"%d" % len(rows.young), b"x")
-    assert rows.old(b"a") == b"old"
+    assert rows.aged.get(b"a") == b"old"
     rows.keep(b"a", b"new")
     rows.drop([b"a"])
     assert found(rows, b"a") is None
