@@ -63,6 +63,7 @@ TOUCHES_THE_SYSTEM = {
     "_engine.kernel32": "it is the system's interface on Windows",
     "_engine.windows": "it is the system's interface on Windows",
     "_engine.creation": "os.path only: a name in the same directory",
+    "_engine.node": "io.BytesIO only: bytes in memory, cut up by its read",
 }
 """Modules of the engine that may import os, fcntl, or the like, and why. All others are handed what they need."""
 
