@@ -350,7 +350,7 @@ class Database(Upkeep, Writable):
     def _close_files(self) -> None:
         if self._pipeline.flusher is not None:
             self._pipeline.flusher.stop()
-        self._life.ended = True
+        self._life.end()
         self._plain = False
         for snapshot in list(self._snapshots.values()):
             snapshot.close()

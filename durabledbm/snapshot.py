@@ -65,7 +65,7 @@ class Snapshot(Readable):
 
     def close(self) -> None:
         """End the snapshot: the space it pins may be reused. Iterators over it end with `ClosedError`."""
-        self._life.ended = True
+        self._life.end()
         self._rows = {}
         self._pin.release()
 
