@@ -145,7 +145,7 @@ def leaf_keys(leaf: bytes) -> list[bytes]:
     """The keys of a sealed leaf, ascending."""
     offsets, start = _offsets(leaf)
     equal = _EQUAL.get(offsets) or _learnt(offsets, leaf)
-    return _cells(leaf, offsets, start)[::2] if equal is None else list(equal.keys(leaf, start))
+    return _cut(leaf, start, offsets)[::2] if equal is None else list(equal.keys(leaf, start))
 
 
 def decode_leaf(leaf: bytes) -> tuple[list[bytes], list[bytes]]:
@@ -153,7 +153,7 @@ def decode_leaf(leaf: bytes) -> tuple[list[bytes], list[bytes]]:
     offsets, start = _offsets(leaf)
     equal = _EQUAL.get(offsets) or _learnt(offsets, leaf)
     if equal is None:
-        cells = _cells(leaf, offsets, start)
+        cells = _cut(leaf, start, offsets)
         keys, values = cells[::2], cells[1::2]
     else:
         keys, values = list(equal.keys(leaf, start)), list(equal.values(leaf, start))
@@ -242,7 +242,7 @@ _COUNT_AND_PAYLOAD = struct.Struct("<4xI16x4xI").unpack_from
 
 
 # Where every entry of a leaf is wanted, slicing the cells out one by one is most of the cost of a scan. So C does it:
-# one `unpack` for all keys and one for all values if they are of equal sizes, else one file-like `read` for each cell.
+# one `unpack` for all keys and one for all values if they are of equal sizes, else one `read` for each (see `_cut`).
 
 
 class _Equal(NamedTuple):
@@ -276,21 +276,6 @@ def _learnt(offsets: bytes, leaf: bytes) -> _Equal | None:
         _EQUAL.clear()
     _EQUAL[offsets] = equal
     return equal
-
-
-def _cells(leaf: bytes, offsets: bytes, start: int) -> list[bytes]:
-    """The cells that stand at `start`, key, value, key, value, whatever their sizes."""
-    code = _U16 if len(leaf) <= _NARROW_MAX else _U32
-    width, size = _WIDTH[code], len(offsets) - _WIDTH[code]
-    # One subtraction of long integers takes each offset from the next.
-    differences = int.from_bytes(offsets[width:], "little") - int.from_bytes(offsets[:-width], "little")
-    sizes = _unpack(code, differences.to_bytes(size, "little"), 0, size // width)
-    stream = BytesIO(leaf)
-    stream.seek(start)
-    cells = list(map(stream.read, sizes))
-    if stream.tell() != start + int.from_bytes(offsets[-width:], "little"):
-        raise ValueError("the offsets in the page make no sense")
-    return cells
 
 
 def _offsets(leaf: bytes) -> tuple[bytes, int]:
@@ -331,13 +316,11 @@ def decode_branch(run: bytes) -> Branch:
     """The separators and refs of a sealed branch."""
     count, payload_size = _COUNT_AND_PAYLOAD(run)
     table = _START + count * REF.size
-    code = _U16 if len(run) <= _NARROW_MAX else _U32
-    offsets = _unpack(code, run, table, count)
-    tail = run[table : _START + payload_size]
-    refs = [run[at : at + REF.size] for at in range(_START, table, REF.size)]
-    start = _WIDTH[code] * count
-    body = tail[start:]
-    return Branch([body[a:b] for a, b in zip(offsets, offsets[1:], strict=False)], refs, tail)
+    body = table + (2 if len(run) <= _NARROW_MAX else 4) * count
+    if not count or body > len(run):  # checksums do not keep out a file that was made to hurt
+        raise ValueError("a count of children that cannot be")
+    refs = list(map(BytesIO(run[_START:table]).read, repeat(REF.size, count)))
+    return Branch(_cut(run, body, run[table:body]), refs, run[table : _START + payload_size])
 
 
 def separator(left: bytes, right: bytes) -> bytes:
@@ -373,6 +356,22 @@ def _pack(code: str, numbers: Iterable[int]) -> bytes:
     if _BIG_ENDIAN:
         packed.byteswap()
     return packed.tobytes()
+
+
+def _cut(run: bytes, start: int, offsets: bytes) -> list[bytes]:
+    """The bytes between each two of the offsets, which count from `start`, one after the other."""
+    code = _U16 if len(run) <= _NARROW_MAX else _U32
+    width = _WIDTH[code]
+    size = len(offsets) - width
+    # One subtraction of long integers takes each offset from the next.
+    differences = int.from_bytes(offsets[width:], "little") - int.from_bytes(offsets[:size], "little")
+    sizes = _unpack(code, differences.to_bytes(size, "little"), 0, size // width)
+    stream = BytesIO(run)
+    stream.seek(start)
+    parts = list(map(stream.read, sizes))
+    if stream.tell() != start + int.from_bytes(offsets[size:], "little"):
+        raise ValueError("the offsets in the page make no sense")
+    return parts
 
 
 _UNPACKERS: dict[tuple[str, int], Any] = {}
