@@ -352,7 +352,7 @@ class Database(Upkeep, Writable):
             self._pipeline.flusher.stop()
         self._life.end()
         self._plain = False
-        for snapshot in list(self._snapshots.values()):
+        for snapshot in list(self._snapshots.values()) if self._snapshots else ():
             snapshot.close()
         if self._store.observer is not None:
             self._store.observer.close()

@@ -26,12 +26,14 @@ class Handle(Protocol):
         """The process has forked, and this is the child."""
 
 
-_handles: weakref.WeakValueDictionary[int, Handle] = weakref.WeakValueDictionary()
+_handles: dict[int, weakref.ref[Handle]] = {}
+"""By their ids. A plain dict: a WeakValueDictionary takes a good part of the time in which a file is opened."""
 
 
 def began(handle: Handle) -> None:
     """A handle was opened."""
-    _handles[id(handle)] = handle
+    number = id(handle)
+    _handles[number] = weakref.ref(handle, lambda _: _handles.pop(number, None))
     process = sys.modules.get("multiprocessing.process")
     if process is not None and process.parent_process() is not None:
         _finish_with_multiprocessing()
@@ -42,9 +44,14 @@ def ended(handle: Handle) -> None:
     _handles.pop(id(handle), None)
 
 
+def _open_handles() -> list[Handle]:
+    found = [reference() for reference in _handles.copy().values()]
+    return [handle for handle in found if handle is not None]
+
+
 def _at_exit() -> None:
     # What was deferred must not be lost with the process. Closing is left to the handles: others may still use them.
-    for handle in list(_handles.values()):
+    for handle in _open_handles():
         try:
             handle.sync_in_a_hurry()
         except OSError:
@@ -69,7 +76,7 @@ def _before_fork() -> None:
     if util is not None and _handles:
         # Called in the child, when multiprocessing has cleared the finalizers that it inherited.
         util.register_after_fork(_at_exit, _finish_with_multiprocessing)
-    for handle in list(_handles.values()):
+    for handle in _open_handles():
         try:
             handle.before_fork()
         except OSError:
@@ -80,7 +87,7 @@ def _after_fork() -> None:
     global _promised
     _promised = False
     forget_owners()
-    for handle in list(_handles.values()):
+    for handle in _open_handles():
         handle.after_fork()
 
 
