@@ -48,8 +48,8 @@ class Tree:
         try:
             while depth > 1:
                 depth -= 1
-                node = young.get(ref) or pager.branch(ref)
-                ref = node[1][bisect_right(node[0], key)]  # type: ignore[index, arg-type]
+                node = young.get(ref)
+                ref = node[1][bisect_right(node[0], key)] if node else pager.child(ref, key)  # type: ignore[index, arg-type]
             leaf = young.get(ref) or pager.leaf(ref)
             return find_value(leaf, key)  # type: ignore[arg-type]
         except MALFORMED as exc:

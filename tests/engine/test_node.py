@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import struct
+from bisect import bisect_right
 
 import pytest
 from hypothesis import example, given
@@ -20,6 +21,7 @@ from durabledbm._engine.node import (
     edit_leaf,
     encode_branch,
     encode_leaf,
+    find_child,
     find_value,
     grown_tail,
     has_overflow,
@@ -261,6 +263,27 @@ def test_capacity_tells_what_fits_in_a_branch(separators: list[bytes]) -> None:
 
 ALPHABET = (0, 1, 2, 254, 255)
 SHORT = sorted(bytes(text) for n in range(4) for text in itertools.product(ALPHABET, repeat=n))
+
+
+@given(separators=st.lists(st.binary(max_size=6), max_size=60, unique=True), key=st.binary(max_size=6))
+@example([b"k" * 70_000, b"l" * 4], b"l")
+@example([], b"")
+def test_a_child_is_found_in_the_bytes_of_a_branch_as_in_the_decoded_one(separators: list[bytes], key: bytes) -> None:
+    separators.sort()
+    refs = [bytes([n]) * 16 for n in range(len(separators) + 1)]
+    payload = b"".join(refs) + encode_branch(separators, PAGE_SIZE)
+    run = seal(BRANCH, 0, len(refs), 5, 6, PAGE_SIZE, payload)
+    for wanted in (key, *separators, *(low + b"\0" for low in separators)):
+        assert find_child(run, wanted) == refs[bisect_right(separators, wanted)]
+
+
+@pytest.mark.parametrize("count", [0, 1, 10**6, 2**32 - 1])
+def test_looking_for_a_child_in_nonsense_raises_nothing_unforeseen(count: int) -> None:
+    for filling in (b"\0", b"\xff"):
+        try:
+            find_child(seal(BRANCH, 0, count, 5, 6, PAGE_SIZE, filling * 4000), b"key")
+        except MALFORMED:
+            pass
 
 
 def test_a_separator_is_the_shortest_that_separates() -> None:
