@@ -109,10 +109,14 @@ def _parsed(flag: str, durability: str) -> tuple[str, str]:
 
 def _place(name: str) -> str:
     """The file's path, whatever becomes of the working directory; and if the name is a link's, what it leads to."""
-    plain = os.path.isabs(name) or not os.path.dirname(name)
-    path = os.path.join(os.getcwd(), name) if plain else name
+    if os.path.isabs(name):
+        path = name
+    elif not os.path.dirname(name):
+        path = os.path.join(os.getcwd(), name)
+    else:
+        return os.path.realpath(name)
     # Resolving every directory on the way takes longer than all else that opening the file needs of the system.
-    return path if plain and not os.path.islink(path) else os.path.realpath(path)
+    return os.path.realpath(path) if os.path.islink(path) else path
 
 
 class _NoLocksError(error):
