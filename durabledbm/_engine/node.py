@@ -11,14 +11,13 @@ place when the value is too large and lives in a run of its own. The layout is d
 from __future__ import annotations
 
 import struct
-import sys
 from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from io import BytesIO
-from itertools import accumulate, chain, repeat
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 from zlib import crc32
 
+from .cells import BIG_ENDIAN, cut, equal_cells, pack_numbers, pieces, unpack_numbers
 from .page import CRC_SIZE, HEADER, REF
 
 __all__ = [
@@ -32,10 +31,8 @@ HAS_OVERFLOW = 1
 
 _START = HEADER.size
 _U16, _U32 = ("H", "I")
-_BIG_ENDIAN = sys.byteorder == "big"
 _THREE_NARROW = struct.Struct("<3H").unpack_from
 _THREE_WIDE = struct.Struct("<3I").unpack_from
-_WIDTH = {_U16: 2, _U32: 4}
 _NARROW_MAX = 65536
 """Runs up to this many bytes hold 16-bit offsets, longer ones 32-bit."""
 
@@ -100,7 +97,7 @@ def encode_leaf(keys: Sequence[bytes], values: Sequence[bytes], page_size: int) 
         flags = HAS_OVERFLOW
         kinds = bytes([type(value) is Overflow for value in values])
     code = _code_for(_START + count + 2 * (2 * count + 1) + len(kinds) + len(body) + CRC_SIZE, page_size)
-    offsets = _pack(code, accumulate(map(len, cells), initial=0))
+    offsets = pack_numbers(code, accumulate(map(len, cells), initial=0))
     return flags, b"".join((_fingerprints(keys), offsets, kinds, body))
 
 
@@ -143,17 +140,17 @@ def _find_any(leaf: bytes, key: bytes) -> bytes | None:
 
 def leaf_keys(leaf: bytes) -> list[bytes]:
     """The keys of a sealed leaf, ascending."""
-    offsets, start = _offsets(leaf)
-    equal = _EQUAL.get(offsets) or _learnt(offsets, leaf)
-    return _cut(leaf, start, offsets)[::2] if equal is None else list(equal.keys(leaf, start))
+    code, offsets, start = _offsets(leaf)
+    equal = equal_cells(code, offsets)
+    return cut(code, offsets, leaf, start)[::2] if equal is None else list(equal.keys(leaf, start))
 
 
 def decode_leaf(leaf: bytes) -> tuple[list[bytes], list[bytes]]:
     """The keys and the values (bytes or `Overflow`) of a sealed leaf."""
-    offsets, start = _offsets(leaf)
-    equal = _EQUAL.get(offsets) or _learnt(offsets, leaf)
+    code, offsets, start = _offsets(leaf)
+    equal = equal_cells(code, offsets)
     if equal is None:
-        cells = _cut(leaf, start, offsets)
+        cells = cut(code, offsets, leaf, start)
         keys, values = cells[::2], cells[1::2]
     else:
         keys, values = list(equal.keys(leaf, start)), list(equal.values(leaf, start))
@@ -182,7 +179,7 @@ def edit_leaf(
     before, payload_size = _COUNT_AND_PAYLOAD(leaf)
     table = _START + before
     cells = table + 4 * before + 2
-    offsets = _unpack(_U16, leaf, table, 2 * before + 1)
+    offsets = unpack_numbers(_U16, leaf, table, 2 * before + 1)
     fingerprints, numbers, body = leaf[_START:table], leaf[table:cells], leaf[cells : _START + payload_size]
     count = at = before
     for key in reversed(keys):  # from the back, so that the offsets before stay right
@@ -238,60 +235,24 @@ def _shifted(numbers: bytes, delta: int) -> bytes:
 _ONES = [int.from_bytes(b"\1\0" * (size // 2), "little") for size in range(1024)]
 _BYTES = [bytes([byte]) for byte in range(256)]
 _TWO = struct.Struct("<2H")
-_TWO_WIDE = struct.Struct("<2I")
+_TWO_WIDE = struct.Struct("<2I").unpack_from
 _COUNT_AND_PAYLOAD = struct.Struct("<4xI16x4xI").unpack_from
 
 
-# Where every entry of a leaf is wanted, slicing the cells out one by one is most of the cost of a scan. So C does it:
-# one `unpack` for all keys and one for all values if they are of equal sizes, else one `read` for each (see `_cut`).
-
-
-class _Equal(NamedTuple):
-    """How to cut up leaves whose keys are all of one size, and whose values are."""
-
-    keys: Callable[[bytes, int], tuple[bytes, ...]]
-    values: Callable[[bytes, int], tuple[bytes, ...]]
-
-
-_EQUAL: dict[bytes, _Equal] = {}
-"""By the bytes of the offset table, which says it all: the number of entries and the sizes."""
-
-_EQUAL_MAX = 512
-
-
-def _learnt(offsets: bytes, leaf: bytes) -> _Equal | None:
-    """What belongs in `_EQUAL` for this offset table, and now is there; None if sizes differ."""
-    code = _U16 if len(leaf) <= _NARROW_MAX else _U32
-    width = _WIDTH[code]
-    count = len(offsets) // (2 * width)
-    if not count:
-        return None
-    _, key_size, size = (_THREE_NARROW if code == _U16 else _THREE_WIDE)(offsets)
-    if int.from_bytes(offsets[-width:], "little") != count * size or key_size > size:
-        return None
-    if offsets != _pack(code, accumulate(chain(*repeat((key_size, size - key_size), count)), initial=0)):
-        return None
-    keys, values = f"{key_size}s{size - key_size}x", f"{key_size}x{size - key_size}s"
-    equal = _Equal(struct.Struct(keys * count).unpack_from, struct.Struct(values * count).unpack_from)
-    if len(_EQUAL) >= _EQUAL_MAX:
-        _EQUAL.clear()
-    _EQUAL[offsets] = equal
-    return equal
-
-
-def _offsets(leaf: bytes) -> tuple[bytes, int]:
-    """The bytes of the offset table, and where the cells start."""
+def _offsets(leaf: bytes) -> tuple[str, bytes, int]:
+    """The code of the offset table's numbers, its bytes, and where the cells start."""
     count = int.from_bytes(leaf[4:8], "little")
+    code, width = (_U16, 2) if len(leaf) <= _NARROW_MAX else (_U32, 4)
     table = _START + count
-    end = table + (2 if len(leaf) <= _NARROW_MAX else 4) * (2 * count + 1)
+    end = table + width * (2 * count + 1)
     if end > len(leaf):  # checksums do not keep out a file that was made to hurt
         raise ValueError("an entry count larger than the page")
-    return leaf[table:end], end + count if leaf[1] & HAS_OVERFLOW else end
+    return code, leaf[table:end], end + count if leaf[1] & HAS_OVERFLOW else end
 
 
 def _fingerprints(keys: Sequence[bytes]) -> bytes:
     codes = array("I", map(crc32, keys)).tobytes()
-    return codes[3::4] if _BIG_ENDIAN else codes[::4]
+    return codes[3::4] if BIG_ENDIAN else codes[::4]
 
 
 # -- branches --------------------------------------------------------------------------------------
@@ -302,7 +263,7 @@ def encode_branch(separators: Sequence[bytes], page_size: int) -> bytes:
     count = len(separators) + 1
     body = b"".join(separators)
     code = _code_for(_START + count * (REF.size + 2) + len(body) + CRC_SIZE, page_size)
-    return _pack(code, accumulate(map(len, separators), initial=0)) + body
+    return pack_numbers(code, accumulate(map(len, separators), initial=0)) + body
 
 
 def grown_tail(tail: bytes, count: int, at: int, separator: bytes) -> bytes:
@@ -317,18 +278,19 @@ def decode_branch(run: bytes) -> Branch:
     """The separators and refs of a sealed branch."""
     count, payload_size = _COUNT_AND_PAYLOAD(run)
     table = _START + count * REF.size
-    body = table + (2 if len(run) <= _NARROW_MAX else 4) * count
+    code, width = (_U16, 2) if len(run) <= _NARROW_MAX else (_U32, 4)
+    body = table + width * count
     if not count or body > len(run):  # checksums do not keep out a file that was made to hurt
         raise ValueError("a count of children that cannot be")
-    refs = list(map(BytesIO(run[_START:table]).read, repeat(REF.size, count)))
-    return Branch(_cut(run, body, run[table:body]), refs, run[table : _START + payload_size])
+    refs = pieces(run[_START:table], REF.size)
+    return Branch(cut(code, run[table:body], run, body), refs, run[table : _START + payload_size])
 
 
 def find_child(run: bytes, key: bytes) -> bytes:
     """The ref of the child that `key` belongs to in a sealed branch: bisection in its bytes, nothing is decoded."""
     count = int.from_bytes(run[4:8], "little")
     table = _START + count * REF.size
-    width, unpack = (2, _TWO.unpack_from) if len(run) <= _NARROW_MAX else (4, _TWO_WIDE.unpack_from)
+    width, unpack = (2, _TWO.unpack_from) if len(run) <= _NARROW_MAX else (4, _TWO_WIDE)
     body = table + width * count
     low, high = 0, count - 1
     while low < high:
@@ -368,41 +330,3 @@ _SHORT = 8
 def _code_for(size: int, page_size: int) -> str:
     """16-bit offsets where the whole run, rounded up to pages, stays within their reach."""
     return _U16 if -(-size // page_size) * page_size <= _NARROW_MAX else _U32
-
-
-def _pack(code: str, numbers: Iterable[int]) -> bytes:
-    packed = array(code, numbers)
-    if _BIG_ENDIAN:
-        packed.byteswap()
-    return packed.tobytes()
-
-
-def _cut(run: bytes, start: int, offsets: bytes) -> list[bytes]:
-    """The bytes between each two of the offsets, which count from `start`, one after the other."""
-    code = _U16 if len(run) <= _NARROW_MAX else _U32
-    width = _WIDTH[code]
-    size = len(offsets) - width
-    # One subtraction of long integers takes each offset from the next.
-    differences = int.from_bytes(offsets[width:], "little") - int.from_bytes(offsets[:size], "little")
-    sizes = _unpack(code, differences.to_bytes(size, "little"), 0, size // width)
-    stream = BytesIO(run)
-    stream.seek(start)
-    parts = list(map(stream.read, sizes))
-    if stream.tell() != start + int.from_bytes(offsets[size:], "little"):
-        raise ValueError("the offsets in the page make no sense")
-    return parts
-
-
-_UNPACKERS: dict[tuple[str, int], Any] = {}
-
-
-def _unpack(code: str, run: bytes, offset: int, count: int) -> tuple[int, ...]:
-    unpacker = _UNPACKERS.get((code, count))
-    if unpacker is None:
-        if count > len(run):  # checksums do not keep out a file that was made to hurt
-            raise ValueError("an entry count larger than the page")
-        unpacker = struct.Struct(f"<{count}{code}").unpack_from
-        if len(_UNPACKERS) < 1024:
-            _UNPACKERS[code, count] = unpacker
-    result: tuple[int, ...] = unpacker(run, offset)
-    return result
