@@ -45,9 +45,9 @@ def differences(
 def tree_differences(old: Tree, new: Tree) -> Iterator[tuple[bytes, bytes | None]]:
     """The keys whose leaf entries differ, ascending, with what the leaf of `new` holds (None: nothing)."""
     if not (old.depth and new.depth):
-        for keys, values in new.chunks(None, None, reverse=False, with_values=True):
+        for keys, values, _ in new.chunks(None, None, reverse=False, with_values=True):
             yield from zip(keys, values, strict=True)
-        for keys, _ in old.chunks(None, None, reverse=False, with_values=False):
+        for keys, _, _ in old.chunks(None, None, reverse=False, with_values=False):
             yield from ((key, None) for key in keys)
     elif old.root != new.root:
         level = min(old.depth, new.depth)

@@ -107,12 +107,24 @@ def _parsed(flag: str, durability: str) -> tuple[str, str]:
     return flag[0], durability
 
 
+def _place(name: str) -> str:
+    """The file's path, whatever becomes of the working directory; and if the name is a link's, what it leads to."""
+    if os.path.isabs(name):
+        path = name
+    elif not os.path.dirname(name):
+        path = os.path.join(os.getcwd(), name)
+    else:
+        return os.path.realpath(name)
+    # Resolving every directory on the way takes longer than all else that opening the file needs of the system.
+    return os.path.realpath(path) if os.path.islink(path) else path
+
+
 class _NoLocksError(error):
     """The file cannot be opened for writing where it is, whatever it holds."""
 
 
 def _opened(volume: Volume, name: str, flag: str, mode: int, page_size: int, cache_size: int) -> Store:
-    path = os.path.realpath(name)
+    path = _place(name)
     try:
         for _ in range(100):
             try:

@@ -6,7 +6,6 @@ Here the public behaviour is put together from the engine's parts: the store (on
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, TypeVar
@@ -57,7 +56,7 @@ class Database(Upkeep, Writable):
         self.path = path
         self._pipeline = pipeline
         self._transactions: list[Transaction] = []
-        self._snapshots: weakref.WeakValueDictionary[int, Snapshot] = weakref.WeakValueDictionary()
+        self._snapshots: lifetime.Living[Snapshot] = lifetime.Living()
         self._life = Life()
         self._plain = type(pipeline) is Group
         """Nothing stands between a look-up and the committed state: no open transaction, nothing deferred."""
@@ -247,7 +246,7 @@ class Database(Upkeep, Writable):
         """
         view, pin = self._pinned()
         snapshot = Snapshot(pin, view)
-        self._snapshots[id(snapshot)] = snapshot
+        self._snapshots.add(snapshot)
         return snapshot
 
     # -- for transactions --------------------------------------------------------------------------
@@ -350,9 +349,9 @@ class Database(Upkeep, Writable):
     def _close_files(self) -> None:
         if self._pipeline.flusher is not None:
             self._pipeline.flusher.stop()
-        self._life.ended = True
+        self._life.end()
         self._plain = False
-        for snapshot in list(self._snapshots.values()):
+        for snapshot in self._snapshots.all():
             snapshot.close()
         if self._store.observer is not None:
             self._store.observer.close()

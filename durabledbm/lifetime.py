@@ -6,11 +6,13 @@ import atexit
 import os
 import sys
 import weakref
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from ._engine.locks import forget_owners
 
-__all__ = ["Handle", "began", "ended"]
+__all__ = ["Handle", "Living", "began", "ended"]
+
+T = TypeVar("T")
 
 
 class Handle(Protocol):
@@ -26,12 +28,35 @@ class Handle(Protocol):
         """The process has forked, and this is the child."""
 
 
-_handles: weakref.WeakValueDictionary[int, Handle] = weakref.WeakValueDictionary()
+class Living(Generic[T]):
+    """Objects, for as long as somebody else holds them: a WeakValueDictionary with less to do when a file is opened."""
+
+    __slots__ = ("_references",)
+
+    def __init__(self) -> None:
+        self._references: dict[int, weakref.ref[T]] = {}
+
+    def add(self, thing: T) -> None:
+        """Name one more, for as long as it lives."""
+        number, references = id(thing), self._references
+        references[number] = weakref.ref(thing, lambda _: references.pop(number, None))
+
+    def discard(self, thing: T) -> None:
+        """Name it no more."""
+        self._references.pop(id(thing), None)
+
+    def all(self) -> list[T]:
+        """Those that live."""
+        found = [reference() for reference in self._references.copy().values()]
+        return [thing for thing in found if thing is not None]
+
+
+_handles: Living[Handle] = Living()
 
 
 def began(handle: Handle) -> None:
     """A handle was opened."""
-    _handles[id(handle)] = handle
+    _handles.add(handle)
     process = sys.modules.get("multiprocessing.process")
     if process is not None and process.parent_process() is not None:
         _finish_with_multiprocessing()
@@ -39,12 +64,12 @@ def began(handle: Handle) -> None:
 
 def ended(handle: Handle) -> None:
     """A handle was closed."""
-    _handles.pop(id(handle), None)
+    _handles.discard(handle)
 
 
 def _at_exit() -> None:
     # What was deferred must not be lost with the process. Closing is left to the handles: others may still use them.
-    for handle in list(_handles.values()):
+    for handle in _handles.all():
         try:
             handle.sync_in_a_hurry()
         except OSError:
@@ -66,10 +91,10 @@ def _finish_with_multiprocessing(_: object = None) -> None:
 
 def _before_fork() -> None:
     util = sys.modules.get("multiprocessing.util")
-    if util is not None and _handles:
+    if util is not None and _handles.all():
         # Called in the child, when multiprocessing has cleared the finalizers that it inherited.
         util.register_after_fork(_at_exit, _finish_with_multiprocessing)
-    for handle in list(_handles.values()):
+    for handle in _handles.all():
         try:
             handle.before_fork()
         except OSError:
@@ -80,7 +105,7 @@ def _after_fork() -> None:
     global _promised
     _promised = False
     forget_owners()
-    for handle in list(_handles.values()):
+    for handle in _handles.all():
         handle.after_fork()
 
 

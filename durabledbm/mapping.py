@@ -7,6 +7,7 @@ everything else follows.
 from __future__ import annotations
 
 from collections.abc import ItemsView, Iterable, Iterator, Mapping, MutableMapping, ValuesView
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from .errors import ReadOnlyError
@@ -82,10 +83,10 @@ class Values(ValuesView[bytes]):
     _mapping: Readable
 
     def __iter__(self) -> Iterator[bytes]:
-        return (value for _, value in self._mapping.range())
+        return map(itemgetter(1), self._mapping.range())
 
     def __reversed__(self) -> Iterator[bytes]:
-        return (value for _, value in self._mapping.range(reverse=True))
+        return map(itemgetter(1), self._mapping.range(reverse=True))
 
     def __contains__(self, value: object) -> bool:
         return any(value == other for other in self)

@@ -20,6 +20,9 @@ __all__ = ["Pin", "Snapshot"]
 _ROWS_MAX = 100_000
 """Entries that a snapshot keeps in memory to find them again quickly."""
 
+_VALUE_MAX = 1024
+"""Larger values are not kept."""
+
 
 class Pin:
     """Keeps one commit's pages from being reused until it is released or dropped."""
@@ -41,6 +44,27 @@ class Pin:
         self.release()
 
 
+class _Rows(dict[bytes, bytes | None]):
+    """What a snapshot has read: `rows[key]` is the value, or None, and only what is not there yet takes Python code."""
+
+    __slots__ = ("_life", "_view")
+
+    def __init__(self, view: View, life: Life) -> None:
+        super().__init__()
+        self._view = view
+        self._life = life
+
+    def __missing__(self, key: bytes) -> bytes | None:
+        if self._life.ended:
+            raise ClosedError
+        value = self._view.get(key)
+        if value is not None and len(value) <= _VALUE_MAX:
+            if len(self) >= _ROWS_MAX:
+                self.clear()
+            self[key] = value
+        return value
+
+
 class Snapshot(Readable):
     """A read-only mapping of one instant, made by `Database.snapshot()`. A context manager; `close()` ends it."""
 
@@ -51,7 +75,7 @@ class Snapshot(Readable):
         self._state = pin.state
         self._view = pin.state.view if view is None else view
         self._life = Life()
-        self._rows: dict[bytes, bytes] = {}
+        self._rows = _Rows(self._view, self._life)
 
     @property
     def txid(self) -> int:
@@ -65,8 +89,8 @@ class Snapshot(Readable):
 
     def close(self) -> None:
         """End the snapshot: the space it pins may be reused. Iterators over it end with `ClosedError`."""
-        self._life.ended = True
-        self._rows = {}
+        self._life.end()
+        self._rows = _Rows(self._view, self._life)  # a thread may be about to put something into the old ones
         self._pin.release()
 
     def __enter__(self) -> Snapshot:
@@ -83,24 +107,13 @@ class Snapshot(Readable):
             raise ClosedError
 
     def __getitem__(self, key: Key) -> bytes:
-        if type(key) is bytes and (row := self._rows.get(key)) is not None:
-            return row
-        value = self._find(as_bytes(key, "key"))
+        value = self._rows[key if type(key) is bytes else as_bytes(key, "key")]
         if value is None:
             raise KeyError(key)
         return value
 
     def _find(self, key: bytes) -> bytes | None:
-        rows = self._rows
-        value = rows.get(key)
-        if value is None:
-            self._check()
-            value = self._view.get(key)
-            if value is not None and len(value) <= 1024:
-                if len(rows) >= _ROWS_MAX:
-                    rows.clear()
-                rows[key] = value
-        return value
+        return self._rows[key]
 
     def _items(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
         self._check()

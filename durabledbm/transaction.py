@@ -155,7 +155,7 @@ class Transaction(Writable):
                 root.life = self._outer_life
             else:
                 for life in root.lives:
-                    life.ended = True
+                    life.end()
 
     def _finish(self, root: _Root, *, keep: bool) -> None:
         database, work, spill = self.database, root.work, root.spill
@@ -177,7 +177,7 @@ class Transaction(Writable):
             if self._mark is None:
                 # The pages of the spill are anybody's now: iterators over them end.
                 for life in root.lives[self._first_life :]:
-                    life.ended = True
+                    life.end()
                 root.life = Life()
                 root.lives.append(root.life)
                 root.spill = None
@@ -214,7 +214,7 @@ class Transaction(Writable):
         self.database._forget(self)
         if root is not None and self._point is None and not root.orphaned:
             for life in root.lives:
-                life.ended = True
+                life.end()
             self._finish(root, keep=False)
 
     # -- whose it is -------------------------------------------------------------------------------

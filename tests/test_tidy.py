@@ -19,7 +19,7 @@ LINES_OF_A_FUNCTION = 60
 
 LAYERS = """
 errors  progress
-_engine.page  _engine.rows  _engine.observer  _engine.freepages  _engine.disk
+_engine.cells  _engine.page  _engine.rows  _engine.observer  _engine.freepages  _engine.disk
 _engine.meta  _engine.node  _engine.space  _engine.locks  _engine.posix  _engine.windows
 _engine.creation  _engine.draft  _engine.pager  _engine.pins  _engine.recovery  _engine.kernel32
 _engine.native  _engine.tree  _engine.writer
@@ -63,6 +63,7 @@ TOUCHES_THE_SYSTEM = {
     "_engine.kernel32": "it is the system's interface on Windows",
     "_engine.windows": "it is the system's interface on Windows",
     "_engine.creation": "os.path only: a name in the same directory",
+    "_engine.cells": "io.BytesIO only: bytes in memory, cut up by its read",
 }
 """Modules of the engine that may import os, fcntl, or the like, and why. All others are handed what they need."""
 

@@ -13,6 +13,7 @@ What the operating system offers
 
 What stands in the file, as pure functions on bytes
     page        runs of pages, sealed and verified
+    cells       keys and values, cut out of a node all at once
     node        leaves and branches
     meta        the meta page: the one thing that decides what the database contains
     freepages   free pages in memory

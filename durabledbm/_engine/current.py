@@ -201,20 +201,23 @@ class Current:
         with self.mutex:
             self._drain()
             while True:
-                if not self.writing:
-                    self._refresh()
                 state = self.state
                 txid = state.meta.txid
-                if not txid or txid in self.pins.counts:
-                    break
-                # The lock must be there before the next commit but one can look for it: so look again afterwards.
-                if not pin(self.disk, txid):
+                fresh = txid and txid not in self.pins.counts
+                # The lock must be there before the next commit but one can look for it: so look for commits afterwards.
+                if fresh and not pin(self.disk, txid):
                     raise error(errno.ENOLCK, "the file system refuses locks", self.path)
-                if not self.writing:
-                    self._refresh()
-                if self.state is state:
-                    break
-                unpin(self.disk, txid)
+                try:
+                    if not self.writing:
+                        self._refresh()
+                    if self.state is state:
+                        break
+                except BaseException:
+                    if fresh:
+                        unpin(self.disk, txid)
+                    raise
+                if fresh:
+                    unpin(self.disk, txid)
             if txid:
                 self.pins.add(txid)
             return state

@@ -11,18 +11,19 @@ place when the value is too large and lives in a run of its own. The layout is d
 from __future__ import annotations
 
 import struct
-import sys
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple
 from zlib import crc32
 
+from .cells import BIG_ENDIAN, cut, equal_cells, pack_numbers, pieces, unpack_numbers
 from .page import CRC_SIZE, HEADER, REF
 
 __all__ = [
     "BRANCH_OVERHEAD", "LEAF_OVERHEAD", "Branch", "Overflow", "capacity", "decode_branch", "decode_leaf",
-    "edit_leaf", "encode_branch", "encode_leaf", "find_value", "grown_tail", "leaf_keys", "separator",
+    "edit_leaf", "encode_branch", "encode_leaf", "find_child", "find_value", "grown_tail", "has_overflow",
+    "leaf_keys", "separator",
 ]  # fmt: skip
 
 HAS_OVERFLOW = 1
@@ -30,10 +31,8 @@ HAS_OVERFLOW = 1
 
 _START = HEADER.size
 _U16, _U32 = ("H", "I")
-_BIG_ENDIAN = sys.byteorder == "big"
 _THREE_NARROW = struct.Struct("<3H").unpack_from
 _THREE_WIDE = struct.Struct("<3I").unpack_from
-_WIDTH = {_U16: 2, _U32: 4}
 _NARROW_MAX = 65536
 """Runs up to this many bytes hold 16-bit offsets, longer ones 32-bit."""
 
@@ -98,7 +97,7 @@ def encode_leaf(keys: Sequence[bytes], values: Sequence[bytes], page_size: int) 
         flags = HAS_OVERFLOW
         kinds = bytes([type(value) is Overflow for value in values])
     code = _code_for(_START + count + 2 * (2 * count + 1) + len(kinds) + len(body) + CRC_SIZE, page_size)
-    offsets = _pack(code, accumulate(map(len, cells), initial=0))
+    offsets = pack_numbers(code, accumulate(map(len, cells), initial=0))
     return flags, b"".join((_fingerprints(keys), offsets, kinds, body))
 
 
@@ -141,19 +140,29 @@ def _find_any(leaf: bytes, key: bytes) -> bytes | None:
 
 def leaf_keys(leaf: bytes) -> list[bytes]:
     """The keys of a sealed leaf, ascending."""
-    offsets, cells, _ = _cells(leaf)
-    return [cells[a:b] for a, b in zip(offsets[::2], offsets[1::2], strict=False)]
+    code, offsets, start = _offsets(leaf)
+    equal = equal_cells(code, offsets)
+    return cut(code, offsets, leaf, start)[::2] if equal is None else list(equal.keys(leaf, start))
 
 
 def decode_leaf(leaf: bytes) -> tuple[list[bytes], list[bytes]]:
     """The keys and the values (bytes or `Overflow`) of a sealed leaf."""
-    offsets, cells, kinds = _cells(leaf)
-    starts, ends = offsets[::2], offsets[1::2]
-    keys = [cells[a:b] for a, b in zip(starts, ends, strict=False)]
-    values = [cells[a:b] for a, b in zip(ends, starts[1:], strict=True)]
-    if kinds:
+    code, offsets, start = _offsets(leaf)
+    equal = equal_cells(code, offsets)
+    if equal is None:
+        cells = cut(code, offsets, leaf, start)
+        keys, values = cells[::2], cells[1::2]
+    else:
+        keys, values = list(equal.keys(leaf, start)), list(equal.values(leaf, start))
+    if leaf[1] & HAS_OVERFLOW:
+        kinds = leaf[start - len(keys) : start]
         values = [Overflow(value) if kind else value for value, kind in zip(values, kinds, strict=True)]
     return keys, values
+
+
+def has_overflow(leaf: bytes) -> bool:
+    """Whether a sealed leaf has an `Overflow` among its values."""
+    return bool(leaf[1] & HAS_OVERFLOW)
 
 
 def edit_leaf(
@@ -170,7 +179,7 @@ def edit_leaf(
     before, payload_size = _COUNT_AND_PAYLOAD(leaf)
     table = _START + before
     cells = table + 4 * before + 2
-    offsets = _unpack(_U16, leaf, table, 2 * before + 1)
+    offsets = unpack_numbers(_U16, leaf, table, 2 * before + 1)
     fingerprints, numbers, body = leaf[_START:table], leaf[table:cells], leaf[cells : _START + payload_size]
     count = at = before
     for key in reversed(keys):  # from the back, so that the offsets before stay right
@@ -226,24 +235,24 @@ def _shifted(numbers: bytes, delta: int) -> bytes:
 _ONES = [int.from_bytes(b"\1\0" * (size // 2), "little") for size in range(1024)]
 _BYTES = [bytes([byte]) for byte in range(256)]
 _TWO = struct.Struct("<2H")
+_TWO_WIDE = struct.Struct("<2I").unpack_from
 _COUNT_AND_PAYLOAD = struct.Struct("<4xI16x4xI").unpack_from
 
 
-def _cells(leaf: bytes) -> tuple[tuple[int, ...], bytes, bytes]:
-    """The offsets into the cells, the cells, and the kinds of values, if not all are small."""
+def _offsets(leaf: bytes) -> tuple[str, bytes, int]:
+    """The code of the offset table's numbers, its bytes, and where the cells start."""
     count = int.from_bytes(leaf[4:8], "little")
-    code = _U16 if len(leaf) <= _NARROW_MAX else _U32
+    code, width = (_U16, 2) if len(leaf) <= _NARROW_MAX else (_U32, 4)
     table = _START + count
-    cells = table + _WIDTH[code] * (2 * count + 1)
-    offsets = _unpack(code, leaf, table, 2 * count + 1)
-    if leaf[1] & HAS_OVERFLOW:
-        return offsets, leaf[cells + count :], leaf[cells : cells + count]
-    return offsets, leaf[cells:], b""
+    end = table + width * (2 * count + 1)
+    if end > len(leaf):  # checksums do not keep out a file that was made to hurt
+        raise ValueError("an entry count larger than the page")
+    return code, leaf[table:end], end + count if leaf[1] & HAS_OVERFLOW else end
 
 
 def _fingerprints(keys: Sequence[bytes]) -> bytes:
     codes = array("I", map(crc32, keys)).tobytes()
-    return codes[3::4] if _BIG_ENDIAN else codes[::4]
+    return codes[3::4] if BIG_ENDIAN else codes[::4]
 
 
 # -- branches --------------------------------------------------------------------------------------
@@ -254,7 +263,7 @@ def encode_branch(separators: Sequence[bytes], page_size: int) -> bytes:
     count = len(separators) + 1
     body = b"".join(separators)
     code = _code_for(_START + count * (REF.size + 2) + len(body) + CRC_SIZE, page_size)
-    return _pack(code, accumulate(map(len, separators), initial=0)) + body
+    return pack_numbers(code, accumulate(map(len, separators), initial=0)) + body
 
 
 def grown_tail(tail: bytes, count: int, at: int, separator: bytes) -> bytes:
@@ -269,13 +278,30 @@ def decode_branch(run: bytes) -> Branch:
     """The separators and refs of a sealed branch."""
     count, payload_size = _COUNT_AND_PAYLOAD(run)
     table = _START + count * REF.size
-    code = _U16 if len(run) <= _NARROW_MAX else _U32
-    offsets = _unpack(code, run, table, count)
-    tail = run[table : _START + payload_size]
-    refs = [run[at : at + REF.size] for at in range(_START, table, REF.size)]
-    start = _WIDTH[code] * count
-    body = tail[start:]
-    return Branch([body[a:b] for a, b in zip(offsets, offsets[1:], strict=False)], refs, tail)
+    code, width = (_U16, 2) if len(run) <= _NARROW_MAX else (_U32, 4)
+    body = table + width * count
+    if not count or body > len(run):  # checksums do not keep out a file that was made to hurt
+        raise ValueError("a count of children that cannot be")
+    refs = pieces(run[_START:table], REF.size)
+    return Branch(cut(code, run[table:body], run, body), refs, run[table : _START + payload_size])
+
+
+def find_child(run: bytes, key: bytes) -> bytes:
+    """The ref of the child that `key` belongs to in a sealed branch: bisection in its bytes, nothing is decoded."""
+    count = int.from_bytes(run[4:8], "little")
+    table = _START + count * REF.size
+    width, unpack = (2, _TWO.unpack_from) if len(run) <= _NARROW_MAX else (4, _TWO_WIDE)
+    body = table + width * count
+    low, high = 0, count - 1
+    while low < high:
+        middle = (low + high) >> 1
+        start, end = unpack(run, table + width * middle)
+        if key < run[body + start : body + end]:
+            high = middle
+        else:
+            low = middle + 1
+    at = _START + low * REF.size
+    return run[at : at + REF.size]
 
 
 def separator(left: bytes, right: bytes) -> bytes:
@@ -304,25 +330,3 @@ _SHORT = 8
 def _code_for(size: int, page_size: int) -> str:
     """16-bit offsets where the whole run, rounded up to pages, stays within their reach."""
     return _U16 if -(-size // page_size) * page_size <= _NARROW_MAX else _U32
-
-
-def _pack(code: str, numbers: Iterable[int]) -> bytes:
-    packed = array(code, numbers)
-    if _BIG_ENDIAN:
-        packed.byteswap()
-    return packed.tobytes()
-
-
-_UNPACKERS: dict[tuple[str, int], Any] = {}
-
-
-def _unpack(code: str, run: bytes, offset: int, count: int) -> tuple[int, ...]:
-    unpacker = _UNPACKERS.get((code, count))
-    if unpacker is None:
-        if count > len(run):  # checksums do not keep out a file that was made to hurt
-            raise ValueError("an entry count larger than the page")
-        unpacker = struct.Struct(f"<{count}{code}").unpack_from
-        if len(_UNPACKERS) < 1024:
-            _UNPACKERS[code, count] = unpacker
-    result: tuple[int, ...] = unpacker(run, offset)
-    return result

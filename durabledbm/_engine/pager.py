@@ -12,13 +12,14 @@ threads may use a pager at once: every step is a single dict operation, and a lo
 from __future__ import annotations
 
 import struct
+from bisect import bisect_right
 from collections.abc import Iterator
 
 from crc32c import crc32c
 
 from ..errors import CorruptionError, error
 from .disk import Disk
-from .node import Branch, Overflow, decode_branch
+from .node import Branch, Overflow, decode_branch, find_child
 from .page import BRANCH, CRC_SIZE, HEADER, LEAF, OVERFLOW, REF, mismatch
 
 __all__ = ["MALFORMED", "Pager"]
@@ -29,6 +30,9 @@ MALFORMED = (struct.error, ValueError, IndexError, TypeError, OverflowError)
 _BRANCH_COST = 120
 """Bytes of memory, about, that a child takes in a decoded branch."""
 
+_RAW_MAX = 64
+"""Branches that are kept as bytes, in case that they are asked for again."""
+
 _CHUNK = 1 << 24
 """Bytes of a large value that are read and checked at a time."""
 
@@ -36,7 +40,7 @@ _CHUNK = 1 << 24
 class Pager:
     """Reads of one file. `cache_size` is in bytes; what is in use by readers meanwhile comes on top."""
 
-    __slots__ = ("__weakref__", "_disk", "_half", "_old", "_room", "hits", "misses", "page_size", "young")
+    __slots__ = ("__weakref__", "_disk", "_half", "_old", "_raw", "_room", "hits", "misses", "page_size", "young")
 
     def __init__(self, disk: Disk, page_size: int, cache_size: int) -> None:
         self._disk = disk
@@ -46,6 +50,8 @@ class Pager:
         self._old: dict[bytes, bytes | Branch] = {}
         self.young: dict[bytes, bytes | Branch] = {}
         """Leaves as bytes and decoded branches, by ref. Read by the tree directly; written by `keep` only."""
+        self._raw: dict[bytes, bytes] = {}
+        """Branches as bytes that were searched once, by ref."""
         self.hits = 0
         self.misses = 0
 
@@ -59,7 +65,7 @@ class Pager:
         if node is None:
             node = self._old.get(ref)
             if node is None:
-                run = self.read(ref, BRANCH)
+                run = self._raw.pop(ref, None) or self.read(ref, BRANCH)
                 try:
                     node = decode_branch(run)
                 except MALFORMED as exc:
@@ -68,6 +74,21 @@ class Pager:
         if type(node) is not Branch:
             raise self.malformed(ref, "a leaf where a branch should be")
         return node
+
+    def child(self, ref: bytes, key: bytes) -> bytes:
+        """The ref of the child of the branch at `ref` that `key` belongs to.
+
+        Decoding a branch takes longer than reading it, so it is searched as it is at first, and decoded when it is
+        asked again: whoever opens a file for a single look-up does not decode what will not be looked at.
+        """
+        if ref not in self.young and ref not in self._old and ref not in self._raw:
+            run = self.read(ref, BRANCH)
+            if len(self._raw) >= _RAW_MAX:
+                self._raw.clear()
+            self._raw[ref] = run
+            return find_child(run, key)
+        separators, refs, _ = self.branch(ref)
+        return refs[bisect_right(separators, key)]
 
     def leaf(self, ref: bytes, *, keep: bool = True) -> bytes:
         """The sealed run of the leaf at `ref`. `keep` false leaves the cache alone: for long scans."""
@@ -98,7 +119,7 @@ class Pager:
 
     def clear(self) -> None:
         """Drop everything."""
-        self.young, self._old, self._room = {}, {}, self._half
+        self.young, self._old, self._raw, self._room = {}, {}, {}, self._half
 
     def read(self, ref: bytes, kind: int) -> bytes:
         """The run at `ref`, from the disk, verified. Raises `CorruptionError`."""

@@ -31,9 +31,10 @@ NO_LOCKS = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSY
 class FileDisk:
     """A file of the operating system, through positioned reads and writes and open-file-description locks."""
 
-    __slots__ = ("__weakref__", "_fd", "path", "read", "writable")
+    __slots__ = ("__weakref__", "_fd", "_identity", "path", "read", "writable")
 
     def __init__(self, fd: int, path: str, *, writable: bool) -> None:
+        self._identity = _identity(fd, path)
         self._fd = fd
         self.path = path
         self.writable = writable
@@ -59,15 +60,14 @@ class FileDisk:
             os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def identity(self) -> tuple[int, int]:
-        status = os.fstat(self._fd)
-        return status.st_dev, status.st_ino
+        return self._identity
 
     def linked(self) -> bool:
         try:
             status = os.stat(self.path)
         except OSError:
             return False
-        return (status.st_dev, status.st_ino) == self.identity()
+        return (status.st_dev, status.st_ino) == self._identity
 
     def lock(self, offset: int, *, exclusive: bool) -> bool:
         if self._fd < 0:
@@ -140,7 +140,7 @@ class FileVolume:
     def open(self, path: str, *, writable: bool) -> FileDisk:
         # Not to wait for the other end of a pipe, which is no database anyway; for files it makes no difference.
         flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0)
-        return FileDisk(_regular(os.open(path, flags), path), path, writable=writable)
+        return FileDisk(os.open(path, flags), path, writable=writable)
 
     def create(self, path: str, mode: int) -> FileDisk:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
@@ -167,12 +167,13 @@ class FileVolume:
             os.close(fd)
 
 
-def _regular(fd: int, path: str) -> int:
-    """Pass `fd` through if it is a regular file: a directory, a pipe or a device is refused before it is touched."""
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
+def _identity(fd: int, path: str) -> tuple[int, int]:
+    """Which file it is. A directory, a pipe or a device is refused, and closed, before it is touched."""
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode):
         os.close(fd)
         raise OSError(errno.EINVAL, "not a regular file", path)
-    return fd
+    return status.st_dev, status.st_ino
 
 
 def _write_all(fd: int, offset: int, parts: Sequence[bytes]) -> None:

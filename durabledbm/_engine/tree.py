@@ -9,14 +9,22 @@ through the same leaf a billion times either.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import partial
+from itertools import chain
 
 from ..errors import CorruptionError
-from .node import Overflow, decode_leaf, find_value, leaf_keys
+from .node import Overflow, decode_leaf, find_value, has_overflow, leaf_keys
 from .page import NO_REF
 from .pager import MALFORMED, Pager
 
-__all__ = ["Tree"]
+__all__ = ["Chunk", "Tree"]
+
+Chunk = tuple[list[bytes], list[bytes], bool]
+"""Keys, their values, and whether there may be an `Overflow` among these. Without values, the rest is to be ignored."""
+
+_KEPT = 8
+"""Leaves at the start of a scan that go into the cache. A short scan may come again; a long one must not empty it."""
 
 
 class Tree:
@@ -40,8 +48,8 @@ class Tree:
         try:
             while depth > 1:
                 depth -= 1
-                node = young.get(ref) or pager.branch(ref)
-                ref = node[1][bisect_right(node[0], key)]  # type: ignore[index, arg-type]
+                node = young.get(ref)
+                ref = node[1][bisect_right(node[0], key)] if node else pager.child(ref, key)  # type: ignore[index, arg-type]
             leaf = young.get(ref) or pager.leaf(ref)
             return find_value(leaf, key)  # type: ignore[arg-type]
         except MALFORMED as exc:
@@ -59,20 +67,18 @@ class Tree:
         self, start: bytes | None = None, stop: bytes | None = None, *, reverse: bool = False
     ) -> Iterator[bytes]:
         """The refs of the leaves that may hold keys from `start` up to `stop`."""
-        return self._refs(self.root, self.depth, start, stop, reverse) if self.depth else iter(())
+        return iter(self._refs(start, stop, reverse, self.depth, self.root)) if self.depth else iter(())
 
     def chunks(
         self, start: bytes | None, stop: bytes | None, *, reverse: bool, with_values: bool
-    ) -> Iterator[tuple[list[bytes], list[bytes]]]:
-        """The keys with `start <= key < stop` and their values, a leaf at a time; no list is empty.
-
-        Values may be `Overflow`s. Without values, the second list is to be ignored.
-        """
+    ) -> Iterator[Chunk]:
+        """The entries with `start <= key < stop`, a leaf at a time; no list is empty."""
         last: bytes | None = None
         values: list[bytes] = []
-        for ref in self.leaf_refs(start, stop, reverse=reverse):
+        pager = self.pager
+        for number, ref in enumerate(self.leaf_refs(start, stop, reverse=reverse)):
             try:
-                leaf = self.pager.leaf(ref, keep=False)
+                leaf = pager.leaf(ref, keep=number < _KEPT)
                 if with_values:
                     keys, values = decode_leaf(leaf)
                 else:
@@ -92,25 +98,22 @@ class Tree:
                 keys.reverse()
                 values.reverse()
             if keys:
-                yield keys, values
+                yield keys, values, has_overflow(leaf)
 
     def _refs(
-        self, ref: bytes, level: int, start: bytes | None, stop: bytes | None, reverse: bool
-    ) -> Iterator[bytes]:
+        self, start: bytes | None, stop: bytes | None, reverse: bool, level: int, ref: bytes
+    ) -> Iterable[bytes]:
         if level == 1:
-            yield ref
-            return
-        branch = self.pager.branch(ref)
-        first = 0 if start is None else bisect_right(branch.separators, start)
-        end = len(branch.refs) if stop is None else bisect_left(branch.separators, stop) + 1
-        children = branch.refs[first:end]
+            return (ref,)
+        separators, refs, _ = self.pager.branch(ref)
+        first = 0 if start is None else bisect_right(separators, start)
+        end = len(refs) if stop is None else bisect_left(separators, stop) + 1
+        children = refs[first:end]
         if reverse:
             children.reverse()
         if level == 2:
-            yield from children
-            return
-        for child in children:
-            yield from self._refs(child, level - 1, start, stop, reverse)
+            return children
+        return chain.from_iterable(map(partial(self._refs, start, stop, reverse, level - 1), children))
 
     def _malformed(self, what: object) -> CorruptionError:
         return self.pager.malformed(self.root, what)

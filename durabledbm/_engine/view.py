@@ -8,11 +8,13 @@ deleted key. Once a view has been handed out its layers do not change: a writer 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
+from typing import Any
 
 from ..errors import ClosedError, error
 from .node import Overflow
-from .tree import Tree
+from .tree import Chunk, Tree
 
 __all__ = ["EMPTY_LAYER", "ENDLESS", "Layer", "Life", "View"]
 
@@ -49,12 +51,33 @@ EMPTY_LAYER = Layer()
 
 
 class Life:
-    """Something that iterators depend on, such as an open handle."""
+    """Something that iterators depend on, such as an open handle.
 
-    __slots__ = ("ended",)
+    They hand out entries without asking whether there still is life, a list of keys at a time. So each has its list
+    here, and the end of life empties the lists: what an iterator would hand out next it must ask for first.
+    """
+
+    __slots__ = ("_lists", "ended")
 
     def __init__(self) -> None:
         self.ended = False
+        self._lists: dict[int, list[bytes]] = {}
+
+    def end(self) -> None:
+        """End it, and with it the iterators, at their next step. May be called by any thread."""
+        self.ended = True
+        for keys in self._lists.copy().values():
+            keys.clear()
+
+    def join(self) -> list[bytes]:
+        """The list of an iterator that begins: look whether life has ended *after* filling it."""
+        keys: list[bytes] = []
+        self._lists[id(keys)] = keys
+        return keys
+
+    def leave(self, keys: list[bytes]) -> None:
+        """The end of `join`."""
+        del self._lists[id(keys)]
 
 
 ENDLESS = Life()
@@ -95,66 +118,72 @@ class View:
         `pin` is kept for as long as the iterator is, started or not. When `life` has ended, so has the iteration, with
         `ClosedError`.
         """  # fmt: skip
-        value_of = self.tree.pager.value
-        for keys, values in self._living(start, stop, reverse, life, with_values=True):
-            large = Overflow in set(map(type, values))
-            for entry in zip(keys, values, strict=True):
-                if life.ended:
-                    raise ClosedError
-                if large and type(value := entry[1]) is Overflow:
-                    yield entry[0], value_of(value)
-                else:
-                    yield entry
+        return chain.from_iterable(self._runs(start, stop, reverse, life, pin, with_values=True))
 
     def keys(
         self, start: bytes | None = None, stop: bytes | None = None, *, reverse: bool = False,
         life: Life = ENDLESS, pin: object = None,
     ) -> Iterator[bytes]:
         """The keys with `start <= key < stop`, as `items` gives entries."""  # fmt: skip
-        for keys, _ in self._living(start, stop, reverse, life, with_values=False):
-            for key in keys:
+        return chain.from_iterable(self._runs(start, stop, reverse, life, pin, with_values=False))
+
+    def _runs(
+        self, start: bytes | None, stop: bytes | None, reverse: bool, life: Life, pin: object, *, with_values: bool
+    ) -> Iterator[Iterable[Any]]:
+        """What `items` and `keys` hand out, a leaf at a time, so that no step in Python is made for each entry.
+
+        Whoever iterates over a run finds the keys gone when life ends, comes back here for more, and is told.
+        """
+        value_of = self.tree.pager.value
+        ahead = life.join()
+        try:
+            for keys, values, large in self._chunks(start, stop, reverse, with_values=with_values):
+                if large and with_values:  # which are read one by one, when it is their turn
+                    for key, value in zip(keys, values, strict=True):
+                        if life.ended:
+                            raise ClosedError
+                        yield ((key, value_of(value) if type(value) is Overflow else value),)
+                    continue
+                ahead[:] = keys
                 if life.ended:
                     raise ClosedError
-                yield key
-
-    def _living(
-        self, start: bytes | None, stop: bytes | None, reverse: bool, life: Life, *, with_values: bool
-    ) -> Iterator[tuple[list[bytes], list[bytes]]]:
-        """The chunks, for as long as there is life: after that, what is in the pages is nobody's business."""
-        try:
-            yield from self._chunks(start, stop, reverse, with_values=with_values)
+                yield zip(ahead, values, strict=False) if with_values else ahead
+            if life.ended:  # perhaps the last run was cut short
+                raise ClosedError
         except error:
-            if life.ended:
+            if life.ended:  # then what is in the pages is nobody's business
                 raise ClosedError from None
             raise
+        finally:
+            life.leave(ahead)
+            del pin  # a traceback would keep it
 
-    def _chunks(
-        self, start: bytes | None, stop: bytes | None, reverse: bool, *, with_values: bool
-    ) -> Iterator[tuple[list[bytes], list[bytes]]]:
+    def _chunks(self, start: bytes | None, stop: bytes | None, reverse: bool, *, with_values: bool) -> Iterator[Chunk]:
         """The tree's chunks with the layers' changes made to them, and then the changes after the last chunk."""
         chunks = self.tree.chunks(start, stop, reverse=reverse, with_values=with_values)
         cursors = [_Cursor(layer, start, stop, reverse) for layer in reversed(self.layers) if layer]
-        if not cursors:
-            yield from chunks
-            return
-        for keys, values in chunks:
-            changes: dict[bytes, bytes | None] = {}
-            for cursor in cursors:
-                cursor.take(keys[-1], changes)
-            if not changes:
-                yield keys, values
-                continue
-            chunk = _combined(keys, values if with_values else keys, changes, reverse)
-            if chunk[0]:
-                yield chunk
-        while ahead := [cursor.ahead() for cursor in cursors if cursor.first < cursor.end]:
-            bound = max(ahead) if reverse else min(ahead)
-            changes = {}
-            for cursor in cursors:
-                cursor.take(bound, changes)
-            chunk = _combined([], [], changes, reverse)
-            if chunk[0]:
-                yield chunk
+        return _merged(chunks, cursors, reverse, with_values=with_values) if cursors else chunks
+
+
+def _merged(chunks: Iterator[Chunk], cursors: list[_Cursor], reverse: bool, *, with_values: bool) -> Iterator[Chunk]:
+    for keys, values, large in chunks:
+        changes: dict[bytes, bytes | None] = {}
+        for cursor in cursors:
+            cursor.take(keys[-1], changes)
+        if not changes:
+            yield keys, values, large
+            continue
+        chunk = _combined(keys, values if with_values else keys, changes, reverse)
+        if chunk[0]:
+            yield chunk
+    while ahead := [cursor.ahead() for cursor in cursors if cursor.first < cursor.end]:
+        bound = max(ahead) if reverse else min(ahead)
+        changes = {}
+        for cursor in cursors:
+            cursor.take(bound, changes)
+        chunk = _combined([], [], changes, reverse)
+        if chunk[0]:
+            yield chunk
 
 
 class _Cursor:
@@ -190,9 +219,10 @@ class _Cursor:
 
 def _combined(
     keys: list[bytes], values: list[bytes], changes: Mapping[bytes, bytes | None], reverse: bool
-) -> tuple[list[bytes], list[bytes]]:
+) -> Chunk:
     """The entries after the changes."""
     entries: dict[bytes, bytes | None] = dict(zip(keys, values, strict=True))
     entries.update(changes)
     result = sorted((key for key, value in entries.items() if value is not None), reverse=reverse)
-    return result, [entries[key] for key in result]  # type: ignore[misc]
+    found: list[bytes] = [entries[key] for key in result]  # type: ignore[misc]
+    return result, found, Overflow in set(map(type, found))

@@ -59,7 +59,7 @@ class Engine:
     def entries(self) -> dict[bytes, bytes]:
         """All that is in the tree."""
         found = {}
-        for keys, values in self.tree.chunks(None, None, reverse=False, with_values=True):
+        for keys, values, _ in self.tree.chunks(None, None, reverse=False, with_values=True):
             for key, value in zip(keys, values, strict=True):
                 assert key not in found
                 found[key] = self.pager.value(value) if type(value) is Overflow else value

@@ -179,6 +179,32 @@ def test_a_link_to_a_database_is_followed(tmp_path: Path) -> None:
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["link", "real"]
 
 
+def test_a_link_to_an_empty_file_stays_a_link_when_that_becomes_a_database(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "dir").mkdir()
+    (tmp_path / "dir" / "real").touch()
+    (tmp_path / "link").symlink_to("dir/real")
+    monkeypatch.chdir(tmp_path)
+    with durabledbm.open("link", "w") as db:
+        db["key"] = "value"
+    assert (tmp_path / "link").is_symlink()
+    for name in ("link", "dir/real", "dir/../dir/real", os.path.join("dir", "..", "link"), tmp_path / "link"):
+        with durabledbm.open(name, "r") as db:
+            assert db["key"] == b"value"
+
+
+def test_a_file_in_a_linked_directory_is_written_and_replaced_where_it_is(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    for flag in ("c", "w", "n"):
+        with durabledbm.open(tmp_path / "link" / "db", flag) as db:
+            db[flag] = "value"
+    assert [entry.name for entry in (tmp_path / "real").iterdir()] == ["db"]
+    with durabledbm.open(tmp_path / "real" / "db") as db:
+        assert list(db) == [b"n"]
+
+
 def test_a_link_to_nothing_is_created_where_it_points(tmp_path: Path) -> None:
     (tmp_path / "dir").mkdir()
     (tmp_path / "link").symlink_to("dir/real")

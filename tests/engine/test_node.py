@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import struct
+from bisect import bisect_right
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from durabledbm._engine import cells as cells_of_nodes
 from durabledbm._engine import node
 from durabledbm._engine.node import (
     BRANCH_OVERHEAD,
@@ -20,8 +22,10 @@ from durabledbm._engine.node import (
     edit_leaf,
     encode_branch,
     encode_leaf,
+    find_child,
     find_value,
     grown_tail,
+    has_overflow,
     leaf_keys,
     separator,
 )
@@ -66,6 +70,48 @@ def test_a_leaf_gives_back_its_entries(content: dict[bytes, bytes], page_size: i
     assert found_keys == order
     assert found_values == [content[key] for key in order]
     assert [type(value) for value in found_values] == [type(content[key]) for key in order]
+
+
+@given(
+    key_size=st.integers(0, 5), value_size=st.integers(0, 30), count=st.integers(0, 40), odd=st.binary(max_size=40),
+    page_size=st.sampled_from([4096, 65536]), tail=st.sampled_from([0, 70_000]),
+)  # fmt: skip
+@example(key_size=0, value_size=0, count=1, odd=b"", page_size=4096, tail=0)
+@example(key_size=3, value_size=70_000, count=2, odd=b"", page_size=4096, tail=0)
+@example(key_size=0, value_size=24, count=3, odd=b"\xff", page_size=4096, tail=0)
+def test_leaves_of_equal_entries_give_back_theirs_and_so_do_those_of_nearly_equal_ones(
+    *, key_size: int, value_size: int, count: int, odd: bytes, page_size: int, tail: int
+) -> None:
+    equal = {n.to_bytes(key_size, "big"): bytes([n]) * value_size for n in range(count) if n < 256**key_size}
+    for content in (equal, {**equal, b"\xff" * 6: odd}, {**equal, b"\xff" * 6: odd + bytes(tail)}):
+        for _ in range(2):  # the second time its layout is known
+            leaf = leaf_of(content, page_size)
+            assert decode_leaf(leaf) == (list(content), list(content.values()))
+            assert leaf_keys(leaf) == list(content)
+
+
+def test_large_values_among_equal_entries_are_told_from_small_ones() -> None:
+    large = Overflow.make(bytes(16), 1)
+    content = {b"a": bytes(large), b"b": large, b"c": bytes(large)}
+    assert [type(value) for value in decode_leaf(leaf_of(content))[1]] == [bytes, Overflow, bytes]
+    assert has_overflow(leaf_of(content))
+    assert not has_overflow(leaf_of({b"a": bytes(large)}))
+
+
+def test_few_layouts_of_leaves_are_remembered() -> None:
+    for size in range(2000):
+        decode_leaf(leaf_of({b"k": b"v" * size}))
+    assert 0 < len(cells_of_nodes._EQUAL) <= 512
+
+
+@pytest.mark.parametrize(
+    "offsets", [(0, 1, 3, 2, 4), (1, 2, 3, 4, 5), (0, 5, 2, 3, 4), (0, 1, 2, 3, 9999), (9, 7, 5, 3, 1)]
+)
+def test_cells_that_are_not_side_by_side_are_refused(offsets: tuple[int, ...]) -> None:
+    payload = b"fp" + struct.pack("<5H", *offsets) + b"abcdefghij"
+    for read in (decode_leaf, leaf_keys):
+        with pytest.raises(MALFORMED):
+            read(sealed(0, 2, payload))
 
 
 @given(content=entries, others=st.lists(keys, max_size=20))
@@ -218,6 +264,27 @@ def test_capacity_tells_what_fits_in_a_branch(separators: list[bytes]) -> None:
 
 ALPHABET = (0, 1, 2, 254, 255)
 SHORT = sorted(bytes(text) for n in range(4) for text in itertools.product(ALPHABET, repeat=n))
+
+
+@given(separators=st.lists(st.binary(max_size=6), max_size=60, unique=True), key=st.binary(max_size=6))
+@example([b"k" * 70_000, b"l" * 4], b"l")
+@example([], b"")
+def test_a_child_is_found_in_the_bytes_of_a_branch_as_in_the_decoded_one(separators: list[bytes], key: bytes) -> None:
+    separators.sort()
+    refs = [bytes([n]) * 16 for n in range(len(separators) + 1)]
+    payload = b"".join(refs) + encode_branch(separators, PAGE_SIZE)
+    run = seal(BRANCH, 0, len(refs), 5, 6, PAGE_SIZE, payload)
+    for wanted in (key, *separators, *(low + b"\0" for low in separators)):
+        assert find_child(run, wanted) == refs[bisect_right(separators, wanted)]
+
+
+@pytest.mark.parametrize("count", [0, 1, 10**6, 2**32 - 1])
+def test_looking_for_a_child_in_nonsense_raises_nothing_unforeseen(count: int) -> None:
+    for filling in (b"\0", b"\xff"):
+        try:
+            find_child(seal(BRANCH, 0, count, 5, 6, PAGE_SIZE, filling * 4000), b"key")
+        except MALFORMED:
+            pass
 
 
 def test_a_separator_is_the_shortest_that_separates() -> None:

@@ -328,3 +328,39 @@ def test_a_pager_holds_decoded_branches_and_encoded_leaves() -> None:
     pager.branch(engine.tree.root)
     pager.leaf(next(engine.tree.leaf_refs()))
     assert sorted(type(node).__name__ for node in pager.young.values()) == [Branch.__name__, "bytes"]
+
+
+def test_a_branch_is_decoded_when_it_is_searched_for_the_second_time() -> None:
+    engine = Engine()
+    engine.merge({b"%05d" % n: b"x" * 50 for n in range(500)})
+    root = engine.tree.root
+    pager = Pager(engine.disk, 4096, 1 << 20)
+    first = pager.child(root, b"00300")
+    assert (list(pager.young), pager.misses) == ([], 1)
+    assert pager.child(root, b"00300") == first
+    assert (list(pager.young), pager.misses) == ([root], 1)
+    assert pager.child(root, b"00300") == first
+    assert pager.child(root, b"") == pager.branch(root).refs[0]
+    assert pager.child(root, b"1") == pager.branch(root).refs[-1]
+
+
+def test_few_branches_are_kept_as_bytes() -> None:
+    engine = Engine()
+    pager = Pager(engine.disk, 4096, 0)
+    for page in range(2, 202):
+        run = seal(BRANCH, 0, 1, page, 5, 4096, bytes(18))
+        engine.disk.write(page * 4096, [run])
+        ref = REF.pack(page, 1, int.from_bytes(run[-4:], "little"))
+        assert pager.child(ref, b"key") == bytes(16)
+    assert 0 < len(pager._raw) <= 64
+    pager.clear()
+    assert not pager._raw
+
+
+def test_a_leaf_where_a_branch_should_be_is_damage_to_a_search_too() -> None:
+    engine = Engine()
+    engine.merge({b"key": b"value"})
+    engine.pager.leaf(engine.tree.root)
+    for pager in (engine.pager, Pager(engine.disk, 4096, 1 << 20)):
+        with pytest.raises(CorruptionError):
+            pager.child(engine.tree.root, b"key")

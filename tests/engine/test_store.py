@@ -221,6 +221,29 @@ def test_pins_are_counted_and_the_oldest_of_all_handles_counts(opened: Opener) -
     assert first.oldest_txid() is second.oldest_txid() is None
 
 
+def test_a_pin_is_of_the_newest_commit_and_leaves_no_lock_on_the_one_before(opened: Opener) -> None:
+    store, other = opened(), opened()
+    put(store, a="1")
+    put(other, a="2")
+    put(other, a="3")
+    state = store.pin()
+    assert state.meta.txid == other.state.meta.txid == other.oldest_txid()
+    store.unpin(state)
+    assert other.oldest_txid() is None
+
+
+def test_a_pin_that_fails_leaves_no_lock(volume: SimVolume, opened: Opener) -> None:
+    store, other = opened(), opened()
+    put(store, a="1")
+    put(other, a="2")
+    whole = volume.content(PATH)
+    volume.put(PATH, bytes(META_AREA) + whole[META_AREA:])
+    with pytest.raises(error):
+        store.pin()
+    volume.put(PATH, whole)
+    assert other.oldest_txid() is None
+
+
 def test_a_pinned_state_can_be_read_whatever_is_written(opened: Opener) -> None:
     writer, reader = opened(cache_size=0), opened(writable=False, cache_size=0)
     fill(writer, value=b"old" * 30)

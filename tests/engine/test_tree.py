@@ -9,6 +9,7 @@ import pytest
 
 from durabledbm._engine.node import Overflow
 from durabledbm._engine.page import LEAF, REF, seal
+from durabledbm._engine.pager import Pager
 from durabledbm._engine.tree import Tree
 from durabledbm._engine.walk import walk
 from durabledbm.errors import CorruptionError
@@ -32,7 +33,7 @@ def engine() -> Engine:
 
 def scan(tree: Tree, start: bytes | None, stop: bytes | None, *, reverse: bool) -> list[tuple[bytes, bytes]]:
     found = []
-    for keys, values in tree.chunks(start, stop, reverse=reverse, with_values=True):
+    for keys, values, _ in tree.chunks(start, stop, reverse=reverse, with_values=True):
         assert keys
         found += zip(keys, values, strict=True)
     return found
@@ -87,7 +88,7 @@ def test_any_range_is_what_it_is_in_a_sorted_list(engine: Engine, reverse: bool)
 def test_keys_alone_are_the_same_keys(engine: Engine) -> None:
     for reverse in (False, True):
         chunks = engine.tree.chunks(b"00100", b"10000", reverse=reverse, with_values=False)
-        found = [key for keys, _ in chunks for key in keys]
+        found = [key for keys, _, _ in chunks for key in keys]
         assert found == [key for key, _ in scan(engine.tree, b"00100", b"10000", reverse=reverse)]
 
 
@@ -98,6 +99,17 @@ def test_a_range_reads_only_the_leaves_that_it_needs(engine: Engine) -> None:
     for separator in engine.pager.branch(engine.tree.root).separators:
         assert len(list(engine.tree.leaf_refs(separator, separator + b"\0"))) == 1
     assert list(engine.tree.leaf_refs(reverse=True)) == list(engine.tree.leaf_refs())[::-1]
+
+
+def test_a_short_scan_leaves_its_pages_in_the_cache_and_a_long_one_few(engine: Engine) -> None:
+    tree = Tree(Pager(engine.disk, 4096, 1 << 24), engine.tree.root, engine.tree.depth)
+    leaves = len(list(tree.leaf_refs()))
+    scan(tree, None, None, reverse=False)
+    assert leaves > 20
+    assert sum(type(run) is bytes for run in tree.pager.young.values()) == 8
+    before = tree.pager.misses
+    next(tree.chunks(None, None, reverse=False, with_values=True))
+    assert tree.pager.misses == before
 
 
 def test_a_walk_names_every_run_once_and_parents_first(engine: Engine) -> None:

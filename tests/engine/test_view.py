@@ -104,7 +104,7 @@ def test_an_iteration_ends_when_what_it_depends_on_has_ended(engine: Engine, met
     iterator = getattr(View(engine.tree, (Layer({b"000": b"x"}),)), method)(life=life)
     for _ in range(started):
         next(iterator)
-    life.ended = True
+    life.end()
     with pytest.raises(ClosedError):
         next(iterator)
     with pytest.raises(StopIteration):
@@ -119,28 +119,117 @@ def test_after_the_end_damage_is_nobodys_business() -> None:
         life = Life()
         iterator = View(engine.tree).items(life=life)
         engine.volume.put(PATH, bytes(len(engine.volume.content(PATH))))
-        life.ended = ended
+        if ended:
+            life.end()
         with pytest.raises(ClosedError if ended else CorruptionError):
             next(iterator)
 
 
-def test_an_iterator_keeps_its_pin_for_as_long_as_it_is() -> None:
-    class Pin:
-        released = 0
+class Pin:
+    """Counts how many of its kind are gone."""
 
-        def __del__(self) -> None:
-            Pin.released += 1
+    released = 0
 
-    engine = Engine()
-    engine.merge(IN_TREE)
-    for advance in (False, True):
+    def __del__(self) -> None:
+        Pin.released += 1
+
+
+@pytest.mark.parametrize("method", ["items", "keys"])
+def test_an_iterator_keeps_its_pin_for_as_long_as_it_is(engine: Engine, method: str) -> None:
+    for advance in (0, 1, 150):
         before = Pin.released
-        iterator = View(engine.tree).items(pin=Pin())
-        if advance:
+        iterator = getattr(View(engine.tree), method)(pin=Pin())
+        for _ in range(advance):
             next(iterator)
         assert Pin.released == before
         del iterator
         assert Pin.released == before + 1
+
+
+@pytest.mark.parametrize("method", ["items", "keys"])
+def test_an_iterator_that_is_through_or_has_failed_lets_go_of_its_pin(method: str) -> None:
+    engine = Engine(cache_size=0)
+    engine.merge(IN_TREE)
+    before = Pin.released
+    iterator = getattr(View(engine.tree), method)(pin=Pin())
+    list(iterator)
+    assert Pin.released == before + 1
+    life = Life()
+    ended = getattr(View(engine.tree), method)(life=life, pin=Pin())
+    next(ended)
+    life.end()
+    with pytest.raises(ClosedError) as closed:
+        next(ended)
+    assert Pin.released == before + 2
+    damaged = getattr(View(engine.tree), method)(pin=Pin())
+    engine.volume.put(PATH, bytes(len(engine.volume.content(PATH))))
+    with pytest.raises(CorruptionError) as corrupt:
+        next(damaged)
+    assert Pin.released == before + 3
+    assert closed.value.__traceback__ is not None  # it is still there, and so are the frames that it passed
+    assert corrupt.value.__traceback__ is not None
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("method", ["items", "keys"])
+def test_wherever_an_iterator_is_when_life_ends_it_hands_out_nothing_more(
+    engine: Engine, method: str, reverse: bool
+) -> None:
+    changes = {b"000": b"x", b"100": None, b"9": b"after all leaves"}
+    view = View(engine.tree, (Layer(changes),))
+    for started in range(len(content([changes])) + 1):
+        life = Life()
+        iterator = getattr(view, method)(reverse=reverse, life=life)
+        for _ in range(started):
+            next(iterator)
+        life.end()
+        with pytest.raises(ClosedError):
+            next(iterator)
+        assert list(iterator) == []
+
+
+def test_the_iterators_of_one_life_end_together_and_those_of_another_go_on(engine: Engine) -> None:
+    lives = Life(), Life()
+    mine = [View(engine.tree).items(life=lives[0]), View(engine.tree).keys(b"300", life=lives[0])]
+    other = View(engine.tree).keys(life=lives[1])
+    for iterator in (*mine, other):
+        next(iterator)
+    lives[0].end()
+    for iterator in mine:
+        with pytest.raises(ClosedError):
+            next(iterator)
+    assert list(other) == sorted(IN_TREE)[1:]
+
+
+def test_life_holds_on_to_nothing_of_an_iterator_that_is_gone(engine: Engine) -> None:
+    life = Life()
+    for advance in (0, 1, 150, len(IN_TREE) + 1):
+        iterator = View(engine.tree).items(life=life)
+        for _ in range(advance):
+            next(iterator, None)
+        del iterator
+        assert life._lists == {}
+
+
+def test_large_values_are_read_one_at_a_time_when_it_is_their_turn() -> None:
+    engine = Engine()
+    engine.merge({b"%d" % n: b"large" * 2000 for n in range(5)})
+    list(View(engine.tree).keys())
+    reads = []
+    for _ in View(engine.tree).items():
+        reads.append(engine.volume.reads)
+    assert len(set(reads)) == 5
+    assert len({after - before for before, after in zip(reads, reads[1:], strict=False)}) == 1
+
+
+def test_an_iterator_gives_the_entries_themselves_not_one_that_changes(engine: Engine) -> None:
+    entries = list(View(engine.tree).items())
+    assert len({id(entry) for entry in entries}) == len(IN_TREE)
+    iterator = View(engine.tree).items()
+    first = next(iterator)
+    kept = tuple(first)
+    next(iterator)
+    assert first == kept
 
 
 def test_many_layers_agree_with_one() -> None:
