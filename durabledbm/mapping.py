@@ -40,9 +40,14 @@ def as_bytes(data: object, what: str) -> bytes:
 
 def as_changes(other: Any, more: Mapping[str, Any]) -> dict[bytes, bytes]:
     """What `dict.update(other, **more)` would set, as bytes. Raises before anything is written."""
-    changes: dict[bytes, bytes] = {}
-    if type(other) is dict and not more and {*map(type, other), *map(type, other.values())} <= {bytes}:
-        return other.copy()
+    if type(other) in (dict, list, tuple) and not more:  # what can be gone through twice, if need be
+        try:
+            changes: dict[bytes, bytes] = dict(other)
+        except (TypeError, ValueError):
+            changes = {}  # not hashable, or no pairs
+        if changes and {*map(type, changes), *map(type, changes.values())} == {bytes}:
+            return changes
+    changes = {}
     if isinstance(other, Mapping):
         pairs: Iterable[tuple[object, object]] = other.items()
     elif hasattr(other, "keys"):

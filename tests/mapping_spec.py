@@ -355,6 +355,25 @@ def keys_and_values_go_in_as_str_bytes_bytearray_or_memoryview(make: Make) -> No
 
 
 @writing
+def update_takes_pairs_of_any_kind_and_the_last_of_a_key_counts(make: Make) -> None:
+    for pairs in (
+        [("a", "1"), (b"a", "2"), ("a", "3")],
+        [(b"a", b"1"), (b"a", b"3")],
+        ((b"a", b"2"), (bytearray(b"a"), memoryview(b"3"))),
+        iter([(b"a", b"2"), ("a", b"3")]),
+    ):
+        mapping = make({})
+        mapping.update(pairs)
+        assert dict(mapping.items()) == {b"a": b"3"}
+    mapping = make(ABC)
+    mapping.update([])
+    for wrong in ([(b"a",)], [7], [(b"a", 7)], [(7, b"a")]):
+        with pytest.raises((TypeError, ValueError)):
+            mapping.update(wrong)
+    assert dict(mapping.items()) == ABC
+
+
+@writing
 def what_was_stored_does_not_change_with_its_buffer(make: Make) -> None:
     m = make({})
     key, value = bytearray(b"key"), bytearray(b"value")
