@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol, TypeVar
 from ._manifest import place
 from .database import Database
 from .errors import ClosedError
-from .mapping import Readable
+from .mapping import Readable, Writable
 from .snapshot import Snapshot
 from .stats import Stats
 from .transaction import Transaction
@@ -66,6 +66,8 @@ class ShardTransaction(Transaction):
         if place(key, self._count) != self._number:
             raise ValueError(f"key {key[:40]!r} is in another shard than the one of this transaction")
         return key
+
+    __setitem__ = Writable.__setitem__  # that of `Transaction` does not go through `_put`
 
     def _find(self, key: bytes) -> bytes | None:
         return super()._find(self._mine(key))

@@ -424,7 +424,7 @@ def test_a_manifest_that_is_damaged_or_unknown_is_an_error(directory: str, writt
 
 def test_the_cache_is_shared_out(directory: str) -> None:
     with open_sharded(directory, "c", shards=4, cache_size=4 * 2**20) as db:
-        assert {shard._store._cache_size + shard._store._cache_size // 3 for shard in db._shards} <= {2**20, 2**20 - 1}
+        assert {2 * shard._store._cache_size for shard in db._shards} == {2**20}
 
 
 def _create(directory: str, shards: int) -> str:
