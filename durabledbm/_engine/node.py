@@ -2,7 +2,8 @@
 
 Pure functions, bytes in and lists out, no I/O. A leaf is kept in memory as the bytes read, because finding one key in
 it costs less than decoding it: the leaf starts with one *fingerprint* byte per key, and searching for that byte is a
-single C call. A branch is searched far more often than it is read, so it is decoded once, into a `Branch`.
+single C call. A branch is searched far more often than it is read, so it is decoded into a `Branch`; one that is
+searched only once need not be (`find_child`).
 
 Entries stand in ascending order of their keys. A cell is a key followed by its value; `Overflow` takes the value's
 place when the value is too large and lives in a run of its own. The layout is documented in docs/format.md.

@@ -17,10 +17,12 @@ __all__ = ["make_pipeline"]
 
 
 def make_pipeline(store: Store, durability: str, interval: float, timeout: float | None) -> Group | Deferred:
-    """The pipeline of a durability mode, with its flusher."""
+    """The pipeline of a durability mode, with its flusher. Where nothing is written nothing is deferred either."""
+    if store.readonly or durability == "full":
+        return Group(store, timeout, sync=True)
     pipeline: Group | Deferred
-    if durability in ("full", "process"):
-        pipeline = Group(store, timeout, sync=durability == "full")
+    if durability == "process":
+        pipeline = Group(store, timeout, sync=False)
     else:
         pipeline = Deferred(store, timeout)
     if durability in ("process", "interval"):

@@ -76,11 +76,13 @@ class Tree:
         last: bytes | None = None
         values: list[bytes] = []
         pager = self.pager
+        large = False
         for number, ref in enumerate(self.leaf_refs(start, stop, reverse=reverse)):
             try:
                 leaf = pager.leaf(ref, keep=number < _KEPT)
                 if with_values:
                     keys, values = decode_leaf(leaf)
+                    large = has_overflow(leaf)
                 else:
                     keys = leaf_keys(leaf)
             except MALFORMED as exc:
@@ -98,7 +100,7 @@ class Tree:
                 keys.reverse()
                 values.reverse()
             if keys:
-                yield keys, values, has_overflow(leaf)
+                yield keys, values, large
 
     def _refs(
         self, start: bytes | None, stop: bytes | None, reverse: bool, level: int, ref: bytes

@@ -138,7 +138,7 @@ class View:
         ahead = life.join()
         try:
             for keys, values, large in self._chunks(start, stop, reverse, with_values=with_values):
-                if large and with_values:  # which are read one by one, when it is their turn
+                if large:  # values, which are read one by one, when it is their turn
                     for key, value in zip(keys, values, strict=True):
                         if life.ended:
                             raise ClosedError

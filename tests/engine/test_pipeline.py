@@ -96,6 +96,16 @@ def in_threads(count: int, work: Callable[[int], object]) -> list[BaseException]
     return failures
 
 
+@pytest.mark.parametrize("durability", ["full", "process", "interval", "manual"])
+def test_a_reader_defers_nothing_and_has_no_thread(volume: SimVolume, store: Store, durability: str) -> None:
+    reader = Store(volume, volume.open(PATH, writable=False), page_size=4096, cache_size=1 << 20)
+    pipeline = make_pipeline(reader, durability, 1.0, 1.0)
+    assert type(pipeline) is Group
+    assert pipeline.flusher is None
+    assert pipeline.pending() is None
+    reader.close()
+
+
 @pytest.mark.parametrize(
     ("durability", "kind", "flushes"),
     [("full", Group, False), ("process", Group, True), ("interval", Deferred, True), ("manual", Deferred, False)],
