@@ -16,8 +16,6 @@ and `ValueError` are raised where a dict would raise them. What durabledbm's own
 
 from __future__ import annotations
 
-from typing import Any
-
 __all__ = ["BusyError", "ClosedError", "CorruptionError", "ReadOnlyError", "error"]
 
 
@@ -63,7 +61,7 @@ class CorruptionError(error):
         self.path = path
         self.page_id = page_id
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         return _corruption, (self.message, self.path, self.page_id)
 
 

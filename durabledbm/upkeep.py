@@ -1,6 +1,6 @@
 """The methods of a database that look after its file: check, stats, reorganize, backup, attach.
 
-Each is a module of its own; this is where they meet the handle.
+Each is a module of its own, imported when it is first used; this is where they meet the handle.
 """
 
 from __future__ import annotations
@@ -10,16 +10,15 @@ from typing import TYPE_CHECKING
 
 from ._engine.group import Group
 from ._engine.store import Store
-from .check import Problem, Progress, check_state
 from .errors import error
-from .reorganize import reorganize
 from .snapshot import Pin
-from .stats import Stats, gather
 
 if TYPE_CHECKING:
     from ._engine.deferred import Deferred
     from .attach import Attachment
     from .changelog import ChangeLog
+    from .check import Problem, Progress
+    from .stats import Stats
     from .transaction import Transaction
 
 __all__ = ["Upkeep"]
@@ -56,6 +55,8 @@ class Upkeep:
 
         Others may read and write meanwhile. `progress(done, total)` is called with numbers of pages.
         """
+        from .check import check_state
+
         pin = self._pin()
         try:
             return check_state(self._store, pin.state, progress)
@@ -66,6 +67,8 @@ class Upkeep:
 
     def stats(self) -> Stats:
         """Figures of the newest commit and of this handle (see `Stats`). Reads the branches of the tree, no leaf."""
+        from .stats import gather
+
         pin = self._pin()
         try:
             return gather(self._store, pin.state)
@@ -80,6 +83,8 @@ class Upkeep:
         Needs free disk space of about a megabyte. What a snapshot pins stays. `progress(done, total)` is called now
         and then.
         """
+        from .reorganize import reorganize
+
         self._store.check_writable()
         self._raise_background_failure()
         try:

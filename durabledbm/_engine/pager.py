@@ -14,9 +14,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
-from crc32c import crc32c
-
 from ..errors import CorruptionError, error
+from .checksum import crc32c
 from .disk import Disk
 from .node import Branch, Overflow, decode_branch
 from .page import BRANCH, CRC_SIZE, HEADER, LEAF, OVERFLOW, REF, mismatch
