@@ -264,7 +264,7 @@ COMMANDS = {
             "it appears whole "
             "or not at all: a failure leaves TARGET as it was.",
             _backup_arguments, _backup,
-            [("durabledbm backup app.db /backup/app.db", "copy it")],
+            [("durabledbm backup app.db app.backup", "copy it")],
         ),
         Command(
             "dump", "write all entries as a stream of records",
