@@ -127,7 +127,8 @@ class Reader:
         """What a block of shell prints on both streams."""
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", code], cwd=self.directory, env=self.environment, check=False,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="backslashreplace",
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            encoding="utf-8", errors="backslashreplace",
         )  # fmt: skip
         assert done.returncode == 0, f"{place} ends with status {done.returncode}:\n{done.stdout}"
         return done.stdout
