@@ -76,7 +76,7 @@ def _section(command: Command) -> str:
 
 
 def _table(parser: Parser) -> list[str]:
-    lines = ["| | |", "|---|---|"]
+    lines = ["| argument | meaning |", "|---|---|"]
     lines += [f"| `{_cell(entry.names)}` | {_prose(_cell(entry.help))} |" for entry in parser.entries]
     return [*lines, ""]
 
