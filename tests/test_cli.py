@@ -1100,6 +1100,9 @@ def test_bash_completes_commands_options_choices_files_and_keys(path: str, tmp_p
         db.update({"user:1": "x", "user:2": "y", "user 3": "z", "$(touch oops)": "!"})
     assert bash(["durabledbm", "get", "test.db", "user"], tmp_path) == ["user:1", "user:2"]
     assert bash(["durabledbm", "get", "test.db", ""], tmp_path) == ["a", "b", "user:1", "user:2"]
+    assert bash(["durabledbm", "get", "test.db", "user", ":"], tmp_path) == ["1", "2"]
+    assert bash(["durabledbm", "get", "test.db", "user", ":", "1"], tmp_path) == ["1"]
+    assert bash(["durabledbm", "del", "test.db", "user", ":", "1", "us"], tmp_path) == ["user:1", "user:2"]
     assert not (tmp_path / "oops").exists()
 
 
