@@ -61,8 +61,8 @@ def _stat(args: argparse.Namespace) -> int:
     if is_sharded(args.file):
         return _stat_sharded(args)
     with open_database(args.file, "r") as db:
-        is_shelf, damage = _is_shelf(db)
-        about = _About(args.file, db.stats(), os.stat(args.file).st_mtime, holders(args.file), is_shelf, damage)
+        stats, others = db.stats(), holders(args.file)  # before this command itself reads anything for long
+        about = _About(args.file, stats, os.stat(args.file).st_mtime, others, *_is_shelf(db))
     if args.json:
         write(json.dumps(_figures(about), indent=2))
         return 0
