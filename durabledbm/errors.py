@@ -24,9 +24,16 @@ class error(OSError):  # noqa: N801 - the name that every dbm module uses
 
     @classmethod
     def wrap(cls, cause: OSError, path: str | None = None) -> error:
-        """Return `cause`, an error of the operating system, as one of ours, keeping errno and file name."""
+        """Return `cause`, an error of the operating system, as one of ours, keeping errno and file name.
+
+        If it is one of ours already, it is raised, since `raise error.wrap(exc) from exc` would make it its own cause:
+        a circle of references, which keeps everything alive that its traceback can see, snapshots among it.
+        """
         if isinstance(cause, error):
-            return cause
+            try:
+                raise cause
+            finally:
+                del cause  # this frame is in the traceback now: else another circle
         if cause.errno is None:
             return cls(str(cause))
         return cls(cause.errno, cause.strerror, path if path is not None else cause.filename)

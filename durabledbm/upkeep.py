@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ._engine.group import Group
 from ._engine.store import Store
-from .errors import error
+from .errors import ClosedError, error
 from .snapshot import Pin
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ class Upkeep:
     _store: Store
     _pipeline: Group | Deferred
     _transactions: list[Transaction]
+    path: str
 
     @property
     def readonly(self) -> bool:
@@ -42,7 +43,11 @@ class Upkeep:
         raise NotImplementedError
 
     def _error(self, cause: OSError) -> error:
-        raise NotImplementedError
+        """What to raise for an error of the operating system: if the handle was closed meanwhile, that counts."""
+        try:
+            return ClosedError() if self._store.closed else error.wrap(cause, self.path)
+        finally:
+            del cause  # see `wrap`
 
     def _raise_background_failure(self) -> None:
         raise NotImplementedError
