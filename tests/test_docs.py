@@ -5,6 +5,7 @@ How examples are written is in `examples`.
 
 from __future__ import annotations
 
+import codeop
 import re
 import shutil
 import time
@@ -32,6 +33,19 @@ def test_every_example_of_a_page_runs_in_the_order_of_the_page(page: str, tmp_pa
                 reader.follow(example)
     finally:
         durabledbm.uninstall()
+
+
+@pytest.mark.parametrize("page", [page for page in pages() if examples(page)])
+def test_every_example_in_python_can_be_pasted_into_the_interactive_interpreter(page: str) -> None:
+    for example in examples(page):
+        if example.language != "python" or example.reason is not None:
+            continue
+        pending: list[str] = []
+        for line in [*example.code.split("\n"), ""]:
+            pending.append(line)
+            if codeop.compile_command("\n".join(pending), example.place, "single") is not None:
+                pending = []
+        assert not any(pending), example.place
 
 
 # -- the examples of the command line ----------------------------------------------------------------
