@@ -872,6 +872,25 @@ def test_a_dump_as_text_that_cannot_be_says_what_can(run: Run, path: str) -> Non
     assert "without --codec text" in result.err
 
 
+def test_what_is_no_dump_is_not_only_called_damaged(run: Run, db_path: str, tmp_path: Path) -> None:
+    (tmp_path / "letter").write_text("Dear reader,\n")
+    result = run("load", db_path, tmp_path / "letter")
+    assert (result.status, result.err.count("\n")) == (2, 1)
+    assert "neither a dump nor a log" in result.err
+    assert not os.path.exists(db_path)
+
+
+@pytest.mark.skipif(shutil.which("sh") is None, reason="needs a shell")
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_streams_that_are_closed_do_no_harm(path: str, closed: str) -> None:
+    command = f"{shlex.quote(sys.executable)} -m durabledbm"
+    name = shlex.quote(path)
+    line = f"{command} list {name} {closed} && {command} put {name} a b {closed} && {command} check -q {name} {closed}"
+    done = subprocess.run(["sh", "-c", line], env=environment(), capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert content(path)[b"a"] == b"b"
+
+
 def test_the_overview_fits_into_eighty_columns(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     text = run("--help").text

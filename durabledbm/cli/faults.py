@@ -147,6 +147,8 @@ def _kind_of(path: str) -> str | None:
 def _damaged(exc: CorruptionError, path: str | None) -> str:
     where = "" if exc.page_id is None else f" (page {exc.page_id})"
     said = f"damaged: {exc.message.split('; ')[0]}{where}"
+    if exc.message.startswith("at offset 0: "):
+        said = f"neither a dump nor a log, or {said}"
     if path is None or _kind_of(path) != PROGRAM:
         return said
     name = shlex.quote(path)
