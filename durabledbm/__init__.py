@@ -5,19 +5,21 @@ A crash-safe replacement for `dbm` and `shelve`: `import durabledbm as dbm` is t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-from .database import open  # noqa: A004
 from .errors import BusyError, ClosedError, CorruptionError, ReadOnlyError, error
-from .handle import Database
-from .snapshot import Snapshot
-from .transaction import Transaction
+
+TYPE_CHECKING = False
+"""What `typing` has under this name, without the time that importing it takes."""
 
 if TYPE_CHECKING:
     from . import changelog
+    from . import shelve as shelve
+    from .database import open  # noqa: A004
+    from .handle import Database
     from .migration import migrate
     from .sharded import ShardedDatabase, open_sharded
+    from .snapshot import Snapshot
     from .stdlib import install, uninstall, whichdb
+    from .transaction import Transaction
 
 __all__ = [
     "BusyError", "ClosedError", "CorruptionError", "Database", "ReadOnlyError", "ShardedDatabase", "Snapshot",
@@ -28,21 +30,23 @@ __all__ = [
 __version__ = "0.1.0"
 
 _LAZY = {
-    "ShardedDatabase": "sharded", "changelog": "", "install": "stdlib", "migrate": "migration",
-    "open_sharded": "sharded", "shelve": "", "uninstall": "stdlib", "whichdb": "stdlib",
+    "Database": "handle", "ShardedDatabase": "sharded", "Snapshot": "snapshot", "Transaction": "transaction",
+    "changelog": "", "install": "stdlib", "migrate": "migration", "open": "database", "open_sharded": "sharded",
+    "shelve": "", "uninstall": "stdlib", "whichdb": "stdlib",
 }  # fmt: skip
-"""What is imported when it is first asked for: opening a database should not cost more than it must."""
+"""What is imported when it is first asked for, as `dbm` does: `import durabledbm` alone costs next to nothing."""
 
+if not TYPE_CHECKING:
 
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
+    def __getattr__(name: str) -> object:
+        if name not in _LAZY:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
 
-    module = import_module(f".{_LAZY[name] or name}", __name__)
-    value = getattr(module, name) if _LAZY[name] else module
-    globals()[name] = value
-    return value
+        module = import_module(f".{_LAZY[name] or name}", __name__)
+        value = getattr(module, name) if _LAZY[name] else module
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -157,8 +157,10 @@ class _SqliteSource:
             try:
                 self._db.execute("PRAGMA query_only = 1")
                 self._db.execute("SELECT key, value FROM Dict LIMIT 0")
-            except self._sqlite.Error:
+            except self._sqlite.Error as exc:
                 self._db.close()
+                if str(exc).startswith(("no such table", "no such column")):
+                    raise error(f"{path}: an SQLite database, but not one that dbm.sqlite3 made") from exc
                 raise
 
     def count(self) -> int | None:

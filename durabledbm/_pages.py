@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import NamedTuple
 
-from crc32c import crc32c
-
+from ._engine.checksum import crc32c
 from ._engine.disk import Disk
 from ._engine.node import leaf_keys
 from ._engine.page import (

@@ -6,6 +6,7 @@ is verified, and whatever cannot be read is part of the result, not an error.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 
 from ._engine.disk import Disk
@@ -19,6 +20,7 @@ from ._engine.space import Space
 from ._engine.store import Store
 from ._filemap import FileMap, Run, Step
 from ._pages import intact_run, run_is_whole
+from ._text import plural
 from .errors import CorruptionError
 
 __all__ = ["Survey", "cut_off", "meta_runs", "unreachable"]
@@ -65,6 +67,7 @@ class Survey:
         self._space()
         self._rest()
         self._runs.sort()
+        self._problems.sort(key=_place)
 
     def map(self, name: str, steps: list[Step], found: bool) -> FileMap:
         """The result."""
@@ -173,7 +176,7 @@ class Survey:
     def _claim(self, page_id: int, page_count: int, what: str) -> bool:
         """Mark pages as accounted for; False, and a problem, if they cannot be."""
         if page_id < first_page(self._page_size) or page_count < 1 or page_id + page_count > self._page_count:
-            self._problems.append(f"{what}: {page_count} page(s) from page {page_id} on are outside of the file")
+            self._problems.append(f"{what}: {plural(page_count, 'page')} from page {page_id} on, outside of the file")
             return False
         if self._taken.find(1, page_id, page_id + page_count) >= 0:
             self._problems.append(f"page {page_id} is in use twice, as {what} and as something else")
@@ -228,11 +231,17 @@ def meta_runs(metas: tuple[Meta | None, Meta | None], page_size: int) -> Iterato
     )
 
 
+def _place(problem: str) -> int:
+    """The page that a problem begins with; what is said of the file as a whole comes first."""
+    found = re.match(r"page (\d+)", problem)
+    return -1 if found is None else int(found[1])
+
+
 def _meta_run(slot: int, meta: Meta | None) -> Run:
     if meta is None:
         return Run(slot, 1, "damaged", note="the meta page does not match its checksum")
     changes = sum(len(key) + len(value or b"") + 8 for key, value in meta.changes.items())
-    note = f"{'steady, ' if meta.steady else ''}{len(meta.changes)} change(s) not in the tree yet"
+    note = f"{'steady, ' if meta.steady else ''}{plural(len(meta.changes), 'change')} not in the tree yet"
     return Run(slot, 1, "meta", meta.txid, len(meta.changes), 160 + changes, note=note)
 
 
@@ -271,5 +280,6 @@ def cut_off(runs: list[Run]) -> list[str]:
     leaves = [run for run in lost if run.note.startswith("an intact leaf")]
     pages, entries = sum(run.page_count for run in lost), sum(run.entries for run in leaves)
     return [
-        f"{pages:,} page(s) that nothing refers to, among them {len(leaves):,} intact leaves with {entries:,} entries"
+        f"{plural(pages, 'page')} that nothing refers to, among them {plural(len(leaves), 'intact leaf')} "
+        f"with {plural(entries, 'entry')}"
     ]

@@ -27,6 +27,7 @@ from ._engine.recovery import read_slots
 from ._engine.space import Space
 from ._engine.state import State
 from ._engine.store import Store
+from ._text import plural
 from .errors import CorruptionError, error
 
 __all__ = ["Problem", "Progress", "check_state"]
@@ -207,7 +208,7 @@ class _Check:
             end = at
             while end < len(self._owner) and not self._owner[end]:
                 end += 1
-            yield Problem(1, f"{end - at} page(s) neither in use nor free", at)
+            yield Problem(1, f"{plural(end - at, 'page')} neither in use nor free", at)
             at = self._owner.find(0, end)
 
     def _claim(self, ref: bytes, owner: int) -> Problem | None:
@@ -216,7 +217,7 @@ class _Check:
 
     def _claim_pages(self, page_id: int, page_count: int, owner: int) -> Iterator[Problem]:
         if page_id < self._first_page or page_count < 1 or page_id + page_count > self._meta.page_count:
-            yield Problem(4, f"{page_count} page(s) {_WORDS[owner]} are not inside the file", page_id)
+            yield Problem(4, f"{plural(page_count, 'page')} {_WORDS[owner]}, but not inside the file", page_id)
             return
         for page in range(page_id, page_id + page_count):
             before = self._owner[page]

@@ -16,8 +16,6 @@ and `ValueError` are raised where a dict would raise them. What durabledbm's own
 
 from __future__ import annotations
 
-from typing import Any
-
 __all__ = ["BusyError", "ClosedError", "CorruptionError", "ReadOnlyError", "error"]
 
 
@@ -26,9 +24,16 @@ class error(OSError):  # noqa: N801 - the name that every dbm module uses
 
     @classmethod
     def wrap(cls, cause: OSError, path: str | None = None) -> error:
-        """Return `cause`, an error of the operating system, as one of ours, keeping errno and file name."""
+        """Return `cause`, an error of the operating system, as one of ours, keeping errno and file name.
+
+        If it is one of ours already, it is raised, since `raise error.wrap(exc) from exc` would make it its own cause:
+        a circle of references, which keeps everything alive that its traceback can see, snapshots among it.
+        """
         if isinstance(cause, error):
-            return cause
+            try:
+                raise cause
+            finally:
+                del cause  # this frame is in the traceback now: else another circle
         if cause.errno is None:
             return cls(str(cause))
         return cls(cause.errno, cause.strerror, path if path is not None else cause.filename)
@@ -63,7 +68,7 @@ class CorruptionError(error):
         self.path = path
         self.page_id = page_id
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         return _corruption, (self.message, self.path, self.page_id)
 
 

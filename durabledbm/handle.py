@@ -20,7 +20,7 @@ from ._engine.state import State
 from ._engine.store import Store
 from ._engine.view import Life, View
 from ._engine.work import CHANGE_MEMORY, Work
-from .errors import BusyError, ClosedError, CorruptionError, error
+from .errors import BusyError, CorruptionError, error
 from .mapping import Key, Writable, as_bytes
 from .snapshot import Pin, Snapshot
 from .transaction import Transaction, own_transaction
@@ -280,12 +280,6 @@ class Database(Upkeep, Writable):
         if pending is not None and not work.cleared:
             spill.add(pending.changes(), reuse=True)
         return spill
-
-    def _error(self, cause: OSError) -> error:
-        """What to raise for an error of the operating system: if the handle was closed meanwhile, that counts."""
-        if self._store.closed:
-            return ClosedError()
-        return error.wrap(cause, self.path)
 
     def _pin(self) -> Pin:
         self._raise_background_failure()

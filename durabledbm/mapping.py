@@ -98,7 +98,15 @@ class Values(ValuesView[bytes]):
 
 
 class Readable(Mapping[bytes, bytes]):
-    """A read-only mapping of bytes to bytes, in the order of the keys."""
+    """A read-only mapping of bytes to bytes, in the order of the keys.
+
+    A look-up in a database sees every commit that was acknowledged before it began, by whatever thread or process; in
+    a transaction also what was written in it; in a snapshot the instant of the snapshot. An iterator shows one state,
+    whole: that of the call that made it.
+
+    All methods raise `TypeError` for a key of another type than `Key`, `CorruptionError` where the file is damaged,
+    `error` where it cannot be read, and `ClosedError` after the end of the database, transaction or snapshot.
+    """
 
     __slots__ = ()
     __hash__ = None  # type: ignore[assignment]
@@ -121,6 +129,7 @@ class Readable(Mapping[bytes, bytes]):
     # Look-ups
 
     def __getitem__(self, key: Key) -> bytes:
+        """The value of `key`. Raises `KeyError` with the key as it was passed."""
         value = self._find(key if type(key) is bytes else as_bytes(key, "key"))
         if value is None:
             raise KeyError(key)
@@ -131,12 +140,12 @@ class Readable(Mapping[bytes, bytes]):
     @overload
     def get(self, key: Key, default: bytes | T) -> bytes | T: ...
     def get(self, key: Key, default: Any = None) -> Any:
-        """The value of `key`, or `default`."""
+        """The value of `key`, or `default` if it is not there."""
         value = self._find(key if type(key) is bytes else as_bytes(key, "key"))
         return default if value is None else value
 
     def get_many(self, keys: Iterable[Key]) -> dict[bytes, bytes]:
-        """The values of those of `keys` that are there."""
+        """A dict of those of `keys` that are there, as bytes, to their values."""
         found = {}
         for key in keys:
             data = as_bytes(key, "key")
@@ -146,12 +155,14 @@ class Readable(Mapping[bytes, bytes]):
         return found
 
     def __contains__(self, key: object) -> bool:
+        """Whether `key` is there. Its value is not copied."""
         return self._find(key if type(key) is bytes else as_bytes(key, "key")) is not None
 
     def __bool__(self) -> bool:
         return len(self) > 0
 
     def __eq__(self, other: object) -> bool:
+        """Whether `other` is a mapping with the same entries; the keys of a dict must be bytes to be equal."""
         if not isinstance(other, Mapping):
             return NotImplemented
         if len(self) != len(other):
@@ -164,9 +175,11 @@ class Readable(Mapping[bytes, bytes]):
     # Order
 
     def __iter__(self) -> Iterator[bytes]:
+        """The keys, ascending, lazily. Writing meanwhile is fine: the iterator does not see it."""
         return self._keys(None, None, False)
 
     def __reversed__(self) -> Iterator[bytes]:
+        """The keys, descending, lazily."""
         return self._keys(None, None, True)
 
     def keys(self) -> list[bytes]:  # type: ignore[override]
@@ -174,7 +187,7 @@ class Readable(Mapping[bytes, bytes]):
         return list(self._keys(None, None, False))
 
     def items(self) -> Entries:
-        """All entries, lazily."""
+        """All entries `(key, value)`, lazily: each iteration is over the state when it starts."""
         return Entries(self)
 
     def values(self) -> Values:
@@ -214,7 +227,16 @@ class Readable(Mapping[bytes, bytes]):
 
 
 class Writable(Readable, MutableMapping[bytes, bytes]):
-    """A mapping of bytes to bytes that can be written."""
+    """A mapping of bytes to bytes that can be written.
+
+    Each method is one atomic change: all of it is there or nothing, also after a crash. In a database it is a commit,
+    which survives what the `durability` says when the call returns; in a transaction it is part of that.
+
+    All methods raise `TypeError` for keys and values of other types, `ReadOnlyError` for a handle with flag "r", and
+    `BusyError` if another writer held the file for longer than `timeout`, each with nothing written. They raise
+    `error` if writing or syncing fails: what was acknowledged before is safe, and whether this change will be there is
+    open until the file is opened again.
+    """
 
     __slots__ = ()
 
@@ -245,12 +267,14 @@ class Writable(Readable, MutableMapping[bytes, bytes]):
         raise NotImplementedError
 
     def __setitem__(self, key: Key, value: Value) -> None:
+        """Set `key` to `value`. Key and value together must be shorter than 4 GiB (`ValueError`)."""
         self._put(
             key if type(key) is bytes else as_bytes(key, "key"),
             value if type(value) is bytes else as_bytes(value, "value"),
         )
 
     def __delitem__(self, key: Key) -> None:
+        """Delete `key`. Raises `KeyError` if it is not there."""
         if not self._delete(as_bytes(key, "key")):
             raise KeyError(key)
 
@@ -288,7 +312,7 @@ class Writable(Readable, MutableMapping[bytes, bytes]):
     @overload
     def update(self, other: Iterable[tuple[Any, Any]] = (), /, **more: Value) -> None: ...
     def update(self, other: Any = (), /, **more: Value) -> None:
-        """Set many entries in one atomic change."""
+        """Set many entries in one atomic change, however many: those of a mapping or of `(key, value)` pairs."""
         changes = as_changes(other, more)
         if changes:
             self._update(changes)

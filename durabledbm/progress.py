@@ -120,7 +120,7 @@ def _status(label: str, unit: str, done: int, total: int | None, elapsed: float)
         return f"{label}: {quantity(done, unit)}, {quantity(rate, unit)}/s"
     parts = [
         f"{label}: {100 * done // max(total, 1):3d} %",
-        f"{quantity(done, unit)} of {quantity(total, unit)}",
+        f"{quantity(done, unit) if unit == 'bytes' else f'{done:,}'} of {quantity(total, unit)}",
     ]
     parts.append(f"{quantity(rate, unit)}/s")
     if rate > 0 and done < total:

@@ -24,8 +24,7 @@ import re
 import struct
 from typing import Literal, NamedTuple, Protocol
 
-from crc32c import crc32c
-
+from ._engine.checksum import crc32c
 from .errors import error
 
 __all__ = [

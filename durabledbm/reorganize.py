@@ -5,6 +5,9 @@ filled to the brim, into the free pages nearest to the front. The second takes w
 the file could end and moves it to the front, last runs first. After every commit the end of the file is cut off as far
 as it is free. Other threads and processes read meanwhile, and write between the commits; a crash loses nothing.
 
+Where there is next to nothing to gain nothing is written: leaves that are full already stay where they are, and a file
+that has hardly a page to spare is left alone.
+
 Pages that a snapshot pins stay where they are, so while one is open the file may stay larger than it could be.
 """
 
@@ -15,7 +18,7 @@ from contextlib import AbstractContextManager
 
 from ._engine.merge import TOUCH, Touch
 from ._engine.store import Store
-from ._engine.vacuum import leaf_batches, standing_after
+from ._engine.vacuum import leaf_batches, spare_pages, standing_after
 
 __all__ = ["Progress", "reorganize"]
 
@@ -25,6 +28,15 @@ Progress = Callable[[int, int], None]
 _BATCH = 256
 """Runs written anew by one commit: others may write between two of them."""
 
+_FULL = 0.05
+"""The share of their pages that the leaves of a batch may waste and still count as packed."""
+
+_COMPACT = 0.02
+"""The share of its pages that a file may not use and still count as compact..."""
+
+_COMPACT_PAGES = 8
+"""...and as many pages, however small the file."""
+
 
 def reorganize(
     store: Store, writing: Callable[[], AbstractContextManager[object]], progress: Progress | None = None
@@ -32,27 +44,38 @@ def reorganize(
     """Make the file of `store` smaller. Each commit is made inside a `with writing()` block, which gives the turn."""
     with writing():
         total = max(store.state.meta.page_count, 1)
-    _pack(store, writing, progress, total)
-    _move(store, writing, progress, total)
+    if _pack(store, writing, progress, total) or _is_loose(store, writing):
+        _move(store, writing, progress, total)
     if progress is not None:
         progress(total, total)
 
 
 def _pack(
     store: Store, writing: Callable[[], AbstractContextManager[object]], progress: Progress | None, total: int
-) -> None:
+) -> bool:
+    """Write leaves anew that are not full; whether there were any."""
     after: bytes | None = None
-    done = 0
+    done, packed = 0, False
     while True:
         with writing():
-            keys = leaf_batches(store.state.view.tree, after, _BATCH)
-            if not keys:
-                return
-            store.rewrite(dict.fromkeys(keys, TOUCH), packing=True)
-        after = keys[-1]
-        done += len(keys)
+            tree = store.state.view.tree
+            leaves = leaf_batches(tree, after, _BATCH)
+            if not leaves:
+                return packed
+            if spare_pages(tree, leaves.values()) > _FULL:
+                store.rewrite(dict.fromkeys(leaves, TOUCH), packing=True)
+                packed = True
+        after = next(reversed(leaves))
+        done += len(leaves)
         if progress is not None:
             progress(min(done, total - 1) // 2, total)
+
+
+def _is_loose(store: Store, writing: Callable[[], AbstractContextManager[object]]) -> bool:
+    """Whether the file has pages to spare."""
+    with writing():
+        space = store.committer.space(store.state, store.oldest_txid())
+        return space.page_count - space.used_count > max(_COMPACT_PAGES, _COMPACT * space.page_count)
 
 
 def _move(

@@ -8,7 +8,6 @@ noticed at the end.
 from __future__ import annotations
 
 import os
-import secrets
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -60,7 +59,7 @@ def _fill(source: ShardedDatabase, directory: str, shards: int, progress: Progre
         for number in range(shards):
             disk = volume.create(shard_path(directory, number, shards), 0o600)
             stack.callback(disk.close)
-            fresh = Meta(1, meta.page_size, secrets.token_bytes(16), first_page(meta.page_size), time_ns=time.time_ns())
+            fresh = Meta(1, meta.page_size, os.urandom(16), first_page(meta.page_size), time_ns=time.time_ns())
             builders.append(Builder(disk, fresh))
         total, done = len(snapshot), 0
         batches: list[list[tuple[bytes, bytes]]] = [[] for _ in builders]

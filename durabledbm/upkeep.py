@@ -1,6 +1,6 @@
 """The methods of a database that look after its file: check, stats, reorganize, backup, attach.
 
-Each is a module of its own; this is where they meet the handle.
+Each is a module of its own, imported when it is first used; this is where they meet the handle.
 """
 
 from __future__ import annotations
@@ -10,16 +10,15 @@ from typing import TYPE_CHECKING
 
 from ._engine.group import Group
 from ._engine.store import Store
-from .check import Problem, Progress, check_state
-from .errors import error
-from .reorganize import reorganize
+from .errors import ClosedError, error
 from .snapshot import Pin
-from .stats import Stats, gather
 
 if TYPE_CHECKING:
     from ._engine.deferred import Deferred
     from .attach import Attachment
     from .changelog import ChangeLog
+    from .check import Problem, Progress
+    from .stats import Stats
     from .transaction import Transaction
 
 __all__ = ["Upkeep"]
@@ -33,6 +32,7 @@ class Upkeep:
     _store: Store
     _pipeline: Group | Deferred
     _transactions: list[Transaction]
+    path: str
 
     @property
     def readonly(self) -> bool:
@@ -43,7 +43,11 @@ class Upkeep:
         raise NotImplementedError
 
     def _error(self, cause: OSError) -> error:
-        raise NotImplementedError
+        """What to raise for an error of the operating system: if the handle was closed meanwhile, that counts."""
+        try:
+            return ClosedError() if self._store.closed else error.wrap(cause, self.path)
+        finally:
+            del cause  # see `wrap`
 
     def _raise_background_failure(self) -> None:
         raise NotImplementedError
@@ -54,8 +58,11 @@ class Upkeep:
     def check(self, *, progress: Progress | None = None) -> list[Problem]:
         """Verify every page of the newest commit, from the disk. An empty list means that all is well.
 
-        Others may read and write meanwhile. `progress(done, total)` is called with numbers of pages.
+        Others may read and write meanwhile. `progress(done, total)` is called with numbers of pages. Damage is
+        reported, not raised; `error` is raised if the file cannot be read at all.
         """
+        from .check import check_state
+
         pin = self._pin()
         try:
             return check_state(self._store, pin.state, progress)
@@ -65,7 +72,12 @@ class Upkeep:
             pin.release()
 
     def stats(self) -> Stats:
-        """Figures of the newest commit and of this handle (see `Stats`). Reads the branches of the tree, no leaf."""
+        """Figures of the newest commit and of this handle (see `Stats`). Reads the branches of the tree, no leaf.
+
+        Raises `CorruptionError` if what it reads is damaged.
+        """
+        from .stats import gather
+
         pin = self._pin()
         try:
             return gather(self._store, pin.state)
@@ -77,9 +89,12 @@ class Upkeep:
     def reorganize(self, *, progress: Progress | None = None) -> None:
         """Make the file as small as its content allows, by ordinary commits, while others read and write.
 
-        Needs free disk space of about a megabyte. What a snapshot pins stays. `progress(done, total)` is called now
-        and then.
+        Needs free disk space of about a megabyte. What a snapshot pins stays. An interruption, by a crash or by an
+        exception of `progress(done, total)`, which is called now and then, loses nothing. Raises `ReadOnlyError`,
+        `BusyError` if another writer holds the file for longer than `timeout`, and what a commit raises.
         """
+        from .reorganize import reorganize
+
         self._store.check_writable()
         self._raise_background_failure()
         try:
@@ -87,10 +102,14 @@ class Upkeep:
         except OSError as exc:
             raise self._error(exc) from exc
 
-    def backup(self, target: str | os.PathLike[str], *, progress: Progress | None = None) -> None:
-        """Write a consistent, compact copy to `target`, which appears whole or not at all.
+    def backup(
+        self, target: str | bytes | os.PathLike[str] | os.PathLike[bytes], *, progress: Progress | None = None
+    ) -> None:
+        """Write a consistent, compact copy, synced, to the file `target`, which appears whole or not at all.
 
-        Others may read and write meanwhile. `progress(done, total)` is called with numbers of entries.
+        A file that is there is replaced. The copy has the database's identity, permissions and commit number. Others
+        may read and write meanwhile. `progress(done, total)` is called with numbers of entries. Raises `error` if the
+        target cannot be written or is the database itself, and `CorruptionError` if the database is damaged.
         """
         from .backup import backup
 
@@ -107,7 +126,9 @@ class Upkeep:
     def attach(self, log: ChangeLog) -> Attachment:
         """Append every commit from now on to `log`, too, in order, after it is durable: an incremental backup.
 
-        What the log lacks is added first. Raises `error` if it belongs to another database.
+        What the log lacks is added first. An empty log is bound to this database and begins here: take a backup
+        after this, not before. Raises `error` if the log belongs to another database or cannot be completed, or if one
+        is attached already; `BusyError` if somebody else writes to the log; `ReadOnlyError`.
         """
         from .attach import attach
 

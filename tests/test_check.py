@@ -83,7 +83,7 @@ def test_a_page_that_nobody_knows_of_is_reported(forger: Forger) -> None:
     root = forger.leaf(b"a")
     lost = forger.leaf(b"lost")
     problems = forger.finish(root, 1, 1)
-    assert problems == [Problem(1, "1 page(s) neither in use nor free", page_of(lost))]
+    assert problems == [Problem(1, "1 page neither in use nor free", page_of(lost))]
 
 
 def test_a_page_in_use_that_is_listed_as_free_is_reported(forger: Forger) -> None:

@@ -754,6 +754,150 @@ def test_a_file_of_a_future_version_asks_for_a_newer_durabledbm(run: Run, path: 
     assert "newer" in result.err
 
 
+# -- what a new user stumbles over -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("put", "FILE", "k", "v", "--timeout", "soon"), ("put", "FILE", "k", "v", "--timeout", "-1"),
+        ("list", "FILE", "--limit", "many"), ("list", "FILE", "-n=-3"), ("inspect", "FILE", "--pages", "9-3"),
+        ("inspect", "FILE", "--pages", "x"), ("dump", "FILE", "d", "--max-file-size", "1X"),
+        ("dump", "FILE", "d", "--max-file-size", "0"), ("load", "FILE", "--until", "yesterday"),
+        ("tour", "--files", "0"),
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_a_value_that_an_option_cannot_have_is_told_in_words(run: Run, path: str, argv: tuple[str, ...]) -> None:
+    result = run(*(path if part == "FILE" else part for part in argv))
+    assert result.status == 2
+    assert result.err.count("\n") == 1
+    assert f"{argv[-1].removeprefix('-n=')}' is not" in result.err or "neither" in result.err
+    assert not re.search(r"invalid _?\w+ value", result.err)
+
+
+@pytest.mark.parametrize("argv", [("put", "FILE", "k", "v"), ("load", "FILE")], ids=lambda argv: argv[0])
+def test_no_file_is_created_beside_a_database_of_another_module(
+    run: Run, db_path: str, argv: tuple[str, ...]
+) -> None:
+    from dbm import dumb
+
+    with dumb.open(db_path, "c") as old:
+        old["k"] = "old"
+    result = run(*(db_path if part == "FILE" else part for part in argv), stdin=b"")
+    assert result.status == 2
+    assert result.err.endswith(
+        f"{db_path}: a dbm.dumb database, not one of durabledbm; 'durabledbm migrate {db_path}' converts it\n"
+    )
+    assert not os.path.exists(db_path)
+
+
+def test_an_sqlite_database_is_not_taken_for_one_of_dbm_sqlite3(run: Run, db_path: str, tmp_path: Path) -> None:
+    import sqlite3
+
+    other = sqlite3.connect(db_path)
+    other.execute("CREATE TABLE t (a)")
+    other.commit()
+    other.close()
+    assert "if dbm.sqlite3 made it" in run("stat", db_path).err
+    result = run("migrate", db_path, tmp_path / "new.db")
+    assert (result.status, result.err.count("\n")) == (2, 1)
+    assert "not one that dbm.sqlite3 made" in result.err
+
+
+def test_compact_of_a_compact_file_writes_nothing(run: Run, path: str, large: str) -> None:
+    for file in (path, large):
+        run("compact", file)
+        before = state_of(file)
+        result = run("compact", file)
+        assert (result.status, result.err) == (0, "")
+        assert result.text.endswith(", there is nothing to gain\n")
+        assert state_of(file) == before
+
+
+def test_a_new_small_file_does_not_grow_by_being_compacted(run: Run, path: str) -> None:
+    size = os.path.getsize(path)
+    assert "nothing to gain" in run("compact", path).text
+    assert os.path.getsize(path) == size
+
+
+@pytest.mark.leaves_damage
+def test_salvage_without_a_meta_page_is_a_no_since_small_changes_may_be_lost(run: Run, large: str) -> None:
+    damage(large, page_id=0)
+    damage(large, page_id=1)
+    result = run("salvage", large, large + ".saved")
+    assert result.status == 1
+    assert "no meta page" in result.text
+
+
+def test_salvage_of_an_empty_file_says_that_it_is_empty(run: Run, db_path: str) -> None:
+    Path(db_path).touch()
+    result = run("salvage", db_path, db_path + ".saved")
+    assert result.status == 2
+    assert "is empty" in result.err
+    assert not os.path.exists(db_path + ".saved")
+
+
+@pytest.mark.leaves_damage
+def test_stat_survives_a_damaged_value(run: Run, db_path: str) -> None:
+    with durabledbm.open(db_path, "c") as db:
+        db["big"] = b"x" * 50_000
+        pages = db.stats().overflow_pages
+    assert pages > 1
+    content = Path(db_path).read_bytes()
+    Path(db_path).write_bytes(content.replace(b"x" * 1000, b"y" * 1000, 1))
+    result = run("stat", db_path)
+    assert (result.status, result.err) == (0, "")
+    assert "damaged" in result.text
+    assert json.loads(run("stat", db_path, "--json").out)["damage"]
+
+
+def test_a_failure_names_the_file_that_was_asked_for_and_not_a_temporary_one(run: Run, public: str) -> None:
+    folder = os.path.dirname(public)
+    run("dump", public, "/nonexistent/x")
+    run("salvage", public, "/nonexistent/x")
+    with as_nobody():
+        for command in ("dump", "salvage", "backup"):
+            target = os.path.join(folder, "target")
+            result = run(command, public, target)
+            assert result.status == 2
+            assert result.err == (
+                f"durabledbm {command}: {target}: permission denied: no file can be created in {folder}\n"
+            )
+
+
+def test_a_dump_as_text_that_cannot_be_says_what_can(run: Run, path: str) -> None:
+    result = run("dump", path, "--codec", "text")
+    assert result.status == 2
+    assert "without --codec text" in result.err
+
+
+def test_what_is_no_dump_is_not_only_called_damaged(run: Run, db_path: str, tmp_path: Path) -> None:
+    (tmp_path / "letter").write_text("Dear reader,\n")
+    result = run("load", db_path, tmp_path / "letter")
+    assert (result.status, result.err.count("\n")) == (2, 1)
+    assert "neither a dump nor a log" in result.err
+    assert not os.path.exists(db_path)
+
+
+@pytest.mark.skipif(shutil.which("sh") is None, reason="needs a shell")
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_streams_that_are_closed_do_no_harm(path: str, closed: str) -> None:
+    command = f"{shlex.quote(sys.executable)} -m durabledbm"
+    name = shlex.quote(path)
+    line = f"{command} list {name} {closed} && {command} put {name} a b {closed} && {command} check -q {name} {closed}"
+    done = subprocess.run(["sh", "-c", line], env=environment(), capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert content(path)[b"a"] == b"b"
+
+
+def test_the_overview_fits_into_eighty_columns(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    text = run("--help").text
+    for command in all_commands():
+        assert f"  {command.name:<12}{command.summary}\n" in text
+
+
 # -- ends --------------------------------------------------------------------------------------------
 
 
@@ -975,6 +1119,9 @@ def test_bash_completes_commands_options_choices_files_and_keys(path: str, tmp_p
         db.update({"user:1": "x", "user:2": "y", "user 3": "z", "$(touch oops)": "!"})
     assert bash(["durabledbm", "get", "test.db", "user"], tmp_path) == ["user:1", "user:2"]
     assert bash(["durabledbm", "get", "test.db", ""], tmp_path) == ["a", "b", "user:1", "user:2"]
+    assert bash(["durabledbm", "get", "test.db", "user", ":"], tmp_path) == ["1", "2"]
+    assert bash(["durabledbm", "get", "test.db", "user", ":", "1"], tmp_path) == ["1"]
+    assert bash(["durabledbm", "del", "test.db", "user", ":", "1", "us"], tmp_path) == ["user:1", "user:2"]
     assert not (tmp_path / "oops").exists()
 
 

@@ -566,7 +566,10 @@ def test_an_error_of_the_system_is_wrapped_with_its_number_and_the_file() -> Non
     wrapped = error.wrap(OSError(errno.ENOSPC, "no space"), "/file")
     assert type(wrapped) is error
     assert (wrapped.errno, wrapped.filename) == (errno.ENOSPC, "/file")
-    assert error.wrap(wrapped) is wrapped
+    with pytest.raises(error) as caught:
+        raise error.wrap(wrapped) from wrapped
+    assert caught.value is wrapped
+    assert wrapped.__cause__ is None
     assert str(error.wrap(OSError("without a number"))) == "without a number"
 
 
@@ -1109,6 +1112,27 @@ def test_an_iterator_of_a_closed_database_raises(db_path: str) -> None:
     for iterator in (begun, fresh):
         with pytest.raises(ClosedError):
             next(iterator)
+
+
+@pytest.mark.leaves_damage
+def test_an_iterator_that_met_damage_pins_nothing_any_more(db_path: str) -> None:
+    """No reference cycles in exceptions either: they would keep the iterator, and with it the pages it reads."""
+    with durabledbm.open(db_path, "c") as db:
+        db["large"] = b"x" * 100_000
+    content = Path(db_path).read_bytes()
+    Path(db_path).write_bytes(content.replace(b"x" * 1000, b"y" * 1000, 1))
+    gc.disable()
+    try:
+        with durabledbm.open(db_path) as db:
+            message = ""
+            try:
+                list(db.items())
+            except CorruptionError as exc:
+                message = exc.message
+            assert "checksum" in message
+            assert db.stats().oldest_snapshot is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("durability", DURABILITIES)

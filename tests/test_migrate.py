@@ -237,7 +237,7 @@ def test_an_sqlite_database_that_is_no_dbm_is_refused_and_left_alone(path: str) 
     db.commit()
     db.close()
     before = Path(path).read_bytes()
-    with pytest.raises(durabledbm.error, match="no such table: Dict"):
+    with pytest.raises(durabledbm.error, match="an SQLite database, but not one"):
         migrate(path)
     assert Path(path).read_bytes() == before
 

@@ -46,7 +46,7 @@ def test_a_plain_line_tells_part_rate_and_time_left_and_disappears() -> None:
         meter(250, 1000)
         meter(1000, 1000)
     _, first, second, last = lines_of(stream)
-    assert first.startswith("check:  25 %, 250 pages of 1,000 pages, ")
+    assert first.startswith("check:  25 %, 250 of 1,000 pages, ")
     assert first.endswith(" left")
     assert "pages/s" in first
     assert second.startswith("check: 100 %")

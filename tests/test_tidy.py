@@ -18,7 +18,7 @@ LINES_OF_A_FILE = 400
 LINES_OF_A_FUNCTION = 60
 
 LAYERS = """
-errors  progress
+errors  progress  _engine.checksum
 _engine.cells  _engine.page  _engine.rows  _engine.observer  _engine.freepages  _engine.disk
 _engine.meta  _engine.node  _engine.space  _engine.locks  _engine.posix  _engine.windows
 _engine.creation  _engine.draft  _engine.pager  _engine.pins  _engine.recovery  _engine.kernel32
@@ -94,8 +94,8 @@ PICTURES = {
 }
 """Modules with characters beyond ASCII, and why."""
 
-OPEN_TO_ALL = {"_engine.disk", "_engine.native", "_engine.creation", "_engine.meta"}
-"""Modules of the engine that others may use: files and their names, and what a file says of itself."""
+OPEN_TO_ALL = {"_engine.checksum", "_engine.disk", "_engine.native", "_engine.creation", "_engine.meta"}
+"""Modules of the engine that others may use: files and their names, what a file says of itself, and checksums."""
 
 LOOKS_INTO_THE_ENGINE = """
 _builder  _foreign  _pages  _picture.*  _survey  _treediff  attach  backup  check  database  handle  inspect  lifetime

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import time
 
 from .disk import Disk, Volume
@@ -23,7 +22,7 @@ _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.E
 def empty_database(page_size: int) -> bytes:
     """The content of a new file: two equal, steady metas."""
     meta = Meta(
-        txid=1, page_size=page_size, database_id=secrets.token_bytes(16), page_count=first_page(page_size),
+        txid=1, page_size=page_size, database_id=os.urandom(16), page_count=first_page(page_size),
         steady_txid=1, steady=True, time_ns=time.time_ns(),
     )  # fmt: skip
     return encode_meta(meta) * 2
@@ -31,7 +30,7 @@ def empty_database(page_size: int) -> bytes:
 
 def temporary_name(path: str) -> str:
     """A name in the same directory that nobody else uses, and that no dbm module takes for one of its own."""
-    return os.path.join(os.path.dirname(path), f".durabledbm-{secrets.token_hex(8)}")
+    return os.path.join(os.path.dirname(path), f".durabledbm-{os.urandom(8).hex()}")
 
 
 def create(volume: Volume, path: str, mode: int, page_size: int) -> None:

@@ -6,7 +6,6 @@ then. The others wait for the batch, which wakes them in a chain, one by one: wa
 
 from __future__ import annotations
 
-import copy
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -181,6 +180,8 @@ class Group:
 
 
 def _copy(cause: OSError) -> OSError:
-    twin = copy.copy(cause)
+    from copy import copy
+
+    twin = copy(cause)
     twin.__cause__ = cause
     return twin

@@ -18,9 +18,8 @@ import struct
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from crc32c import crc32c
-
 from ..errors import error
+from .checksum import crc32c
 from .page import MAX_PAGE_SIZE, MIN_PAGE_SIZE, NO_REF, self_consistent
 
 __all__ = [

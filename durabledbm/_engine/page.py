@@ -15,7 +15,7 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
-from crc32c import crc32c
+from .checksum import crc32c
 
 __all__ = [
     "BRANCH", "CRC_SIZE", "HEADER", "LEAF", "MAP", "MAX_PAGE_SIZE", "MIN_PAGE_SIZE", "NO_REF", "OVERFLOW",

@@ -15,9 +15,8 @@ import struct
 from bisect import bisect_right
 from collections.abc import Iterator
 
-from crc32c import crc32c
-
 from ..errors import CorruptionError, error
+from .checksum import crc32c
 from .disk import Disk
 from .node import Branch, Overflow, decode_branch, find_child
 from .page import BRANCH, CRC_SIZE, HEADER, LEAF, OVERFLOW, REF, mismatch

@@ -11,9 +11,8 @@ from __future__ import annotations
 import time
 from typing import NamedTuple
 
-from crc32c import crc32c
-
 from ..errors import CorruptionError, error
+from .checksum import crc32c
 from .disk import Disk
 from .locks import writer_present
 from .meta import META_AREA, META_SIZE, Extent, Meta, decode_meta, has_magic, look_of

@@ -7,7 +7,6 @@ the file holds is on the disk, `commit` makes one commit, `end` lets the next wr
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from secrets import token_bytes
 
 from ..errors import CorruptionError, error
 from .creation import initialise, replace
@@ -102,6 +101,8 @@ class Store(Current):
             if other is None or other.txid > meta.txid:
                 # A commit stands there of which something is missing. What is written from now on, even half of it,
                 # could complete it, so nothing of it may be left: noise agrees with no sector of anything.
+                from secrets import token_bytes
+
                 self.disk.write((1 - slot) * META_SIZE, (token_bytes(META_SIZE),))
                 self._sync()
             page = self.read(META_SIZE, slot * META_SIZE)

@@ -7,19 +7,19 @@ commit, and may be interrupted at any moment.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from ..errors import CorruptionError
 from .disk import Disk
 from .merge import MOVE, TOUCH, Touch
 from .node import Overflow, decode_branch, decode_leaf, leaf_keys
-from .page import BRANCH, HEADER, LEAF, OVERFLOW, REF, self_consistent
+from .page import BRANCH, CRC_SIZE, HEADER, LEAF, OVERFLOW, REF, self_consistent
 from .pager import MALFORMED, Pager
 from .space import Space
 from .tree import Tree
 
-__all__ = ["Tail", "at_the_end", "is_wasteful", "leaf_batches", "standing_after"]
+__all__ = ["Tail", "at_the_end", "is_wasteful", "leaf_batches", "spare_pages", "standing_after"]
 
 _WASTEFUL = 0.25
 """Reusable pages that a file may have, in proportion to those in use, before small commits make it smaller..."""
@@ -123,21 +123,34 @@ def _standing_after(tree: Tree, ref: bytes, level: int, low: bytes, end: int) ->
                     yield page_id, key, MOVE
 
 
-def leaf_batches(tree: Tree, after: bytes | None, limit: int) -> list[bytes]:
-    """Keys that lead to the next `limit` leaves after the one that holds `after`; from the first if that is None."""
-    lows: list[bytes] = []
+def leaf_batches(tree: Tree, after: bytes | None, limit: int) -> dict[bytes, bytes]:
+    """The next `limit` leaves after the one that holds `after`, from the first if that is None.
+
+    Each is a key that leads to the leaf, and its ref.
+    """
+    leaves: dict[bytes, bytes] = {}
     if tree.depth:
-        for low in _lows(tree, tree.root, tree.depth, b"", after):
+        for low, ref in _lows(tree, tree.root, tree.depth, b"", after):
             if after is None or low > after:
-                lows.append(low)
-                if len(lows) == limit:
+                leaves[low] = ref
+                if len(leaves) == limit:
                     break
-    return lows
+    return leaves
 
 
-def _lows(tree: Tree, ref: bytes, level: int, low: bytes, after: bytes | None) -> Iterator[bytes]:
+def spare_pages(tree: Tree, refs: Iterable[bytes]) -> float:
+    """The share of the pages of these leaves that they would not need if they were filled to the brim."""
+    room = tree.pager.page_size - HEADER.size - CRC_SIZE
+    pages = size = 0
+    for ref in refs:
+        pages += REF.unpack(ref)[1]
+        size += HEADER.unpack_from(tree.pager.leaf(ref, keep=False))[-1]
+    return (pages - -(-size // room)) / max(pages, 1)
+
+
+def _lows(tree: Tree, ref: bytes, level: int, low: bytes, after: bytes | None) -> Iterator[tuple[bytes, bytes]]:
     if level == 1:
-        yield low
+        yield low, ref
         return
     branch = tree.pager.branch(ref)
     bounds = [low, *branch.separators]

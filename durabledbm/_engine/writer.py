@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from crc32c import crc32c
-
+from .checksum import crc32c
 from .disk import Disk
 from .meta import Extent
 from .node import Branch, Overflow, encode_branch, encode_leaf

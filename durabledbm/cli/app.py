@@ -38,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Exceptions come out only of `exec`, which runs a program of the user's.
     """
+    _have_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         status = _dispatch(arguments)
@@ -47,6 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as exc:
         return _output_failed(exc)
     return status
+
+
+def _have_streams() -> None:
+    """A shell may have closed some (`>&-`). Then no file may get their numbers, least of all a database."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - for good
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -20,6 +20,7 @@ from .opening import is_sharded, open_store, size_of
 from .values import looks_pickled
 
 if TYPE_CHECKING:
+    from ..handle import Database
     from ..stats import OldestSnapshot, Stats
 
 __all__ = ["COMMANDS"]
@@ -47,6 +48,8 @@ class _About(NamedTuple):
     """When the file was last written, seconds since 1970."""
     others: list[Holder]
     is_shelf: bool
+    damage: str
+    """What was met by chance; empty if nothing was."""
 
 
 def _stat_arguments(parser: Parser) -> None:
@@ -58,9 +61,8 @@ def _stat(args: argparse.Namespace) -> int:
     if is_sharded(args.file):
         return _stat_sharded(args)
     with open_database(args.file, "r") as db:
-        values = [value for _, value in itertools.islice(db.range(), _SAMPLE)]
-        is_shelf = bool(values) and all(map(looks_pickled, values))
-        about = _About(args.file, db.stats(), os.stat(args.file).st_mtime, holders(args.file), is_shelf)
+        stats, others = db.stats(), holders(args.file)  # before this command itself reads anything for long
+        about = _About(args.file, stats, os.stat(args.file).st_mtime, others, *_is_shelf(db))
     if args.json:
         write(json.dumps(_figures(about), indent=2))
         return 0
@@ -69,6 +71,15 @@ def _stat(args: argparse.Namespace) -> int:
     for name, text in _lines(about):
         write(f"  {colour(f'{name:<10}', 'cyan')} {text}")
     return 0
+
+
+def _is_shelf(db: Database) -> tuple[bool, str]:
+    """Whether the first values look like objects, and the damage that stands in the way of finding out."""
+    try:
+        values = [value for _, value in itertools.islice(db.range(), _SAMPLE)]
+    except CorruptionError as exc:
+        return False, exc.message + ("" if exc.page_id is None else f" (page {exc.page_id})")
+    return bool(values) and all(map(looks_pickled, values)), ""
 
 
 def _stat_sharded(args: argparse.Namespace) -> int:
@@ -127,6 +138,8 @@ def _lines(about: _About) -> list[tuple[str, str]]:
         if stats.pinned_bytes:
             waiting += f", but for {_size(stats.pinned_bytes)} that an open snapshot reads"
         lines.append(("waiting", waiting))
+    if about.damage:
+        lines.append(("damaged", f"{about.damage}; 'durabledbm check' shows how much"))
     if stats.oldest_snapshot is not None:
         lines.append(("snapshot", _oldest(about, stats.oldest_snapshot)))
     return lines + [("opened by", _holder(holder)) for holder in about.others]
@@ -159,6 +172,7 @@ def _figures(about: _About) -> dict[str, Any]:
     figures["oldest_snapshot"] = None if oldest is None else oldest.txid
     figures["modified"] = about.modified
     figures["looks_like_shelf"] = about.is_shelf
+    figures["damage"] = about.damage or None
     figures["opened_by"] = [holder._asdict() for holder in about.others]
     return figures
 
@@ -209,11 +223,13 @@ def _salvage(args: argparse.Namespace) -> int:
 
     if is_sharded(args.file):
         raise Usage(f"{args.file} is the directory of a sharded database: salvage the broken one of its files")
+    if size_of(args.file) == 0:
+        raise Usage(f"{args.file} is empty: a database that nothing was written to, or a file that lost everything")
     with shown("salvage") as meter:
         report = salvage(args.file, args.target, progress=meter)
     for line in str(report).splitlines()[: 1 if args.quiet else None]:
         write(f"{args.target}: {printable(line)}")
-    return 1 if report.unreadable else 0
+    return 1 if report.unreadable or report.commit is None else 0
 
 
 # -- compact ---------------------------------------------------------------------------------------
@@ -233,7 +249,11 @@ def _compact(args: argparse.Namespace) -> int:
         with shown("compact") as meter:
             db.reorganize(progress=meter)
         stats = db.stats()
-    write(f"{args.file}: {_size(before)} before, {_size(size_of(args.file))} now")
+    after = size_of(args.file)
+    if after == before:
+        write(f"{args.file}: {_size(after)}, there is nothing to gain")
+    else:
+        write(f"{args.file}: {_size(before)} before, {_size(after)} now")
     if stats.pinned_bytes:
         write(f"{args.file}: an open snapshot keeps {_size(stats.pinned_bytes)}; compact again when it is closed")
     return 0

@@ -119,9 +119,12 @@ def _seconds(text: str) -> float | None:
     """The type of --timeout."""
     if text == "none":
         return None
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1
     if not value >= 0:
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
     return value
 
 

@@ -48,13 +48,18 @@ _{program}_keys() {{
 }}
 
 _{program}() {{
-    local cur prev words cword
-    # A colon in a key must not split the word.
-    if declare -F _get_comp_words_by_ref >/dev/null; then
-        _get_comp_words_by_ref -n : cur prev words cword
-    else
-        words=("${{COMP_WORDS[@]}}"); cword=$COMP_CWORD; cur=${{words[cword]}}; prev=${{words[cword-1]}}
-    fi
+    local cur prev word words=() glue=""
+    # bash splits words at colons, which are common in keys: put them together again.
+    for word in "${{COMP_WORDS[@]:0:COMP_CWORD+1}}"; do
+        if [[ ${{#words[@]}} -gt 2 && $COMP_WORDBREAKS == *:* && ( -n $glue || $word == :* ) ]]; then
+            words[${{#words[@]}}-1]+=$word
+        else
+            words+=("$word")
+        fi
+        [[ $word == *: ]] && glue=1 || glue=""
+    done
+    local cword=$(( ${{#words[@]}} - 1 ))
+    cur=${{words[cword]}}; prev=${{words[cword-1]}}
     COMPREPLY=()
     if (( cword == 1 )); then
         COMPREPLY=($(compgen -W "{commands} --help --version" -- "$cur"))
@@ -74,7 +79,8 @@ _{program}() {{
     elif (( cword > 2 )) && [[ " {taking_keys} " == *" $command "* ]] && [[ -f ${{words[2]}} ]]; then
         local IFS=$'\n'
         COMPREPLY=($(compgen -W "$(_{program}_keys "${{words[2]}}" "$cur")" -- "$cur"))
-        declare -F __ltrim_colon_completions >/dev/null && __ltrim_colon_completions "$cur"
+        # What stands before the last colon is there already.
+        [[ $COMP_WORDBREAKS == *:* ]] && COMPREPLY=("${{COMPREPLY[@]#"${{cur%"${{cur##*:}}"}}"}}")
     else
         local IFS=$'\n'
         compopt -o filenames 2>/dev/null

@@ -15,7 +15,7 @@ from .._text import StandardOutput, plural, write
 from ..progress import quantity, shown
 from .command import Command, Parser, file_argument, timeout_option
 from .faults import Usage
-from .opening import open_store, size_of
+from .opening import open_store, refuse_beside, size_of
 
 if TYPE_CHECKING:
     from ..changelog import Commit
@@ -77,10 +77,10 @@ def _codec_option(parser: Parser, help: str) -> None:
 
 def _size(text: str) -> int:
     number = text.rstrip("kmgKMG")
-    value = int(number) * _FACTORS[text[len(number) :].lower()]
-    if value < 1:
-        raise ValueError
-    return value
+    factor = _FACTORS.get(text[len(number) :].lower())
+    if factor is None or not number.isdecimal() or not int(number):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size, such as 1000000, 64M or 2G")
+    return int(number) * factor
 
 
 def _dump(args: argparse.Namespace) -> int:
@@ -94,13 +94,12 @@ def _dump(args: argparse.Namespace) -> int:
             raise Usage("a binary dump would not look good on a terminal: name a TARGET, use a pipe, or --codec text")
         target = StandardOutput()
     with open_store(args.file, "r") as db, shown("dump", "entries") as meter:
-        count = dump(
-            db,
-            target,
-            codec=args.codec or "binary",
-            max_file_size=args.max_file_size,
-            progress=meter,
-        )
+        try:
+            count = dump(
+                db, target, codec=args.codec or "binary", max_file_size=args.max_file_size, progress=meter,
+            )  # fmt: skip
+        except ValueError as exc:
+            raise Usage(f"{exc}{'; without --codec text any entry can be dumped' * (args.codec == 'text')}") from exc
     if args.target != _STREAM:
         write(f"{args.target}: {plural(count, 'entry')}")
     return 0
@@ -173,6 +172,7 @@ def _target(file: str) -> Iterator[str]:
     if os.path.lexists(file):
         yield file
         return
+    refuse_beside(file)
     from ..migration import remove_stale, take_name
 
     path = os.path.abspath(file)
@@ -264,7 +264,7 @@ COMMANDS = {
             "it appears whole "
             "or not at all: a failure leaves TARGET as it was.",
             _backup_arguments, _backup,
-            [("durabledbm backup app.db /backup/app.db", "copy it")],
+            [("durabledbm backup app.db app.backup", "copy it")],
         ),
         Command(
             "dump", "write all entries as a stream of records",

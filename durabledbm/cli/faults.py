@@ -31,8 +31,12 @@ _NEXT = {
     errno.ENAMETOOLONG: "the name is too long",
 }
 
-_READING = {"get", "del", "list", "stat", "check", "salvage", "compact", "backup", "dump", "export", "inspect"}
-"""Commands whose file must exist, and be a database."""
+_BEGINNERS = {"get", "del", "list", "stat"}
+"""Commands that somebody may try first, with no database there yet."""
+
+
+_TEMPORARY = ".durabledbm-"
+"""What names of files begin with that are not complete."""
 
 
 class Usage(Exception):
@@ -58,6 +62,11 @@ def explain(exc: BaseException, command: str, names: Sequence[str]) -> str:
 
 def _as_given(path: str, names: Sequence[str]) -> str:
     """The name that the user knows the file by."""
+    if os.path.basename(path).startswith(_TEMPORARY):
+        # A file gets its name when it is complete: what is not there yet is one of those that were given.
+        folder = os.path.realpath(os.path.dirname(path))
+        missing = [name for name in names if not os.path.lexists(name)] or list(names)
+        return next((name for name in missing if os.path.dirname(os.path.realpath(name)) == folder), path)
     return next((name for name in names if os.path.realpath(name) == os.path.realpath(path)), path)
 
 
@@ -88,6 +97,10 @@ def _of_system(exc: OSError, command: str, path: str | None) -> str:
         return _missing(path, command)
     if number == errno.EINVAL and path is not None and os.path.isdir(path):
         return _NEXT[errno.EISDIR]
+    if path is not None and number in (errno.EACCES, errno.EPERM, errno.EROFS) and not os.path.lexists(path):
+        folder = os.path.dirname(path) or "this directory"
+        why = "a read-only file system" if number == errno.EROFS else "permission denied"
+        return f"{why}: no file can be created in {folder}"
     known = _NEXT.get(number)
     said = exc.strerror or str(exc)
     if known is None or said == os.strerror(number):
@@ -102,7 +115,7 @@ def _missing(path: str, command: str) -> str:
     folder = os.path.dirname(path) or "."
     if not os.path.isdir(folder):
         return f"there is no directory {folder}"
-    if command not in _READING:
+    if command not in _BEGINNERS:
         return "no such file"
     return f"no such file; 'durabledbm put {shlex.quote(path)} KEY VALUE' creates a database"
 
@@ -115,6 +128,10 @@ def _foreign(path: str) -> str:
 
 
 def _convert(kind: str, path: str) -> str:
+    if kind == "dbm.sqlite3":
+        name = shlex.quote(path)
+        hint = f"if dbm.sqlite3 made it, 'durabledbm migrate {name}' converts it"
+        return f"an SQLite database, not one of durabledbm; {hint}"
     return f"a {kind} database, not one of durabledbm; 'durabledbm migrate {shlex.quote(path)}' converts it"
 
 
@@ -130,6 +147,8 @@ def _kind_of(path: str) -> str | None:
 def _damaged(exc: CorruptionError, path: str | None) -> str:
     where = "" if exc.page_id is None else f" (page {exc.page_id})"
     said = f"damaged: {exc.message.split('; ')[0]}{where}"
+    if exc.message.startswith("at offset 0: "):
+        said = f"neither a dump nor a log, or {said}"
     if path is None or _kind_of(path) != PROGRAM:
         return said
     name = shlex.quote(path)

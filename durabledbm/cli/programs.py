@@ -103,10 +103,11 @@ def _inspect_arguments(parser: Parser) -> None:
 
 def _page_range(text: str) -> tuple[int, int | None]:
     first, _, last = text.partition("-")
-    start, stop = int(first), int(last) + 1 if last else None
-    if start < 0 or (stop is not None and stop <= start):
-        raise ValueError
-    return start, stop
+    if first.isdecimal() and (last.isdecimal() or not last):
+        start, stop = int(first), int(last) + 1 if last else None
+        if stop is None or stop > start:
+            return start, stop
+    raise argparse.ArgumentTypeError(f"{text!r} is not a range of pages, such as 100-199 or 100-")
 
 
 def _inspect(args: argparse.Namespace) -> int:
@@ -163,15 +164,19 @@ def _tour_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--keep", metavar="DIRECTORY", help="work in DIRECTORY, created if need be, and leave the files there"
     )
-    parser.add_argument("--files", metavar="N", type=int, help="use N source files at most; fewer are faster")
+    parser.add_argument("--files", metavar="N", type=_number, help="use N source files at most; fewer are faster")
     _colour_option(parser)
+
+
+def _number(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of files: at least one is needed")
+    return int(text)
 
 
 def _tour(args: argparse.Namespace) -> int:
     from ..tour import tour
 
-    if args.files is not None and args.files < 1:
-        raise Usage("--files: at least one file is needed")
     return (
         0
         if tour(
@@ -251,7 +256,7 @@ COMMANDS = {
             "something was not as it should be",
         ),
         Command(
-            "completion", "print a script that completes commands, options and keys in a shell",
+            "completion", "print the script with which a shell completes commands and keys",
             "Prints a completion script. Commands, options, file names and, where a command takes a key, the "
             "keys of the "
             "file are completed.",

@@ -29,6 +29,13 @@ a pipe.
 """
 
 
+_NOT_RUN = {
+    "tour": "it takes its time; tests/test_tour.py runs it",
+    "completion": "for interactive shells; tests/test_cli.py asks bash for completions",
+}
+"""Examples that the tests of the documentation leave out, and why: the page says it in a comment."""
+
+
 def markdown() -> str:
     """The whole page."""
     parts = [_HEAD.format(ctrl_c=CTRL_C, no_reader=NO_READER)]
@@ -57,6 +64,8 @@ def _section(command: Command) -> str:
         lines += [*textwrap.wrap(_prose(" ".join(paragraph.split())), 110, break_on_hyphens=False), ""]
     lines += _table(parser)
     if command.examples:
+        if command.name in _NOT_RUN:
+            lines.append(f"<!-- not run: {_NOT_RUN[command.name]} -->")
         lines += ["```sh", *(f"{line}  # {meaning}" for line, meaning in command.examples), "```", ""]
     if command.no:
         lines += [
@@ -67,7 +76,7 @@ def _section(command: Command) -> str:
 
 
 def _table(parser: Parser) -> list[str]:
-    lines = ["| | |", "|---|---|"]
+    lines = ["| argument | meaning |", "|---|---|"]
     lines += [f"| `{_cell(entry.names)}` | {_prose(_cell(entry.help))} |" for entry in parser.entries]
     return [*lines, ""]
 

@@ -284,6 +284,11 @@ def _two_users(path: str) -> str:
         return f"{reader}; another thread {_in_thread(lambda: first['before'] == {'files': 0})}."
 
 
+def _first_sentence(exc: Exception) -> str:
+    """What an exception says, without a full stop, and without what follows it."""
+    return " ".join(str(exc).split()).partition(". ")[0].rstrip(".")
+
+
 def _in_thread(look: Callable[[], bool]) -> str:
     """What becomes of a look into the same shelf from another thread."""
     outcome: list[str] = []
@@ -292,7 +297,7 @@ def _in_thread(look: Callable[[], bool]) -> str:
         try:
             outcome.append("reads it as well" if look() else "reads something else")
         except Exception as exc:
-            outcome.append(f"fails with {type(exc).__name__}: {' '.join(str(exc).split())[:60]}")
+            outcome.append(f"fails with {type(exc).__name__}: {_first_sentence(exc)}")
 
     thread = threading.Thread(target=run)
     thread.start()

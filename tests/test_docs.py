@@ -1,0 +1,167 @@
+"""README.md and docs/: every example runs, every link leads somewhere, and what is made from the code is up to date.
+
+How examples are written is in `examples`.
+"""
+
+from __future__ import annotations
+
+import codeop
+import re
+import shutil
+import time
+from pathlib import Path
+from unittest import mock
+
+import make_reference
+import pytest
+from examples import ROOT, Reader, examples, pages
+
+import durabledbm
+import durabledbm.shelve
+
+COMMANDS = "docs/cli.md"
+"""Its examples stand for themselves: none needs what one before it did."""
+
+
+@pytest.mark.parametrize("page", [page for page in pages() if page != COMMANDS and examples(page)])
+@pytest.mark.leaves_damage
+def test_every_example_of_a_page_runs_in_the_order_of_the_page(page: str, tmp_path: Path) -> None:
+    reader = Reader(tmp_path)
+    try:
+        for example in examples(page):
+            if example.reason is None:
+                reader.follow(example)
+    finally:
+        durabledbm.uninstall()
+
+
+@pytest.mark.parametrize("page", [page for page in pages() if examples(page)])
+def test_every_example_in_python_can_be_pasted_into_the_interactive_interpreter(page: str) -> None:
+    for example in examples(page):
+        if example.language != "python" or example.reason is not None:
+            continue
+        pending: list[str] = []
+        for line in [*example.code.split("\n"), ""]:
+            pending.append(line)
+            if codeop.compile_command("\n".join(pending), example.place, "single") is not None:
+                pending = []
+        assert not any(pending), example.place
+
+
+# -- the examples of the command line ----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with all the files that the examples of the help speak of."""
+    place = tmp_path_factory.mktemp("files")
+    (place / "logo.png").write_bytes(b"\x89PNG")
+    (place / "crawler.py").write_text("import dbm\ndbm.open('pages', 'c').close()\n")
+    with durabledbm.open(place / "app.db", "c") as db:
+        db.update({"user:1": "Ada", "user:2": "Grace", "logo": b"\x89PNG", b"caf\xe9": "latin"})
+        log = durabledbm.changelog.ChangeLog(place / "app.log")
+        with db.attach(log), mock.patch("time.time_ns", return_value=in_ns("2026-05-01T11:00")):
+            db["user:3"] = "before the backup"
+            db.backup(place / "backup.db")
+            db["user:4"] = "before noon"
+        log.close()
+    with durabledbm.shelve.open(place / "shelf.db") as shelf:
+        shelf["list"] = [1, 2]
+    shutil.copy(place / "app.db", place / "broken.db")
+    make_others(place)
+    return place
+
+
+def in_ns(moment: str) -> int:
+    return int(time.mktime(time.strptime(moment, "%Y-%m-%dT%H:%M"))) * 10**9
+
+
+def make_others(place: Path) -> None:
+    """Files of other kinds, and a dump in the form in which one goes through a pipe."""
+    from dbm import dumb
+
+    from durabledbm.dump import dump
+
+    with dumb.open(str(place / "sessions"), "c") as sessions:
+        sessions["1"] = "x"
+    with dumb.open(str(place / "old.gdbm"), "c") as old:
+        old["1"] = "x"
+    with durabledbm.open(place / "app.db") as db:
+        dump(db, place / "app.dump")
+        dump(db, place / "app.dump.zst")
+
+
+STAND_INS = {"jq": 'cat', "mail": "cat", "zstd": 'if [ "$1" = -dc ]; then cat "$2"; else cat; fi'}
+"""Programs that the examples use and that a machine may lack: what they must be for the example to go on."""
+
+LINES = [
+    pytest.param(line, id=line)
+    for example in examples(COMMANDS)
+    if example.reason is None
+    for line in example.code.splitlines()
+]
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_every_example_of_the_command_line_runs(line: str, files: Path, tmp_path: Path) -> None:
+    reader = Reader(tmp_path)
+    shutil.copytree(files, reader.directory, dirs_exist_ok=True)
+    for name, code in STAND_INS.items():
+        program = reader.programs / name
+        program.write_text(f"#!/bin/sh\n{code}\n")
+        program.chmod(0o755)
+    if "dbm.gnu" in line:
+        pytest.importorskip("dbm.gnu")
+    reader.shell(line, line)
+
+
+# -- pages and what they speak of ---------------------------------------------------------------------
+
+
+def test_the_reference_of_the_python_interface_is_what_the_docstrings_say() -> None:
+    assert make_reference.PAGE.read_text("utf-8") == make_reference.markdown(), "python tests/make_reference.py"
+    assert make_reference.undocumented() == []
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    text = make_reference.markdown()
+    missing = [name for name in durabledbm.__all__ if f"durabledbm.{name}" not in text and name != "__version__"]
+    assert missing == []
+
+
+@pytest.mark.parametrize("page", pages())
+def test_every_link_leads_to_a_file_and_to_a_heading(page: str) -> None:
+    text = re.sub(r"```.*?```", "", (ROOT / page).read_text("utf-8"), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith(("https://", "http://")):
+            continue
+        name, _, heading = target.partition("#")
+        path = (ROOT / page).parent / name if name else ROOT / page
+        assert path.is_file(), target
+        if heading:
+            titles = re.findall(r"^#+ (.*)$", path.read_text("utf-8"), re.MULTILINE)
+            assert heading in {re.sub(r"[^\w -]", "", title).strip().lower().replace(" ", "-") for title in titles}
+
+
+def test_every_page_is_in_the_site_and_can_be_reached() -> None:
+    navigation = (ROOT / ".mkdocs.yml").read_text("utf-8")
+    index = (ROOT / "docs" / "index.md").read_text("utf-8")
+    guide = (ROOT / "docs" / "guide" / "index.md").read_text("utf-8")
+    for page in pages():
+        name = page.removeprefix("docs/")
+        if page == "README.md":
+            continue
+        assert name in navigation, page
+        assert name == "index.md" or name in index or name.removeprefix("guide/") in guide, page
+
+
+def test_a_block_that_is_not_run_says_why() -> None:
+    reasons = [example.reason for page in pages() for example in examples(page)]
+    assert all(reason is None or len(reason) > 10 or reason == "a signature" for reason in reasons)
+    assert reasons.count(None) > 60
+
+
+def test_the_readme_has_its_two_commands_on_one_line_each() -> None:
+    text = (ROOT / "README.md").read_text("utf-8")
+    commands = re.findall(r"^python3 -m venv .*$", text, re.MULTILINE)
+    assert [command.rpartition("/")[2] for command in commands] == ["durabledbm tour", "python -m pytest"]
