@@ -6,9 +6,11 @@ Each is a module of its own; this is where they meet the handle.
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ._engine.group import Group
+from ._engine.locks import Turn
 from ._engine.store import Store
 from .check import Problem, Progress, check_state
 from .errors import error
@@ -82,10 +84,13 @@ class Upkeep:
         """
         self._store.check_writable()
         self._raise_background_failure()
+        turn = Turn()
         try:
-            reorganize(self._store, self._pipeline.turn, progress)
+            reorganize(self._store, partial(self._pipeline.turn, turn), progress)
         except OSError as exc:
             raise self._error(exc) from exc
+        finally:
+            turn.end()
 
     def backup(self, target: str | os.PathLike[str], *, progress: Progress | None = None) -> None:
         """Write a consistent, compact copy to `target`, which appears whole or not at all.
