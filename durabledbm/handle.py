@@ -14,6 +14,7 @@ from . import lifetime
 from ._engine import operations
 from ._engine.deferred import Deferred
 from ._engine.group import Group
+from ._engine.locks import Turn
 from ._engine.meta import LOOK_OFFSET, LOOK_SIZE
 from ._engine.spill import Spill
 from ._engine.state import State
@@ -174,7 +175,7 @@ class Database(Upkeep, Writable):
             while True:
                 pin = Pin(self._store)
                 pending = self._pipeline.view()
-                if pending is not None and pending[1] is pin.state:
+                if pending is not None and pending[1].meta.txid == pin.state.meta.txid:
                     return pending[0], pin
                 # Nothing is pending: unless it was committed since the pin was made, that is all there is.
                 if pending is None and (type(self._pipeline) is Group or self._store.state is pin.state):
@@ -254,7 +255,7 @@ class Database(Upkeep, Writable):
     def _begin(self, transaction: Transaction) -> Work:
         self._store.check_writable()
         self._raise_background_failure()
-        work = self._pipeline.begin()
+        work = self._pipeline.begin(transaction.turn)
         self._transactions.append(transaction)
         self._plain = False
         return work
@@ -263,11 +264,11 @@ class Database(Upkeep, Writable):
         self, transaction: Transaction, work: Work | None, commit: Callable[[bool], State] | None = None
     ) -> None:
         self._forget(transaction)
-        self._plain = not self._transactions and type(self._pipeline) is Group and not self._life.ended
-        self._pipeline.finish(work, commit)
+        self._pipeline.finish(transaction.turn, work, commit)
 
     def _forget(self, transaction: Transaction) -> None:
         self._transactions = [other for other in self._transactions if other is not transaction]
+        self._plain = not self._transactions and type(self._pipeline) is Group and not self._life.ended
 
     def _spill(self, work: Work) -> Spill:
         store = self._store
@@ -306,6 +307,7 @@ class Database(Upkeep, Writable):
         same; but `BusyError`, if a transaction of another thread does not end within `timeout`, leaves it open.
         """
         if self._life.ended:
+            self._store.close()  # closing may have been interrupted
             return
         for transaction in reversed(self._transactions):
             if transaction.mine():
@@ -329,16 +331,16 @@ class Database(Upkeep, Writable):
 
     def _release(self, *, flushed: bool) -> None:
         """Close the file, but not while a thread writes: its number may be another file's a moment later."""
-        writer = self._store.writer
-        writer.take_turn(self.path, self._pipeline.timeout)
-        while flushed and self._pipeline.pending() is not None:  # left by a transaction that ended only now
-            writer.end_turn()
-            self._pipeline.flush()
-            writer.take_turn(self.path, self._pipeline.timeout)
+        writer, turn = self._store.writer, Turn()
         try:
+            writer.take_turn(turn, self.path, self._pipeline.timeout)
+            while flushed and self._pipeline.pending() is not None:  # left by a transaction that ended only now
+                turn.end()
+                self._pipeline.flush()
+                writer.take_turn(turn, self.path, self._pipeline.timeout)
             self._close_files()
         finally:
-            writer.end_turn()
+            turn.end()
 
     def _close_files(self) -> None:
         if self._pipeline.flusher is not None:

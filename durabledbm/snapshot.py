@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from types import TracebackType
 
+from ._engine.pins import Reader
 from ._engine.state import State
 from ._engine.store import Store
 from ._engine.view import Life, View
@@ -27,18 +28,18 @@ _VALUE_MAX = 1024
 class Pin:
     """Keeps one commit's pages from being reused until it is released or dropped."""
 
-    __slots__ = ("state", "store")
+    __slots__ = ("_reader", "_store", "state")
 
     def __init__(self, store: Store) -> None:
-        self.store: Store | None = None
-        self.state: State = store.pin()
-        self.store = store
+        self._store: Store | None = store
+        self._reader = Reader()
+        self.state: State = store.pin(self._reader)
 
     def release(self) -> None:
         """End the pin. Doing it twice is harmless."""
-        store, self.store = self.store, None
+        store, self._store = self._store, None
         if store is not None:
-            store.unpin(self.state)
+            store.unpin(self._reader)
 
     def __del__(self) -> None:
         self.release()

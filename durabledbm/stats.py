@@ -70,7 +70,7 @@ def gather(store: Store, state: State) -> Stats:
     pins = store.oldest_pin()
     pinned = 0
     oldest = None
-    if pins is not None and (pins.txid != meta.txid or store.pins.counts.get(pins.txid, 0) > 1 or pins.pid is not None):
+    if pins is not None and (pins.txid != meta.txid or store.pins.count(pins.txid) > 1 or pins.pid is not None):
         pinned = sum(count for txid, (_, count) in space.pending_runs() if txid > pins.txid)
         since = store.pins.since.get(pins.txid)
         oldest = OldestSnapshot(pins.txid, None if since is None else time.monotonic() - since, pins.pid)

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from ._engine import operations
+from ._engine.locks import Turn
 from ._engine.spill import Spill
 from ._engine.view import ENDLESS, Life, View
 from ._engine.work import Savepoint, Work
@@ -86,6 +89,31 @@ class _Use:
         self._root.uses.discard(id(self))
 
 
+class _Exit:
+    """What a `with` statement calls at the end of its block.
+
+    Each statement gets an object of its own, to which nobody else refers. If that goes away although the block has not
+    ended, an interrupt came just before the end: there is no other way to learn of it.
+    """
+
+    def __get__(self, transaction: Transaction | None, kind: type[Transaction]) -> Callable[..., None]:
+        if transaction is None:
+            return kind._leave
+        leave = partial(transaction._leave)
+        if transaction._root_ is None:
+            transaction._statement = weakref.ref(leave, partial(_statement_left, weakref.ref(transaction)))
+        return leave
+
+
+def _statement_left(transaction: weakref.ref[Transaction], _: object) -> None:
+    """A `with` statement is over, and its block is not."""
+    left = transaction()
+    if left is not None and not left._ended and (left._root_ is not None or left.turn.lock is not None):
+        if left._point is not None and left._root_ is not None:
+            left._root_.doomed = error("the end of a block in it was interrupted")
+        left._drop()
+
+
 class Transaction(Writable):
     """Made by `Database.transaction()`, used with `with`. Inside another transaction it is a savepoint of that.
 
@@ -94,7 +122,8 @@ class Transaction(Writable):
     """
 
     __slots__ = (
-        "__weakref__", "_ended", "_first_life", "_mark", "_outer_life", "_point", "_rolled_back", "_root_", "database",
+        "__weakref__", "_ended", "_first_life", "_mark", "_outer_life", "_point", "_rolled_back", "_root_",
+        "_statement", "database", "turn",
     )  # fmt: skip
 
     def __init__(self, database: Database) -> None:
@@ -105,57 +134,90 @@ class Transaction(Writable):
         self._outer_life, self._first_life = ENDLESS, 0
         self._ended = False
         self._rolled_back = False
+        self.turn = Turn()
+        """Of the outermost block."""
+        self._statement: weakref.ref[Callable[..., None]] | None = None
 
     # -- the block ---------------------------------------------------------------------------------
 
     def __enter__(self) -> Transaction:
         if self._root_ is not None:
             raise error("a transaction is used once; call transaction() again")
+        try:
+            self._begin()
+            _active.set((*_active.get(), self))
+        except BaseException:
+            self._drop()
+            raise
+        return self
+
+    def _begin(self) -> None:
         outer = own_transaction(self.database)
         if outer is None:
             self._root_ = _Root(self.database._begin(self))
-        else:
-            root = outer._root()
-            self._root_ = root
-            self._point = root.work.savepoint()
-            self._mark = None if root.spill is None else root.spill.mark()
-            self._outer_life, self._first_life = root.life, len(root.lives)
-            root.life = Life()
-            root.lives.append(root.life)
-        _active.set((*_active.get(), self))
-        return self
+            return
+        root = outer._root()
+        self._root_ = root
+        self._point = root.work.savepoint()
+        self._mark = None if root.spill is None else root.spill.mark()
+        self._outer_life, self._first_life = root.life, len(root.lives)
+        root.life = Life()
+        root.lives.append(root.life)
 
-    def __exit__(
+    if TYPE_CHECKING:
+
+        def __exit__(
+            self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+        ) -> None: ...
+
+    else:
+        __exit__ = _Exit()
+
+    def _leave(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        _active.set(tuple(other for other in _active.get() if other is not self))
+        try:
+            self._end_block(kind)
+        except BaseException as exc:
+            if self._root_ is not None and self._point is not None:
+                self._root_.doomed = exc  # what this block did is neither kept nor undone
+            raise
+        finally:
+            self._drop()
+
+    def _end_block(self, kind: type[BaseException] | None) -> None:
         root = self._root_
         assert root is not None
         if self._ended:
             if kind is None:
                 raise ClosedError
             return
-        try:
-            if root.orphaned:
-                if kind is None:
-                    raise error("the transaction belongs to the parent process: it does not go across a fork")
-            elif self._point is not None:
-                if kind is not None or self._rolled_back:
-                    self._undo(root)
-                else:
-                    root.work.release(self._point)
+        if root.orphaned:
+            if kind is None:
+                raise error("the transaction belongs to the parent process: it does not go across a fork")
+        elif self._point is not None:
+            if kind is not None or self._rolled_back:
+                self._undo(root)
             else:
-                keep = kind is None and not self._rolled_back
-                self._finish(root, keep=keep and root.doomed is None)
-                if keep and root.doomed is not None:
-                    raise error(f"the transaction was rolled back: a write in it failed ({root.doomed})")
-        finally:
-            self._ended = True
-            if self._point is not None:
-                root.life = self._outer_life
-            else:
-                for life in root.lives:
-                    life.end()
+                root.work.release(self._point)
+        else:
+            keep = kind is None and not self._rolled_back
+            self._finish(root, keep=keep and root.doomed is None)
+            if keep and root.doomed is not None:
+                raise error(f"the transaction was rolled back: a write in it failed ({root.doomed})")
+
+    def _drop(self) -> None:
+        """The block is over, however it ended: nothing can be written in it, and the lock is free."""
+        self._statement, self._ended = None, True
+        root = self._root_
+        if self._point is None:
+            for life in () if root is None else root.lives:
+                life.end()
+            self.database._forget(self)
+            self.turn.end()
+        elif root is not None:
+            root.life = self._outer_life
+        _active.set(tuple(other for other in _active.get() if not other._ended))
 
     def _finish(self, root: _Root, *, keep: bool) -> None:
         database, work, spill = self.database, root.work, root.spill

@@ -6,9 +6,11 @@ Each is a module of its own, imported when it is first used; this is where they 
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ._engine.group import Group
+from ._engine.locks import Turn
 from ._engine.store import Store
 from .errors import ClosedError, error
 from .snapshot import Pin
@@ -97,10 +99,13 @@ class Upkeep:
 
         self._store.check_writable()
         self._raise_background_failure()
+        turn = Turn()
         try:
-            reorganize(self._store, self._pipeline.turn, progress)
+            reorganize(self._store, partial(self._pipeline.turn, turn), progress)
         except OSError as exc:
             raise self._error(exc) from exc
+        finally:
+            turn.end()
 
     def backup(
         self, target: str | bytes | os.PathLike[str] | os.PathLike[bytes], *, progress: Progress | None = None

@@ -486,7 +486,7 @@ def test_a_fork_in_the_middle_of_a_commit_of_another_thread(db_path: str) -> Non
 
         def work() -> tuple[bool, list[Any]]:
             store = db._store
-            return store.writing or store.writer.held or store.writer.kept, db._pipeline.pending() or []
+            return store.writer.writing or store.writer.held or store.writer.kept, db._pipeline.pending() or []
 
         assert Fork(work).result() == (False, [])
         gate.open()

@@ -20,7 +20,7 @@ from linearizability import Recorder, check
 from simdisk import SimVolume, disk_error
 
 import durabledbm
-from durabledbm._engine.locks import FairLock
+from durabledbm._engine.locks import FairLock, Turn
 from durabledbm.database import open_on
 
 
@@ -422,24 +422,25 @@ def test_of_each_shared_commit_a_power_failure_leaves_all_or_nothing(volume: Sim
 
 
 def test_the_lock_among_threads_is_handed_over_in_the_order_of_asking() -> None:
-    lock = FairLock()
-    assert lock.acquire(None)
+    lock, first = FairLock(), Turn()
+    assert lock.acquire(first, None, lock.leave)
     order: list[int] = []
     crew = Crew()
 
     def ask(number: int) -> None:
-        assert lock.acquire(None)
+        turn = Turn()
+        assert lock.acquire(turn, None, lock.leave)
         order.append(number)
-        lock.release()
+        lock.leave(turn.place)
 
     for number in range(10):
         crew.start(ask, number)
-        wait_until(lambda: len(lock._waiters) == number + 1)  # noqa: B023 - called before the loop goes on
-    lock.release()
+        wait_until(lambda: len(lock.queue) == number + 2)  # noqa: B023 - called before the loop goes on
+    lock.leave(first.place)
     crew.join()
     assert order == list(range(10))
-    assert lock.acquire(0)
-    assert not lock.acquire(0)
+    assert lock.acquire(first, 0, lock.leave)
+    assert not lock.acquire(Turn(), 0, lock.leave)
 
 
 def test_a_writer_that_waits_longer_than_its_timeout_gives_up(db: durabledbm.Database, db_path: str) -> None:

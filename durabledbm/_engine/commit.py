@@ -300,7 +300,7 @@ class Committer:
 
     def space(self, state: State, pinned: int | None) -> Space:
         """The free space at `state`, with everything released that neither a snapshot nor a crash can reach."""
-        space = self._space
+        space, self._space = self._space, None  # until it is as it should be again
         if space is None or space.ref != state.meta.space:
             space = self._load_space(state)
         space.release(self._reusable if pinned is None else min(pinned, self._reusable))

@@ -19,7 +19,7 @@ from .meta import LOOK_OFFSET, LOOK_SIZE, Meta, first_page
 from .node import Overflow
 from .observer import Observer
 from .pager import Pager
-from .pins import Pins, PinTable
+from .pins import Pins, PinTable, Reader
 from .recovery import Slots, newest, read_slots, visible
 from .rows import RowCache
 from .state import State
@@ -48,6 +48,8 @@ class Current:
         self.path = disk.path
         self.readonly = not disk.writable
         self.mutex = threading.Lock()
+        self._committing = threading.Lock()
+        """Held while a commit is under way; so if one is when nobody holds this, it was interrupted."""
         self.file = disk.identity()
         self.writer = WriterLock(self.file)
         self.pins = PinTable()
@@ -56,8 +58,8 @@ class Current:
         self.closed = False
         self.lost = False
         """Acknowledged commits, not synced yet when a write failed, may be gone."""
-        self.writing = False
-        """This handle has the writer lock, and its state is the newest: there is no need to look for commits."""
+        self.underway = False
+        """A commit was begun, and what became of it is not known yet."""
         self.observer: Observer | None = None
         self._fetched = 0
         self._settled = False
@@ -87,7 +89,7 @@ class Current:
             self._reopen()
         with self.mutex:
             self._drain()
-            if not self.writing:
+            if not self.writer.writing:
                 self._refresh()
             return self.state
 
@@ -193,43 +195,42 @@ class Current:
 
     # -- pins --------------------------------------------------------------------------------------
 
-    def pin(self) -> State:
-        """Pin the current state and return it: its pages stay until `unpin`."""
+    def pin(self, reader: Reader) -> State:
+        """Pin the current state for `reader` and return it: its pages stay until `unpin`."""
         self.check()
         if self._forked:
             self._reopen()
         with self.mutex:
-            self._drain()
             while True:
+                self._drain()
                 state = self.state
                 txid = state.meta.txid
-                fresh = txid and txid not in self.pins.counts
+                fresh = txid and txid not in self.pins.locked
+                if txid:
+                    # What is pinned is noted first: then an interrupt leaves no lock of which nobody knows.
+                    self.pins.add(reader, txid)
                 # The lock must be there before the next commit but one can look for it: so look for commits afterwards.
                 if fresh and not pin(self.disk, txid):
                     raise error(errno.ENOLCK, "the file system refuses locks", self.path)
-                try:
-                    if not self.writing:
-                        self._refresh()
-                    if self.state is state:
-                        break
-                except BaseException:
+                if not self.writer.writing:
+                    self._refresh()
+                if self.state is state:
                     if fresh:
-                        unpin(self.disk, txid)
-                    raise
-                if fresh:
-                    unpin(self.disk, txid)
-            if txid:
-                self.pins.add(txid)
-            return state
+                        self.pins.locked.add(txid)
+                    return state
+                if txid:
+                    self.pins.ended.append((reader, txid))
 
-    def unpin(self, state: State) -> None:
-        """End a `pin`. May be called at any moment, also by the garbage collector in a thread that has the mutex."""
-        self.pins.ended.append(state.meta.txid)
-        if self.mutex.acquire(blocking=False):
-            try:
+    def unpin(self, reader: Reader) -> None:
+        """End a `pin`, if it began. May be called at any moment, also by the garbage collector in a thread that has the
+        mutex.
+        """
+        if not reader.txid:
+            return
+        self.pins.ended.append((reader, reader.txid))
+        if not self.mutex.locked():  # else it may be this thread's, which will see to it
+            with self.mutex:
                 self._drain()
-            finally:
-                self.mutex.release()
 
     def _drain(self) -> None:
         """Release the locks of pins that have ended. The mutex must be held."""
@@ -272,12 +273,12 @@ class Current:
 
     def _use(self, disk: Disk) -> None:
         """Go on with another `Disk`: another file of the same name, or the same file after a fork."""
-        self.disk.close()
-        self.disk = disk
+        old, self.disk = self.disk, disk
         self.read = disk.read
         self.pager.use(disk)
         if hasattr(self, "committer"):
             self.committer.disk = disk
+        old.close()
 
     def after_fork(self) -> None:
         """In a child process: stop sharing the parent's open file, whose locks would be shared too.
@@ -288,14 +289,16 @@ class Current:
         if self.closed:
             return
         self.mutex = threading.Lock()
+        self._committing = threading.Lock()
         self.rows.lock = threading.Lock()
+        self.writer.forget()
         self.writer = WriterLock(self.file)
-        self._settled = self.writing = False
+        self._settled = self.underway = False
         self._forked = True
         self.look = NEVER
         self.read = self._read_reopened
         self.committer.give_up()
-        if self.pins.counts:
+        if self.pins.readers:
             self._reopen()
 
     def _reopen(self) -> None:
@@ -303,7 +306,7 @@ class Current:
             if self._forked:
                 self._use(self.disk.reopen())
                 self._forked = False
-                for txid in self.pins.counts:
+                for txid in self.pins.readers:
                     pin(self.disk, txid)
 
     def _read_reopened(self, length: int, offset: int) -> bytes:

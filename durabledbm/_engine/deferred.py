@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from ..errors import BusyError
 from .flusher import Flusher
+from .locks import Turn
 from .pipes import MOMENT, tidy
 from .state import State
 from .store import Store
@@ -38,93 +39,106 @@ class Deferred:
         self._glance = threading.Lock()
         """Held, within that, only while the pending work really changes: readers wait for this one."""
         self._work: Work | None = None
-        self._state: State | None = None
-        self._in_transaction = False
+        self._state = store.state
+        self._transaction: Turn | None = None
         self.spilling = False
         """A transaction has outgrown memory, and written what is pending to pages of its own."""
 
     def run(self, operation: Callable[[Work], T]) -> T:
-        self.store.begin(self.timeout)
+        turn = Turn()
         try:
+            self.store.begin(turn, self.timeout)
             with self._mutex, self._glance:
-                return operation(self._current_work())
-        finally:
-            self._end()
+                self.store.writer.reserved = True
+                result = operation(self._current_work())
+            self._end(turn)
+        except BaseException:
+            self._end(turn)
+            raise
+        return result
 
     def _current_work(self) -> Work:
         """What is pending, or, if nothing is, new work. The mutex must be held, and the writer lock."""
-        state, work = self.store.state, self._work
-        if work is None or not work.size:
+        work = self.pending()
+        if work is None:
+            state = self.store.state
             work = self._work = Work.on(state)
             self._state = state
-        assert work.cleared or work.root_of(state)
         return work
 
-    def _end(self) -> None:
-        keep = False
+    def _end(self, turn: Turn) -> None:
+        """Let go of the writer lock, unless something is pending: then only threads of this handle may write."""
+        if turn.lock is None:
+            return
         with self._mutex:
+            work = self.pending()
             try:
-                work = self._work
                 if work is not None and work.size > _PENDING_MAX:
                     self._commit()
-                elif work is not None and work.size:
-                    keep = True
             finally:
-                self.store.end(keep=keep)
+                keep = self.store.writer.reserved = self.pending() is not None
+                turn.end()
         if keep and self.flusher is not None:
             self.flusher.wake()
 
     def _commit(self) -> None:
         """Commit what is pending. The mutex must be held, and the writer lock kept."""
-        work = self._work
+        work = self.pending()
         if work is not None:
-            before = self.store.state
-            try:
-                # A transaction that is open builds on pages that nobody pins: one commit leaves them, more may not.
-                self.store.commit(work, shrink=not self._in_transaction)
-            finally:
-                if self.store.state is not before:
-                    with self._glance:
-                        self._work = None  # committed, whatever else was raised
+            # A transaction that is open builds on pages that nobody pins: one commit leaves them, more may not.
+            self.store.commit(work, shrink=not self._in_transaction)
+            with self._glance:
+                self._work = None
+            self.store.writer.reserved = False
+
+    @property
+    def _in_transaction(self) -> bool:
+        return self._transaction is not None and self._transaction.lock is not None
 
     def pending(self) -> Work | None:
+        # Nobody else writes while something is pending. So if the state has moved on, it was by committing that.
         work = self._work
-        return work if work is not None and work.size else None
+        if work is None or not work.size or self._state.meta.txid != self.store.state.meta.txid:
+            return None
+        return work
 
     def count(self) -> int:
         with self._glance:
-            work = self._work
-            if work is not None and work.size:
+            work = self.pending()
+            if work is not None:
                 return work.count()
         return self.store.current().meta.entry_count
 
     def view(self) -> tuple[View, State] | None:
         with self._glance:
-            work, state = self._work, self._state
-            return None if work is None or state is None or not work.size else (work.view(), state)
+            work, state = self.pending(), self._state
+            return None if work is None else (work.view(), state)
 
-    def begin(self) -> Work:
-        self.store.begin(self.timeout)
+    def begin(self, turn: Turn) -> Work:
+        self.store.begin(turn, self.timeout)
         with self._mutex, self._glance:
             work = self._current_work()
-            self._in_transaction = True
+            self.spilling, self._transaction = False, turn
             return Work(work.view(), work.count)
 
-    def finish(self, work: Work | None, commit: Callable[[bool], State] | None = None) -> None:
+    def finish(self, turn: Turn, work: Work | None, commit: Callable[[bool], State] | None = None) -> None:
         try:
             with self._mutex:
-                self.spilling = self._in_transaction = False
+                if self.store.underway:
+                    self.store.settle()  # somebody was interrupted who committed what was pending
                 if commit is not None:
                     self.store.guarded(lambda: commit(True), None)
                     self._work = None
                 elif work is not None:
                     with self._glance:
+                        self.store.writer.reserved = True
                         pending = self._current_work()
                         if work.cleared:
                             pending.clear()
                         pending.update(work.changes(), work.size)
+                self.spilling = False
         finally:
-            self._end()
+            self._end(turn)
 
     def hurry(self) -> None:
         self.timeout = MOMENT if self.timeout is None else min(self.timeout, MOMENT)
@@ -145,34 +159,41 @@ class Deferred:
         self._mutex = threading.Lock()
         self._glance = threading.Lock()
         self._work = None
-        self._in_transaction = self.spilling = False
+        self._transaction, self.spilling = None, False
         if self.flusher is not None:
             self.flusher = self.flusher.twin()
 
     @contextmanager
-    def turn(self) -> Iterator[None]:
-        self.store.begin(self.timeout)
+    def turn(self, turn: Turn | None = None) -> Iterator[None]:
+        turn = turn or Turn()
         try:
+            self.store.begin(turn, self.timeout)
             with self._mutex:
                 self._commit()
                 yield
         finally:
-            self.store.end(keep=self._work is not None)
+            self._end(turn)
 
     def flush(self) -> None:
         # A transaction that is open, of whatever thread, does not stand in the way: what is pending is complete, and
         # the transaction builds on it. Only one that has spilled has taken it along.
+        store = self.store
         with self._mutex:
-            if self._work is None or not self._work.size:
+            if self.pending() is None and not store.writer.reserved and not store.underway:
                 return
-            if not self.spilling:
+            if not store.underway and not (self.spilling and self._in_transaction):
                 self._commit()
+        turn = Turn()
         try:
-            self.store.begin(0.0 if self._work is None else self.timeout)
-        except BusyError:
-            return  # somebody has a turn, and will let go of the writer lock at its end
-        with self._mutex:
-            try:
+            wanted = store.underway or self.pending() is not None
+            store.begin(turn, self.timeout if wanted else 0.0)
+            with self._mutex:
                 self._commit()
-            finally:
-                self.store.end(keep=self._work is not None)
+            self._end(turn)
+        except BusyError:
+            if store.underway:
+                raise
+            # somebody has a turn, and will let go of the writer lock at its end
+        except BaseException:
+            self._end(turn)
+            raise

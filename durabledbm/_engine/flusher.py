@@ -38,7 +38,7 @@ class Flusher:
         self._thread: threading.Thread | None = None
         self._mutex = threading.Lock()
         self.failure: BaseException | None = None
-        self._stopped = False
+        self._started = self._stopped = False
 
     def twin(self) -> Flusher:
         """A flusher like this one, without its thread: for a child process."""
@@ -48,17 +48,17 @@ class Flusher:
 
     def wake(self) -> None:
         """Something was written."""
-        if self._event.is_set():
+        if self._event.is_set() and self._started:
             return
         self._event.set()
-        if self._thread is None:
-            with self._mutex:
-                if self._thread is None and not self._stopped:
-                    self._thread = threading.Thread(
-                        target=_flush_in_time, args=(weakref.ref(self), self._event), daemon=True,
-                        name="durabledbm-flusher",
-                    )
-                    self._thread.start()
+        with self._mutex:
+            if not self._started and not self._stopped:
+                self._thread = threading.Thread(
+                    target=_flush_in_time, args=(weakref.ref(self), self._event), daemon=True,
+                    name="durabledbm-flusher",
+                )
+                self._thread.start()
+                self._started = True
 
     def round(self) -> bool:
         """Wait for the interval to pass and flush once; False when the thread is to end."""
@@ -86,7 +86,7 @@ class Flusher:
         self._stopped = True
         self._event.set()
         thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
+        if thread is not None and self._started and thread is not threading.current_thread():
             thread.join()
         self._thread = None
 

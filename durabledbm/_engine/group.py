@@ -2,18 +2,22 @@
 
 The first of a batch becomes its leader, waits for its turn, and runs and commits all operations that have come in by
 then. The others wait for the batch, which wakes them in a chain, one by one: waking all at once would make them fight.
+A leader that is interrupted ends its batch on the way out; should even that be interrupted, the others find out by
+looking now and then whether its turn still exists.
 """
 
 from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from ..errors import BusyError, error
 from .flusher import Flusher
+from .locks import Turn
 from .pipes import MOMENT, tidy
 from .state import State
 from .store import Store
@@ -22,29 +26,44 @@ from .work import Work
 
 __all__ = ["Group"]
 
+_LOOK = 0.5
+"""Seconds after which one that waits for its batch looks whether it still has a leader."""
+
 T = TypeVar("T")
 
 
 class _Ticket:
     """One operation that waits for its batch."""
 
-    __slots__ = ("failure", "operation", "result")
+    __slots__ = ("again", "failure", "operation", "result")
 
     def __init__(self, operation: Callable[[Work], Any]) -> None:
         self.operation = operation
         self.result: Any = None
         self.failure: BaseException | None = None
+        self.again = False
+        """The leader was interrupted before it committed anything."""
 
 
 class _Batch:
     """Operations that will be committed together."""
 
-    __slots__ = ("done", "tickets")
+    __slots__ = ("begun", "committed", "done", "leader", "over", "tickets")
 
-    def __init__(self) -> None:
+    def __init__(self, turn: Turn) -> None:
         self.tickets: list[_Ticket] = []
+        self.leader = weakref.ref(turn)
+        """The turn of the thread that commits for all."""
+        self.begun = self.committed = self.over = False
         self.done = threading.Lock()
         self.done.acquire()
+
+    def wake(self) -> None:
+        """Wake the next one that waits. Doing it twice is harmless."""
+        try:
+            self.done.release()
+        except RuntimeError:
+            pass
 
 
 class Group:
@@ -63,18 +82,24 @@ class Group:
         self.store.writer.check_self(self.store.path)
         started = time.monotonic()
         while True:
-            ticket = _Ticket(operation)
-            with self._mutex:
-                batch = self._open
-                leads = batch is None
-                if batch is None:
-                    batch = self._open = _Batch()
-                batch.tickets.append(ticket)
-            if leads:
-                self._lead(batch)
-            else:
-                batch.done.acquire()
-                batch.done.release()
+            ticket, turn = _Ticket(operation), Turn()
+            batch: _Batch | None = None
+            try:
+                with self._mutex:
+                    batch = self._open
+                    if batch is None:
+                        batch = self._open = _Batch(turn)
+                    batch.tickets.append(ticket)
+                leads = batch.leader() is turn
+                if leads:
+                    self._lead(batch, turn)
+                else:
+                    self._follow(batch)
+            except BaseException as exc:  # an interrupt: whatever else goes wrong is noted in the tickets
+                self._leave(batch, turn, exc)
+                raise
+            if ticket.again:
+                continue
             if ticket.failure is None:
                 return ticket.result  # type: ignore[no-any-return]
             # Whoever joined a batch late has not waited for as long as its leader.
@@ -84,38 +109,71 @@ class Group:
     def _may_wait(self, started: float) -> bool:
         return self.timeout is None or time.monotonic() < started + self.timeout
 
-    def _lead(self, batch: _Batch) -> None:
+    def _lead(self, batch: _Batch, turn: Turn) -> None:
         try:
             try:
-                self.store.begin(self.timeout)
+                self.store.begin(turn, self.timeout)
             finally:
-                with self._mutex:
-                    self._open = None
-            try:
-                work = Work.on(self.store.state)
-                for ticket in batch.tickets:
-                    try:
-                        ticket.result = ticket.operation(work)
-                    except Exception as exc:
-                        ticket.failure = exc
-                self._commit(work)
-            finally:
-                self.store.end()
+                self._close(batch)
+            work = Work.on(self.store.state)
+            for ticket in batch.tickets:
+                try:
+                    ticket.result = ticket.operation(work)
+                except Exception as exc:
+                    ticket.failure = exc
+            batch.begun = True
+            self._commit(work)
+            batch.committed = True
+            turn.end()
         except BaseException as exc:
+            turn.end()
             self._fail(batch, exc)
-        finally:
-            batch.done.release()
+        batch.over = True
+        batch.wake()
+
+    def _follow(self, batch: _Batch) -> None:
+        while not batch.done.acquire(timeout=_LOOK):
+            if batch.leader() is None and not batch.over:
+                self._end(batch, error("the thread that was to commit this write was interrupted"))
+        batch.wake()
+
+    def _leave(self, batch: _Batch | None, turn: Turn, cause: BaseException) -> None:
+        """Somebody of the batch was interrupted. A leader ends it; a follower may have been woken already."""
+        turn.end()
+        if batch is not None:
+            if batch.leader() is turn:
+                self._end(batch, cause)
+            elif batch.over:
+                batch.wake()
+
+    def _close(self, batch: _Batch) -> None:
+        """Nobody may join the batch any more."""
+        with self._mutex:
+            if self._open is batch:
+                self._open = None
+
+    def _end(self, batch: _Batch, cause: BaseException) -> None:
+        self._close(batch)
+        self._fail(batch, cause)
+        batch.over = True
+        batch.wake()
 
     def _fail(self, batch: _Batch, cause: BaseException) -> None:
         """Nothing of the batch counts as written. Each caller gets an exception of its own."""
+        interrupted = not isinstance(cause, Exception)
         for number, ticket in enumerate(batch.tickets):
-            if ticket.failure is None:
-                if number == 0:
-                    ticket.failure = cause
-                elif isinstance(cause, OSError):
-                    ticket.failure = _copy(cause)
-                else:
-                    ticket.failure = error(f"the commit of this write together with others failed: {cause!r}")
+            if ticket.failure is not None:
+                continue
+            if number == 0:
+                ticket.failure = cause
+            elif batch.committed:
+                continue
+            elif interrupted and not batch.begun:
+                ticket.again = True
+            elif isinstance(cause, OSError):
+                ticket.failure = _copy(cause)
+            else:
+                ticket.failure = error(f"the commit of this write together with others failed: {cause!r}")
 
     def _commit(self, work: Work) -> None:
         self.store.commit(work, sync=self._sync)
@@ -131,10 +189,10 @@ class Group:
     def view(self) -> tuple[View, State] | None:
         return None
 
-    def begin(self) -> Work:
-        return Work.on(self.store.begin(self.timeout))
+    def begin(self, turn: Turn) -> Work:
+        return Work.on(self.store.begin(turn, self.timeout))
 
-    def finish(self, work: Work | None, commit: Callable[[bool], State] | None = None) -> None:
+    def finish(self, turn: Turn, work: Work | None, commit: Callable[[bool], State] | None = None) -> None:
         try:
             if commit is not None:
                 self.store.guarded(lambda: commit(self._sync), None)
@@ -143,7 +201,7 @@ class Group:
             elif work is not None:
                 self._commit(work)
         finally:
-            self.store.end()
+            turn.end()
 
     def hurry(self) -> None:
         self.timeout = MOMENT if self.timeout is None else min(self.timeout, MOMENT)
@@ -161,22 +219,26 @@ class Group:
             self.flusher = self.flusher.twin()
 
     @contextmanager
-    def turn(self) -> Iterator[None]:
-        self.store.begin(self.timeout)
+    def turn(self, turn: Turn | None = None) -> Iterator[None]:
+        turn = turn or Turn()
         try:
+            self.store.begin(turn, self.timeout)
             yield
         finally:
-            self.store.end()
+            turn.end()
 
     def flush(self) -> None:
         store = self.store
-        if not store.committer.is_loose:
+        if not store.unsynced:
             return
-        store.begin(self.timeout)
+        turn = Turn()
         try:
+            store.begin(turn, self.timeout)
             store.harden()
-        finally:
-            store.end()
+            turn.end()
+        except BaseException:
+            turn.end()
+            raise
 
 
 def _copy(cause: OSError) -> OSError:

@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections import deque
+from collections.abc import Callable
 
 from ..errors import BusyError
 from .disk import Disk, LockOwner
 
 __all__ = [
-    "FairLock", "WriterLock", "forget_owners", "locks_work", "oldest_pin", "pin", "someone_waits", "unpin",
+    "FairLock", "Turn", "WriterLock", "forget_owners", "locks_work", "oldest_pin", "pin", "someone_waits", "unpin",
     "writer_present",
 ]  # fmt: skip
 
@@ -31,6 +33,8 @@ _PINS_END = (1 << 63) - 1
 _FIRST_NAP = 20e-6
 _LONGEST_NAP = 2e-3
 
+_LOOK = 0.2
+"""Seconds after which a thread that waits for its turn looks by itself whether it has come."""
 
 _proved: set[int] = set()
 """The devices whose locks have been seen to work."""
@@ -91,51 +95,78 @@ def someone_waits(disk: Disk) -> bool:
     return disk.lowest_lock(_GATE, _GATE + 1) is not None
 
 
-class FairLock:
-    """A lock of this process that is handed over in the order of asking. May be released by any thread."""
+class Turn:
+    """One writer's turn. It is made before it is asked for, so it can be ended whatever happened since.
 
-    __slots__ = ("_held", "_mutex", "_waiters")
+    Ending it puts right whatever an interrupt left half done, and may be done twice. A turn that nobody ended ends when
+    nobody refers to it any more: whoever is interrupted even on the way out leaves nothing locked.
+    """
+
+    __slots__ = ("__weakref__", "gate", "lock", "place")
 
     def __init__(self) -> None:
-        self._mutex = threading.Lock()
-        self._held = False
-        self._waiters: deque[threading.Lock] = deque()
+        self.lock: WriterLock | None = None
+        self.place: weakref.ref[Turn] | None = None
+        """What stands for it in the queue, without keeping it alive."""
+        self.gate: threading.Lock | None = None
+        """What it waits for, if it has to wait."""
 
-    def acquire(self, timeout: float | None) -> bool:
-        """Wait at most `timeout` seconds, None for ever. False if it was not to be had."""
-        with self._mutex:
-            if not self._held:
-                self._held = True
-                return True
-            turn = threading.Lock()
-            turn.acquire()
-            self._waiters.append(turn)
+    def end(self) -> None:
+        """Let the next writer in."""
+        lock = self.lock
+        if lock is not None:
+            lock.release(self.place)
+            self.lock = self.place = None
+
+
+class FairLock:
+    """A lock of this process that is handed over in the order of asking: a queue, whose first has it.
+
+    There is nothing else that says whose it is, and each change of the queue is one step, so an interrupt may strike
+    anywhere: `leave` leaves the queue, from whatever place in it.
+    """
+
+    __slots__ = ("queue",)
+
+    def __init__(self) -> None:
+        self.queue: deque[weakref.ref[Turn]] = deque()
+
+    def acquire(self, turn: Turn, timeout: float | None, dropped: Callable[[weakref.ref[Turn]], None]) -> bool:
+        """Wait at most `timeout` seconds, None for ever. False if it was not to be had.
+
+        `dropped` is called if nobody refers to the turn any more before it has left.
+        """
+        place = turn.place = weakref.ref(turn, dropped)
+        queue = self.queue
+        queue.append(place)
+        if queue[0] is place:
+            return True
+        gate = turn.gate = threading.Lock()
+        gate.acquire()
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while (first := queue[0]) is not place:
+            if first() is None:
+                self.leave(first)
+                continue
+            left = _LOOK if deadline is None else deadline - time.monotonic()
+            if left <= 0:
+                self.leave(place)
+                return False
+            gate.acquire(timeout=min(left, _LOOK))
+        return True
+
+    def leave(self, place: weakref.ref[Turn] | None) -> None:
+        """Make room, and wake the first, who may have been the second till now."""
+        queue = self.queue
         try:
-            if turn.acquire(timeout=-1 if timeout is None else min(max(timeout, 0), threading.TIMEOUT_MAX)):
-                return True
-        except BaseException:
-            self._give_up(turn)
-            raise
-        return not self._give_up(turn, keep=True)
-
-    def _give_up(self, turn: threading.Lock, *, keep: bool = False) -> bool:
-        """Leave the queue. If the lock was handed over meanwhile, keep it or pass it on; True if out of the queue."""
-        with self._mutex:
-            if turn in self._waiters:
-                self._waiters.remove(turn)
-                return True
-        if not keep:
-            self.release()
-        return False
-
-    def release(self) -> None:
-        """Hand the lock to whoever has waited longest."""
-        with self._mutex:
-            assert self._held
-            if self._waiters:
-                self._waiters.popleft().release()
-            else:
-                self._held = False
+            queue.remove(place)  # type: ignore[arg-type]
+        except ValueError:
+            pass
+        try:
+            if queue and (first := queue[0]()) is not None and first.gate is not None:
+                first.gate.release()
+        except (IndexError, RuntimeError):
+            pass  # there is nobody any more, or it is awake
 
 
 _owners: dict[tuple[int, int], int] = {}
@@ -150,67 +181,92 @@ def forget_owners() -> None:
 class WriterLock:
     """The right to write to one file, for one handle: a turn among its threads, and the lock in the file.
 
-    Between turns the handle may keep the lock in the file (`release(keep=True)`), so that nobody else writes while it
-    has something in memory that is to come first.
+    What is taken is noted before it is taken, and what is given back after it was given back. So wherever an interrupt
+    strikes, too much is given back, never too little.
     """
 
-    __slots__ = ("_file", "_turn", "held", "kept")
+    __slots__ = ("_asked", "_at_gate", "_disk", "_file", "_turns", "kept", "reserved", "writing")
 
     def __init__(self, file: tuple[int, int]) -> None:
-        self._turn = FairLock()
+        self._turns = FairLock()
         self._file = file
-        self.held = False
-        """A thread has its turn, and the lock in the file."""
+        self._disk: Disk | None = None
+        self._asked = self._at_gate = False
+        """The lock in the file, or the one in front of it, may be this handle's."""
         self.kept = False
         """The lock in the file is this handle's, whether or not a thread has its turn."""
+        self.reserved = False
+        """It stays when a turn ends: the handle has something in memory that is to come before what others write."""
+        self.writing = False
+        """It is this handle's, whose state is the newest: there is no need to look for commits."""
+
+    @property
+    def held(self) -> bool:
+        """Whether a thread has its turn, and the lock in the file."""
+        return self.kept and bool(self._turns.queue)
 
     def check_self(self, path: str) -> None:
         """Raise `BusyError` if this very thread has the lock, through whatever handle: it would wait for itself."""
         if _owners and _owners.get(self._file) == threading.get_ident():
             raise BusyError(f"{path}: this thread already writes to the file, in a transaction that is still open")
 
-    def take_turn(self, path: str, timeout: float | None) -> None:
+    def take_turn(self, turn: Turn, path: str, timeout: float | None) -> None:
         """Wait until no thread writes through this handle. The lock in the file is not asked for."""
-        if not self._turn.acquire(timeout):
+        turn.lock = self
+        if not self._turns.acquire(turn, timeout, self.release):
             raise BusyError(f"{path}: another thread writes for more than {timeout:g} seconds")
 
-    def end_turn(self) -> None:
-        """The end of `take_turn`."""
-        self._turn.release()
-
-    def acquire(self, disk: Disk, timeout: float | None) -> None:
+    def acquire(self, turn: Turn, disk: Disk, timeout: float | None) -> None:
         """Wait for the lock, at most `timeout` seconds (None: for ever), then raise `BusyError`."""
         self.check_self(disk.path)
         deadline = None if timeout is None else time.monotonic() + timeout
-        if not self._turn.acquire(timeout):
-            raise _busy(disk, timeout)
-        if not self.kept:
-            try:
+        turn.lock = self
+        try:
+            if not self._turns.acquire(turn, timeout, self.release):
+                raise _busy(disk, timeout)
+            if not self.kept:
+                self._disk = disk
+                self._asked = self._at_gate = True
                 if not disk.lock(_GATE, exclusive=True):
                     _wait(disk, _GATE, deadline, timeout)
-                try:
-                    if not disk.lock(_WRITER, exclusive=True):
-                        _wait(disk, _WRITER, deadline, timeout)
-                finally:
-                    disk.unlock(_GATE)
-            except BaseException:
-                self._turn.release()
-                raise
-            self.kept = True
-        self.held = True
+                if not disk.lock(_WRITER, exclusive=True):
+                    _wait(disk, _WRITER, deadline, timeout)
+                self._leave_gate()
+                self.kept = True
+        except BaseException:
+            turn.end()
+            raise
         _owners[self._file] = threading.get_ident()
 
-    def release(self, disk: Disk, *, keep: bool = False) -> None:
-        """Let the next writer in: any, or with `keep` only one of this handle."""
-        assert self.held
-        _owners.pop(self._file, None)
-        self.held = False
+    def release(self, place: weakref.ref[Turn] | None) -> None:
+        """Let the next writer in: any, or only one of this handle if the lock is reserved."""
+        queue = self._turns.queue
         try:
-            if not keep:
-                self.kept = False
-                disk.unlock(_WRITER)
+            if queue and queue[0] is place:
+                if self.kept:
+                    _owners.pop(self._file, None)
+                if not self.reserved:
+                    self._unlock()
         finally:
-            self._turn.release()
+            self._turns.leave(place)
+
+    def _unlock(self) -> None:
+        self.writing = self.kept = False
+        if self._asked:
+            assert self._disk is not None
+            self._leave_gate()
+            self._disk.unlock(_WRITER)
+            self._asked = False
+
+    def _leave_gate(self) -> None:
+        if self._at_gate:
+            assert self._disk is not None
+            self._disk.unlock(_GATE)
+            self._at_gate = False
+
+    def forget(self) -> None:
+        """In a child process: the lock is the parent's, and so are the turns that end here."""
+        self._turns.queue.clear()
 
 
 def _busy(disk: Disk, timeout: float | None) -> BusyError:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from .disk import Disk
 from .locks import oldest_pin
 
-__all__ = ["PinTable", "Pins"]
+__all__ = ["PinTable", "Pins", "Reader"]
 
 
 class Pins(NamedTuple):
@@ -25,37 +25,61 @@ class Pins(NamedTuple):
     pid: int | None
 
 
-class PinTable:
-    """Counts pins."""
+class Reader:
+    """Somebody who reads one commit for longer."""
 
-    __slots__ = ("counts", "ended", "since")
+    __slots__ = ("txid",)
 
     def __init__(self) -> None:
-        self.counts: dict[int, int] = {}
+        self.txid = 0
+        """The commit; 0 before it is pinned."""
+
+
+class PinTable:
+    """Who reads which commit."""
+
+    __slots__ = ("ended", "locked", "readers", "since")
+
+    def __init__(self) -> None:
+        self.readers: dict[int, set[Reader]] = {}
+        """By the txid of the commit."""
+        self.locked: set[int] = set()
+        """The txids whose pages are known to stay."""
         self.since: dict[int, float] = {}
         """When a commit was first pinned, by the monotonic clock, in seconds."""
-        self.ended: deque[int] = deque()
-        """The txids of pins that have ended; each stands here once for each time."""
+        self.ended: deque[tuple[Reader, int]] = deque()
+        """Readers that have ended, and of which commit."""
 
-    def add(self, txid: int) -> None:
+    def add(self, reader: Reader, txid: int) -> None:
         """One more reader of commit `txid`."""
-        self.counts[txid] = self.counts.get(txid, 0) + 1
+        reader.txid = txid
+        self.readers.setdefault(txid, set()).add(reader)
         self.since.setdefault(txid, time.monotonic())
 
+    def count(self, txid: int) -> int:
+        """How many readers commit `txid` has here."""
+        return len(self.readers.get(txid, ()))
+
     def drain(self) -> Iterator[int]:
-        """Carry out the ends that were noted; the commits that nobody reads any more."""
+        """Carry out the ends that were noted; the commits that nobody reads any more.
+
+        An end stays noted until it was carried out, whatever interrupts that.
+        """
         while self.ended:
-            txid = self.ended.popleft()
-            left = self.counts.get(txid, 0) - 1
-            if left > 0:
-                self.counts[txid] = left
-            elif self.counts.pop(txid, None) is not None:
-                del self.since[txid]
+            reader, txid = self.ended[0]
+            left = self.readers.get(txid)
+            if left:
+                left.discard(reader)
+            if not left:
+                self.locked.discard(txid)
                 yield txid
+                self.readers.pop(txid, None)
+                self.since.pop(txid, None)
+            self.ended.popleft()
 
     def oldest(self, disk: Disk) -> Pins | None:
         """The oldest commit that is pinned, here or by another handle of the file."""
-        own = min(self.counts, default=None)
+        own = min(self.readers, default=None)
         foreign = oldest_pin(disk)
         if foreign is not None and (own is None or foreign.offset < own):
             return Pins(foreign.offset, foreign.pid)

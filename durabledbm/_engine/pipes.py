@@ -8,6 +8,7 @@ from typing import Protocol, TypeVar
 
 from ..errors import BusyError
 from .flusher import Flusher
+from .locks import Turn
 from .state import State
 from .store import Store
 from .view import View
@@ -40,10 +41,10 @@ class Pipeline(Protocol):
     def view(self) -> tuple[View, State] | None:
         """The same, as a view that does not change, and the state that it builds on; None if nothing is pending."""
 
-    def begin(self) -> Work:
+    def begin(self, turn: Turn) -> Work:
         """Take the writer lock for a transaction, and return the work that it builds on."""
 
-    def finish(self, work: Work | None, commit: Callable[[bool], State] | None = None) -> None:
+    def finish(self, turn: Turn, work: Work | None, commit: Callable[[bool], State] | None = None) -> None:
         """End what `begin` began: with the changes of `work`, or with a commit that was prepared, or with nothing."""
 
     spilling: bool
@@ -63,7 +64,7 @@ class Pipeline(Protocol):
     def after_fork(self) -> None:
         """In a child process: locks that threads of the parent held, and what they were doing, are not here."""
 
-    def turn(self) -> AbstractContextManager[None]:
+    def turn(self, turn: Turn | None = None) -> AbstractContextManager[None]:
         """A block in which nothing is pending and nobody else writes: for commits that are made by hand."""
 
 

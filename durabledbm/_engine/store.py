@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from ..errors import CorruptionError, error
 from .creation import initialise, replace
 from .current import NEVER, Current
-from .locks import WriterLock
+from .locks import Turn, WriterLock
 from .merge import Touch
 from .meta import LOOK_OFFSET, LOOK_SIZE, META_SIZE, steady_copy
 from .recovery import newest, read_slots
@@ -32,32 +32,27 @@ _PATIENCE = 4
 class Store(Current):
     """One open database file. Everything but writing may be done by any thread at any time."""
 
-    def begin(self, timeout: float | None) -> State:
-        """Take the writer lock and return the newest state, known to be on the disk.
+    def begin(self, turn: Turn, timeout: float | None) -> State:
+        """Take the writer lock and return the newest state, known to be on the disk. `turn.end()` lets go of it.
 
         Waits at most `timeout` seconds, then raises `BusyError`.
         """
         self.check_writable()
         if self._forked:
             self._reopen()
-        self.writer.acquire(self.disk, timeout)
+        self.writer.acquire(turn, self.disk, timeout)
         try:
             self.check_writable()
-            if self.writing:
-                return self.state
-            if not self.state.meta.txid and not self._born():
-                self.writer.release(self.disk)
-                self._follow()
-                return self.begin(timeout)
-            with self.mutex:
-                if not self._settled or self.read(LOOK_SIZE, LOOK_OFFSET) != self.look:
-                    self._settle()
-                self.writing = True
-        except OSError as exc:
-            self.end()
-            raise error.wrap(exc, self.path) from exc
-        except BaseException:
-            self.end()
+            if not self.writer.writing or self.underway:
+                if not self.state.meta.txid and not self._born():
+                    turn.end()
+                    self._follow()
+                    return self.begin(turn, timeout)
+                self.settle()
+        except BaseException as exc:
+            turn.end()
+            if isinstance(exc, OSError):
+                raise error.wrap(exc, self.path) from exc
             raise
         return self.state
 
@@ -83,8 +78,21 @@ class Store(Current):
             self.writer = WriterLock(self.file)
             self._load_from(read_slots(self.disk))
 
+    def settle(self) -> None:
+        """Make sure that the newest commit in the file is on the disk, whoever made it and however it ended.
+
+        The writer lock must be held. Afterwards the state is the newest, and stays so until the lock is let go.
+        """
+        with self._committing, self.mutex:
+            if self.underway:
+                self._give_up(error("interrupted"))
+                self.check()
+            if not self._settled or self.read(LOOK_SIZE, LOOK_OFFSET) != self.look:
+                self._settle()
+            self.lost = self.underway = False
+            self.writer.writing = True
+
     def _settle(self) -> None:
-        """Make sure that the newest commit in the file is on the disk, whoever made it and however it ended."""
         slots = read_slots(self.disk)
         meta, slot = newest(self.disk, slots)
         first, second = slots.metas
@@ -171,34 +179,48 @@ class Store(Current):
         """Run a step that makes a commit, and make its result current. Whatever it raises leaves the handle sound."""
         assert self.writer.kept
         self.check()
-        try:
-            state = step()
-            with self.mutex:
-                # Nobody sees the commit sooner or later than others: other processes by what is written here, threads
-                # of this one by what is installed.
-                self.committer.publish(state)
-                self._install(state, changes)
-                self.look = self.read(LOOK_SIZE, LOOK_OFFSET)
-        except BaseException as exc:
-            self._failed(exc)
-            if isinstance(exc, OSError):
-                raise error.wrap(exc, self.path) from exc
-            raise
+        with self._committing:
+            if self.underway:
+                raise error(f"{self.path}: an earlier commit was interrupted; this one was to build on it")
+            self.underway = True
+            try:
+                state = step()
+                self._publish(state, changes)
+                self.underway = False
+            except BaseException as exc:
+                with self.mutex:
+                    self._give_up(exc)
+                if isinstance(exc, OSError):
+                    raise error.wrap(exc, self.path) from exc
+                raise
         if self.observer is not None:
             self.observer.committed(changes)
         return state
 
-    def _failed(self, cause: BaseException) -> None:
+    def _publish(self, state: State, changes: Mapping[bytes, object] | None) -> None:
+        """Show the commit to all at once: other processes see what is written here, threads of this one what is
+        installed. Were this interrupted, whoever looks would find out from the file what there is.
+        """
+        with self.mutex:
+            self.writer.writing, self.look = False, NEVER
+            self.committer.publish(state)
+            self._install(state, changes)
+            self.look = self.read(LOOK_SIZE, LOOK_OFFSET)
+            self.writer.writing = True
+
+    def _give_up(self, cause: BaseException) -> None:
         """A commit was given up half-way. What it did is found out, from the file, before the next one."""
         committer = self.committer
+        self.writer.writing, self._settled, self.look = False, False, NEVER
         self.lost = self.lost or committer.is_loose
         if committer.sync_failed or (committer.in_doubt and isinstance(cause, OSError)):
             self.poison(cause)
-        with self.mutex:
-            self._settled = False
-            self.writing = False
-            self.look = NEVER
         committer.give_up()
+
+    @property
+    def unsynced(self) -> bool:
+        """Whether something that was committed here may not be on the disk."""
+        return self.committer.is_loose or self.underway
 
     def harden(self) -> None:
         """Sync what was committed with `sync=False`. The writer lock must be held."""
@@ -208,10 +230,3 @@ class Store(Current):
     def _hardened(self, state: State) -> State:
         self.committer.harden(state)
         return state
-
-    def end(self, *, keep: bool = False) -> None:
-        """Let the next writer in; with `keep`, only writers of this handle."""
-        if not keep:
-            with self.mutex:
-                self.writing = False
-        self.writer.release(self.disk, keep=keep and self.writing)

@@ -113,19 +113,21 @@ class Work:
         size = len(key) + len(value)
         if size > ENTRY_MAX:
             raise ValueError(_TOO_LONG)
-        if self._present is not None:
-            self._note(key, present=True)
+        known, self._present = self._present, None  # if this is interrupted, entries are counted anew
         live[key] = value
         self.size += size + CHANGE_MEMORY
+        if known is not None:
+            self._note(known, key, present=True)
 
     def delete(self, key: bytes) -> None:
         """Delete `key`, which may be absent."""
         if self._live.shared:
             self._start_layer()
-        if self._present is not None:
-            self._note(key, present=False)
+        known, self._present = self._present, None
         self._live[key] = None
         self.size += len(key) + CHANGE_MEMORY
+        if known is not None:
+            self._note(known, key, present=False)
 
     def update(self, changes: dict[bytes, bytes | None], size: int) -> None:
         """Make many changes; `size` is their memory."""
@@ -137,13 +139,13 @@ class Work:
         self._live.update(changes)
         self.size += size
 
-    def _note(self, key: bytes, *, present: bool) -> None:
-        assert self._present is not None
-        before = self._present.get(key)
+    def _note(self, known: dict[bytes, bool], key: bytes, *, present: bool) -> None:
+        before = known.get(key)
         if before is None:
             before = self._in_base(key)
         self._growth += present - before
-        self._present[key] = present
+        known[key] = present
+        self._present = known
 
     def _start_layer(self) -> Layer:
         """Write to a new layer: the present one was handed out."""
@@ -184,12 +186,18 @@ class Work:
 
     def roll_back(self, point: Savepoint) -> None:
         """The changes since the savepoint are gone."""
-        self._floors = list(point.floors)
-        self.base, self._base_count, self.size = point.base, point.base_count, point.size
-        self.cleared = point.cleared
-        self._live = Layer()
-        self.layers = (self._live, *point.layers)
-        self._present = None
+        self._become(point.base, point.base_count, point.layers, point.size, list(point.floors), point.cleared)
+
+    def _become(
+        self, base: View, count: Callable[[], int], layers: tuple[Layer, ...] = (), size: int = 0,
+        floors: list[int] | None = None, cleared: bool = False,
+    ) -> None:  # fmt: skip
+        live = Layer()
+        floors = floors or []
+        # In one statement, in which the interpreter looks for no signal: an interrupt comes before it or after it.
+        self.base, self._base_count, self.layers, self._live, self._floors, self.cleared, self.size, self._present = (
+            base, count, (live, *layers), live, floors, cleared, size, None,
+        )  # fmt: skip
 
     @property
     def has_savepoints(self) -> bool:
@@ -211,24 +219,17 @@ class Work:
     def reset(self) -> None:
         """Forget all changes. There must be no savepoints."""
         assert not self._floors
-        self.base, self._base_count = self._origin
-        self.cleared = False
-        self._live = Layer()
-        self.layers = (self._live,)
-        self._present = None
-        self.size = 0
+        self._become(*self._origin)
 
     def clear(self) -> None:
         """Delete everything."""
-        self.rebase(View(Tree(self.base.tree.pager)), 0)
-        self.cleared = True
-        self.size = CHANGE_MEMORY
+        floors = [0] * len(self._floors)
+        self._become(View(Tree(self.base.tree.pager)), _nothing, size=CHANGE_MEMORY, floors=floors, cleared=True)
 
     def rebase(self, base: View, count: int) -> None:
         """Go on from a base that contains all changes made so far."""
-        self.base, self._base_count = base, lambda: count
-        self._live = Layer()
-        self.layers = (self._live,)
-        self._floors = [0] * len(self._floors)
-        self._present = None
-        self.size = 0
+        self._become(base, lambda: count, floors=[0] * len(self._floors), cleared=self.cleared)
+
+
+def _nothing() -> int:
+    return 0

@@ -16,6 +16,7 @@ from simdisk import SimVolume
 from durabledbm._engine.disk import Disk
 from durabledbm._engine.locks import (
     FairLock,
+    Turn,
     WriterLock,
     forget_owners,
     oldest_pin,
@@ -139,37 +140,37 @@ def test_the_pin_of_a_killed_process_vanishes(tmp_path: Path) -> None:
 
 def test_one_handle_writes_at_a_time(opened: Callable[[], Disk]) -> None:
     disks = opened(), opened()
-    locks = [WriterLock((n, n)) for n in range(2)]
-    locks[0].acquire(disks[0], 0)
+    locks, turns = [WriterLock((n, n)) for n in range(2)], [Turn(), Turn()]
+    locks[0].acquire(turns[0], disks[0], 0)
     assert locks[0].held
     assert writer_present(disks[1])
     assert not writer_present(disks[0])
     for timeout in (0, 0.05):
         with pytest.raises(BusyError, match="held the file"):
-            locks[1].acquire(disks[1], timeout)
+            locks[1].acquire(turns[1], disks[1], timeout)
     assert not locks[1].held
-    locks[0].release(disks[0])
+    turns[0].end()
     assert not writer_present(disks[1])
-    locks[1].acquire(disks[1], 0)
-    locks[1].release(disks[1])
+    locks[1].acquire(turns[1], disks[1], 0)
+    turns[1].end()
 
 
 def test_a_writer_gets_the_lock_when_it_is_released(opened: Callable[[], Disk]) -> None:
     disks = opened(), opened()
-    locks = [WriterLock((n, n)) for n in range(2)]
-    locks[0].acquire(disks[0], 0)
+    locks, turns = [WriterLock((n, n)) for n in range(2)], [Turn(), Turn()]
+    locks[0].acquire(turns[0], disks[0], 0)
     got = threading.Event()
 
     def wait_for_it() -> None:
-        locks[1].acquire(disks[1], None)
+        locks[1].acquire(turns[1], disks[1], None)
         got.set()
-        locks[1].release(disks[1])
+        turns[1].end()
 
     thread = threading.Thread(target=wait_for_it)
     thread.start()
     wait_until(lambda: someone_waits(disks[0]))
     assert not got.is_set()
-    locks[0].release(disks[0])
+    turns[0].end()
     assert got.wait(ENOUGH)
     thread.join(ENOUGH)
     assert not someone_waits(disks[0])
@@ -178,63 +179,65 @@ def test_a_writer_gets_the_lock_when_it_is_released(opened: Callable[[], Disk]) 
 def test_who_waits_goes_before_who_asks_again(opened: Callable[[], Disk]) -> None:
     """A handle that writes all the time lets the others in."""
     disks = opened(), opened()
-    locks = [WriterLock((n, n)) for n in range(2)]
+    locks, turns = [WriterLock((n, n)) for n in range(2)], [Turn(), Turn()]
     order = []
-    locks[0].acquire(disks[0], 0)
+    locks[0].acquire(turns[0], disks[0], 0)
 
     def other() -> None:
-        locks[1].acquire(disks[1], None)
+        locks[1].acquire(turns[1], disks[1], None)
         order.append("other")
-        locks[1].release(disks[1])
+        turns[1].end()
 
     thread = threading.Thread(target=other)
     thread.start()
     wait_until(lambda: someone_waits(disks[0]))
-    locks[0].release(disks[0])
-    locks[0].acquire(disks[0], ENOUGH)
+    turns[0].end()
+    locks[0].acquire(turns[0], disks[0], ENOUGH)
     order.append("again")
-    locks[0].release(disks[0])
+    turns[0].end()
     thread.join(ENOUGH)
     assert order == ["other", "again"]
 
 
 def test_a_kept_lock_keeps_others_out_and_ones_own_threads_not(opened: Callable[[], Disk]) -> None:
     disks = opened(), opened()
-    locks = [WriterLock((n, n)) for n in range(2)]
-    locks[0].acquire(disks[0], 0)
-    locks[0].release(disks[0], keep=True)
+    locks, turns = [WriterLock((n, n)) for n in range(2)], [Turn(), Turn()]
+    locks[0].acquire(turns[0], disks[0], 0)
+    locks[0].reserved = True
+    turns[0].end()
     assert (locks[0].held, locks[0].kept) == (False, True)
     with pytest.raises(BusyError):
-        locks[1].acquire(disks[1], 0)
-    locks[0].acquire(disks[0], 0)
-    locks[0].release(disks[0])
+        locks[1].acquire(turns[1], disks[1], 0)
+    locks[0].acquire(turns[0], disks[0], 0)
+    locks[0].reserved = False
+    turns[0].end()
     assert not locks[0].kept
-    locks[1].acquire(disks[1], 0)
-    locks[1].release(disks[1])
+    locks[1].acquire(turns[1], disks[1], 0)
+    turns[1].end()
 
 
 def test_a_thread_that_waits_for_itself_is_told_so_at_once(opened: Callable[[], Disk]) -> None:
     """Through whatever handle: it would wait for ever."""
     disks = opened(), opened()
-    locks = [WriterLock((5, 5)) for _ in range(2)]
-    locks[0].acquire(disks[0], 0)
+    locks, turns = [WriterLock((5, 5)) for _ in range(2)], [Turn(), Turn()]
+    locks[0].acquire(turns[0], disks[0], 0)
     for lock, disk in zip(locks, disks, strict=True):
         with pytest.raises(BusyError, match="this thread already writes"):
-            lock.acquire(disk, None)
-    locks[0].release(disks[0])
-    locks[1].acquire(disks[1], 0)
-    locks[1].release(disks[1])
+            lock.acquire(Turn(), disk, None)
+    turns[0].end()
+    locks[1].acquire(turns[1], disks[1], 0)
+    turns[1].end()
 
 
 def test_another_thread_does_not_count_as_oneself(opened: Callable[[], Disk]) -> None:
     disk = opened()
-    lock = WriterLock((6, 6))
-    lock.acquire(disk, 0)
+    lock, turn = WriterLock((6, 6)), Turn()
+    lock.acquire(turn, disk, 0)
     outcome: list[str] = []
 
     def ask() -> None:
         try:
-            lock.acquire(disk, 0.01)
+            lock.acquire(Turn(), disk, 0.01)
         except BusyError as exc:
             outcome.append(str(exc))
 
@@ -243,83 +246,130 @@ def test_another_thread_does_not_count_as_oneself(opened: Callable[[], Disk]) ->
     thread.join(ENOUGH)
     assert len(outcome) == 1
     assert "this thread already" not in outcome[0]
-    lock.release(disk)
+    turn.end()
 
 
 def test_in_a_forked_child_no_thread_writes(opened: Callable[[], Disk]) -> None:
     disk = opened()
-    lock = WriterLock((7, 7))
-    lock.acquire(disk, 0)
+    lock, turn = WriterLock((7, 7)), Turn()
+    lock.acquire(turn, disk, 0)
     forget_owners()
     lock.check_self("path")
-    lock.release(disk)
+    turn.end()
 
 
 def test_a_failure_to_lock_leaves_the_turn_to_others(opened: Callable[[], Disk]) -> None:
     disks = opened(), opened()
     blocker, lock = WriterLock((8, 8)), WriterLock((9, 9))
-    blocker.acquire(disks[0], 0)
+    blocking, turn = Turn(), Turn()
+    blocker.acquire(blocking, disks[0], 0)
     with pytest.raises(BusyError):
-        lock.acquire(disks[1], 0)
-    blocker.release(disks[0])
-    lock.acquire(disks[1], 0)
-    lock.release(disks[1])
+        lock.acquire(turn, disks[1], 0)
+    blocking.end()
+    lock.acquire(turn, disks[1], 0)
+    turn.end()
+
+
+# -- what interrupts leave behind
+
+
+def test_a_turn_that_nobody_ends_ends_with_the_last_reference_to_it(opened: Callable[[], Disk]) -> None:
+    disks, lock = (opened(), opened()), WriterLock((10, 10))
+    for kept in (True, False):
+        turn = Turn()
+        lock.reserved = kept
+        lock.acquire(turn, disks[0], 0)
+        del turn
+        assert writer_present(disks[1]) is kept
+    lock.check_self("path")
+
+
+def test_a_turn_may_be_ended_twice_and_before_it_begins(opened: Callable[[], Disk]) -> None:
+    disk, lock, turn, next_turn = opened(), WriterLock((11, 11)), Turn(), Turn()
+    turn.end()
+    lock.acquire(turn, disk, 0)
+    place = turn.place
+    turn.end()
+    lock.acquire(next_turn, disk, 0)
+    turn.end()
+    lock.release(place)
+    assert lock.held
+    next_turn.end()
+    assert not lock.held
+
+
+def test_who_waits_finds_out_by_itself_that_its_turn_has_come() -> None:
+    """The one before it was interrupted between leaving the queue and waking it."""
+    lock, first, second = FairLock(), Turn(), Turn()
+    assert take(lock, first, 0)
+    thread = threading.Thread(target=take, args=(lock, second, ENOUGH))
+    thread.start()
+    wait_until(lambda: len(lock.queue) == 2)
+    lock.queue.popleft()
+    thread.join(ENOUGH)
+    assert not thread.is_alive()
+
+
+def test_who_waits_passes_over_a_turn_that_does_not_exist_any_more() -> None:
+    lock, first, second = FairLock(), Turn(), Turn()
+    assert lock.acquire(first, 0, lambda place: None)
+    del first
+    assert take(lock, second, 1)
 
 
 # -- turns of one process --------------------------------------------------------------------------------------------
 
 
+def take(lock: FairLock, turn: Turn, timeout: float | None) -> bool:
+    return lock.acquire(turn, timeout, lock.leave)
+
+
 def test_turns_are_given_in_the_order_of_asking() -> None:
-    lock = FairLock()
-    assert lock.acquire(0)
+    lock, first = FairLock(), Turn()
+    assert take(lock, first, 0)
     order: list[int] = []
     threads = []
     for number in range(10):
 
-        def take(number: int = number) -> None:
-            assert lock.acquire(ENOUGH)
+        def ask(number: int = number) -> None:
+            turn = Turn()
+            assert take(lock, turn, ENOUGH)
             order.append(number)
-            lock.release()
+            lock.leave(turn.place)
 
-        threads.append(threading.Thread(target=take))
+        threads.append(threading.Thread(target=ask))
         threads[-1].start()
-        wait_until(lambda count=number + 1: len(lock._waiters) == count)  # type: ignore[misc]
-    lock.release()
+        wait_until(lambda count=number + 2: len(lock.queue) == count)  # type: ignore[misc]
+    lock.leave(first.place)
     for thread in threads:
         thread.join(ENOUGH)
     assert order == list(range(10))
-    assert lock.acquire(0)
+    assert take(lock, first, 0)
 
 
 def test_a_turn_that_does_not_come_in_time_is_given_up() -> None:
-    lock = FairLock()
-    assert lock.acquire(None)
-    assert not lock.acquire(0)
-    assert not lock.acquire(0.02)
-    assert not lock.acquire(-5)
-    assert len(lock._waiters) == 0
-    lock.release()
-    assert lock.acquire(0)
+    lock, first = FairLock(), Turn()
+    assert take(lock, first, None)
+    for timeout in (0, 0.02, -5):
+        assert not take(lock, Turn(), timeout)
+    assert len(lock.queue) == 1
+    lock.leave(first.place)
+    assert take(lock, Turn(), 0)
 
 
 def test_one_who_gave_up_is_passed_over() -> None:
-    lock = FairLock()
-    lock.acquire(0)
+    lock, first, second = FairLock(), Turn(), Turn()
+    assert take(lock, first, 0)
     results: list[bool] = []
-    patient = threading.Thread(target=lambda: results.append(lock.acquire(ENOUGH)))
-    impatient = threading.Thread(target=lambda: lock.acquire(0.02))
+    patient = threading.Thread(target=lambda: results.append(take(lock, second, ENOUGH)))
+    impatient = threading.Thread(target=lambda: take(lock, Turn(), 0.02))
     impatient.start()
-    wait_until(lambda: len(lock._waiters) == 1)
+    wait_until(lambda: len(lock.queue) == 2)
     patient.start()
     impatient.join(ENOUGH)
-    lock.release()
+    lock.leave(first.place)
     patient.join(ENOUGH)
     assert results == [True]
-
-
-def test_a_lock_that_nobody_holds_cannot_be_released() -> None:
-    with pytest.raises(AssertionError):
-        FairLock().release()
 
 
 def test_only_one_thread_at_a_time_is_inside() -> None:
@@ -330,12 +380,13 @@ def test_only_one_thread_at_a_time_is_inside() -> None:
     def work() -> None:
         nonlocal inside, worst
         for _ in range(300):
-            while not lock.acquire(0.0001):
+            turn = Turn()
+            while not take(lock, turn, 0.0001):
                 pass
             inside += 1
             worst = max(worst, inside)
             inside -= 1
-            lock.release()
+            lock.leave(turn.place)
 
     threads = [threading.Thread(target=work) for _ in range(6)]
     for thread in threads:

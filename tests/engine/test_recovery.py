@@ -9,7 +9,7 @@ from simdisk import SimVolume
 
 from durabledbm._engine import recovery
 from durabledbm._engine.disk import Disk
-from durabledbm._engine.locks import WriterLock
+from durabledbm._engine.locks import Turn, WriterLock
 from durabledbm._engine.meta import META_AREA, META_SIZE, Extent, Meta, decode_meta, encode_meta
 from durabledbm._engine.page import self_consistent
 from durabledbm._engine.recovery import extent_arrived, newest, read_slots, visible
@@ -178,11 +178,12 @@ def test_a_long_run_is_verified_in_pieces(
 def locked(disk: Disk) -> None:
     """Somebody else holds the writer lock."""
     other = disk.reopen()
-    WriterLock(other.identity()).acquire(other, 0)
-    LOCKED.append(other)
+    turn = Turn()
+    WriterLock(other.identity()).acquire(turn, other, 0)
+    LOCKED.append((other, turn))
 
 
-LOCKED: list[Disk] = []
+LOCKED: list[tuple[Disk, Turn]] = []
 
 
 @pytest.fixture(autouse=True)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 from simdisk import Operation, SimVolume, disk_error
 
-from durabledbm._engine.locks import WriterLock
+from durabledbm._engine.locks import Turn, WriterLock
 from durabledbm._engine.meta import META_AREA, META_SIZE, Meta, decode_meta, encode_meta
+from durabledbm._engine.pins import Reader
 from durabledbm._engine.state import State
 from durabledbm._engine.store import Store
 from durabledbm._engine.tree import Tree
@@ -44,8 +46,7 @@ def opened(volume: SimVolume) -> Iterator[Opener]:
 
 def put(store: Store, sync: bool = True, **changes: str | None) -> None:
     """One commit."""
-    store.begin(0)
-    try:
+    with writing(store):
         work = Work.on(store.state)
         for key, value in changes.items():
             if value is None:
@@ -53,17 +54,24 @@ def put(store: Store, sync: bool = True, **changes: str | None) -> None:
             else:
                 work.put(key.encode(), value.encode())
         store.commit(work, sync=sync)
-    finally:
-        store.end()
 
 
 def fill(store: Store, count: int = 300, value: bytes = b"x" * 100) -> None:
-    store.begin(0)
-    work = Work.on(store.state)
-    for n in range(count):
-        work.put(b"%04d" % n, value)
-    store.commit(work)
-    store.end()
+    with writing(store):
+        work = Work.on(store.state)
+        for n in range(count):
+            work.put(b"%04d" % n, value)
+        store.commit(work)
+
+
+@contextmanager
+def writing(store: Store, timeout: float | None = 0) -> Iterator[State]:
+    """One turn."""
+    turn = Turn()
+    try:
+        yield store.begin(turn, timeout)
+    finally:
+        turn.end()
 
 
 def get(store: Store, key: str) -> bytes | None:
@@ -97,12 +105,13 @@ def test_while_nothing_happens_a_look_is_one_small_read(volume: SimVolume, opene
 def test_a_state_does_not_change(opened: Opener) -> None:
     writer = opened()
     put(writer, key="old")
-    state = writer.pin()
+    reader = Reader()
+    state = writer.pin(reader)
     fill(writer)
     put(writer, key="new")
     assert state.view.get(b"key") == b"old"
     assert list(state.view.items()) == [(b"key", b"old")]
-    writer.unpin(state)
+    writer.unpin(reader)
 
 
 def fetch_often(store: Store, key: bytes) -> bytes | None:
@@ -186,7 +195,7 @@ def test_a_file_that_was_replaced_is_noticed(volume: SimVolume, opened: Opener) 
     with pytest.raises(CorruptionError, match="replaced by another database"):
         store.current()
     with pytest.raises(CorruptionError, match="replaced by another database"):
-        store.begin(0)
+        store.begin(Turn(), 0)
 
 
 def test_metas_that_became_unreadable_are_noticed(volume: SimVolume, opened: Opener) -> None:
@@ -205,19 +214,20 @@ def test_metas_that_became_unreadable_are_noticed(volume: SimVolume, opened: Ope
 def test_pins_are_counted_and_the_oldest_of_all_handles_counts(opened: Opener) -> None:
     first, second = opened(), opened(writable=False)
     put(first, key="1")
-    old = second.pin()
+    readers = Reader(), Reader(), Reader()
+    old = second.pin(readers[0])
     put(first, key="2")
-    young = first.pin()
-    again = first.pin()
+    young = first.pin(readers[1])
+    again = first.pin(readers[2])
     assert young is again
     oldest = first.oldest_pin()
     assert oldest is not None
     assert oldest.txid == old.meta.txid
     assert first.oldest_txid() == second.oldest_txid() == old.meta.txid
-    second.unpin(old)
-    first.unpin(young)
+    second.unpin(readers[0])
+    first.unpin(readers[1])
     assert first.oldest_txid() == young.meta.txid
-    first.unpin(again)
+    first.unpin(readers[2])
     assert first.oldest_txid() is second.oldest_txid() is None
 
 
@@ -247,12 +257,13 @@ def test_a_pin_that_fails_leaves_no_lock(volume: SimVolume, opened: Opener) -> N
 def test_a_pinned_state_can_be_read_whatever_is_written(opened: Opener) -> None:
     writer, reader = opened(cache_size=0), opened(writable=False, cache_size=0)
     fill(writer, value=b"old" * 30)
-    state = reader.pin()
+    pinned = Reader()
+    state = reader.pin(pinned)
     expected = [(b"%04d" % n, b"old" * 30) for n in range(300)]
     for n in range(20):
         fill(writer, value=b"%d" % n * 60)
         assert list(state.view.items()) == expected
-    reader.unpin(state)
+    reader.unpin(pinned)
 
 
 def test_a_state_that_is_not_pinned_is_overwritten_in_time(opened: Opener) -> None:
@@ -269,10 +280,11 @@ def test_a_state_that_is_not_pinned_is_overwritten_in_time(opened: Opener) -> No
 def test_an_empty_file_needs_no_pins(volume: SimVolume, opened: Opener) -> None:
     volume.put(PATH, b"")
     store = opened()
-    state = store.pin()
+    reader = Reader()
+    state = store.pin(reader)
     assert state.meta.txid == 0
     assert store.oldest_pin() is None
-    store.unpin(state)
+    store.unpin(reader)
 
 
 # -- writing -------------------------------------------------------------------------------------------------------
@@ -280,24 +292,21 @@ def test_an_empty_file_needs_no_pins(volume: SimVolume, opened: Opener) -> None:
 
 def test_one_handle_writes_at_a_time(opened: Opener) -> None:
     first, second = opened(), opened()
-    first.begin(0)
-    with pytest.raises(BusyError):
-        second.begin(0)
-    first.end()
+    with writing(first), pytest.raises(BusyError):
+        second.begin(Turn(), 0)
     put(second, key="value")
     assert get(first, "key") == b"value"
 
 
 def test_a_lock_can_be_kept_between_commits(opened: Opener) -> None:
     first, second = opened(), opened()
-    first.begin(0)
-    first.end(keep=True)
+    with writing(first):
+        first.writer.reserved = True
     with pytest.raises(BusyError):
-        second.begin(0)
-    first.begin(0)
-    first.end()
-    second.begin(0)
-    second.end()
+        second.begin(Turn(), 0)
+    with writing(first):
+        first.writer.reserved = False
+    put(second, key="value")
 
 
 def test_a_writer_begins_with_what_others_have_committed(opened: Opener) -> None:
@@ -311,16 +320,14 @@ def test_a_writer_begins_with_what_others_have_committed(opened: Opener) -> None
 
 def test_a_commit_without_changes_is_none(opened: Opener) -> None:
     store = opened()
-    store.begin(0)
-    state = store.state
-    assert store.commit(Work.on(state)) is state
-    store.end()
+    with writing(store) as state:
+        assert store.commit(Work.on(state)) is state
 
 
 def test_a_reader_does_not_write(opened: Opener) -> None:
     store = opened(writable=False)
     with pytest.raises(ReadOnlyError):
-        store.begin(0)
+        store.begin(Turn(), 0)
 
 
 def test_a_relaxed_commit_is_hardened_once(volume: SimVolume, opened: Opener) -> None:
@@ -328,9 +335,8 @@ def test_a_relaxed_commit_is_hardened_once(volume: SimVolume, opened: Opener) ->
     put(store, sync=False, key="value")
     before = volume.syncs
     for _ in range(2):
-        store.begin(0)
-        store.harden()
-        store.end()
+        with writing(store):
+            store.harden()
     assert volume.syncs == before + 1
     metas = [decode_meta(volume.content(PATH)[at : at + META_SIZE]) for at in (0, META_SIZE)]
     assert sorted(meta.steady for meta in metas if meta is not None) == [False, True]
@@ -342,8 +348,8 @@ def test_what_was_found_unsteady_is_synced_and_marked(volume: SimVolume, opened:
     first.close()
     second = opened()
     before = volume.syncs
-    second.begin(0)
-    second.end()
+    with writing(second):
+        pass
     assert volume.syncs == before + 1
     metas = [decode_meta(volume.content(PATH)[at : at + META_SIZE]) for at in (0, META_SIZE)]
     assert any(meta is not None and meta.steady and meta.txid == 2 for meta in metas)
@@ -372,7 +378,8 @@ def test_a_closed_store_raises(opened: Opener) -> None:
     put(store, key="value")
     store.close()
     store.close()
-    for use in (store.current, store.refresh, store.pin, store.check, store.check_writable, lambda: store.begin(0)):
+    uses = (store.current, store.refresh, store.check, store.check_writable)
+    for use in (*uses, lambda: store.pin(Reader()), lambda: store.begin(Turn(), 0)):
         with pytest.raises(ClosedError):
             use()  # type: ignore[operator]
 
@@ -380,17 +387,18 @@ def test_a_closed_store_raises(opened: Opener) -> None:
 def test_unpinning_after_the_end_is_harmless(opened: Opener) -> None:
     store = opened()
     put(store, key="value")
-    state = store.pin()
+    reader = Reader()
+    store.pin(reader)
     store.close()
-    store.unpin(state)
+    store.unpin(reader)
 
 
 def test_closing_releases_the_locks(opened: Opener) -> None:
     first, second = opened(), opened()
     put(first, key="value")
-    first.pin()
-    first.begin(0)
-    first.end(keep=True)
+    first.pin(Reader())
+    with writing(first):
+        first.writer.reserved = True
     first.close()
     assert second.oldest_pin() is None
     put(second, key="again")
@@ -399,7 +407,7 @@ def test_closing_releases_the_locks(opened: Opener) -> None:
 def test_a_poisoned_store_says_why(opened: Opener) -> None:
     store = opened()
     store.poison(OSError(errno.EIO, "the cause"))
-    for use in (store.check, store.pin, lambda: store.begin(0)):
+    for use in (store.check, lambda: store.pin(Reader()), lambda: store.begin(Turn(), 0)):
         with pytest.raises(error, match="the cause"):
             use()  # type: ignore[operator]
 
@@ -429,8 +437,6 @@ def test_a_store_with_other_pages_than_asked_for_takes_those_of_the_file(volume:
 def test_two_writer_locks_of_the_same_file_know_each_other(opened: Opener) -> None:
     first, second = opened(), opened()
     assert first.file == second.file
-    first.begin(0)
-    with pytest.raises(BusyError, match="this thread already writes"):
-        second.begin(None)
-    first.end()
+    with writing(first), pytest.raises(BusyError, match="this thread already writes"):
+        second.begin(Turn(), None)
     assert WriterLock(first.file).held is False
