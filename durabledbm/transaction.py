@@ -7,7 +7,6 @@ same asyncio task, so neither threads nor tasks that run in turn slip into each 
 
 from __future__ import annotations
 
-import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -16,9 +15,9 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from ._blocks import Root, Use, task
 from ._engine import operations
 from ._engine.locks import Turn
-from ._engine.spill import Spill
 from ._engine.view import ENDLESS, Life, View
 from ._engine.work import Savepoint, Work
 from .errors import ClosedError, error
@@ -36,57 +35,12 @@ SPILL_SIZE = 448 * 2**20
 """Bytes of memory that a transaction's changes may take before they are written to pages of their own."""
 
 
-def _task() -> object:
-    """The asyncio task that is running, if any: tasks share a thread, and a task's children inherit its context."""
-    asyncio = sys.modules.get("asyncio")
-    if asyncio is None:
-        return None
-    try:
-        return asyncio.current_task()
-    except RuntimeError:
-        return None
-
-
 def own_transaction(database: Database) -> Transaction | None:
     """The innermost open transaction of `database` that the caller is in."""
     for transaction in reversed(_active.get()):
         if transaction.database is database and transaction.mine():
             return transaction
     return None
-
-
-class _Root:
-    """What a transaction and its nested ones share."""
-
-    __slots__ = ("doomed", "life", "lives", "orphaned", "spill", "task", "thread", "uses", "work")
-
-    def __init__(self, work: Work) -> None:
-        self.work = work
-        self.spill: Spill | None = None
-        self.thread = threading.get_ident()
-        self.task = _task()
-        self.life = Life()
-        self.lives = [self.life]
-        """One for each block, nested ones included: what its iterators depend on."""
-        self.uses: set[int] = set()
-        """Iterators that exist."""
-        self.doomed: BaseException | None = None
-        """What went wrong while changes were moved out of memory: all that is left to do is to roll back."""
-        self.orphaned = False
-        """The process forked: the transaction is the parent's."""
-
-
-class _Use:
-    """Counts an iterator of a transaction for as long as it exists, so that its pages are not reused under it."""
-
-    __slots__ = ("_root",)
-
-    def __init__(self, root: _Root) -> None:
-        self._root = root
-        root.uses.add(id(self))
-
-    def __del__(self) -> None:
-        self._root.uses.discard(id(self))
 
 
 class _Exit:
@@ -128,7 +82,7 @@ class Transaction(Writable):
 
     def __init__(self, database: Database) -> None:
         self.database = database
-        self._root_: _Root | None = None
+        self._root_: Root | None = None
         self._point: Savepoint | None = None
         self._mark: object = None
         self._outer_life, self._first_life = ENDLESS, 0
@@ -154,7 +108,7 @@ class Transaction(Writable):
     def _begin(self) -> None:
         outer = own_transaction(self.database)
         if outer is None:
-            self._root_ = _Root(self.database._begin(self))
+            self._root_ = Root(self.database._begin(self))
             return
         root = outer._root()
         self._root_ = root
@@ -219,7 +173,7 @@ class Transaction(Writable):
             root.life = self._outer_life
         _active.set(tuple(other for other in _active.get() if not other._ended))
 
-    def _finish(self, root: _Root, *, keep: bool) -> None:
+    def _finish(self, root: Root, *, keep: bool) -> None:
         database, work, spill = self.database, root.work, root.spill
         if not keep:
             database._end(self, None)
@@ -229,7 +183,7 @@ class Transaction(Writable):
         else:
             database._end(self, work)
 
-    def _undo(self, root: _Root) -> None:
+    def _undo(self, root: Root) -> None:
         """Return to the savepoint."""
         assert self._point is not None
         root.work.roll_back(self._point)
@@ -285,7 +239,7 @@ class Transaction(Writable):
         """Whether the caller is in the thread and the task that began the transaction."""
         root = self._root_
         return (
-            root is not None and not self._ended and root.thread == threading.get_ident() and root.task is _task()
+            root is not None and not self._ended and root.thread == threading.get_ident() and root.task is task()
         )
 
     def orphan(self) -> None:
@@ -293,7 +247,7 @@ class Transaction(Writable):
         if self._root_ is not None:
             self._root_.orphaned = True
 
-    def _root(self) -> _Root:
+    def _root(self) -> Root:
         root = self._root_
         if root is None or self._ended:
             raise ClosedError("the transaction is not open: it lives in its 'with' block")
@@ -314,9 +268,9 @@ class Transaction(Writable):
     def _find(self, key: bytes) -> bytes | None:
         return self._root().work.get(key)
 
-    def _view(self) -> tuple[View, Life, _Use]:
+    def _view(self) -> tuple[View, Life, Use]:
         root = self._root()
-        return root.work.view(), root.life, _Use(root)
+        return root.work.view(), root.life, Use(root)
 
     def _items(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
         view, life, use = self._view()
@@ -347,10 +301,7 @@ class Transaction(Writable):
             self._spill()
 
     def _put(self, key: bytes, value: bytes) -> None:
-        work = self._writing()
-        work.put(key, value)
-        if work.size > SPILL_SIZE:
-            self._spill()
+        Transaction.__setitem__(self, key, value)
 
     def _pop(self, key: bytes) -> bytes | None:
         return operations.pop(self._writing(), key)

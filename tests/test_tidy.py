@@ -35,7 +35,7 @@ _engine.deferred  _engine.group
 _engine.pipeline
 _sorting  _filemap  _shelfparts  _text  _writeback
 mapping  records
-lifetime  _folding  _logfiles  _streams  redisdb
+lifetime  _blocks  _folding  _logfiles  _streams  redisdb
 _logwriter  _pages  _manifest
 changelog
 _builder
@@ -98,7 +98,8 @@ OPEN_TO_ALL = {"_engine.checksum", "_engine.disk", "_engine.native", "_engine.cr
 """Modules of the engine that others may use: files and their names, what a file says of itself, and checksums."""
 
 LOOKS_INTO_THE_ENGINE = """
-_builder  _foreign  _pages  _picture.*  _survey  _treediff  attach  backup  check  database  handle  inspect  lifetime
+_blocks  _builder  _foreign  _pages  _picture.*  _survey  _treediff  attach  backup  check  database  handle
+inspect  lifetime
 reorganize  salvage  sharded  snapshot  stats  stdlib  transaction  upkeep
 """
 """Modules above the engine that may import the rest of it."""

@@ -236,9 +236,10 @@ def test_a_pin_is_of_the_newest_commit_and_leaves_no_lock_on_the_one_before(open
     put(store, a="1")
     put(other, a="2")
     put(other, a="3")
-    state = store.pin()
+    reader = Reader()
+    state = store.pin(reader)
     assert state.meta.txid == other.state.meta.txid == other.oldest_txid()
-    store.unpin(state)
+    store.unpin(reader)
     assert other.oldest_txid() is None
 
 
@@ -248,8 +249,10 @@ def test_a_pin_that_fails_leaves_no_lock(volume: SimVolume, opened: Opener) -> N
     put(other, a="2")
     whole = volume.content(PATH)
     volume.put(PATH, bytes(META_AREA) + whole[META_AREA:])
+    reader = Reader()
     with pytest.raises(error):
-        store.pin()
+        store.pin(reader)
+    store.unpin(reader)
     volume.put(PATH, whole)
     assert other.oldest_txid() is None
 
