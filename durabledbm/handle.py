@@ -109,7 +109,7 @@ class Database(Upkeep, Writable):
             self._raise_background_failure()
             store.check()
             try:
-                return work.get(key)
+                return work.get(key, store.lookup if work.root_of(store.state) else None)
             except error:
                 store.check()
                 if self._pipeline.pending() is work:
@@ -199,7 +199,7 @@ class Database(Upkeep, Writable):
     def _put(self, key: bytes, value: bytes) -> None:
         if self._transactions and (transaction := own_transaction(self)) is not None:
             transaction._put(key, value)
-        else:
+        elif type(self._pipeline) is Group or not self._pipeline.put(key, value):  # type: ignore[union-attr]
             self._run(lambda work: work.put(key, value))
 
     def _delete(self, key: bytes) -> bool:

@@ -188,6 +188,10 @@ class Current:
             self._keep_row(state, key, value)
         return value
 
+    def lookup(self, key: bytes) -> bytes | None:
+        """The same, of a key that may be a row already."""
+        return self.rows.young.get(key) or self.fetch(key)
+
     def _keep_row(self, state: State, key: bytes, value: bytes) -> None:
         with self.rows.lock:
             if self.state is state:  # else a commit may just have taken out what would be put in

@@ -57,6 +57,21 @@ class Deferred:
             raise
         return result
 
+    def put(self, key: bytes, value: bytes) -> bool:
+        """Set the value of `key` without taking a turn, which is possible if something is pending already and nobody
+        is in a transaction. False if it was not: then `run` is the way.
+        """
+        store, flusher = self.store, self.flusher
+        with self._mutex:
+            work = self.pending()
+            if work is None or work.size > _PENDING_MAX or self._in_transaction or store.underway:
+                return False
+            if store.closed or store.failure is not None or (flusher is not None and flusher.failure is not None):
+                return False
+            with self._glance:
+                work.put(key, value)
+        return True
+
     def _current_work(self) -> Work:
         """What is pending, or, if nothing is, new work. The mutex must be held, and the writer lock."""
         work = self.pending()

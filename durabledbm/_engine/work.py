@@ -76,10 +76,15 @@ class Work:
                 return value  # type: ignore[return-value]
         return self.base.find(key)
 
-    def get(self, key: bytes) -> bytes | None:
-        """The value of `key`, or None."""
-        value = self.find(key)
-        return self.base.tree.pager.value(value) if type(value) is Overflow else value
+    def get(self, key: bytes, fetch: Callable[[bytes], bytes | None] | None = None) -> bytes | None:
+        """The value of `key`, or None. `fetch`, if given, is a faster way to get what the base holds."""
+        for layer in self.layers:
+            value = layer.get(key, _ABSENT)
+            if value is not _ABSENT:
+                break
+        else:
+            value = self.base.find(key) if fetch is None else fetch(key)
+        return self.base.tree.pager.value(value) if type(value) is Overflow else value  # type: ignore[return-value]
 
     def view(self) -> View:
         """What there is now, as a view that later changes do not touch."""
