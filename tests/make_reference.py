@@ -100,6 +100,7 @@ _SHOWN = {
 """Methods that are used by way of syntax."""
 
 
+@cache
 def markdown() -> str:
     """The whole page."""
     parts = [_HEAD]
@@ -130,7 +131,7 @@ def _found(name: str) -> tuple[ast.FunctionDef | ast.ClassDef, str]:
     """The definition, and how the page calls it."""
     where, _, shown = name.partition("=")
     module, _, wanted = where.partition(":")
-    for node in ast.walk(ast.parse(_source(module))):
+    for node in ast.walk(_tree(module)):
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name == wanted:
             return node, shown or wanted
     raise LookupError(name)
@@ -139,6 +140,11 @@ def _found(name: str) -> tuple[ast.FunctionDef | ast.ClassDef, str]:
 @cache
 def _source(module: str) -> str:
     return (ROOT / "durabledbm" / f"{module}.py").read_text("utf-8")
+
+
+@cache
+def _tree(module: str) -> ast.Module:
+    return ast.parse(_source(module))
 
 
 def _entry(name: str) -> list[str]:
