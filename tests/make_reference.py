@@ -192,6 +192,7 @@ class _Page:
 
     def __init__(self, source: str) -> None:
         self.source = source
+        self.lines = source.split("\n")
 
     def of_class(self, node: ast.ClassDef) -> list[str]:
         """What it is; how it is made, if by its users; the fields that it has."""
@@ -275,7 +276,10 @@ class _Page:
 
     def code(self, node: ast.expr) -> str:
         """As it stands in the source, on one line."""
-        text = " ".join((ast.get_source_segment(self.source, node) or "").split())
+        if node.lineno == node.end_lineno:
+            text = self.lines[node.lineno - 1][node.col_offset : node.end_col_offset]  # quick, if the line is ASCII
+        else:
+            text = " ".join((ast.get_source_segment(self.source, node) or "").split())
         text = text.replace("str | bytes | os.PathLike[str] | os.PathLike[bytes]", "Path")
         return re.sub(r"\b_(Path|Serializer|Deserializer|V|Store)\b", r"\1", text)
 
