@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dbm
 import dbm.dumb
+import dbm.dumb
 import importlib
 import os
 import shelve
@@ -223,6 +224,17 @@ def test_whichdb_knows_our_files_under_every_kind_of_name(path: str) -> None:
     durabledbm.open(path, "c").close()
     for name in (path, os.fsencode(path), Path(path)):
         assert whichdb(name) == "durabledbm"
+
+
+def test_whichdb_takes_every_kind_of_name_of_other_files_and_of_none(path: str) -> None:
+    dumb = path + "-dumb"
+    with dbm.dumb.open(dumb, "c") as db:
+        db["k"] = "v"
+    with install():
+        for name, answer in ((path, None), (dumb, "dbm.dumb")):
+            for kind in (str, os.fsencode, Path):
+                assert whichdb(kind(name)) == answer
+                assert dbm.whichdb(kind(name)) == answer
 
 
 def test_whichdb_says_what_dbm_says_about_other_files(path: str) -> None:
