@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dbm
 import dbm.dumb
-import dbm.dumb
 import importlib
 import os
 import shelve
