@@ -43,12 +43,16 @@ def open(
         missing; "n" always begin with an empty database. dbm.gnu's suffixes may follow: "f" is durability="manual",
         "s" is durability="full", "u" does nothing, since locks never stand in the way of opening.
     mode: permissions of a new file, less the umask.
-    durability: what an acknowledged write survives: "full", "process", "interval" or "manual" (see the guide).
-    interval: seconds, the window of "process" and "interval".
+    durability: what a write that has returned survives. "full": everything, it is on the disk. "process": a kill of
+        the process; a power failure may take the last `interval` seconds. "interval": either may take the last
+        `interval` seconds. "manual": either may take what was written since the last `sync()`.
+    interval: seconds, see `durability`.
     timeout: seconds to wait for another writer before `BusyError`; None waits for ever.
     page_size: bytes of a page of a new file, a power of two from 4096 to 65536. A durabledbm database that "n" empties
         keeps its own.
     cache_size: bytes of memory for caching.
+
+    In every mode, whatever a crash leaves opens at once and holds the first so many commits, each whole.
 
     Raises `error` with errno ENOENT if the file is missing and the flag does not create it, `error` for a file that is
     not a durabledbm database, which is left as it is, `CorruptionError` for one that is damaged, and `ValueError` or

@@ -54,15 +54,16 @@ def whichdb(filename: _Path) -> str | None:
 
 
 def _whichdb(filename: _Path, others: Callable[[Any], str | None]) -> str | None:
+    name = os.fsdecode(filename)  # Python 3.10's whichdb takes nothing else
     try:
-        with open(os.fsencode(filename), "rb") as file:
+        with open(name, "rb") as file:
             # Either meta page will do: a crash may have damaged one of them.
             head = file.read(2 * META_SIZE)
     except OSError:
-        return others(filename)
+        return others(name)
     if has_magic(head) or has_magic(head[META_SIZE:]):
         return NAME
-    answer = others(filename)
+    answer = others(name)
     return NAME if answer == "" and not head else answer
 
 

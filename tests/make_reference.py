@@ -100,6 +100,7 @@ _SHOWN = {
 """Methods that are used by way of syntax."""
 
 
+@cache
 def markdown() -> str:
     """The whole page."""
     parts = [_HEAD]
@@ -130,7 +131,7 @@ def _found(name: str) -> tuple[ast.FunctionDef | ast.ClassDef, str]:
     """The definition, and how the page calls it."""
     where, _, shown = name.partition("=")
     module, _, wanted = where.partition(":")
-    for node in ast.walk(ast.parse(_source(module))):
+    for node in ast.walk(_tree(module)):
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name == wanted:
             return node, shown or wanted
     raise LookupError(name)
@@ -139,6 +140,11 @@ def _found(name: str) -> tuple[ast.FunctionDef | ast.ClassDef, str]:
 @cache
 def _source(module: str) -> str:
     return (ROOT / "durabledbm" / f"{module}.py").read_text("utf-8")
+
+
+@cache
+def _tree(module: str) -> ast.Module:
+    return ast.parse(_source(module))
 
 
 def _entry(name: str) -> list[str]:
@@ -186,6 +192,7 @@ class _Page:
 
     def __init__(self, source: str) -> None:
         self.source = source
+        self.lines = source.split("\n")
 
     def of_class(self, node: ast.ClassDef) -> list[str]:
         """What it is; how it is made, if by its users; the fields that it has."""
@@ -269,7 +276,10 @@ class _Page:
 
     def code(self, node: ast.expr) -> str:
         """As it stands in the source, on one line."""
-        text = " ".join((ast.get_source_segment(self.source, node) or "").split())
+        if node.lineno == node.end_lineno:
+            text = self.lines[node.lineno - 1][node.col_offset : node.end_col_offset]  # quick, if the line is ASCII
+        else:
+            text = " ".join((ast.get_source_segment(self.source, node) or "").split())
         text = text.replace("str | bytes | os.PathLike[str] | os.PathLike[bytes]", "Path")
         return re.sub(r"\b_(Path|Serializer|Deserializer|V|Store)\b", r"\1", text)
 

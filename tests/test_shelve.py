@@ -219,6 +219,14 @@ def test_a_shelf_that_is_left_open_at_the_end_of_a_program_is_written(path: str,
         assert shelf["k"] == [1, 2]
 
 
+@pytest.mark.parametrize("kind", [str, str.encode, Path])
+def test_a_new_shelf_may_have_every_kind_of_name(path: str, kind: Any) -> None:
+    with shelve.open(kind(path)) as shelf:
+        shelf["k"] = 1
+    with shelve.open(path, "r") as shelf:
+        assert shelf["k"] == 1
+
+
 def test_open_passes_its_options_on(path: str) -> None:
     with shelve.open(path, "n", mode=0o600, timeout=0) as shelf, durabledbm.open(path, "w") as other:
         assert Path(path).stat().st_mode & 0o777 == 0o600

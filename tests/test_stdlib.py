@@ -225,6 +225,17 @@ def test_whichdb_knows_our_files_under_every_kind_of_name(path: str) -> None:
         assert whichdb(name) == "durabledbm"
 
 
+def test_whichdb_takes_every_kind_of_name_of_other_files_and_of_none(path: str) -> None:
+    dumb = path + "-dumb"
+    with dbm.dumb.open(dumb, "c") as db:
+        db["k"] = "v"
+    with install():
+        for name, answer in ((path, None), (dumb, "dbm.dumb")):
+            for kind in (str, os.fsencode, Path):
+                assert whichdb(kind(name)) == answer
+                assert dbm.whichdb(kind(name)) == answer
+
+
 def test_whichdb_says_what_dbm_says_about_other_files(path: str) -> None:
     assert whichdb(path) is None
     assert whichdb(os.path.dirname(path)) is None

@@ -24,8 +24,7 @@ problems), and 2 if it failed or was asked in a way that makes no sense; what is
 error, which names the file and says what to do next, and `--debug` adds the Python traceback. Ctrl-C ends a
 command quietly (status {ctrl_c} for the shell), and so does a reader that goes away, as in `durabledbm list
 app.db | head` (status {no_reader}). Long work shows its progress on a terminal, with
-[tqdm](https://pypi.org/project/tqdm/) if it is installed (`pip install durabledbm[progress]`), and nothing in
-a pipe.
+[tqdm](https://tqdm.github.io/) if it is installed (`pip install tqdm`), and nothing in a pipe.
 """
 
 
