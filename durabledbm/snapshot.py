@@ -19,9 +19,9 @@ from .mapping import Key, Readable, as_bytes
 __all__ = ["Pin", "Snapshot"]
 
 _ROWS_MAX = 100_000
-"""Entries that a snapshot keeps in memory to find them again quickly."""
+"""Entries of a generation that a snapshot keeps in memory to find them again quickly. There are two."""
 
-_VALUE_MAX = 1024
+_VALUE_MAX = 512
 """Larger values are not kept."""
 
 
@@ -63,7 +63,7 @@ class _Rows(dict[bytes, bytes | None]):
         if value is None:
             value = self._view.get(key)
         if value is not None and len(value) <= _VALUE_MAX:
-            if len(self) >= _ROWS_MAX // 2:  # what is used again comes back from the old ones, the rest goes with them
+            if len(self) >= _ROWS_MAX:  # what is used again comes back from the old ones, the rest goes with them
                 self._old = dict(self)
                 self.clear()
             self[key] = value
