@@ -19,9 +19,9 @@ from .mapping import Key, Readable, as_bytes
 __all__ = ["Pin", "Snapshot"]
 
 _ROWS_MAX = 100_000
-"""Entries that a snapshot keeps in memory to find them again quickly."""
+"""Entries of a generation that a snapshot keeps in memory to find them again quickly. There are two."""
 
-_VALUE_MAX = 1024
+_VALUE_MAX = 512
 """Larger values are not kept."""
 
 
@@ -48,19 +48,23 @@ class Pin:
 class _Rows(dict[bytes, bytes | None]):
     """What a snapshot has read: `rows[key]` is the value, or None, and only what is not there yet takes Python code."""
 
-    __slots__ = ("_life", "_view")
+    __slots__ = ("_life", "_old", "_view")
 
     def __init__(self, view: View, life: Life) -> None:
         super().__init__()
+        self._old: dict[bytes, bytes | None] = {}
         self._view = view
         self._life = life
 
     def __missing__(self, key: bytes) -> bytes | None:
         if self._life.ended:
             raise ClosedError
-        value = self._view.get(key)
+        value = self._old.get(key)
+        if value is None:
+            value = self._view.get(key)
         if value is not None and len(value) <= _VALUE_MAX:
-            if len(self) >= _ROWS_MAX:
+            if len(self) >= _ROWS_MAX:  # what is used again comes back from the old ones, the rest goes with them
+                self._old = dict(self)
                 self.clear()
             self[key] = value
         return value

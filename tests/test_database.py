@@ -1048,6 +1048,23 @@ def test_a_snapshot_ends_when_it_is_closed_and_with_its_database(db_path: str) -
     assert "closed" in repr(third)
 
 
+def test_a_snapshot_remembers_few_rows_and_those_that_are_asked_for_again(
+    db: durabledbm.Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("durabledbm.snapshot._ROWS_MAX", 10)
+    db.update({b"%04d" % n: b"%d" % n for n in range(1000)})
+    db["large"] = b"x" * 513
+    with db.snapshot() as snapshot:
+        for n in range(1000):
+            assert snapshot[b"%04d" % n] == b"%d" % n
+            assert snapshot["0000"] == b"0"
+            assert snapshot.get("1000") is None
+            assert len(snapshot["large"]) == 513
+            assert len(snapshot._rows) + len(snapshot._rows._old) <= 20
+        assert b"0000" in {**snapshot._rows, **snapshot._rows._old}
+        assert b"large" not in {**snapshot._rows, **snapshot._rows._old}
+
+
 def test_snapshots_of_different_commits_live_side_by_side(db: durabledbm.Database) -> None:
     snapshots = []
     for n in range(20):

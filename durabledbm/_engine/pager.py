@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from ..errors import CorruptionError, error
 from .checksum import crc32c
@@ -31,6 +31,11 @@ _BRANCH_COST = 120
 
 _RAW_MAX = 64
 """Branches that are kept as bytes, in case that they are asked for again."""
+
+_AHEAD = 1 << 16
+"""Bytes, about, that a scan reads at a time."""
+
+_LEAF_ONLY = (LEAF,)
 
 _CHUNK = 1 << 24
 """Bytes of a large value that are read and checked at a time."""
@@ -101,6 +106,45 @@ class Pager:
         if type(node) is not bytes:
             raise self.malformed(ref, "a branch where a leaf should be")
         return node
+
+    def leaves(self, refs: Sequence[bytes]) -> Iterator[bytes]:
+        """The sealed runs of the leaves at `refs`, for a scan: the cache is left alone, neighbours are read together.
+
+        Each is verified when it is its turn, so what is damaged does not come before what is not.
+        """
+        size = self.page_size
+        most = _AHEAD // size
+        at = 0
+        while at < len(refs):
+            ref = refs[at]
+            low, count, _ = REF.unpack(ref)
+            if count > most or ref in self.young or ref in self._old:
+                yield self.leaf(ref, keep=False)
+                at += 1
+                continue
+            places = [(low, count)]
+            high = low + count
+            while at + len(places) < len(refs) and high - low < most:
+                page_id, count, _ = REF.unpack(refs[at + len(places)])
+                if page_id == high and count <= most:
+                    high += count
+                elif page_id + count == low and count <= most:
+                    low = page_id
+                else:
+                    break
+                places.append((page_id, count))
+            try:
+                run = self._disk.read((high - low) * size, low * size)
+            except OSError as exc:
+                raise error.wrap(exc, self._disk.path) from exc
+            for page_id, count in places:
+                leaf = run[(page_id - low) * size : (page_id - low + count) * size]
+                if len(leaf) < count * size or mismatch(leaf, refs[at], _LEAF_ONLY) is not None:
+                    leaf = self.read(refs[at], LEAF)  # which says what is wrong, if it still is
+                else:
+                    self.misses += 1
+                yield leaf
+                at += 1
 
     def keep(self, ref: bytes, node: bytes | Branch) -> None:
         """Put a verified node in the cache."""

@@ -67,7 +67,7 @@ class Tree:
         self, start: bytes | None = None, stop: bytes | None = None, *, reverse: bool = False
     ) -> Iterator[bytes]:
         """The refs of the leaves that may hold keys from `start` up to `stop`."""
-        return iter(self._refs(start, stop, reverse, self.depth, self.root)) if self.depth else iter(())
+        return chain.from_iterable(self._siblings(start, stop, reverse, self.depth, self.root))
 
     def chunks(
         self, start: bytes | None, stop: bytes | None, *, reverse: bool, with_values: bool
@@ -75,38 +75,47 @@ class Tree:
         """The entries with `start <= key < stop`, a leaf at a time; no list is empty."""
         last: bytes | None = None
         values: list[bytes] = []
-        pager = self.pager
         large = False
-        for number, ref in enumerate(self.leaf_refs(start, stop, reverse=reverse)):
-            try:
-                leaf = pager.leaf(ref, keep=number < _KEPT)
+        try:
+            for leaf in self._leaves(start, stop, reverse):
                 if with_values:
                     keys, values = decode_leaf(leaf)
                     large = has_overflow(leaf)
                 else:
                     keys = leaf_keys(leaf)
-            except MALFORMED as exc:
-                raise self._malformed(exc) from exc
-            if not keys:
-                raise self._malformed("an empty leaf")
-            if last is not None and (keys[-1] >= last if reverse else keys[0] <= last):
-                raise self._malformed("the keys are out of order")
-            last = keys[0] if reverse else keys[-1]
-            first = 0 if start is None or keys[0] >= start else bisect_left(keys, start)
-            end = len(keys) if stop is None or keys[-1] < stop else bisect_left(keys, stop)
-            if first or end < len(keys):
-                keys, values = keys[first:end], values[first:end]
-            if reverse:
-                keys.reverse()
-                values.reverse()
-            if keys:
-                yield keys, values, large
+                if not keys:
+                    raise self._malformed("an empty leaf")
+                if last is not None and (keys[-1] >= last if reverse else keys[0] <= last):
+                    raise self._malformed("the keys are out of order")
+                last = keys[0] if reverse else keys[-1]
+                first = 0 if start is None or keys[0] >= start else bisect_left(keys, start)
+                end = len(keys) if stop is None or keys[-1] < stop else bisect_left(keys, stop)
+                if first or end < len(keys):
+                    keys, values = keys[first:end], values[first:end]
+                if reverse:
+                    keys.reverse()
+                    values.reverse()
+                if keys:
+                    yield keys, values, large
+        except MALFORMED as exc:
+            raise self._malformed(exc) from exc
 
-    def _refs(
+    def _leaves(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[bytes]:
+        pager, left = self.pager, _KEPT
+        for refs in self._siblings(start, stop, reverse, self.depth, self.root):
+            if left:
+                for ref in refs[:left]:
+                    yield pager.leaf(ref)
+            if len(refs) > left:
+                yield from pager.leaves(refs[left:])
+            left = max(left - len(refs), 0)
+
+    def _siblings(
         self, start: bytes | None, stop: bytes | None, reverse: bool, level: int, ref: bytes
-    ) -> Iterable[bytes]:
-        if level == 1:
-            return (ref,)
+    ) -> Iterable[list[bytes]]:
+        """The refs of the leaves in the range, those under one branch at a time."""
+        if level < 2:
+            return ([ref],) if level else ()
         separators, refs, _ = self.pager.branch(ref)
         first = 0 if start is None else bisect_right(separators, start)
         end = len(refs) if stop is None else bisect_left(separators, stop) + 1
@@ -114,8 +123,8 @@ class Tree:
         if reverse:
             children.reverse()
         if level == 2:
-            return children
-        return chain.from_iterable(map(partial(self._refs, start, stop, reverse, level - 1), children))
+            return (children,)
+        return chain.from_iterable(map(partial(self._siblings, start, stop, reverse, level - 1), children))
 
     def _malformed(self, what: object) -> CorruptionError:
         return self.pager.malformed(self.root, what)

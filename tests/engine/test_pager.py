@@ -364,3 +364,62 @@ def test_a_leaf_where_a_branch_should_be_is_damage_to_a_search_too() -> None:
     for pager in (engine.pager, Pager(engine.disk, 4096, 1 << 20)):
         with pytest.raises(CorruptionError):
             pager.child(engine.tree.root, b"key")
+
+
+def leaves_of(engine: Engine) -> tuple[list[bytes], list[bytes]]:
+    """A hundred leaves, one after the other in the file: their refs, and what they hold."""
+    engine.merge({b"%05d" % n: b"x" * 350 for n in range(1000)})
+    refs = list(engine.tree.leaf_refs())
+    places = [REF.unpack(ref)[0] for ref in refs]
+    assert len(refs) > 60
+    assert places == list(range(places[0], places[0] + len(refs)))
+    return refs, [engine.pager.leaf(ref, keep=False) for ref in refs]
+
+
+@pytest.mark.parametrize("step", [1, -1])
+def test_leaves_that_are_neighbours_are_read_together(step: int) -> None:
+    engine = Engine(cache_size=0)
+    refs, leaves = leaves_of(engine)
+    before = engine.volume.reads
+    assert list(engine.pager.leaves(refs[::step])) == leaves[::step]
+    assert engine.volume.reads - before == -(-len(refs) // 16)
+    assert engine.pager.young == {}
+
+
+def test_leaves_anywhere_are_read_one_by_one_and_those_in_the_cache_not_at_all() -> None:
+    engine = Engine(cache_size=0)
+    refs, leaves = leaves_of(engine)
+    pager = Pager(engine.disk, 4096, 1 << 24)
+    for ref in refs[:20]:
+        pager.leaf(ref)
+    before = engine.volume.reads
+    assert list(pager.leaves(refs[:20])) == leaves[:20]
+    assert engine.volume.reads == before
+    scattered = [20, 23, 22, 60, 25, 24, 26, 59, 3, 27]
+    assert list(pager.leaves([refs[n] for n in scattered])) == [leaves[n] for n in scattered]
+    assert engine.volume.reads - before == 6  # 20, 23 and 22, 60, 25 with 24 and 26, 59, 27
+
+
+@pytest.mark.parametrize("damage", ["changed", "cut off"])
+def test_leaves_before_a_damaged_one_are_given_although_they_are_read_with_it(damage: str) -> None:
+    engine = Engine(cache_size=0)
+    refs, leaves = leaves_of(engine)
+    at = REF.unpack(refs[5])[0] * 4096
+    content = engine.volume.content(PATH)
+    engine.volume.put(PATH, content[:at] + (b"" if damage == "cut off" else b"\xff" + content[at + 1 :]))
+    found: list[bytes] = []
+    with pytest.raises(CorruptionError) as caught:
+        found.extend(engine.pager.leaves(refs))
+    assert found == leaves[:5]
+    assert caught.value.page_id == REF.unpack(refs[5])[0]
+
+
+def test_a_ref_to_very_many_pages_is_read_for_itself() -> None:
+    engine = Engine(cache_size=0)
+    refs, leaves = leaves_of(engine)
+    page_id, _, crc = REF.unpack(refs[1])
+    wrong = REF.pack(page_id, 2**32 - 1, crc)
+    leaf_by_leaf = engine.pager.leaves([refs[0], wrong])
+    assert next(leaf_by_leaf) == leaves[0]
+    with pytest.raises(CorruptionError):
+        next(leaf_by_leaf)
