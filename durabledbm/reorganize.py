@@ -2,7 +2,8 @@
 
 Two passes of ordinary commits. The first packs the leaves: a batch of neighbouring leaves at a time is written anew,
 filled to the brim, into the free pages nearest to the front. The second takes what still stands behind the place where
-the file could end and moves it to the front, last runs first. After every commit the end of the file is cut off as far
+the file could end and moves it to the front, last runs first; where the holes there are too short for that, it first
+moves what stands between them out of the way. After every commit the end of the file is cut off as far
 as it is free. Other threads and processes read meanwhile, and write between the commits; a crash loses nothing.
 
 Where there is next to nothing to gain nothing is written: leaves that are full already stay where they are, and a file
@@ -18,7 +19,7 @@ from contextlib import AbstractContextManager
 
 from ._engine.merge import TOUCH, Touch
 from ._engine.store import Store
-from ._engine.vacuum import leaf_batches, spare_pages, standing_after
+from ._engine.vacuum import leaf_batches, spare_pages, standing
 
 __all__ = ["Progress", "reorganize"]
 
@@ -81,23 +82,30 @@ def _is_loose(store: Store, writing: Callable[[], AbstractContextManager[object]
 def _move(
     store: Store, writing: Callable[[], AbstractContextManager[object]], progress: Progress | None, total: int
 ) -> None:
-    smallest, patience = 1 << 62, 3
+    smallest, patience, cleared = 1 << 62, 3, 0
     while patience:
         with writing():
             store.rewrite({}, packing=False)
             end = store.committer.space(store.state, store.oldest_txid()).used_count
-            runs = sorted(standing_after(store.state.view.tree, end), key=lambda run: run[0], reverse=True)
-            if not runs:
-                patience = 1
-            touches: dict[bytes, Touch] = {}
-            for _, key, touch in runs[:_BATCH]:
-                if key not in touches or touch.moves_value:
-                    touches[key] = touch
-            size = store.rewrite(touches, packing=False).meta.page_count
+            size = _rewritten(store, end, store.state.meta.page_count)
         if size < smallest:
-            smallest = size
-            patience = 3
+            smallest, patience = size, 3
+        elif cleared < end and _is_loose(store, writing):
+            # What stands at the end is too long for the holes at the front: make larger ones, bit by bit.
+            with writing():
+                _rewritten(store, cleared, cleared + _BATCH)
+            cleared += _BATCH
         else:
             patience -= 1
         if progress is not None:
             progress(total - min(total // 2, max(size - end, 1)), total)
+
+
+def _rewritten(store: Store, start: int, end: int) -> int:
+    """Move what stands between these pages, the last runs first, and not too many; the page count after that."""
+    runs = sorted(standing(store.state.view.tree, start, end), key=lambda run: run[0], reverse=True)
+    touches: dict[bytes, Touch] = {}
+    for _, key, touch in runs[:_BATCH]:
+        if key not in touches or touch.moves_value:
+            touches[key] = touch
+    return store.rewrite(touches, packing=False).meta.page_count

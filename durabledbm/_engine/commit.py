@@ -190,7 +190,7 @@ class Committer:
     ) -> Meta:  # fmt: skip
         """Close a merge: write the free space, sync if the runs are too many to be listed, return the meta."""
         writer.release_place()
-        space.cut_tail()
+        space.cut_tail(all_of_it=fold)
         space_ref = space.save(writer.txid, writer.write, fold=fold)
         extents = writer.finish()
         self._space = space

@@ -23,6 +23,12 @@ _MIN_LEAF = 8
 _MIN_LEAF_PACKED = 16
 """...or so many, if it is being packed..."""
 
+_JOIN_BELOW = 0.4
+"""A node filled less than this is joined with a neighbour, whatever comes of it..."""
+
+_LEAN_BELOW = 0.7
+"""...and a leaf that has shrunk to less than this, if fewer pages will do then."""
+
 _ROOM = 12
 """One part in so many is left free where a batch makes many leaves: the next few keys then need no split."""
 
@@ -38,6 +44,8 @@ class Draft(NamedTuple):
     keys: list[bytes]
     values: list[bytes]
     size: int
+    lean: bool = False
+    """A leaf that has shrunk, and might do with fewer pages together with its neighbours."""
     ref: bytes = b""
     """Where it is, if it is written already after all; then its entries are not here any more."""
 
@@ -82,6 +90,32 @@ class Cutter:
             done = ends[end - 1]
             at = end
         return drafts
+
+    def limit_of(self, draft: Draft, level: int) -> int:
+        """Bytes of entries that a node like this one may hold."""
+        return self.one_page if level else self._leaf_limit(draft.size, len(draft.keys))
+
+    def is_small(self, draft: Draft, level: int) -> bool:
+        """Whether the node must be joined with a neighbour. A branch must not be left with a single child."""
+        if draft.ref:
+            return False
+        small = draft.size < _JOIN_BELOW * self.limit_of(draft, level)
+        return small or (len(draft.values) < 2 and draft.keys[0] == draft.low)
+
+    def shrunk(self, draft: Draft) -> Draft:
+        """A leaf that has become smaller, marked as lean if it is."""
+        return draft._replace(lean=True) if draft.size < _LEAN_BELOW * self.limit_of(draft, 0) else draft
+
+    @property
+    def lean_below(self) -> int:
+        """What makes a leaf of one page lean, in bytes."""
+        return int(_LEAN_BELOW * self.one_page)
+
+    def fewer_do(self, drafts: list[Draft]) -> bool:
+        """Whether the entries of these leaves fit in one leaf less, with some room to spare."""
+        total = sum(draft.size for draft in drafts)
+        limit = self._leaf_limit(total, sum(len(draft.keys) for draft in drafts))
+        return total <= (len(drafts) - 1) * (limit - limit // _ROOM)
 
     def _leaf_limit(self, total: int, count: int) -> int:
         """Bytes of entries in a leaf: one page if entries are small, more if a page would hold but a few."""

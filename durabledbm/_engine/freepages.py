@@ -147,10 +147,10 @@ class FreePages:
         if first != last:
             self._dirty.update(range(first + 1, last + 1))
 
-    def cut_tail(self) -> None:
+    def cut_tail(self, *, all_of_it: bool = False) -> None:
         """Forget the reusable pages at the end of the file, if they are worth it: the file may be cut off there."""
         tail = len(self._free) - len(self._free.rstrip(b"\1"))
-        if tail > max(len(self._free) // 16, 16):
+        if tail > (0 if all_of_it else max(len(self._free) // 16, 16)):
             del self._free[-tail:]
             self.free_count -= tail
             self._base = min(self._base, len(self._free))

@@ -9,6 +9,7 @@ from itertools import groupby
 
 from .draft import Cutter, Draft
 from .node import decode_leaf
+from .page import read_header
 from .pager import MALFORMED, Pager
 from .writer import Writer
 
@@ -20,14 +21,11 @@ Node = bytes | Draft
 _AIRY = 0.75
 """Neighbouring nodes that are both written, and filled less than this, are poured together."""
 
-_JOIN_BELOW = 0.4
-"""A node filled less than this is joined with a neighbour."""
-
 
 class Joiner:
     """Decides which nodes are put together, and does it."""
 
-    __slots__ = ("_cutter", "_one_page", "_packing", "_pager", "_threshold", "_writer")
+    __slots__ = ("_cutter", "_one_page", "_packing", "_pager", "_writer")
 
     def __init__(self, pager: Pager, writer: Writer, cutter: Cutter, *, packing: bool) -> None:
         self._pager = pager
@@ -35,13 +33,10 @@ class Joiner:
         self._cutter = cutter
         self._packing = packing
         self._one_page = cutter.one_page
-        self._threshold = _JOIN_BELOW * cutter.one_page
 
-    def is_small(self, draft: Draft) -> bool:
-        """Whether the node should be joined with a neighbour. A branch must not be left with a single child."""
-        if draft.ref:
-            return False
-        return draft.size < self._threshold or (len(draft.values) < 2 and draft.keys[0] == draft.low)
+    def concerns(self, draft: Draft, level: int) -> bool:
+        """Whether `joined` would do something about the node, if it can."""
+        return draft.lean or self._cutter.is_small(draft, level)
 
     def is_airy(self, sizes: list[int]) -> bool:
         """Whether nodes of these sizes leave so much of their pages empty that they may be poured together."""
@@ -57,19 +52,37 @@ class Joiner:
         """
         at = 0
         while at < len(nodes) and len(nodes) > 1:
-            node = nodes[at]
             last = at == len(nodes) - 1
-            if isinstance(node, bytes) or not self.is_small(node) or (last and keep_last):
+            first, end = (at, at) if last and keep_last else self._together(lows, nodes, at, level)
+            if first == end:
                 at += 1
                 continue
-            a = at - 1 if last or (at and isinstance(nodes[at - 1], Draft)) else at
-            left, right = self._draft(lows[a], nodes[a], level), self._draft(lows[a + 1], nodes[a + 1], level)
-            keys, values = left.keys + right.keys, left.values + right.values
-            drafts = self._cutter.cut(keys, values, level, left.low, greedy=False)
-            lows[a : a + 2] = [draft.low for draft in drafts]
-            nodes[a : a + 2] = drafts
-            at = a if len(drafts) == 1 else a + len(drafts)
+            some = [self._draft(lows[index], nodes[index], level) for index in range(first, end)]
+            for node in nodes[first:end]:
+                if isinstance(node, bytes):
+                    self._writer.free(node)
+            keys, values = [key for draft in some for key in draft.keys], [v for draft in some for v in draft.values]
+            drafts = self._cutter.cut(keys, values, level, some[0].low, greedy=False)
+            lows[first:end] = [draft.low for draft in drafts]
+            nodes[first:end] = drafts
+            at = first if len(drafts) == 1 else first + len(drafts)
         return lows, nodes
+
+    def _together(self, lows: list[bytes], nodes: list[Node], at: int, level: int) -> tuple[int, int]:
+        """From where up to where nodes are to be joined with the one at `at`: nothing, if that may stay as it is."""
+        node = nodes[at]
+        if isinstance(node, bytes) or not self.concerns(node, level):
+            return at, at
+        if not level:
+            around = {i: self._draft(lows[i], nodes[i], 0) for i in range(max(at - 1, 0), min(at + 2, len(nodes)))}
+            for first, end in ((at - 1, at + 1), (at, at + 2), (at - 1, at + 2)):
+                some = [around[index] for index in range(first, end) if index in around]
+                if len(some) == end - first and self._cutter.fewer_do(some):
+                    return first, end
+        if not self._cutter.is_small(node, level):
+            return at, at
+        first = at - 1 if at == len(nodes) - 1 or (at and isinstance(nodes[at - 1], Draft)) else at
+        return first, first + 2
 
     def poured(self, lows: list[bytes], nodes: list[Node], level: int) -> tuple[list[bytes], list[Node]]:
         """Pour adjacent drafts together where fewer pages will do, and cut them anew. They are written anyway."""
@@ -101,12 +114,11 @@ class Joiner:
         if isinstance(node, Draft):
             return node
         self._writer.flush()  # it may have been written only now, and not be in the cache
-        self._writer.free(node)
         if level:
             branch = self._pager.branch(node)
             return Draft(low, [low, *branch.separators], list(branch.refs), 0)
         leaf = self._pager.leaf(node, keep=False)
         try:
-            return Draft(low, *decode_leaf(leaf), 0)
+            return Draft(low, *decode_leaf(leaf), read_header(leaf).payload_size)
         except MALFORMED as exc:
             raise self._pager.malformed(node, exc) from exc

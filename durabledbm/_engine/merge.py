@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 from .draft import Cutter, Draft
 from .joining import Joiner, Node
 from .node import BRANCH_OVERHEAD, Branch, Overflow, decode_leaf, edit_leaf, grown_tail
-from .page import CRC_SIZE, HEADER, NO_REF, REF
+from .page import CRC_SIZE, HEADER, NO_REF, REF, read_header
 from .pager import MALFORMED, Pager
 from .writer import Writer
 
@@ -89,7 +89,7 @@ class _Merge:
         self._joiner = Joiner(pager, writer, self._cutter, packing=packing)
         self._packing = packing
         page = self._page_size - HEADER.size - CRC_SIZE
-        self._edit_limits = (page // 2, page, self._inline_max)
+        self._edit_limits = (self._cutter.lean_below, page, self._inline_max)
 
     def run(self, root: bytes, depth: int) -> Merged:
         count = len(self._keys)
@@ -154,7 +154,7 @@ class _Merge:
             simple = simple and type(result) is bytes
             first = stop
         self._writer.free(ref)
-        if self._packing or not (simple or self._fits(branch, results)):
+        if self._packing or not (simple or self._fits(branch, level, results)):
             return self._branch(branch, level, low, results, rightmost=rightmost)
         separators, refs, tail = separators.copy(), refs.copy(), branch.tail
         for child, result in reversed(results):
@@ -168,13 +168,15 @@ class _Merge:
             refs[child] = self._write(result[0], level - 1)
         return self._writer.branch(separators, refs, tail)
 
-    def _fits(self, branch: Branch, results: list[tuple[int, list[Draft] | bytes]]) -> bool:
+    def _fits(self, branch: Branch, level: int, results: list[tuple[int, list[Draft] | bytes]]) -> bool:
         """Whether `results` can just take the place of children: none is to be joined or poured, and there is room."""
         size = len(branch.refs) * REF.size + len(branch.tail)
         before = -2
         for child, result in results:
             if isinstance(result, list):
-                if not result or child == before + 1 or any(map(self._joiner.is_small, result)):
+                if not result or child == before + 1:
+                    return False
+                if any(self._joiner.concerns(draft, level - 1) for draft in result):
                     return False
                 before = child
                 size += sum(BRANCH_OVERHEAD + len(draft.low) for draft in result[1:])
@@ -199,7 +201,7 @@ class _Merge:
                 for draft in result:
                     lows.append(draft.low)
                     nodes.append(draft.ref or draft)
-                    small = small or self._joiner.is_small(draft)
+                    small = small or self._joiner.concerns(draft, level - 1)
             done = child + 1
         lows += old_lows[done:]
         nodes += branch.refs[done:]
@@ -209,7 +211,7 @@ class _Merge:
             lows, nodes = self._joiner.joined(lows, nodes, level - 1, keep_last=rightmost and self._growth > 0)
         written = [node if isinstance(node, bytes) else self._write(node, level - 1) for node in nodes]
         drafts = self._cutter.cut(lows, written, level, low, greedy=False)
-        if len(drafts) == 1 and not self._packing and not self._joiner.is_small(drafts[0]):
+        if len(drafts) == 1 and not self._packing and not self._cutter.is_small(drafts[0], level):
             return self._write(drafts[0], level)
         return drafts
 
@@ -229,8 +231,11 @@ class _Merge:
             raise self._pager.malformed(ref, exc) from exc
         greedy = rightmost and bool(keys) and self._keys[first] > keys[-1]
         drafts = self._apply(keys, values, low, first, end, greedy=greedy)
-        if len(drafts) == 1 and not self._packing and not self._joiner.is_airy([drafts[0].size]):
-            return self._write(drafts[0], 0)
+        if len(drafts) == 1 and not self._packing:
+            if drafts[0].size < read_header(leaf).payload_size - 2:  # where an offset more stands
+                drafts[0] = self._cutter.shrunk(drafts[0])
+            if not drafts[0].lean and not self._joiner.is_airy([drafts[0].size]):
+                return self._write(drafts[0], 0)
         return drafts
 
     def _write(self, draft: Draft, level: int) -> bytes:
@@ -263,7 +268,7 @@ class _Merge:
             cut = self._cutter.cut(last.keys + more_keys, last.values + more_values, 0, last.low, greedy=greedy)
             if cut:
                 *full, last = cut
-                drafts += [Draft(draft.low, [], [], draft.size, self._write(draft, 0)) for draft in full]
+                drafts += [Draft(draft.low, [], [], draft.size, ref=self._write(draft, 0)) for draft in full]
             first, done = stop, upto
         return [*drafts, last] if last.keys else drafts
 

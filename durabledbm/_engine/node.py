@@ -172,8 +172,9 @@ def edit_leaf(
     """A few changes to a leaf of small values, made in its bytes: what is between them is copied, not decoded.
 
     The changes are those of `keys`, which ascend; None deletes. Returns the new entry count, by how
-    many entries it grew, and the parts of the new payload; or None if this cannot be done: if the payload would not be
-    between the first two `limits`, or a value is longer than the third, or there are large values already.
+    many entries it grew, and the parts of the new payload; or None if this cannot be done: if the payload would shrink
+    below the first of the `limits`, or grow beyond the second, or a value is longer than the third, or there are large
+    values already.
     """
     if leaf[1] or len(leaf) > _NARROW_MAX // 2:
         return None
@@ -219,7 +220,8 @@ def edit_leaf(
             numbers = b"".join((numbers[: 4 * at + 2], new, _shifted(numbers[4 * at + 2 :], size + len(value))))
             fingerprints = b"".join((fingerprints[:at], _BYTES[crc32(key) & 0xFF], fingerprints[at:]))
             count += 1
-    if not limits[0] <= len(fingerprints) + len(numbers) + len(body) <= limits[1]:
+    size = len(fingerprints) + len(numbers) + len(body)
+    if size > limits[1] or size < min(limits[0], payload_size):
         return None
     return count, count - before, (fingerprints, numbers, body)
 

@@ -19,12 +19,12 @@ from .pager import MALFORMED, Pager
 from .space import Space
 from .tree import Tree
 
-__all__ = ["Tail", "at_the_end", "is_wasteful", "leaf_batches", "spare_pages", "standing_after"]
+__all__ = ["Tail", "at_the_end", "is_wasteful", "leaf_batches", "spare_pages", "standing"]
 
-_WASTEFUL = 0.25
+_WASTEFUL = 0.2
 """Reusable pages that a file may have, in proportion to those in use, before small commits make it smaller..."""
 
-_WASTEFUL_AFTER = 0.5
+_WASTEFUL_AFTER = 0.25
 """...and that it may have when a large commit is through..."""
 
 _WASTEFUL_PAGES = 64
@@ -99,27 +99,29 @@ def _key_of(disk: Disk, pager: Pager, page_id: int) -> tuple[bytes, Touch] | Non
     return None
 
 
-def standing_after(tree: Tree, end: int) -> Iterator[tuple[int, bytes, Touch]]:
-    """Page id, and a key that leads there, of every run of the tree that does not end before page `end`."""
+def standing(tree: Tree, start: int, end: int) -> Iterator[tuple[int, bytes, Touch]]:
+    """Page id, and a key that leads there, of every run of the tree that has a page from `start` up to `end`."""
     if tree.depth:
-        yield from _standing_after(tree, tree.root, tree.depth, b"", end)
+        yield from _standing(tree, tree.root, tree.depth, b"", start, end)
 
 
-def _standing_after(tree: Tree, ref: bytes, level: int, low: bytes, end: int) -> Iterator[tuple[int, bytes, Touch]]:
+def _standing(
+    tree: Tree, ref: bytes, level: int, low: bytes, start: int, end: int
+) -> Iterator[tuple[int, bytes, Touch]]:
     page_id, page_count, _ = REF.unpack(ref)
-    if page_id + page_count > end:
+    if page_id < end and page_id + page_count > start:
         yield page_id, low, TOUCH
     if level > 1:
         branch = tree.pager.branch(ref)
         for child, bound in zip(branch.refs, [low, *branch.separators], strict=True):
-            yield from _standing_after(tree, child, level - 1, bound, end)
+            yield from _standing(tree, child, level - 1, bound, start, end)
         return
     leaf = tree.pager.leaf(ref, keep=False)
     if leaf[1]:
         for key, value in zip(*decode_leaf(leaf), strict=True):
             if type(value) is Overflow:
                 page_id, page_count, _ = REF.unpack(value.ref)
-                if page_id + page_count > end:
+                if page_id < end and page_id + page_count > start:
                     yield page_id, key, MOVE
 
 
