@@ -260,9 +260,7 @@ class Database(Upkeep, Writable):
         self._plain = False
         return work
 
-    def _end(
-        self, transaction: Transaction, work: Work | None, commit: Callable[[bool], State] | None = None
-    ) -> None:
+    def _end(self, transaction: Transaction, work: Work | None, commit: Callable[[bool], State] | None = None) -> None:
         self._forget(transaction)
         self._pipeline.finish(transaction.turn, work, commit)
 
@@ -313,7 +311,8 @@ class Database(Upkeep, Writable):
         same; but `BusyError`, if a transaction of another thread does not end within `timeout`, leaves it open.
         """
         if self._life.ended:
-            return self._store.close()  # it may have been interrupted
+            self._store.close()  # closing may have been interrupted
+            return
         for transaction in reversed(self._transactions):
             if transaction.mine():
                 transaction.abandon()

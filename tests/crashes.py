@@ -443,7 +443,7 @@ def recovered(volume: SimVolume, model: Model, event: str, at: int | None) -> tu
         content = dict(database.items())
         model.check(content, event, at)
         assert len(database) == len(content)
-        problems = [problem for problem in database.check() if not _is_torn_slot(problem)]
+        problems = [problem for problem in database.check() if not is_torn_slot(problem)]
         assert not problems, problems
     except BaseException:
         database.close()
@@ -451,7 +451,7 @@ def recovered(volume: SimVolume, model: Model, event: str, at: int | None) -> tu
     return database, model.after(content, clock=lambda: len(volume.log))
 
 
-def _is_torn_slot(problem: Problem) -> bool:
+def is_torn_slot(problem: Problem) -> bool:
     """A crash may tear one of the two meta pages: that is what the other is for. The first write mends it."""
     return problem.invariant == 4 and problem.message.startswith("meta page")
 

@@ -170,7 +170,7 @@ class Deferred:
             self.store.begin(turn, self.timeout)
             with self._mutex:
                 self._commit()
-                yield
+            yield
         finally:
             self._end(turn)
 
