@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from crashes import is_torn_slot
 from model import MODES
 from simdisk import CHANGES, Fault, SimVolume, disk_error
 
@@ -189,6 +190,22 @@ def test_a_handle_whose_sync_failed_refuses_everything_until_the_file_is_opened_
     for state in volume.crash_states():
         with open_on(state, PATH) as db:
             assert dict(db.items()) == seen
+
+
+def test_pages_that_a_failed_sync_lost_are_not_believed_because_the_cache_still_shows_them() -> None:
+    volume, content = base()
+    with open_on(volume, PATH, "w") as db:
+        volume.fail_at(0, disk_error(errno.EIO, "lost"), ("sync",))
+        with pytest.raises(durabledbm.error):
+            db.update({b"lost %03d" % n: b"x" * 90 for n in range(99)})
+    with open_on(volume, PATH, "w") as fresh:
+        fresh[b"small"] = b"1"
+        seen = dict(fresh.items())
+    assert seen == {**content, b"small": b"1"}
+    for state in volume.crash_states():
+        with open_on(state, PATH) as survivor:
+            assert dict(survivor.items()) == seen
+            assert [problem for problem in survivor.check() if not is_torn_slot(problem)] == []
 
 
 # -- somebody else's hands
