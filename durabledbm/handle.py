@@ -260,9 +260,7 @@ class Database(Upkeep, Writable):
         self._plain = False
         return work
 
-    def _end(
-        self, transaction: Transaction, work: Work | None, commit: Callable[[bool], State] | None = None
-    ) -> None:
+    def _end(self, transaction: Transaction, work: Work | None, commit: Callable[[bool], State] | None = None) -> None:
         self._forget(transaction)
         self._pipeline.finish(transaction.turn, work, commit)
 

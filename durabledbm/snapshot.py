@@ -31,18 +31,19 @@ class Pin:
     __slots__ = ("_reader", "_store", "state")
 
     def __init__(self, store: Store) -> None:
-        self._store: Store | None = store
         self._reader = Reader()
+        self._store: Store | None = store
         self.state: State = store.pin(self._reader)
 
     def release(self) -> None:
         """End the pin. Doing it twice is harmless."""
-        store, self._store = self._store, None
-        if store is not None:
-            store.unpin(self._reader)
+        if self._store is not None:
+            self._store.unpin(self._reader)
+            self._store = None
 
     def __del__(self) -> None:
-        self.release()
+        if hasattr(self, "_store"):  # else it was interrupted before it began
+            self.release()
 
 
 class _Rows(dict[bytes, bytes | None]):

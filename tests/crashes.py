@@ -41,6 +41,7 @@ class Bench:
     def __init__(self, mode: str, seed: int, *, page_size: int = 4096, volume: SimVolume | None = None) -> None:
         self.volume = SimVolume() if volume is None else volume
         self.mode, self.seed, self.page_size = mode, seed, page_size
+        self.cache_size = 1 << 20
         self.rng = random.Random(seed)
         self.trace = self.volume.record()
         self.model = Model(mode, clock=lambda: len(self.volume.log), seed=seed)
@@ -58,7 +59,8 @@ class Bench:
         if flag == "n":
             self.model.will_commit({}, clear=True)
         self.database = open_on(
-            self.volume, PATH, flag, durability=self.mode, interval=FOREVER, page_size=self.page_size
+            self.volume, PATH, flag, durability=self.mode, interval=FOREVER, page_size=self.page_size,
+            cache_size=self.cache_size,
         )
         if flag == "n":
             self.model.acknowledged()
@@ -277,6 +279,7 @@ def two_writers(bench: Bench) -> None:
 
 def pinned(bench: Bench) -> None:
     """Snapshots keep old pages from being reused, and let them go again."""
+    bench.cache_size = 0  # so that they are read from the file
     bench.commit(bench.entries(100, 100))
     bench.begin_here()
     snapshots = []
@@ -443,7 +446,7 @@ def recovered(volume: SimVolume, model: Model, event: str, at: int | None) -> tu
         content = dict(database.items())
         model.check(content, event, at)
         assert len(database) == len(content)
-        problems = [problem for problem in database.check() if not _is_torn_slot(problem)]
+        problems = [problem for problem in database.check() if not is_torn_slot(problem)]
         assert not problems, problems
     except BaseException:
         database.close()
@@ -451,7 +454,7 @@ def recovered(volume: SimVolume, model: Model, event: str, at: int | None) -> tu
     return database, model.after(content, clock=lambda: len(volume.log))
 
 
-def _is_torn_slot(problem: Problem) -> bool:
+def is_torn_slot(problem: Problem) -> bool:
     """A crash may tear one of the two meta pages: that is what the other is for. The first write mends it."""
     return problem.invariant == 4 and problem.message.startswith("meta page")
 

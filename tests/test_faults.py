@@ -1,8 +1,8 @@
 """Whatever fails, and whenever: the answer is right or an error of ours, and nothing acknowledged is lost.
 
-A workload is run once for each of its operations on the disk, and that operation fails; or once for each line
-that the engine executes, and the line is interrupted. Then the handle is usable or refuses everything, its locks
-are released when it is closed, and what the next open finds holds all that was acknowledged, whole.
+A workload is run once for each of its operations on the disk, and that operation fails. Then the handle is usable or
+refuses everything, its locks are released when it is closed, and what the next open finds holds all that was
+acknowledged, whole. Interrupts are in `test_interrupts`.
 """
 
 from __future__ import annotations
@@ -10,18 +10,16 @@ from __future__ import annotations
 import errno
 import os
 import random
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pytest
+from crashes import is_torn_slot
 from model import MODES
 from simdisk import CHANGES, Fault, SimVolume, disk_error
 
 import durabledbm
-from durabledbm._engine import commit
 from durabledbm.database import Database, open_on
 
 PATH = "/db"
@@ -194,69 +192,20 @@ def test_a_handle_whose_sync_failed_refuses_everything_until_the_file_is_opened_
             assert dict(db.items()) == seen
 
 
-# -- interrupted at any line
-
-
-class Interrupter:
-    """Raises `error` when the engine reaches its `at`-th line."""
-
-    def __init__(self, error: type[BaseException], at: int) -> None:
-        self.error, self.at, self.lines = error, at, 0
-        self._directory = os.path.dirname(commit.__file__)
-
-    def __enter__(self) -> Interrupter:
-        self._before = sys.gettrace()
-        sys.settrace(self._call)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        sys.settrace(self._before)
-
-    def _call(self, frame: FrameType, event: str, argument: object) -> Callable[..., Any] | None:
-        inside = frame.f_code.co_filename.startswith(self._directory)
-        return self._line if inside and frame.f_code.co_name not in ("__del__", "unpin", "_drain") else None
-
-    def _line(self, frame: FrameType, event: str, argument: object) -> Callable[..., Any]:
-        if event == "line":
-            self.lines += 1
-            if self.lines == self.at:
-                sys.settrace(None)
-                raise self.error
-        return self._line
-
-
-def interruptions(error: type[BaseException], mode: str, stride: int) -> Iterator[int]:
-    """Interrupt the workload at every `stride`-th line."""
-    at = 1 + stride // 3
-    while True:
-        volume, content = base()
-        run = Run(volume, content, mode)
-        with Interrupter(error, at) as interrupter:
-            run.go(3)
-        if run.failure is None:
-            return
-        assert isinstance(run.failure, error)
-        try:
-            run.verify()
-        except BaseException as exc:
-            raise AssertionError(f"{error.__name__}, mode {mode}, line {at}: {type(exc).__name__}: {exc}") from exc
-        yield interrupter.lines
-        at += stride
-
-
-@pytest.mark.xfail(strict=False, reason="an interrupted line may leave the writer lock until the handle is gone")
-@pytest.mark.parametrize("mode", ["full", "process", "manual"])
-@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
-def test_an_interrupted_line_leaves_whole_commits_and_a_usable_handle(error: type[BaseException], mode: str) -> None:
-    assert sum(1 for _ in interruptions(error, mode, 101)) > 20
-
-
-@pytest.mark.long
-@pytest.mark.xfail(strict=False, reason="an interrupted line may leave the writer lock until the handle is gone")
-@pytest.mark.parametrize("mode", ["full", "process", "manual"])
-@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
-def test_every_interrupted_line_leaves_whole_commits(error: type[BaseException], mode: str) -> None:
-    assert sum(1 for _ in interruptions(error, mode, 1)) > 2000
+def test_pages_that_a_failed_sync_lost_are_not_believed_because_the_cache_still_shows_them() -> None:
+    volume, content = base()
+    with open_on(volume, PATH, "w") as db:
+        volume.fail_at(0, disk_error(errno.EIO, "lost"), ("sync",))
+        with pytest.raises(durabledbm.error):
+            db.update({b"lost %03d" % n: b"x" * 90 for n in range(99)})
+    with open_on(volume, PATH, "w") as fresh:
+        fresh[b"small"] = b"1"
+        seen = dict(fresh.items())
+    assert seen == {**content, b"small": b"1"}
+    for state in volume.crash_states():
+        with open_on(state, PATH) as survivor:
+            assert dict(survivor.items()) == seen
+            assert [problem for problem in survivor.check() if not is_torn_slot(problem)] == []
 
 
 # -- somebody else's hands

@@ -34,29 +34,74 @@ import crashes
 from crashes import Options, explore
 for seed in (1, 2):
     for name in {names!r}.split():
-        explore(getattr(crashes, name), {mode!r}, seed, options=Options(limit=60, again=0.2, deeper=0.01), enough=100)
+        options = Options(limit=60, again={again}, deeper={deeper})
+        explore(getattr(crashes, name), {mode!r}, seed, options=options, enough={enough})
 """
-FULL = CRASH.format(names="creation one_leaf tree_commits large_values shrinking", mode="full")
-RELAXED = CRASH.format(names="tree_commits large_values two_writers", mode="process")
-DEEP = CRASH.format(names="pinned small_commits two_writers", mode="full")
+USUAL = {"again": 0.2, "deeper": 0.01, "enough": 40}
+FULL = CRASH.format(**USUAL, mode="full", names="creation one_leaf tree_commits large_values shrinking")
+RELAXED = CRASH.format(**USUAL, mode="process", names="tree_commits large_values two_writers")
+DEEP = CRASH.format(**USUAL, mode="full", names="pinned small_commits two_writers")
 DAMAGE = """
 import random
 import damage
 rng = random.Random(1)
-for number in range(1500):
+for _ in range(800):
     bit = rng.randrange(16 * 4096 * 8)
     assert not damage.bad_flips(range(bit, bit + 1)), bit
 """
 METAS = """
 import damage
 for slot in (0, 4096):
-    assert not damage.bad_flips(range(slot * 8, (slot + 400) * 8))
+    assert not damage.bad_flips(range(slot * 8, (slot + 400) * 8, 7))
 """
+GIVEN_UP = CRASH.format(names="one_leaf", mode="full", again=1, deeper=0.5, enough=12)
 FAULTS = """
 from test_faults import FAULTS, test_an_operation_that_fails_loses_nothing_acknowledged as test
 for name in FAULTS:
     if "sync" in name:
         test(name, "full")
+"""
+
+FAILED_SYNC = """
+from test_faults import test_pages_that_a_failed_sync_lost_are_not_believed_because_the_cache_still_shows_them as test
+test()
+"""
+OVERTAKEN = """
+from simdisk import SimVolume
+from durabledbm.database import open_on
+volume = SimVolume()
+with open_on(volume, "/db", "c", cache_size=0) as writer, open_on(volume, "/db", "r", cache_size=0) as reader:
+    content = {b"%03d" % n: b"old" * 30 for n in range(300)}
+    writer.update(content)
+    assert reader[b"001"]
+    def overtake(operation):
+        volume.before = None
+        for n in range(3):
+            writer.update(dict.fromkeys(content, b"%d" % n * 90))
+    volume.before = lambda operation: operation.kind == "lock" and overtake(operation)
+    with reader.snapshot() as snapshot:
+        seen = dict(snapshot.items())
+        assert seen in (content, dict(reader.items())), "the snapshot shows neither what was nor what is"
+        for n in range(5):
+            writer.update(dict.fromkeys(content, b"new %d" % n * 20))
+        assert dict(snapshot.items()) == seen
+"""
+INTERRUPTS = """
+import test_interrupts as t
+for operation in (t.put, t.clear, t.transaction, t.snapshot):
+    for mode in ("full", "manual"):
+        t.interrupt(mode, operation, KeyboardInterrupt, 1, 5)
+for kind in ("lock", "sync"):
+    for at in range(2, t.grouped(kind, 0) + 1, 9):
+        t.grouped(kind, at)
+"""
+MOMENT = """
+import test_interrupts as t
+t.interrupt({mode!r}, t.{operation}, KeyboardInterrupt, 1, 1)
+"""
+BLOCK = """
+import test_interrupts as t
+t.test_a_block_whose_end_is_interrupted_is_over_whoever_still_has_the_transaction()
 """
 
 MUTATIONS = {
@@ -105,6 +150,40 @@ MUTATIONS = {
     "mark a commit steady before it is synced": Mutation(
         "_engine/commit.py", "            steady=False,\n", "            steady=True,\n", FULL
     ),
+    "show a commit before it is synced": Mutation(
+        "_engine/commit.py", "            self.sync()\n            self._set_durable(meta)\n",
+        "            self.disk.write(*self._visible[:1], self._visible[1:])\n            self.sync()\n            self._set_durable(meta)\n", FULL,  # noqa: E501
+    ),
+    "trust the cache after a failed sync": Mutation(
+        "_engine/store.py", "            self.disk.forget()\n            self.pager.clear()\n", "", FAILED_SYNC
+    ),
+    "forget that a sync failed": Mutation(
+        "_engine/store.py", "            self.poison(cause)\n        committer.give_up()", "            pass\n        committer.give_up()", FAULTS,  # noqa: E501
+    ),
+    "leave a commit that was given up as it is": Mutation(
+        "_engine/store.py", "                self.disk.write((1 - slot) * META_SIZE, (token_bytes(META_SIZE),))\n", "                pass\n", GIVEN_UP,  # noqa: E501
+    ),
+    "reuse pages that a snapshot still reads": Mutation(
+        "_engine/commit.py", "self._reusable if pinned is None else min(pinned, self._reusable)", "self._reusable", DEEP
+    ),
+    "do not look again after pinning": Mutation(
+        "_engine/current.py", "                if self.state is state:\n", "                if True:\n", OVERTAKEN
+    ),
+    "acknowledge what an interrupted leader has not done": Mutation(
+        "_engine/group.py", "                if batch.committed:\n", "                if True:\n",
+        MOMENT.format(mode="full", operation="clear"),
+    ),
+    "let the next writer in before the file is unlocked": Mutation(
+        "_engine/locks.py", "        queue = self._turns.queue\n        if queue and", "        queue = self._turns.queue\n        self._turns.leave(place)\n        if queue and", INTERRUPTS,  # noqa: E501
+    ),
+    "forget a reader before its lock is gone": Mutation(
+        "snapshot.py", "            self._store.unpin(self._reader)\n            self._store = None\n",
+        "            store, self._store = self._store, None\n            store.unpin(self._reader)\n",
+        MOMENT.format(mode="full", operation="snapshot"),
+    ),
+    "believe that every block ends": Mutation(
+        "transaction.py", "        if transaction._root_ is None:\n            transaction._statement", "        if False:\n            transaction._statement", BLOCK,  # noqa: E501
+    ),
 }  # fmt: skip
 
 
@@ -114,11 +193,17 @@ def verdict(package: Path, probe: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
 
 
+PROBES = {
+    "full": FULL, "relaxed": RELAXED, "deep": DEEP, "damage": DAMAGE, "faults": FAULTS, "metas": METAS,
+    "overtaken": OVERTAKEN, "given up": GIVEN_UP, "interrupts": INTERRUPTS, "block": BLOCK, "failed sync": FAILED_SYNC,
+}  # fmt: skip
+
+
 def test_there_are_at_least_twelve_mutations() -> None:
     assert len(MUTATIONS) >= 12
 
 
-@pytest.mark.parametrize("probe", [FULL, RELAXED, DEEP, DAMAGE, FAULTS, METAS], ids=["full", "relaxed", "deep", "damage", "faults", "metas"])  # noqa: E501
+@pytest.mark.parametrize("probe", PROBES.values(), ids=PROBES)
 def test_without_a_mutation_nothing_is_found(probe: str) -> None:
     result = verdict(PACKAGE.parent, probe)
     assert result.returncode == 0, result.stderr[-2000:]

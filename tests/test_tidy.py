@@ -371,3 +371,26 @@ def test_on_the_way_of_a_write_only_the_commit_and_the_creation_sync() -> None:
         and ast.unparse(node.func.value).endswith("disk")
     }  # fmt: skip
     assert callers <= {"_engine.commit", "_engine.creation"}
+
+
+# -- what the documents say ----------------------------------------------------------------------------------------
+
+
+def test_the_tests_that_the_documents_name_exist() -> None:
+    """As files, as functions or, in docs/durability.md, as workloads of the crash tests."""
+    tests = ROOT / "tests"
+    missing = []
+    for page in sorted((ROOT / "docs").glob("*.md")):
+        for file, name in re.findall(r"\b(test_\w+\.py)(?:::(\w+))?", page.read_text("utf-8")):
+            found = [path for path in (tests / file, tests / "engine" / file) if path.exists()]
+            if not found or (name and not any(f"def {name}(" in path.read_text("utf-8") for path in found)):
+                missing.append(f"{page.name}: {file}::{name}")
+    assert missing == []
+
+
+def test_the_workloads_that_show_the_steps_of_a_commit_exist() -> None:
+    table = (ROOT / "docs" / "durability.md").read_text("utf-8").split("step by step")[1].split("\n\n")[1]
+    crashes = (ROOT / "tests" / "crashes.py").read_text("utf-8")
+    named = [name for row in table.splitlines()[2:] for name in re.findall(r"`([a-z_]+)`", row.split("|")[4])]
+    assert len(named) > 5
+    assert [name for name in named if f"def {name}(" not in crashes and name != "full"] == []

@@ -98,6 +98,8 @@ class Deferred:
 
     def _commit(self) -> None:
         """Commit what is pending. The mutex must be held, and the writer lock kept."""
+        if self.store.underway and self.pending() is not None:
+            self.store.settle()  # somebody was interrupted who committed it
         work = self.pending()
         if work is not None:
             # A transaction that is open builds on pages that nobody pins: one commit leaves them, more may not.
@@ -185,7 +187,7 @@ class Deferred:
             self.store.begin(turn, self.timeout)
             with self._mutex:
                 self._commit()
-                yield
+            yield
         finally:
             self._end(turn)
 
@@ -196,7 +198,7 @@ class Deferred:
         with self._mutex:
             if self.pending() is None and not store.writer.reserved and not store.underway:
                 return
-            if not store.underway and not (self.spilling and self._in_transaction):
+            if not (self.spilling and self._in_transaction):
                 self._commit()
         turn = Turn()
         try:

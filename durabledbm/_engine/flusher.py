@@ -34,7 +34,9 @@ class Flusher:
     def __init__(self, pipeline: Flushes, interval: float) -> None:
         self._pipeline = weakref.ref(pipeline)
         self._interval = interval
-        self._event = threading.Event()
+        self._bell = threading.Lock()
+        """Not locked: something is to be flushed. No `Event`: an interrupt while it is set may leave it locked."""
+        self._bell.acquire()
         self._thread: threading.Thread | None = None
         self._mutex = threading.Lock()
         self.failure: BaseException | None = None
@@ -48,17 +50,23 @@ class Flusher:
 
     def wake(self) -> None:
         """Something was written."""
-        if self._event.is_set() and self._started:
+        if not self._bell.locked() and self._started:
             return
-        self._event.set()
+        self._ring()
         with self._mutex:
             if not self._started and not self._stopped:
                 self._thread = threading.Thread(
-                    target=_flush_in_time, args=(weakref.ref(self), self._event), daemon=True,
+                    target=_flush_in_time, args=(weakref.ref(self), self._bell), daemon=True,
                     name="durabledbm-flusher",
                 )
                 self._thread.start()
                 self._started = True
+
+    def _ring(self) -> None:
+        try:
+            self._bell.release()
+        except RuntimeError:
+            pass
 
     def round(self) -> bool:
         """Wait for the interval to pass and flush once; False when the thread is to end."""
@@ -74,7 +82,7 @@ class Flusher:
         pipeline = self._pipeline()
         if pipeline is None or self._stopped:
             return False
-        self._event.clear()
+        self._bell.acquire(blocking=False)
         try:
             pipeline.flush()
         except BaseException as exc:
@@ -84,20 +92,23 @@ class Flusher:
     def stop(self) -> None:
         """End the thread. What is unwritten is the caller's business."""
         self._stopped = True
-        self._event.set()
+        self._ring()
         thread = self._thread
         if thread is not None and self._started and thread is not threading.current_thread():
             thread.join()
         self._thread = None
 
 
-def _flush_in_time(flusher: weakref.ref[Flusher], event: threading.Event) -> None:
-    """The thread. Between rounds it holds nothing but the event, so that the handle can go away."""
+def _flush_in_time(flusher: weakref.ref[Flusher], bell: threading.Lock) -> None:
+    """The thread. Between rounds it holds nothing but the bell, so that the handle can go away."""
     while True:
-        while not event.wait(0.5):
+        while not bell.acquire(timeout=0.5):
             if flusher() is None:
                 return
         living = flusher()
-        if living is None or not living.round():
+        if living is None:
+            return
+        living._ring()  # till the round is through
+        if not living.round():
             return
         del living

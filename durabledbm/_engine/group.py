@@ -35,14 +35,12 @@ T = TypeVar("T")
 class _Ticket:
     """One operation that waits for its batch."""
 
-    __slots__ = ("again", "failure", "operation", "result")
+    __slots__ = ("failure", "operation", "result")
 
     def __init__(self, operation: Callable[[Work], Any]) -> None:
         self.operation = operation
         self.result: Any = None
         self.failure: BaseException | None = None
-        self.again = False
-        """The leader was interrupted before it committed anything."""
 
 
 class _Batch:
@@ -98,10 +96,11 @@ class Group:
             except BaseException as exc:  # an interrupt: whatever else goes wrong is noted in the tickets
                 self._leave(batch, turn, exc)
                 raise
-            if ticket.again:
-                continue
             if ticket.failure is None:
-                return ticket.result  # type: ignore[no-any-return]
+                if batch.committed:
+                    return ticket.result  # type: ignore[no-any-return]
+                self._close(batch)  # its leader was interrupted before it did anything, perhaps even before this
+                continue
             # Whoever joined a batch late has not waited for as long as its leader.
             if leads or type(ticket.failure) is not BusyError or not self._may_wait(started):
                 raise ticket.failure
@@ -160,16 +159,14 @@ class Group:
 
     def _fail(self, batch: _Batch, cause: BaseException) -> None:
         """Nothing of the batch counts as written. Each caller gets an exception of its own."""
-        interrupted = not isinstance(cause, Exception)
+        unhurt = batch.committed or not (batch.begun or isinstance(cause, Exception))
         for number, ticket in enumerate(batch.tickets):
             if ticket.failure is not None:
                 continue
             if number == 0:
                 ticket.failure = cause
-            elif batch.committed:
-                continue
-            elif interrupted and not batch.begun:
-                ticket.again = True
+            elif unhurt:
+                continue  # committed; or nothing was done yet when the leader was interrupted, so it may be done again
             elif isinstance(cause, OSError):
                 ticket.failure = _copy(cause)
             else:

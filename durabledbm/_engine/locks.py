@@ -241,14 +241,16 @@ class WriterLock:
     def release(self, place: weakref.ref[Turn] | None) -> None:
         """Let the next writer in: any, or only one of this handle if the lock is reserved."""
         queue = self._turns.queue
-        try:
-            if queue and queue[0] is place:
-                if self.kept:
-                    _owners.pop(self._file, None)
+        if queue and queue[0] is place:
+            if self.kept:
+                _owners.pop(self._file, None)
+            try:
                 if not self.reserved:
                     self._unlock()
-        finally:
-            self._turns.leave(place)
+            except OSError:
+                self._turns.leave(place)
+                raise
+        self._turns.leave(place)
 
     def _unlock(self) -> None:
         self.writing = self.kept = False

@@ -154,9 +154,10 @@ class Work:
 
     def _start_layer(self) -> Layer:
         """Write to a new layer: the present one was handed out."""
-        self._live = Layer()
-        self.layers = (self._live, *self._folded(self.layers))
-        return self._live
+        live = Layer()
+        layers = (live, *self._folded(self.layers))
+        self._live, self.layers = live, layers  # in one statement, as in `_become`
+        return live
 
     def _folded(self, layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
         """The layers with those of like size above the last savepoint made one, so that there are never many."""
@@ -171,8 +172,8 @@ class Work:
         """Remember the present."""
         layers = self.layers if self._live else self.layers[1:]
         point = Savepoint(self.base, self._base_count, layers, self.size, tuple(self._floors), self.cleared)
-        self._live = Layer()
-        self.layers = (self._live, *layers)
+        live = Layer()
+        self._live, self.layers = live, (live, *layers)
         self._floors.append(len(layers))
         return point
 
@@ -184,8 +185,7 @@ class Work:
         if floor > outer and not below[0].shared:
             for layer in reversed(above):
                 below[0].update(layer)
-            self._live = below[0]
-            self.layers = below
+            self._live, self.layers = below[0], below
         else:
             self._start_layer()
 

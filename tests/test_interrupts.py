@@ -1,0 +1,509 @@
+"""Interrupted anywhere: the handle is usable, its locks are free, and nothing acknowledged is lost.
+
+An operation is run once for each *moment* at which the interpreter may raise something that nobody asked for: when a
+function begins, after a call, and when a loop goes on: there it looks for signals. So between two of them nothing can
+be interrupted. At once, while the exception is still being handled and its traceback
+keeps every frame alive, another handle must be able to write, and then the interrupted one.
+
+The long search does this for every moment, the default run for some of each operation. At the end real signals
+interrupt a real process that writes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dis
+import os
+import queue
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import IO, Any
+
+import pytest
+from crashes import is_torn_slot
+from model import MODES
+from simdisk import Operation, SimVolume
+
+import durabledbm
+from durabledbm.database import Database, open_on
+
+PATH = "/db"
+PACKAGE = os.path.dirname(durabledbm.__file__)
+TRACED = (PACKAGE, contextlib.__file__)
+UNRAISABLE = ("__del__", "_statement_left")
+"""What is raised in these, and below, the interpreter prints and forgets."""
+
+Content = dict[bytes, bytes]
+
+_LOOKS = ("RESUME", "CALL", "JUMP_BACKWARD", "POP_JUMP_BACKWARD", "JUMP_ABSOLUTE")
+"""With these instructions the interpreter looks for signals (see its `ceval.c`). So it does not between a `with` and
+its block, nor between the block and what ends it, if both are written in C, as they are for locks."""
+
+
+@cache
+def handlers(code: CodeType) -> dict[int, int]:
+    """Where an exception at an instruction goes, by its offset."""
+    result = {}
+    for start, end, target, *_ in getattr(dis.Bytecode(code), "exception_entries", ()):
+        result.update(dict.fromkeys(range(start, end, 2), target))
+    return result
+
+
+class Interrupter:
+    """Raises `error` at the `at`-th moment."""
+
+    def __init__(self, error: type[BaseException], at: int) -> None:
+        self.error, self.at, self.moments = error, at, 0
+        self.where = ""
+        self._before: dict[FrameType, int] = {}
+
+    def __enter__(self) -> Interrupter:
+        self._old = sys.gettrace()
+        sys.settrace(self._call)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(self._old)
+        self._before.clear()
+
+    def _call(self, frame: FrameType, event: str, argument: object) -> Callable[..., Any] | None:
+        code = frame.f_code
+        if not code.co_filename.startswith(TRACED) or code.co_name in UNRAISABLE or self._below(frame):
+            return None
+        frame.f_trace_opcodes = True
+        frame.f_trace_lines = False
+        self._before[frame] = 0
+        return self._opcode
+
+    def _below(self, frame: FrameType) -> bool:
+        back = frame.f_back
+        while back is not None and back.f_code.co_name not in UNRAISABLE:
+            back = back.f_back
+        return back is not None
+
+    def _opcode(self, frame: FrameType, event: str, argument: object) -> Callable[..., Any]:
+        code = frame.f_code
+        if event == "opcode":
+            before, now = self._before[frame], frame.f_lasti
+            self._before[frame] = now
+            looks = not before or dis.opname[code.co_code[before]].startswith(_LOOKS)
+            # What an instruction raises belongs to it, although here it can only be raised at the next one.
+            if looks and handlers(code).get(before) == handlers(code).get(now):
+                self.moments += 1
+                if self.moments == self.at:
+                    sys.settrace(None)
+                    self.where = f"{os.path.basename(code.co_filename)}:{frame.f_lineno} {code.co_name}"
+                    raise self.error
+        elif event == "return":
+            del self._before[frame]
+        return self._opcode
+
+
+# -- what is interrupted
+
+OLD = {b"%03d" % n: b"old" * 20 for n in range(0, 100, 2)}
+
+
+def put(db: Any) -> None:
+    db[b"003"] = b"new" * 30
+
+
+def put_large(db: Any) -> None:
+    db[b"003"] = b"new" * 3000
+
+
+def delete(db: Any) -> None:
+    del db[b"004"]
+
+
+def pop(db: Any) -> None:
+    assert db.pop(b"004") == OLD[b"004"]
+
+
+def update(db: Any) -> None:
+    db.update({b"%03d" % n: b"x" * 90 for n in range(0, 100, 3)})
+
+
+def clear(db: Any) -> None:
+    db.clear()
+
+
+def transaction(db: Any) -> None:
+    with db.transaction() if hasattr(db, "transaction") else contextlib.nullcontext():
+        db[b"new"] = b"1"
+        del db[b"006"]
+
+
+def nested(db: Any) -> None:
+    if isinstance(db, dict):
+        db[b"outer"] = b"1"
+        db.pop(b"006")
+        return
+    with db.transaction() as tx:
+        tx[b"outer"] = b"1"
+        with contextlib.suppress(ZeroDivisionError), db.transaction() as inner:
+            inner[b"inner"] = b"2"
+            raise ZeroDivisionError
+        with db.transaction():
+            del db[b"006"]
+
+
+def sync(db: Any) -> None:
+    if not isinstance(db, dict):
+        db.sync()
+
+
+def reorganize(db: Any) -> None:
+    if not isinstance(db, dict):
+        db.reorganize()
+
+
+def get(db: Any) -> None:
+    assert db[b"008"] == OLD[b"008"]
+    assert db.get(b"none") is None
+    assert b"010" in db
+
+
+def iterate(db: Any) -> None:
+    assert next(iter(db.items()))[0] == b"000"
+    assert len(list(db)) == len(db)
+
+
+def snapshot(db: Any) -> None:
+    if not isinstance(db, dict):
+        with db.snapshot() as seen:
+            assert seen[b"008"] == OLD[b"008"]
+
+
+WRITES = (put, put_large, delete, pop, update, clear, transaction, nested)
+OPERATIONS = (*WRITES, sync, reorganize, get, iterate, snapshot)
+
+
+class Case:
+    """One operation, interrupted once, with what was acknowledged before it."""
+
+    def __init__(self, mode: str, operation: Callable[[Any], None]) -> None:
+        self.mode, self.operation = mode, operation
+        self.volume = SimVolume({PATH: image()})
+        self.db: Database = open_on(self.volume, PATH, "w", durability=mode, interval=3600, timeout=0.2)
+        self.other = open_on(self.volume, PATH, "w", timeout=0)
+        self.before = dict(OLD)
+        for key in (b"one", b"two"):
+            self.db[key] = self.before[key] = b"acknowledged"
+        self.after = dict(self.before)
+        operation(self.after)
+        self.possible = [self.before, self.after]
+
+    def run(self, error: type[BaseException], at: int) -> int:
+        """Interrupt it at the `at`-th moment. How many there were till then."""
+        with Interrupter(error, at) as interrupter:
+            try:
+                self.operation(self.db)
+            except error:
+                sys.settrace(None)
+                try:
+                    self.look()
+                except Exception as exc:
+                    raise AssertionError(f"interrupted at {interrupter.where}: {type(exc).__name__}: {exc}") from exc
+        try:
+            self.end()
+        except Exception as exc:
+            raise AssertionError(f"interrupted at {interrupter.where}, later: {type(exc).__name__}: {exc}") from exc
+        return interrupter.moments
+
+    def look(self) -> None:
+        """While the exception is handled."""
+        db = self.db
+        found = dict(db.items())
+        assert found in self.possible
+        assert len(db) == len(found)
+        if self.mode in ("full", "process"):  # in the others the handle may keep the file for itself
+            self.write(self.other, b"other")
+        self.write(db, b"again")
+
+    def write(self, db: Database, key: bytes) -> None:
+        db[key] = b"1"
+        self.possible = [{**content, key: b"1"} for content in self.possible]
+
+    def end(self) -> None:
+        content = dict(self.db.items())
+        assert content in self.possible
+        with self.db.transaction():
+            self.write(self.db, b"last")
+        self.db.sync()
+        assert dict(self.db.items()) in self.possible
+        self.write(self.other, b"other again")
+        assert dict(self.db.items()) in self.possible
+        for state in self.volume.crash_states(limit=4):
+            with open_on(state, PATH, "r") as survivor:
+                assert dict(survivor.items()) in self.possible
+                assert [problem for problem in survivor.check() if not is_torn_slot(problem)] == []
+        self.db.close()
+        assert not self.db._store.pins.readers
+        assert self.db._store.closed
+        self.other.close()
+        assert not any(self.volume._named(PATH).locks.values()), "locks are left"
+
+
+_image: list[bytes] = []
+
+
+def image() -> bytes:
+    """A database with `OLD` in it."""
+    if not _image:
+        volume = SimVolume()
+        with open_on(volume, PATH, "c") as db:
+            db.update(OLD)
+        _image.append(volume.content(PATH))
+    return _image[0]
+
+
+class WaitsForEver(BaseException):
+    """Somebody waits for what never comes."""
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting_for_ever() -> Iterator[None]:
+    def too_long(*_: object) -> None:
+        raise WaitsForEver
+
+    before = signal.signal(signal.SIGALRM, too_long)
+    signal.alarm(120)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def interrupt(mode: str, operation: Callable[[Any], None], error: type[BaseException], first: int, stride: int) -> int:
+    """Interrupt the operation at every `stride`-th moment. How many moments there are."""
+    count, failures = Case(mode, operation).run(error, 0), []
+    for at in range(first, count + 1, stride):
+        try:
+            Case(mode, operation).run(error, at)
+        except AssertionError as exc:
+            failures.append(f"moment {at}: {exc}")
+    assert not failures, f"{len(failures)} of {count} moments:\n" + "\n".join(failures[:40])
+    return count
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.__name__)
+def test_an_interrupt_leaves_a_usable_handle_and_free_locks(operation: Callable[[Any], None], mode: str) -> None:
+    stride = 13 if mode == "full" else 37 if mode == "manual" else 61
+    count = interrupt(mode, operation, KeyboardInterrupt, 1 + len(operation.__name__), stride)
+    assert count > 5
+
+
+@pytest.mark.parametrize("operation", [put, transaction, update], ids=lambda operation: operation.__name__)
+def test_memory_that_runs_out_leaves_a_usable_handle_and_free_locks(operation: Callable[[Any], None]) -> None:
+    assert interrupt("full", operation, MemoryError, 3, 29) > 500
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.__name__)
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+def test_every_interrupt_leaves_a_usable_handle_and_free_locks(
+    operation: Callable[[Any], None], mode: str, error: type[BaseException]
+) -> None:
+    signal.alarm(3000)
+    interrupt(mode, operation, error, 1, 1)
+
+
+# -- threads that wait for somebody who is interrupted
+
+
+def grouped(kind: str, at: int) -> int:
+    """Two threads join while one is at an operation of this kind, which is then interrupted. Its moments till then."""
+    volume = SimVolume({PATH: image()})
+    with open_on(volume, PATH, "w", timeout=None) as db:
+        db[b"warm"] = b"1"
+        done: list[bytes] = []
+
+        def follow(key: bytes) -> None:
+            try:
+                db[key] = b"1"
+            except durabledbm.error:  # the commit was under way when it was interrupted
+                done.append(key)
+            else:
+                done.append(key)
+                assert db[key] == b"1"
+
+        def gone_on() -> None:
+            for thread in followers:
+                if thread.ident is not None:
+                    thread.join(20)
+                    assert not thread.is_alive(), interrupter.where
+            assert not followers[0].ident or len(done) == 2, interrupter.where
+
+        followers = [threading.Thread(target=follow, args=(b"%d" % n,), daemon=True) for n in range(2)]
+        group, queue = db._pipeline, db._store.writer._turns.queue
+
+        def join(operation: Operation) -> None:
+            if operation.kind != kind or followers[0].ident is not None:
+                return
+            for thread in followers:
+                thread.start()
+            while len(group._open.tickets if group._open else ()) < (3 if kind == "lock" else 2) or not queue:
+                if kind != "lock" and len(queue) == 2 and not group._open:
+                    break
+                time.sleep(0.0002)
+
+        volume.before = join
+        with Interrupter(KeyboardInterrupt, at) as interrupter:
+            try:
+                put(db)
+            except KeyboardInterrupt:
+                sys.settrace(None)
+                gone_on()  # while the traceback keeps everything alive that the interrupted thread had
+        gone_on()
+    return interrupter.moments
+
+
+@pytest.mark.parametrize("kind", ["lock", "sync"])
+def test_threads_go_on_when_the_one_that_they_wait_for_is_interrupted(kind: str) -> None:
+    for at in range(2, grouped(kind, 0) + 1, 7):
+        grouped(kind, at)
+
+
+# -- a with statement, and who else has the transaction
+
+
+def test_a_block_whose_end_is_interrupted_is_over_whoever_still_has_the_transaction() -> None:
+    """Not even its first line was executed, and the variable is still there."""
+    volume = SimVolume({PATH: image()})
+    with open_on(volume, PATH, "w", timeout=0) as db, open_on(volume, PATH, "w", timeout=0) as other:
+        tracing = 0
+
+        def interrupt_the_end(frame: FrameType, event: str, argument: object) -> None:
+            nonlocal tracing
+            if frame.f_code.co_name == "_leave":
+                tracing += 1
+                sys.settrace(None)
+                raise KeyboardInterrupt
+
+        try:
+            with db.transaction() as tx:
+                tx[b"lost"] = b"1"
+                sys.settrace(interrupt_the_end)
+        except KeyboardInterrupt:
+            other[b"other"] = b"1"
+            db[b"kept"] = b"1"
+            with pytest.raises(durabledbm.error):
+                tx[b"late"] = b"1"
+        assert tracing == 1
+        assert b"lost" not in db
+        assert db[b"kept"] == other[b"kept"] == b"1"
+
+
+# -- real signals
+
+WRITER = """
+import random, sys
+import durabledbm
+path, mode, count, seed = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+rng = random.Random(seed)
+model, changed, interrupts = {}, {}, 0
+
+def step(db):
+    global changed
+    kind, key = rng.randrange(8), b"%d" % rng.randrange(50)
+    changed = dict(model)
+    if kind < 4:
+        changed[key] = b"x" * rng.randrange(400)
+        db[key] = changed[key]
+    elif kind == 4:
+        changed.pop(key, None)
+        db.pop(key, None)
+    elif kind == 5:
+        new = {b"%d" % rng.randrange(50): b"y" * rng.randrange(3000) for _ in range(9)}
+        changed.update(new)
+        db.update(new)
+    elif kind == 6:
+        changed[key] = changed[b"two"] = b"z"
+        with db.transaction() as tx:
+            tx[key] = b"z"
+            db[b"two"] = b"z"
+    else:
+        assert dict(db.items()) == model
+        db.sync()
+
+with durabledbm.open(path, "c", durability=mode, interval=0.01, timeout=5) as db, \
+        durabledbm.open(path, "w", timeout=5) as other:
+    while interrupts < count:
+        try:
+            if not interrupts:
+                db[b"begun"] = model[b"begun"] = b"1"
+            print("go", flush=True)
+            while True:
+                step(db)
+                model = changed
+        except KeyboardInterrupt:
+            interrupts += 1
+            found = dict(db.items())
+            assert found in (model, changed), (model, changed, found)
+            model = found
+            if mode in ("full", "process"):
+                other[b"other"] = model[b"other"] = b"%d" % interrupts
+        assert dict(db.items()) == model
+    db.sync()
+with durabledbm.open(path) as db:
+    assert dict(db.items()) == model
+    assert db.check() == []
+print("done", interrupts)
+"""
+
+
+def interrupted(path: Path, mode: str, count: int, seed: int) -> None:
+    """Send SIGINT to a process that writes, again whenever it goes on."""
+    rng = random.Random(seed)
+    process = subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(path), mode, str(count), str(seed)], stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": os.path.dirname(PACKAGE)},
+    )  # fmt: skip
+    assert process.stdout is not None
+    said: queue.Queue[bytes] = queue.Queue()
+
+    def listen(lines: IO[bytes]) -> None:
+        for line in lines:
+            said.put(line)
+        said.put(b"")
+
+    reader = threading.Thread(target=listen, args=(process.stdout,), daemon=True)
+    reader.start()
+    line = said.get(timeout=60)
+    while line == b"go\n":
+        time.sleep(rng.random() * 0.004)
+        process.send_signal(signal.SIGINT)
+        try:
+            line = said.get(timeout=2)
+        except queue.Empty:
+            continue  # it came while a destructor ran, and was printed and forgotten
+    reader.join()
+    process.stdout.close()
+    assert process.stderr is not None
+    told = process.stderr.read().decode()
+    process.stderr.close()
+    assert process.wait() == 0, told
+    assert line == b"done %d\n" % count, told
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_process_that_is_interrupted_again_and_again_goes_on_writing(mode: str, tmp_path: Path) -> None:
+    interrupted(tmp_path / "db", mode, 100, 1)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("mode", MODES)
+def test_thousands_of_interrupts(mode: str, tmp_path: Path) -> None:
+    signal.alarm(3000)
+    for seed in range(10):
+        interrupted(tmp_path / f"db{seed}", mode, 300, seed)
