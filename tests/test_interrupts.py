@@ -35,6 +35,9 @@ from simdisk import Operation, SimVolume
 import durabledbm
 from durabledbm.database import Database, open_on
 
+# An interrupt that comes while a finalizer runs is printed, not raised: Python has nobody to raise it to.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 PATH = "/db"
 PACKAGE = os.path.dirname(durabledbm.__file__)
 TRACED = (PACKAGE, contextlib.__file__)
@@ -304,7 +307,7 @@ def test_an_interrupt_leaves_a_usable_handle_and_free_locks(operation: Callable[
 
 @pytest.mark.parametrize("operation", [put, transaction, update], ids=lambda operation: operation.__name__)
 def test_memory_that_runs_out_leaves_a_usable_handle_and_free_locks(operation: Callable[[Any], None]) -> None:
-    assert interrupt("full", operation, MemoryError, 3, 29) > 500
+    assert interrupt("full", operation, MemoryError, 3, 29) > 100
 
 
 @pytest.mark.long

@@ -7,6 +7,7 @@ deleted key. Once a view has been handed out its layers do not change: a writer 
 
 from __future__ import annotations
 
+import weakref
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
@@ -50,6 +51,14 @@ class Layer(dict[bytes, bytes | None]):
 EMPTY_LAYER = Layer()
 
 
+class _Keys(list[bytes]):
+    """The keys that an iterator is about to hand out. Told apart by what it is, not by what is in it."""
+
+    __slots__ = ("__weakref__",)
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__  # type: ignore[assignment]
+
+
 class Life:
     """Something that iterators depend on, such as an open handle.
 
@@ -61,23 +70,21 @@ class Life:
 
     def __init__(self) -> None:
         self.ended = False
-        self._lists: dict[int, list[bytes]] = {}
+        self._lists: set[weakref.ref[_Keys]] = set()
 
     def end(self) -> None:
         """End it, and with it the iterators, at their next step. May be called by any thread."""
         self.ended = True
-        for keys in self._lists.copy().values():
-            keys.clear()
+        for ref in self._lists.copy():
+            keys = ref()
+            if keys is not None:
+                keys.clear()
 
     def join(self) -> list[bytes]:
-        """The list of an iterator that begins: look whether life has ended *after* filling it."""
-        keys: list[bytes] = []
-        self._lists[id(keys)] = keys
+        """The list of an iterator that begins: look whether life has ended *after* filling it. It leaves with it."""
+        keys = _Keys()
+        self._lists.add(weakref.ref(keys, self._lists.discard))
         return keys
-
-    def leave(self, keys: list[bytes]) -> None:
-        """The end of `join`."""
-        del self._lists[id(keys)]
 
 
 ENDLESS = Life()
@@ -151,12 +158,10 @@ class View:
             if life.ended:  # perhaps the last run was cut short
                 raise ClosedError
         except error:
+            del pin  # the traceback would keep it
             if life.ended:  # then what is in the pages is nobody's business
                 raise ClosedError from None
             raise
-        finally:
-            life.leave(ahead)
-            del pin  # a traceback would keep it
 
     def _chunks(self, start: bytes | None, stop: bytes | None, reverse: bool, *, with_values: bool) -> Iterator[Chunk]:
         """The tree's chunks with the layers' changes made to them, and then the changes after the last chunk."""

@@ -208,7 +208,7 @@ def test_life_holds_on_to_nothing_of_an_iterator_that_is_gone(engine: Engine) ->
         for _ in range(advance):
             next(iterator, None)
         del iterator
-        assert life._lists == {}
+        assert life._lists == set()
 
 
 def test_large_values_are_read_one_at_a_time_when_it_is_their_turn() -> None:
