@@ -18,6 +18,8 @@ from durabledbm import CorruptionError, error
 from durabledbm._engine.meta import META_AREA, META_SIZE
 from durabledbm._engine.page import BRANCH, HEADER, LEAF, REF, SPACE, crc_of
 
+pytestmark = pytest.mark.no_cover  # tracing would take longer than the search; other tests cover the same lines
+
 PAGES = 16
 BITS = 8 * PAGES * PAGE
 

@@ -24,6 +24,8 @@ from simdisk import SimVolume, disk_error
 import durabledbm
 from durabledbm.database import open_on
 
+pytestmark = pytest.mark.no_cover  # tracing would take longer than the search; other tests cover the same lines
+
 MODES = ("full", "process", "interval", "manual")
 RELAXED = MODES[1:]
 

@@ -22,6 +22,8 @@ from simdisk import CHANGES, Fault, SimVolume, disk_error
 import durabledbm
 from durabledbm.database import Database, open_on
 
+pytestmark = pytest.mark.no_cover  # tracing would take longer than the search; other tests cover the same lines
+
 PATH = "/db"
 Content = dict[bytes, bytes]
 

@@ -36,7 +36,10 @@ import durabledbm
 from durabledbm.database import Database, open_on
 
 # An interrupt that comes while a finalizer runs is printed, not raised: Python has nobody to raise it to.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.no_cover,  # these tests trace themselves
+]
 
 PATH = "/db"
 PACKAGE = os.path.dirname(durabledbm.__file__)

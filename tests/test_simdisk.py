@@ -20,6 +20,8 @@ from durabledbm import ClosedError
 from durabledbm._engine.disk import Disk, Volume
 from durabledbm._engine.native import FileVolume
 
+pytestmark = pytest.mark.no_cover  # tracing would take longer than the search; other tests cover the same lines
+
 OLD, NEW, NEWER = (letter * BLOCK for letter in (b"o", b"n", b"N"))
 
 

@@ -32,6 +32,8 @@ from hypothesis.stateful import (
 import durabledbm
 from durabledbm import transaction
 
+pytestmark = pytest.mark.no_cover  # tracing would take longer than the search; other tests cover the same lines
+
 PAGE_SIZES = (4096, 4096, 4096, 8192, 65536)
 CACHE_SIZES = (0, 50_000, 64 * 2**20)
 SPILL_SIZES = (1500, 20_000, 320 * 2**20)
