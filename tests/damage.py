@@ -120,8 +120,11 @@ def runs(image: bytes, page_size: int = PAGE) -> Iterator[tuple[int, bytes]]:
             yield page_id, run
 
 
-def forge(image: bytes, page_id: int, run: bytes) -> bytes:
-    """The image with another run at `page_id`, and everything that points at it pointing at the new one."""
+def forge(image: bytes, page_id: int, run: bytes, *, hops: int = 20) -> bytes:
+    """The image with another run at `page_id`, and everything that points at it pointing at the new one.
+
+    If something points in a circle, that ends after so many hops, with one ref that is wrong.
+    """
     old = dict(runs(image))[page_id]
     run = run[:-4] + struct.pack("<I", crc32c(run[:-4]))
     start = page_id * PAGE
@@ -129,8 +132,8 @@ def forge(image: bytes, page_id: int, run: bytes) -> bytes:
     old_ref = REF.pack(page_id, len(old) // PAGE, struct.unpack("<I", old[-4:])[0])
     new_ref = REF.pack(page_id, len(run) // PAGE, struct.unpack("<I", run[-4:])[0])
     for parent, content in list(runs(image)):
-        if parent != page_id and old_ref in content:
-            return forge(image, parent, content.replace(old_ref, new_ref))
+        if parent != page_id and old_ref in content and hops:
+            return forge(image, parent, content.replace(old_ref, new_ref), hops=hops - 1)
     return with_metas(image, lambda slot: slot.replace(old_ref, new_ref))
 
 

@@ -213,7 +213,7 @@ class WriterLock:
     def take_turn(self, turn: Turn, path: str, timeout: float | None) -> None:
         """Wait until no thread writes through this handle. The lock in the file is not asked for."""
         turn.lock = self
-        if not self._turns.acquire(turn, timeout, self.release):
+        if not self._turns.acquire(turn, timeout, self._dropped):
             raise BusyError(f"{path}: another thread writes for more than {timeout:g} seconds")
 
     def acquire(self, turn: Turn, disk: Disk, timeout: float | None) -> None:
@@ -222,7 +222,7 @@ class WriterLock:
         deadline = None if timeout is None else time.monotonic() + timeout
         turn.lock = self
         try:
-            if not self._turns.acquire(turn, timeout, self.release):
+            if not self._turns.acquire(turn, timeout, self._dropped):
                 raise _busy(disk, timeout)
             if not self.kept:
                 self._disk = disk
@@ -251,6 +251,10 @@ class WriterLock:
                 self._turns.leave(place)
                 raise
         self._turns.leave(place)
+
+    def _dropped(self, place: weakref.ref[Turn]) -> None:
+        """Nobody refers to a turn any more, and nobody has ended it."""
+        self.release(place)
 
     def _unlock(self) -> None:
         self.writing = self.kept = False
