@@ -21,7 +21,7 @@ import durabledbm
 from durabledbm._engine import windows
 from durabledbm._engine.disk import Disk, LockOwner, Volume
 from durabledbm._engine.kernel32 import ByHandleFileInformation, Overlapped
-from durabledbm._engine.locks import oldest_pin, pin, unpin, writer_present
+from durabledbm._engine.locks import Turn, oldest_pin, pin, unpin, writer_present
 from durabledbm._engine.native import FileVolume
 from durabledbm._engine.windows import WindowsDisk, WindowsVolume
 from durabledbm.database import open_on
@@ -454,7 +454,7 @@ def test_writers_of_two_handles_take_turns(opener: Opener) -> None:
         with db.transaction():
             db["k"] = "mine"
             with pytest.raises(durabledbm.BusyError):
-                other._pipeline.begin()
+                other._pipeline.begin(Turn())
             assert isinstance(Crew().start(other.__setitem__, "k", "theirs").failure(), durabledbm.BusyError)
         other["k"] = "theirs"
         assert db["k"] == b"theirs"
