@@ -35,11 +35,14 @@ from simdisk import Operation, SimVolume
 import durabledbm
 from durabledbm.database import Database, open_on
 
-# An interrupt that comes while a finalizer runs is printed, not raised: Python has nobody to raise it to.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.no_cover,  # these tests trace themselves
-]
+pytestmark = pytest.mark.no_cover  # these tests trace themselves
+
+
+@pytest.fixture(autouse=True)
+def _interrupts_of_finalizers_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python prints them, and has nobody to raise them to. Whoever keeps them keeps what they met, too."""
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: None)
+
 
 PATH = "/db"
 PACKAGE = os.path.dirname(durabledbm.__file__)
