@@ -84,6 +84,8 @@ class Committer:
         self._loose: bytes | None = None
         self._cut = False
         """The database has got shorter than the file, which may be cut off when that is known to be on the disk."""
+        self._spare = 0
+        """Pages that were still free when the last commit into the tree had taken all that it needed."""
         self.syncs = 0
         self.commits = 0
         self.pages_written = 0
@@ -165,7 +167,7 @@ class Committer:
 
     def _with_tail(self, space: Space, changes: Mapping[bytes, Change]) -> Mapping[bytes, Change]:
         """The changes, and, if much of the file is free, what stands at its end, so that it can be cut off."""
-        if not is_wasteful(space):
+        if not is_wasteful(space.free_count, space.used_count):
             return changes
         tail = at_the_end(self.disk, self._pager, space, len(changes) + _LEAST_MOVED)
         return {**tail.touches, **changes}
@@ -173,7 +175,7 @@ class Committer:
     def to_move(self, state: State, pinned: int | None, limit: int) -> dict[bytes, Touch] | None:
         """Keys that lead to what stands at the end of the file, if much of the file is free; else None."""
         space = self.space(state, pinned)
-        if not is_wasteful(space, after=True):
+        if not is_wasteful(space.free_count, space.used_count, after=True):
             return None
         return at_the_end(self.disk, self._pager, space, min(limit, _MOST_MOVED)).touches
 
@@ -190,6 +192,7 @@ class Committer:
     ) -> Meta:  # fmt: skip
         """Close a merge: write the free space, sync if the runs are too many to be listed, return the meta."""
         writer.release_place()
+        self._spare = space.free_count
         space.cut_tail(all_of_it=fold)
         space_ref = space.save(writer.txid, writer.write, fold=fold)
         extents = writer.finish()
@@ -306,6 +309,18 @@ class Committer:
         space.release(self._reusable if pinned is None else min(pinned, self._reusable))
         self._space = space
         return space
+
+    @property
+    def had_waste(self) -> bool:
+        """Whether much was free that the last commit did not need, or the file is more than twice what it must be.
+
+        What a commit frees, the next one of its size will need: to give that back at once is work done twice.
+        """
+        space = self._space
+        if space is None:
+            return False
+        used = space.used_count
+        return is_wasteful(self._spare, used, after=True) or is_wasteful(space.page_count - 2 * used, 0)
 
     @property
     def leaves_waste(self) -> bool:

@@ -148,7 +148,7 @@ class Store(Current):
             None if cleared else changes,
         )
         written = self.committer.pages_written - before
-        if written > _LARGE and sync and shrink:
+        if written > _LARGE and sync and shrink and self.committer.had_waste:
             state = self.shrink(2 * written)
         return state
 

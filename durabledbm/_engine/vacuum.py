@@ -41,10 +41,9 @@ class Tail(NamedTuple):
     pages: int
 
 
-def is_wasteful(space: Space, *, after: bool = False) -> bool:
-    """Whether much more of the file is free than is needed to write in; `after`: than is needed to rest."""
-    share = _WASTEFUL_AFTER if after else _WASTEFUL
-    return space.free_count > space.used_count * share + _WASTEFUL_PAGES
+def is_wasteful(free: int, used: int, *, after: bool = False) -> bool:
+    """Whether many more pages are free than are needed to write in; `after`: than are needed to rest."""
+    return free > used * (_WASTEFUL_AFTER if after else _WASTEFUL) + _WASTEFUL_PAGES
 
 
 def at_the_end(disk: Disk, pager: Pager, space: Space, limit: int) -> Tail:
