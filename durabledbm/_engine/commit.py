@@ -60,7 +60,13 @@ _MOST_MOVED = 1024
 """Runs that one commit moves at most."""
 
 _LEAST_MOVED = 16
-"""A commit that merges moves at least so many runs from the end of a file that is largely free."""
+"""A commit that merges moves a run for each change, and as many more, from the end of a file that is largely free."""
+
+_SPARE = 0.1
+"""Pages that a commit may leave free when it has taken all that it needs, in proportion to those in use..."""
+
+_SPARE_PAGES = 64
+"""...and so many more."""
 
 
 class Committer:
@@ -155,21 +161,23 @@ class Committer:
         else:
             tree = state.view.tree
             if moving or packing:
+                space.cut_tail(all_of_it=True)  # as in `_with_tail`
                 changes = {**changes, **state.meta.changes}
             else:
                 if state.meta.changes:
                     changes = {**state.meta.changes, **changes}
-                changes = self._with_tail(space, changes)
+                changes = self._with_tail(tree, space, changes)
         writer.expected = expected_pages(changes, tree.depth, self._pager.page_size)
         merged = merge(self._pager, writer, tree.root, tree.depth, changes, packing=packing)
         count = merged.growth + (0 if cleared else state.meta.tree_count)
         return self.seal(state, merged, count, space, writer, sync=sync, fold=moving)
 
-    def _with_tail(self, space: Space, changes: Mapping[bytes, Change]) -> Mapping[bytes, Change]:
+    def _with_tail(self, tree: Tree, space: Space, changes: Mapping[bytes, Change]) -> Mapping[bytes, Change]:
         """The changes, and, if much of the file is free, what stands at its end, so that it can be cut off."""
         if not is_wasteful(space.free_count, space.used_count):
             return changes
-        tail = at_the_end(self.disk, self._pager, space, len(changes) + _LEAST_MOVED)
+        space.cut_tail(all_of_it=True)  # what is moved must not go back there
+        tail = at_the_end(self.disk, tree, space, len(changes) + _LEAST_MOVED)
         return {**tail.touches, **changes}
 
     def to_move(self, state: State, pinned: int | None, limit: int) -> dict[bytes, Touch] | None:
@@ -177,7 +185,7 @@ class Committer:
         space = self.space(state, pinned)
         if not is_wasteful(space.free_count, space.used_count, after=True):
             return None
-        return at_the_end(self.disk, self._pager, space, min(limit, _MOST_MOVED)).touches
+        return at_the_end(self.disk, state.view.tree, space, min(limit, _MOST_MOVED)).touches
 
     def rewrite(
         self, state: State, touches: Mapping[bytes, Change], *, pinned: Callable[[], int | None], packing: bool
@@ -320,7 +328,7 @@ class Committer:
         if space is None:
             return False
         used = space.used_count
-        return is_wasteful(self._spare, used, after=True) or is_wasteful(space.page_count - 2 * used, 0)
+        return self._spare > used * _SPARE + _SPARE_PAGES or space.page_count > 2 * used + _SPARE_PAGES
 
     @property
     def leaves_waste(self) -> bool:

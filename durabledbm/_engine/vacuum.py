@@ -46,11 +46,11 @@ def is_wasteful(free: int, used: int, *, after: bool = False) -> bool:
     return free > used * (_WASTEFUL_AFTER if after else _WASTEFUL) + _WASTEFUL_PAGES
 
 
-def at_the_end(disk: Disk, pager: Pager, space: Space, limit: int) -> Tail:
+def at_the_end(disk: Disk, tree: Tree, space: Space, limit: int) -> Tail:
     """Keys that lead to the last runs in the file, about `limit` of them.
 
-    Found by reading the last pages in use, down to where the file could end. A page that only looks like
-    the start of a run leads to a key that is touched in vain: no harm is done.
+    Found by reading the last pages in use, down to where the file could end. What the tree has replaced lately, and
+    may not be overwritten yet, looks like the rest: so each is looked for in the tree.
     """
     touches: dict[bytes, Touch] = {}
     page_id, pages = space.page_count - 1, 0
@@ -59,12 +59,27 @@ def at_the_end(disk: Disk, pager: Pager, space: Space, limit: int) -> Tail:
     while page_id >= end and len(touches) < limit and looked < 4 * limit + _LONGEST_RUN:
         looked += 1
         if not space.is_free(page_id):
-            touch = _key_of(disk, pager, page_id)
-            if touch is not None:
+            touch = _key_of(disk, tree.pager, page_id)
+            if touch is not None and _is_there(tree, touch[0], page_id):
                 touches[touch[0]] = touch[1]
                 pages += 1
         page_id -= 1
     return Tail(touches, pages)
+
+
+def _is_there(tree: Tree, key: bytes, page_id: int) -> bool:
+    """Whether the way to `key` leads over the run at that page."""
+    ref = tree.root
+    try:
+        for level in range(tree.depth, 0, -1):
+            if REF.unpack(ref)[0] == page_id:
+                return True
+            if level > 1:
+                ref = tree.pager.child(ref, key)
+        value = tree.find(key)
+    except (*MALFORMED, CorruptionError):
+        return False  # damage elsewhere is not for a commit to find
+    return type(value) is Overflow and REF.unpack(value.ref)[0] == page_id
 
 
 def _key_of(disk: Disk, pager: Pager, page_id: int) -> tuple[bytes, Touch] | None:
