@@ -62,7 +62,7 @@ _MOST_MOVED = 1024
 _LEAST_MOVED = 16
 """A commit that merges moves a run for each change, and as many more, from the end of a file that is largely free."""
 
-_SPARE = 0.1
+_SPARE = 0.02
 """Pages that a commit may leave free when it has taken all that it needs, in proportion to those in use..."""
 
 _SPARE_PAGES = 64
