@@ -178,14 +178,14 @@ class Committer:
             return changes
         space.cut_tail(all_of_it=True)  # what is moved must not go back there
         tail = at_the_end(self.disk, tree, space, len(changes) + _LEAST_MOVED)
-        return {**tail.touches, **changes}
+        return {**tail, **changes}
 
     def to_move(self, state: State, pinned: int | None, limit: int) -> dict[bytes, Touch] | None:
         """Keys that lead to what stands at the end of the file, if much of the file is free; else None."""
         space = self.space(state, pinned)
         if not is_wasteful(space.free_count, space.used_count, after=True):
             return None
-        return at_the_end(self.disk, state.view.tree, space, min(limit, _MOST_MOVED)).touches
+        return at_the_end(self.disk, state.view.tree, space, min(limit, _MOST_MOVED))
 
     def rewrite(
         self, state: State, touches: Mapping[bytes, Change], *, pinned: Callable[[], int | None], packing: bool

@@ -40,7 +40,7 @@ class Joiner:
 
     def is_airy(self, sizes: list[int]) -> bool:
         """Whether nodes of these sizes leave so much of their pages empty that they may be poured together."""
-        pages = sum(-(-size // self._one_page) for size in sizes)
+        pages = sum(map(self._pages_of, sizes))
         return sum(sizes) < _AIRY * pages * self._one_page
 
     def joined(
@@ -92,7 +92,7 @@ class Joiner:
         for is_draft, group in groupby(nodes, key=lambda node: isinstance(node, Draft) and not node.ref):
             some = list(group)
             drafts = [node for node in some if isinstance(node, Draft)] if is_draft else []
-            if len(drafts) > 1 and self._fewer_do(drafts):
+            if len(drafts) > 1 and self._pours(drafts):
                 keys = [key for draft in drafts for key in draft.keys]
                 values = [value for draft in drafts for value in draft.values]
                 cut = self._cutter.cut(keys, values, level, lows[at], greedy=self._packing)
@@ -104,10 +104,14 @@ class Joiner:
             at += len(some)
         return new_lows, new_nodes
 
-    def _fewer_do(self, drafts: list[Draft]) -> bool:
+    def _pours(self, drafts: list[Draft]) -> bool:
+        """Whether drafts side by side are poured together: to pack them, or because fewer pages will do."""
         sizes = [draft.size for draft in drafts]
-        pages = sum(-(-size // self._one_page) for size in sizes)
-        return self._packing or (self.is_airy(sizes) and -(-sum(sizes) // self._one_page) < pages)
+        pages = sum(map(self._pages_of, sizes))
+        return self._packing or (self.is_airy(sizes) and self._pages_of(sum(sizes)) < pages)
+
+    def _pages_of(self, size: int) -> int:
+        return -(-size // self._one_page)
 
     def _draft(self, low: bytes, node: Node, level: int) -> Draft:
         """The node as a draft: decoded, if it was to stay as it is."""

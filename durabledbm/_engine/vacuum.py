@@ -8,7 +8,6 @@ commit, and may be interrupted at any moment.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
 
 from ..errors import CorruptionError
 from .disk import Disk
@@ -19,7 +18,7 @@ from .pager import MALFORMED, Pager
 from .space import Space
 from .tree import Tree
 
-__all__ = ["Tail", "at_the_end", "is_wasteful", "leaf_batches", "spare_pages", "standing"]
+__all__ = ["at_the_end", "is_wasteful", "leaf_batches", "spare_pages", "standing"]
 
 _WASTEFUL = 0.2
 """Reusable pages that a file may have, in proportion to those in use, before small commits make it smaller..."""
@@ -34,26 +33,19 @@ _LONGEST_RUN = 1024
 """Pages of the longest run that is looked for at the end of a file while committing something else."""
 
 
-class Tail(NamedTuple):
-    """What stands at the end of a file."""
-
-    touches: dict[bytes, Touch]
-    pages: int
-
-
 def is_wasteful(free: int, used: int, *, after: bool = False) -> bool:
     """Whether many more pages are free than are needed to write in; `after`: than are needed to rest."""
     return free > used * (_WASTEFUL_AFTER if after else _WASTEFUL) + _WASTEFUL_PAGES
 
 
-def at_the_end(disk: Disk, tree: Tree, space: Space, limit: int) -> Tail:
+def at_the_end(disk: Disk, tree: Tree, space: Space, limit: int) -> dict[bytes, Touch]:
     """Keys that lead to the last runs in the file, about `limit` of them.
 
     Found by reading the last pages in use, down to where the file could end. What the tree has replaced lately, and
     may not be overwritten yet, looks like the rest: so each is looked for in the tree.
     """
     touches: dict[bytes, Touch] = {}
-    page_id, pages = space.page_count - 1, 0
+    page_id = space.page_count - 1
     looked = 0
     end = space.used_count
     while page_id >= end and len(touches) < limit and looked < 4 * limit + _LONGEST_RUN:
@@ -62,9 +54,8 @@ def at_the_end(disk: Disk, tree: Tree, space: Space, limit: int) -> Tail:
             touch = _key_of(disk, tree.pager, page_id)
             if touch is not None and _is_there(tree, touch[0], page_id):
                 touches[touch[0]] = touch[1]
-                pages += 1
         page_id -= 1
-    return Tail(touches, pages)
+    return touches
 
 
 def _is_there(tree: Tree, key: bytes, page_id: int) -> bool:
