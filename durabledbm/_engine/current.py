@@ -34,8 +34,8 @@ _FORESEEN = 1000
 
 
 _ROW_RARITY = 4
-"""One look-up in so many puts what it found into the row cache. What is asked for often gets there soon enough, and
-what is asked for once does not push out the rest."""
+"""One look-up in so many puts what it found into the row cache, once that is full. What is asked for often gets there
+soon enough, and what is asked for once does not push out the rest."""
 
 
 class Current:
@@ -184,7 +184,7 @@ class Current:
         if type(value) is Overflow:
             return self.pager.value(value)
         self._fetched += 1
-        if value is not None and not self._fetched % _ROW_RARITY:
+        if value is not None and not (rows.aged and self._fetched % _ROW_RARITY):
             self._keep_row(state, key, value)
         return value
 

@@ -21,6 +21,8 @@ def test_a_row_is_found_until_it_is_dropped() -> None:
 
 def test_a_row_is_dropped_from_both_generations() -> None:
     rows = RowCache(10_000)
+    while not rows.aged:
+        rows.keep(b"%d" % len(rows.young), b"x")
     rows.keep(b"a", b"old")
     while b"a" in rows.young:
         rows.keep(b"%d" % len(rows.young), b"x")
@@ -38,6 +40,24 @@ def test_the_limit_is_kept() -> None:
     assert 0 < sum(100 + len(b"%d" % n) + 200 for n in kept) <= 100_000
     assert kept[-1] == 4999
     assert kept == list(range(kept[0], 5000))
+
+
+def test_what_fits_is_young() -> None:
+    rows = RowCache(100_000)
+    for n in range(350):
+        rows.keep(b"%04d" % n, b"x" * 100)
+    assert list(rows.young) == [b"%04d" % n for n in range(350)]
+    assert not rows.aged
+
+
+def test_when_the_room_is_full_the_newer_half_stays() -> None:
+    rows = RowCache(100_000)
+    count = 0
+    while not rows.aged:
+        rows.keep(b"%04d" % count, b"x" * 100)
+        count += 1
+    assert list(rows.aged) == [b"%04d" % n for n in range((count - 1) // 2, count - 1)]
+    assert list(rows.young) == [b"%04d" % (count - 1)]
 
 
 def test_a_large_row_is_not_kept() -> None:
