@@ -82,12 +82,14 @@ def _is_loose(store: Store, writing: Callable[[], AbstractContextManager[object]
 def _move(
     store: Store, writing: Callable[[], AbstractContextManager[object]], progress: Progress | None, total: int
 ) -> None:
-    smallest, patience, cleared = 1 << 62, 3, 0
+    smallest, patience, cleared, before = 1 << 62, 3, 0, 1 << 62
     while patience:
         with writing():
             store.rewrite({}, packing=False)
             end = store.committer.space(store.state, store.oldest_txid()).used_count
             size = _rewritten(store, end, store.state.meta.page_count)
+        if cleared >= end and smallest < before * (1 - _COMPACT):
+            cleared, before = 0, smallest  # once more, since it was worth it
         if size < smallest:
             smallest, patience = size, 3
         elif cleared < end and _is_loose(store, writing):

@@ -62,12 +62,6 @@ _MOST_MOVED = 1024
 _LEAST_MOVED = 16
 """A commit that merges moves a run for each change, and as many more, from the end of a file that is largely free."""
 
-_SPARE = 0.02
-"""Pages that a commit may leave free when it has taken all that it needs, in proportion to those in use..."""
-
-_SPARE_PAGES = 64
-"""...and so many more."""
-
 
 class Committer:
     """What the writer of a file knows beyond what a reader knows. Used by one thread at a time."""
@@ -90,8 +84,8 @@ class Committer:
         self._loose: bytes | None = None
         self._cut = False
         """The database has got shorter than the file, which may be cut off when that is known to be on the disk."""
-        self._spare = 0
-        """Pages that were still free when the last commit into the tree had taken all that it needed."""
+        self._written = 0
+        """Pages that the last commit which merged changes wrote."""
         self.syncs = 0
         self.commits = 0
         self.pages_written = 0
@@ -174,16 +168,16 @@ class Committer:
 
     def _with_tail(self, tree: Tree, space: Space, changes: Mapping[bytes, Change]) -> Mapping[bytes, Change]:
         """The changes, and, if much of the file is free, what stands at its end, so that it can be cut off."""
-        if not is_wasteful(space.free_count, space.used_count):
+        if not is_wasteful(space.free_count, space.used_count, self._written):
             return changes
         space.cut_tail(all_of_it=True)  # what is moved must not go back there
         tail = at_the_end(self.disk, tree, space, len(changes) + _LEAST_MOVED)
         return {**tail, **changes}
 
-    def to_move(self, state: State, pinned: int | None, limit: int) -> dict[bytes, Touch] | None:
-        """Keys that lead to what stands at the end of the file, if much of the file is free; else None."""
+    def to_move(self, state: State, pinned: int | None, limit: int, room: int) -> dict[bytes, Touch] | None:
+        """Keys that lead to what stands at the end of the file, if much of it is free beyond `room` pages; else None."""
         space = self.space(state, pinned)
-        if not is_wasteful(space.free_count, space.used_count, after=True):
+        if not is_wasteful(space.free_count, space.used_count, room):
             return None
         return at_the_end(self.disk, state.view.tree, space, min(limit, _MOST_MOVED))
 
@@ -200,12 +194,13 @@ class Committer:
     ) -> Meta:  # fmt: skip
         """Close a merge: write the free space, sync if the runs are too many to be listed, return the meta."""
         writer.release_place()
-        self._spare = space.free_count
         space.cut_tail(all_of_it=fold)
         space_ref = space.save(writer.txid, writer.write, fold=fold)
         extents = writer.finish()
         self._space = space
         self.pages_written += writer.pages_written
+        if not fold:
+            self._written = writer.pages_written
         if state.meta.txid > self.durable_txid:
             extents = state.meta.extents + extents
         listed = sum(extent.page_count for extent in extents)
@@ -318,23 +313,10 @@ class Committer:
         self._space = space
         return space
 
-    @property
-    def had_waste(self) -> bool:
-        """Whether much was free that the last commit did not need, or the file is more than twice what it must be.
-
-        What a commit frees, the next one of its size will need: to give that back at once is work done twice.
-        """
+    def leaves_waste(self, room: int = 0) -> bool:
+        """Whether the file is, as far as is known, larger than it must be, even if the next commit takes `room` pages."""
         space = self._space
-        if space is None:
-            return False
-        used = space.used_count
-        return self._spare > used * _SPARE + _SPARE_PAGES or space.page_count > 2 * used + _SPARE_PAGES
-
-    @property
-    def leaves_waste(self) -> bool:
-        """Whether the commits made here have left the file much larger than it must be, as far as is known."""
-        space = self._space
-        return space is not None and space.page_count > 64 + space.used_count * 1.3
+        return space is not None and is_wasteful(space.page_count - space.used_count, space.used_count, room)
 
     def forget_space(self) -> None:
         """What this committer believes about free space may be wrong: read it again before it is used."""

@@ -71,7 +71,7 @@ class Pipeline(Protocol):
 def tidy(pipeline: Pipeline) -> None:
     """Before closing: give back space that the handle's commits have left at the end of the file."""
     store = pipeline.store
-    if not store.readonly and store.committer.leaves_waste:
+    if not store.readonly and store.committer.leaves_waste():
         try:
             with pipeline.turn():
                 store.shrink(store.committer.pages_written)

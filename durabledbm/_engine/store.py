@@ -148,18 +148,18 @@ class Store(Current):
             None if cleared else changes,
         )
         written = self.committer.pages_written - before
-        if written > _LARGE and sync and shrink and self.committer.had_waste:
-            state = self.shrink(2 * written)
+        if written > _LARGE and sync and shrink and self.committer.leaves_waste(written):
+            state = self.shrink(2 * written, written)
         return state
 
-    def shrink(self, budget: int) -> State:
+    def shrink(self, budget: int, room: int = 0) -> State:
         """After commits that left much of the file free, move what stands at its end, about `budget` runs at most.
 
-        Small commits do this on their way; a large one would leave a large file behind it.
+        Small commits do this on their way; a large one would leave a large file behind it. `room` pages may stay free.
         """
         smallest, patience = self.state.meta.page_count, _PATIENCE
         while budget > 0 and patience:
-            touches = self.committer.to_move(self.state, self.oldest_txid(), budget)
+            touches = self.committer.to_move(self.state, self.oldest_txid(), budget, room)
             if touches is None:
                 break
             budget -= len(touches) + 1

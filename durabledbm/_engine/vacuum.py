@@ -21,10 +21,7 @@ from .tree import Tree
 __all__ = ["at_the_end", "is_wasteful", "leaf_batches", "spare_pages", "standing"]
 
 _WASTEFUL = 0.2
-"""Reusable pages that a file may have, in proportion to those in use, before small commits make it smaller..."""
-
-_WASTEFUL_AFTER = 0.25
-"""...and that it may have when a large commit is through..."""
+"""Pages that a file may have beyond those in use, in proportion to them: room to write in..."""
 
 _WASTEFUL_PAGES = 64
 """...and so many more."""
@@ -33,9 +30,11 @@ _LONGEST_RUN = 1024
 """Pages of the longest run that is looked for at the end of a file while committing something else."""
 
 
-def is_wasteful(free: int, used: int, *, after: bool = False) -> bool:
-    """Whether many more pages are free than are needed to write in; `after`: than are needed to rest."""
-    return free > used * (_WASTEFUL_AFTER if after else _WASTEFUL) + _WASTEFUL_PAGES
+def is_wasteful(spare: int, used: int, written: int = 0) -> bool:
+    """Whether a file has many more pages than it needs. `written`: by the last commit, of whose size the next may be:
+    to give back what it freed, just to take it again, would be work done twice.
+    """
+    return spare > max(used * _WASTEFUL, min(written * 5 // 4, used)) + _WASTEFUL_PAGES
 
 
 def at_the_end(disk: Disk, tree: Tree, space: Space, limit: int) -> dict[bytes, Touch]:
