@@ -175,7 +175,7 @@ class Committer:
         return {**tail, **changes}
 
     def to_move(self, state: State, pinned: int | None, limit: int, room: int) -> dict[bytes, Touch] | None:
-        """Keys that lead to what stands at the end of the file, if much of it is free beyond `room` pages; else None."""
+        """Keys that lead to what stands at the end of the file, if more than `room` pages are spare; else None."""
         space = self.space(state, pinned)
         if not is_wasteful(space.free_count, space.used_count, room):
             return None
@@ -314,7 +314,7 @@ class Committer:
         return space
 
     def leaves_waste(self, room: int = 0) -> bool:
-        """Whether the file is, as far as is known, larger than it must be, even if the next commit takes `room` pages."""
+        """Whether the file is larger than it must be, as far as is known, if the next commit takes `room` pages."""
         space = self._space
         return space is not None and is_wasteful(space.page_count - space.used_count, space.used_count, room)
 
