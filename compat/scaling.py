@@ -142,7 +142,7 @@ def device(directory: str, seconds: float, rounds: int) -> None:
 # -- backup ------------------------------------------------------------------------------------------------------
 
 
-def backup(directory: str, entries: int, rounds: int) -> None:
+def backup(directory: str, entries: int, seconds: float, rounds: int) -> None:
     """A writer's durable puts of 1 KB per second, alone and while a backup runs in a thread or in another process."""
     path, target = os.path.join(directory, "db"), os.path.join(directory, "copy")
     _load(path, entries)
@@ -159,10 +159,10 @@ def backup(directory: str, entries: int, rounds: int) -> None:
 
                 writer = threading.Thread(target=write)
                 writer.start()
-                time.sleep(1)
-                alone = _rate(count, lambda: time.sleep(5))[0]
+                time.sleep(seconds / 5)
+                alone = _rate(count, lambda: time.sleep(seconds))[0]
                 during, elapsed = _rate(count, lambda db=db, kind=kind: _back_up(db, directory, kind))  # type: ignore[misc]
-                again = _rate(count, lambda: time.sleep(5))[0]
+                again = _rate(count, lambda: time.sleep(seconds))[0]
                 stop.set()
                 writer.join()
             with durabledbm.open(target) as copy:
@@ -313,7 +313,7 @@ def main() -> None:
         if args.what in ("writers", "device"):
             {"writers": writers, "device": device}[args.what](directory, args.seconds, args.rounds)
         elif args.what == "backup":
-            backup(directory, args.entries or 1_000_000, args.rounds)
+            backup(directory, args.entries or 1_000_000, args.seconds, args.rounds)
         elif args.what == "large":
             large(directory, args.entries or 10_000_000)
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -121,3 +122,22 @@ def test_syncs_are_counted_as_the_kernel_sees_them() -> None:
     counts = syncs.parse(trace)
     assert (counts["fdatasync"], counts["msync"], counts["synchronous writes"]) == (1, 1, 1)
     assert (counts["writes"], counts["bytes written"]) == (3, 4246)
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "kinds"),
+    [
+        ("concurrency", ["threads", "--entries", "500", "--seconds", "0.05", "--rounds", "1"], ["threads, median"]),
+        ("concurrency", ["notice", "--rounds", "1"], ["notice"]),
+        ("scaling", ["backup", "--entries", "500", "--rounds", "1", "--seconds", "0.2"], ["backup"]),
+    ],
+)
+def test_the_other_measurements_run_small(module: str, arguments: list[str], kinds: list[str], tmp_path: Path) -> None:
+    """Each ends, checks what it wrote, and prints its figures as JSON."""
+    done = subprocess.run(
+        [sys.executable, "-m", f"compat.{module}", *arguments, "--directory", str(tmp_path)],
+        cwd=Path(__file__).resolve().parents[1], capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    shown = [json.loads(line)["what"] for line in done.stdout.splitlines()]
+    assert shown[0] == "machine"
+    assert set(kinds) <= set(shown)
