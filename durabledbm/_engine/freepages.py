@@ -21,6 +21,8 @@ _POWERS = 13
 
 _NOWHERE = 1 << 62
 
+_HOLE = b"\0\1\0"
+
 Run = tuple[int, int]
 """Page id of the first page, and how many."""
 
@@ -41,6 +43,7 @@ class FreePages:
         self._base = page_count
         self._starts = [first_page] * _POWERS
         self._reused_from = _NOWHERE
+        self._holes_from = 0
         self._longest = _POWERS
         """There is no free run of more than 2 to this power pages, as far as is known."""
 
@@ -82,6 +85,12 @@ class FreePages:
                 power -= 1
             self._longest = power
         return self._claimed(found, 1 << power)
+
+    def take_hole(self) -> int:
+        """Allocate a free page between two that are not, where nothing longer would fit; 0 if there is none."""
+        found = self._free.find(_HOLE, self._holes_from)
+        self._holes_from = found if found >= 0 else len(self._free)
+        return 0 if found < 0 else self._claimed(found + 1, 1)[0]
 
     def take_run(self, want: int) -> Run:
         """Allocate exactly `want` consecutive pages, at the end of the file if there is no such run inside."""
@@ -140,6 +149,7 @@ class FreePages:
         self._longest = _POWERS
         self._touch(page_id, page_count)
         self._reused_from = min(self._reused_from, page_id)
+        self._holes_from = min(self._holes_from, page_id - 1)
 
     def _touch(self, page_id: int, page_count: int) -> None:
         first, last = page_id // self._span, (page_id + page_count - 1) // self._span

@@ -71,6 +71,8 @@ class Writer:
 
     def _allocate(self, page_count: int) -> int:
         """The page id of `page_count` consecutive free pages."""
+        if page_count == 1 and not self._grow and (hole := self._space.take_hole()):
+            return hole
         start, left = self._place
         if left < page_count:
             self.release_place()

@@ -116,6 +116,15 @@ def test_a_file_that_must_not_grow_is_filled_with_the_longest_runs() -> None:
     assert space.take(8, grow=False)[0] == before, "nothing is free: there is no other way"
 
 
+def test_a_hole_is_a_single_free_page() -> None:
+    space = freed([(10, 2), (20, 1), (30, 3), (40, 1)])
+    assert (space.take_hole(), space.take_hole(), space.take_hole()) == (20, 40, 0)
+    assert list(space.free_runs()) == [(10, 2), (30, 3)]
+    space.give_back(20, 1)
+    assert space.take_hole() == 20
+    assert space.free_count == 5
+
+
 def test_a_large_file_with_much_free_space_does_not_grow_for_a_long_run() -> None:
     holes = [(at, 2) for at in range(10, 9000, 4)]
     space = freed(holes, 10_000)
@@ -258,7 +267,12 @@ class Model:
         for _ in range(draw.choice([0, 1, 3, 20])):
             want = draw.choice([1, 1, 2, 3, 7, 40])
             exactly = draw.random() < 0.5
-            page_id, count = self.space.take_run(want) if exactly else self.space.take(want, grow=draw.random() < 0.7)
+            if want == 1 and (hole := self.space.take_hole()):
+                page_id, count = hole, 1
+            elif exactly:
+                page_id, count = self.space.take_run(want)
+            else:
+                page_id, count = self.space.take(want, grow=draw.random() < 0.7)
             assert count >= 1
             assert not exactly or count == want
             taken = set(range(page_id, page_id + count))
