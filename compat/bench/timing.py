@@ -125,11 +125,11 @@ class Run:
         return {"ops": done, "seconds": elapsed}
 
     def warm(self, step: Callable[[list[Any]], Any], make: Callable[[int], list[Any]]) -> None:
-        """Run `step` untimed until as many operations as entries, or twice the timed part, have passed."""
+        """Run `step` untimed until three times as many operations as entries, or twice the timed part, have passed."""
         assert self.dataset is not None
         done, deadline = 0, perf_counter() + 2 * self.scale.seconds
         size = 64
-        while done < self.dataset.count and perf_counter() < deadline:
+        while done < 3 * self.dataset.count and perf_counter() < deadline:
             items = make(size)
             start = perf_counter()
             step(items)
