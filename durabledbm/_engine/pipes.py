@@ -19,6 +19,9 @@ __all__ = ["MOMENT", "Pipeline", "tidy"]
 MOMENT = 1.0
 """Seconds to wait for a writer when the interpreter ends."""
 
+_TIDYING = 2.0
+"""Seconds that closing takes to give back space, at most about: the next commits go on with it."""
+
 T = TypeVar("T")
 
 
@@ -74,6 +77,6 @@ def tidy(pipeline: Pipeline) -> None:
     if not store.readonly and store.committer.leaves_waste():
         try:
             with pipeline.turn():
-                store.shrink(store.committer.pages_written)
+                store.shrink(store.committer.pages_written, seconds=_TIDYING)
         except BusyError:
             pass  # whoever writes now will give it back

@@ -6,7 +6,9 @@ the file holds is on the disk, `commit` makes one commit, `end` lets the next wr
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
+from math import inf
 
 from ..errors import CorruptionError, error
 from .creation import initialise, replace
@@ -152,13 +154,14 @@ class Store(Current):
             state = self.shrink(2 * written, written)
         return state
 
-    def shrink(self, budget: int, room: int = 0) -> State:
+    def shrink(self, budget: int, room: int = 0, *, seconds: float = inf) -> State:
         """After commits that left much of the file free, move what stands at its end, about `budget` runs at most.
 
         Small commits do this on their way; a large one would leave a large file behind it. `room` pages may stay free.
         """
         smallest, patience = self.state.meta.page_count, _PATIENCE
-        while budget > 0 and patience:
+        deadline = time.monotonic() + seconds
+        while budget > 0 and patience and time.monotonic() < deadline:
             touches = self.committer.to_move(self.state, self.oldest_txid(), budget, room)
             if touches is None:
                 break
