@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from typing import NamedTuple
 
-from ._engine.checksum import crc32c
 from ._engine.disk import Disk
 from ._engine.node import leaf_keys
 from ._engine.page import (
@@ -22,11 +21,9 @@ from ._engine.page import (
     TYPE_NAMES,
 )  # fmt: skip
 from ._engine.pager import MALFORMED
+from ._engine.recovery import crc_if_whole
 
-__all__ = ["IntactRun", "guess_page_size", "intact_run", "run_is_whole"]
-
-_PIECE = 1 << 24
-"""Bytes that are read at a time."""
+__all__ = ["IntactRun", "guess_page_size", "intact_run"]
 
 _KEY_MAX = 64
 """Bytes of a large value's key that are of interest."""
@@ -46,20 +43,6 @@ class IntactRun(NamedTuple):
     first_key: bytes
 
 
-def run_is_whole(disk: Disk, offset: int, size: int) -> bytes | None:
-    """The checksum of the run there, as it stands in the run, if the run matches it."""
-    end = offset + size - CRC_SIZE
-    checksum = 0
-    while offset < end:
-        piece = disk.read(min(end - offset, _PIECE), offset)
-        if not piece:
-            return None
-        checksum = crc32c(piece, checksum)
-        offset += len(piece)
-    crc = disk.read(CRC_SIZE, end)
-    return crc if crc == checksum.to_bytes(CRC_SIZE, "little") else None
-
-
 def intact_run(disk: Disk, page_size: int, page_id: int, stop: int) -> IntactRun | None:
     """The run that begins at `page_id` and ends before `stop`, if there is an intact one."""
     offset = page_id * page_size
@@ -69,7 +52,7 @@ def intact_run(disk: Disk, page_size: int, page_id: int, stop: int) -> IntactRun
     kind, _, _, entries, own_id, txid, page_count, payload = HEADER.unpack(head)
     if kind not in TYPE_NAMES or own_id != page_id or not 0 < page_count <= stop - page_id:
         return None
-    if run_is_whole(disk, offset, page_count * page_size) is None:
+    if crc_if_whole(disk, offset, page_count * page_size) is None:
         return None
     key = b""
     if kind == LEAF:

@@ -15,11 +15,11 @@ from ._engine.meta import META_SIZE, Meta, first_page
 from ._engine.node import Overflow, decode_branch, decode_leaf
 from ._engine.page import BRANCH, CRC_SIZE, HEADER, LEAF, NO_REF, OVERFLOW, REF, TYPE_NAMES
 from ._engine.pager import MALFORMED, Pager
-from ._engine.recovery import read_slots
+from ._engine.recovery import crc_if_whole, read_slots
 from ._engine.space import Space
 from ._engine.store import Store
 from ._filemap import FileMap, Run, Step
-from ._pages import intact_run, run_is_whole
+from ._pages import intact_run
 from ._text import plural
 from .errors import CorruptionError
 
@@ -115,7 +115,7 @@ class Survey:
             return
         offset, size = page_id * self._page_size, page_count * self._page_size
         head = self._disk.read(HEADER.size, offset)
-        if run_is_whole(self._disk, offset, size) != ref[-CRC_SIZE:]:
+        if crc_if_whole(self._disk, offset, size) != ref[-CRC_SIZE:]:
             self._damage(ref, "overflow: the checksum does not match the content", parent, key)
             return
         header = HEADER.unpack(head)

@@ -17,11 +17,11 @@ from ._engine.native import FileVolume
 from ._engine.node import Overflow, decode_leaf
 from ._engine.page import CRC_SIZE, LEAF, MIN_PAGE_SIZE, REF
 from ._engine.pager import MALFORMED, Pager
-from ._engine.recovery import read_slots
+from ._engine.recovery import crc_if_whole, read_slots
 from ._engine.state import State
 from ._engine.store import Store
 from ._filemap import KINDS, FileMap, Run, Step
-from ._pages import guess_page_size, run_is_whole
+from ._pages import guess_page_size
 from ._survey import Progress, Survey, cut_off, meta_runs, unreachable
 from .errors import CorruptionError, error
 from .snapshot import Pin
@@ -119,7 +119,7 @@ def _way(store: Store, state: State, key: bytes) -> tuple[list[Step], bool]:
         steps.append(_step(ref, f"leaf: entry {at + 1} of {len(keys)}, a large value"))
         steps.append(_step(value.ref, f"overflow: {value.length:,} bytes"))
         ref = value.ref
-        if run_is_whole(store.disk, *(part * meta.page_size for part in REF.unpack(ref)[:2])) != ref[-CRC_SIZE:]:
+        if crc_if_whole(store.disk, *(part * meta.page_size for part in REF.unpack(ref)[:2])) != ref[-CRC_SIZE:]:
             raise pager.malformed(ref, "the checksum does not match the content")
     except (CorruptionError, *MALFORMED) as exc:
         said = exc.message if isinstance(exc, CorruptionError) else str(exc)

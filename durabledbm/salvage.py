@@ -24,7 +24,8 @@ from ._engine.native import FileVolume
 from ._engine.node import Overflow, decode_branch, decode_leaf
 from ._engine.page import BRANCH, HEADER, LEAF, OVERFLOW, TYPE_NAMES, pages_for, ref_parts
 from ._engine.pager import MALFORMED, Pager
-from ._pages import guess_page_size, run_is_whole
+from ._engine.recovery import crc_if_whole
+from ._pages import guess_page_size
 from .database import Database
 from .database import open as open_database
 from .errors import CorruptionError, error
@@ -332,7 +333,7 @@ class _Salvage:
                     and 0 < page_count <= self._pages - page_id
                     and page_count == pages_for(payload, self._page_size)
                 )
-                if plausible and run_is_whole(self._disk, offset, page_count * self._page_size) is not None:
+                if plausible and crc_if_whole(self._disk, offset, page_count * self._page_size) is not None:
                     step = page_count
                     if newest is None or txid <= newest:
                         yield page_id, page_count, txid, kind

@@ -18,7 +18,7 @@ from .locks import writer_present
 from .meta import META_AREA, META_SIZE, Extent, Meta, decode_meta, has_magic, look_of
 from .page import CRC_SIZE, HEADER, self_consistent
 
-__all__ = ["Slots", "Visible", "extent_arrived", "newest", "read_slots", "visible"]
+__all__ = ["Slots", "Visible", "crc_if_whole", "extent_arrived", "newest", "read_slots", "visible"]
 
 _PATIENCE = 200
 """How often to read again a slot that seems to be in the middle of being written."""
@@ -131,7 +131,7 @@ def extent_arrived(disk: Disk, extent: Extent, page_size: int) -> bool:
         page_count = HEADER.unpack(head)[6] if len(head) == HEADER.size else 0
         if not 0 < page_count <= end - page_id:
             return False
-        crc = _crc_if_whole(disk, page_id * page_size, page_count * page_size)
+        crc = crc_if_whole(disk, page_id * page_size, page_count * page_size)
         if crc is None:
             return False
         digest = crc32c(crc, digest)
@@ -139,7 +139,7 @@ def extent_arrived(disk: Disk, extent: Extent, page_size: int) -> bool:
     return digest == extent.digest
 
 
-def _crc_if_whole(disk: Disk, offset: int, size: int) -> bytes | None:
+def crc_if_whole(disk: Disk, offset: int, size: int) -> bytes | None:
     """The CRC field of the run there, or None if the run does not match it."""
     if size <= _PIECE:
         run = disk.read(size, offset)
