@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import gc
+import signal
 import threading
 import time
 import weakref
@@ -12,13 +13,16 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from crew import Crew, Task
 from simdisk import Operation, SimVolume, disk_error
 
 import durabledbm
 from durabledbm._engine import deferred as deferred_module
+from durabledbm._engine import group as group_module
 from durabledbm._engine.deferred import Deferred
 from durabledbm._engine.flusher import Flusher
 from durabledbm._engine.group import Group
+from durabledbm._engine.locks import Turn
 from durabledbm._engine.pipeline import make_pipeline
 from durabledbm._engine.store import Store
 from durabledbm._engine.work import Work
@@ -207,6 +211,135 @@ def test_a_relaxed_group_is_synced_by_flushing(store: Store, volume: SimVolume) 
     for _ in range(2):
         pipeline.flush()
         assert volume.syncs == before + 1
+
+
+class Interrupting:
+    """Holds the first sync back until `go` is set; then raises Ctrl-C at the first operation of a kind that follows."""
+
+    def __init__(self, volume: SimVolume, kind: str) -> None:
+        self.reached, self.go = threading.Event(), threading.Event()
+        self._volume, self._kind = volume, kind
+        volume.before = self._hold
+
+    def _hold(self, operation: Operation) -> None:
+        if operation.kind == "sync":
+            self._volume.before = self._interrupt
+            self.reached.set()
+            assert self.go.wait(ENOUGH)
+
+    def _interrupt(self, operation: Operation) -> None:
+        if operation.kind == self._kind:
+            self._volume.before = None
+            raise KeyboardInterrupt
+
+
+def behind_a_sync(pipeline: Group, crew: Crew, reached: threading.Event, keys: list[bytes]) -> list[Task]:
+    """One write that is in its sync, and those of `keys` in the next batch, in this order."""
+    tasks = [crew.start(pipeline.run, putting(b"first"))]
+    assert reached.wait(ENOUGH)
+    for number, key in enumerate(keys, 1):
+        tasks.append(crew.start(pipeline.run, putting(key)))
+        wait_until(lambda number=number: pipeline._open is not None and len(pipeline._open.tickets) == number)  # type: ignore[misc]
+    return tasks
+
+
+def test_whoever_shares_a_commit_that_is_interrupted_is_told(store: Store, volume: SimVolume) -> None:
+    """It may be in the file or not: all of it or nothing."""
+    pipeline, crew = Group(store, ENOUGH, sync=True), Crew()
+    interrupting = Interrupting(volume, "sync")
+    first, leader, *others = behind_a_sync(pipeline, crew, interrupting.reached, [b"leader", b"a", b"b"])
+    interrupting.go.set()
+    assert first.failure() is None
+    assert type(leader.failure()) is KeyboardInterrupt
+    failures = [other.failure() for other in others]
+    assert [type(failure) for failure in failures] == [durabledbm.error] * 2
+    assert all("together with others failed: KeyboardInterrupt()" in str(failure) for failure in failures)
+    assert failures[0] is not failures[1]
+    pipeline.run(putting(b"later"))
+    assert set(content(volume)) in ({b"first", b"later"}, {b"first", b"leader", b"a", b"b", b"later"})
+
+
+def test_when_a_leader_is_interrupted_before_it_began_the_others_are_committed_all_the_same(
+    store: Store, volume: SimVolume
+) -> None:
+    pipeline, crew = Group(store, ENOUGH, sync=True), Crew()
+    interrupting = Interrupting(volume, "lock")
+    first, leader, *others = behind_a_sync(pipeline, crew, interrupting.reached, [b"leader", b"a", b"b"])
+    interrupting.go.set()
+    assert type(leader.failure()) is KeyboardInterrupt
+    assert [task.failure() for task in (first, *others)] == [None] * 3
+    assert set(content(volume)) == {b"first", b"a", b"b"}
+
+
+def test_an_interrupt_in_the_operation_of_another_is_nothing_to_those_who_share_the_commit(
+    store: Store, volume: SimVolume
+) -> None:
+    """It is raised in the thread that runs the operations of all. What it struck is done again, by its own thread."""
+    pipeline, crew = Group(store, ENOUGH, sync=True), Crew()
+    interrupting = Interrupting(volume, "never")
+    first, leader, other = behind_a_sync(pipeline, crew, interrupting.reached, [b"leader", b"other"])
+    ran = []
+
+    def struck(work: Work) -> str:
+        ran.append(threading.get_ident())
+        if len(ran) == 1:
+            raise KeyboardInterrupt
+        work.put(b"struck", b"")
+        return "its own result"
+
+    victim = crew.start(pipeline.run, struck)
+    wait_until(lambda: pipeline._open is not None and len(pipeline._open.tickets) == 3)
+    interrupting.go.set()
+    assert type(leader.failure()) is KeyboardInterrupt
+    assert (first.failure(), other.failure()) == (None, None)
+    assert victim.result() == "its own result"
+    assert ran[0] == leader.thread.ident
+    assert set(content(volume)) == {b"first", b"other", b"struck"}
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="a thread cannot be interrupted here")
+def test_one_that_is_interrupted_while_it_waits_holds_nobody_up(store: Store, volume: SimVolume) -> None:
+    """What it asked for may be done all the same."""
+    pipeline, crew = Group(store, ENOUGH, sync=True), Crew()
+    interrupting = Interrupting(volume, "never")
+    tasks = behind_a_sync(pipeline, crew, interrupting.reached, [b"leader"])
+    batch, here = pipeline._open, threading.get_ident()
+    assert batch is not None
+
+    def interrupt() -> None:
+        wait_until(lambda: len(batch.tickets) == 2)
+        signal.pthread_kill(here, signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        crew.start(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.run(putting(b"interrupted"))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    tasks += [crew.start(pipeline.run, putting(key)) for key in (b"a", b"b")]
+    wait_until(lambda: len(batch.tickets) == 4)
+    interrupting.go.set()
+    assert [task.failure() for task in tasks] == [None] * 4
+    assert set(content(volume)) - {b"interrupted"} == {b"first", b"leader", b"a", b"b"}
+
+
+def test_who_waits_for_a_leader_that_is_gone_finds_out(
+    store: Store, volume: SimVolume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was interrupted again while it ended its batch."""
+    monkeypatch.setattr(group_module, "_LOOK", 0.01)
+    pipeline, turn = Group(store, ENOUGH, sync=True), Turn()
+    pipeline._open = group_module._Batch(turn)
+    follower = Crew().start(pipeline.run, putting(b"lost"))
+    time.sleep(0.05)
+    assert not follower.done, "its leader may still come"
+    del turn
+    failure = follower.failure()
+    assert type(failure) is durabledbm.error
+    assert "was interrupted" in str(failure)
+    pipeline.run(putting(b"later"))
+    assert set(content(volume)) == {b"later"}
 
 
 # -- later ---------------------------------------------------------------------------------------------------------
