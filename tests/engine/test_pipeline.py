@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from crew import Crew, Task
-from simdisk import Operation, SimVolume, disk_error
+from crew import Crew, Gate, Task
+from simdisk import Fault, Operation, SimVolume, disk_error
 
 import durabledbm
+from durabledbm import transaction as transaction_module
 from durabledbm._engine import deferred as deferred_module
 from durabledbm._engine import group as group_module
 from durabledbm._engine.deferred import Deferred
@@ -342,6 +343,51 @@ def test_who_waits_for_a_leader_that_is_gone_finds_out(
     assert set(content(volume)) == {b"later"}
 
 
+def test_an_operation_that_failed_by_itself_keeps_its_failure_when_the_commit_fails(
+    store: Store, volume: SimVolume
+) -> None:
+    pipeline, crew = Group(store, ENOUGH, sync=True), Crew()
+    interrupting = Interrupting(volume, "never")
+    first, leader, other = behind_a_sync(pipeline, crew, interrupting.reached, [b"leader", b"other"])
+
+    def fail(work: Work) -> None:
+        raise LookupError
+
+    failing = crew.start(pipeline.run, fail)
+    wait_until(lambda: pipeline._open is not None and len(pipeline._open.tickets) == 3)
+    volume.fail_at(1, disk_error(errno.EIO), kinds=("sync",))
+    interrupting.go.set()
+    assert first.failure() is None
+    assert type(failing.failure()) is LookupError
+    for task in (leader, other):
+        failure = task.failure()
+        assert isinstance(failure, durabledbm.error)
+        assert failure.errno == errno.EIO
+
+
+def test_a_batch_may_be_woken_twice() -> None:
+    """By its leader, and by one that was interrupted while it waited: one of those who wait goes on."""
+    turn = Turn()
+    batch = group_module._Batch(turn)
+    batch.wake()
+    batch.wake()
+    assert batch.done.acquire(timeout=0)
+    assert not batch.done.acquire(timeout=0)
+
+
+@pytest.mark.parametrize("durability", ["full", "process", "interval", "manual"])
+def test_every_pipeline_counts_what_it_has_taken(store: Store, volume: SimVolume, durability: str) -> None:
+    pipeline = make_pipeline(store, durability, 3600.0, 1.0)
+    assert pipeline.count() == 0
+    for number, key in enumerate((b"a", b"b", b"c"), 1):
+        pipeline.run(putting(key))
+        assert pipeline.count() == number
+    pipeline.flush()
+    assert pipeline.count() == len(content(volume)) == 3
+    if pipeline.flusher is not None:
+        pipeline.flusher.stop()
+
+
 # -- later ---------------------------------------------------------------------------------------------------------
 
 
@@ -438,6 +484,134 @@ def test_a_failed_flush_keeps_what_it_could_not_write(volume: SimVolume) -> None
     assert content(volume) == {**entries, b"more": b"value"}
 
 
+def test_an_operation_that_fails_defers_nothing_and_keeps_nobody_out(store: Store, volume: SimVolume) -> None:
+    pipeline = Deferred(store, ENOUGH)
+
+    def fail(work: Work) -> None:
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        pipeline.run(fail)
+    assert pipeline.pending() is None
+    with open_on(volume, PATH, "w", timeout=0) as other:
+        other["key"] = "value"
+    pipeline.run(putting(b"mine"))
+    with pytest.raises(LookupError):
+        pipeline.run(fail)
+    pipeline.flush()
+    assert set(content(volume)) == {b"key", b"mine"}
+
+
+def test_nothing_more_is_deferred_by_a_handle_that_is_done_for(store: Store) -> None:
+    pipeline = Deferred(store, ENOUGH)
+    assert not pipeline.put(b"first", b""), "it takes a turn to defer something when nothing is"
+    pipeline.run(putting(b"first"))
+    assert pipeline.put(b"second", b"")
+    store.poison(OSError(errno.EIO, "the cause"))
+    assert not pipeline.put(b"third", b"")
+    with pytest.raises(durabledbm.error, match="the cause"):
+        pipeline.run(putting(b"third"))
+    work = pipeline.pending()
+    assert work is not None
+    assert set(work.changes()) == {b"first", b"second"}
+    store.writer.reserved = False
+
+
+def interrupted(volume: SimVolume, kind: str, number: int) -> None:
+    """Raise Ctrl-C at one of the operations of a kind that follow."""
+    volume.fail_at(number, Fault(KeyboardInterrupt, "none"), kinds=(kind,))
+
+
+@pytest.mark.parametrize("then", ["sync", "put", "update", "transaction", "close"])
+@pytest.mark.parametrize(("kind", "number"), [("write", 0), ("sync", 0), ("write", 1)])
+def test_a_flush_that_is_interrupted_is_made_up_for_by_whatever_comes_next(
+    volume: SimVolume, kind: str, number: int, then: str
+) -> None:
+    """Whether or not it was committed: what is pending is written once, and nothing of it is lost."""
+    with open_on(volume, PATH, "w", durability="manual") as db:
+        db.update({"a": "1", "b": "2"})
+        interrupted(volume, kind, number)
+        with pytest.raises(KeyboardInterrupt):
+            db.sync()
+        assert volume.fired == 1
+        assert dict(db) == {b"a": b"1", b"b": b"2"}
+        if then == "put":
+            db["c"] = "3"
+        elif then == "update":
+            db.update({"c": "3"})
+        elif then == "transaction":
+            with db.transaction() as tx:
+                assert dict(tx) == {b"a": b"1", b"b": b"2"}
+                tx["c"] = "3"
+        if then != "close":
+            db.sync()
+            assert dict(db) == content(volume)
+            assert db.check() == []
+    expected = {b"a": b"1", b"b": b"2", b"c": b"3"}
+    if then in ("sync", "close"):
+        del expected[b"c"]
+    assert content(volume) == expected
+
+
+@pytest.mark.parametrize(("kind", "number"), [("write", 0), ("sync", 0), ("write", 1)])
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_flush_that_is_interrupted_beside_a_transaction_leaves_it_what_it_builds_on(
+    volume: SimVolume, kind: str, number: int, keep: bool
+) -> None:
+    with open_on(volume, PATH, "w", durability="manual") as db:
+        db["before"] = "1"
+        with db.transaction() as tx:
+            tx["inside"] = "2"
+            interrupted(volume, kind, number)
+            with pytest.raises(KeyboardInterrupt):
+                db.sync()
+            assert dict(tx) == {b"before": b"1", b"inside": b"2"}
+            if not keep:
+                tx.rollback()
+        expected = {b"before": b"1", b"inside": b"2"} if keep else {b"before": b"1"}
+        assert dict(db) == expected
+        db.sync()
+        assert db.check() == []
+        assert content(volume) == expected
+
+
+def test_a_transaction_that_clears_what_is_deferred(volume: SimVolume) -> None:
+    """Both are one commit: nobody sees the state between them."""
+    with open_on(volume, PATH, "w") as db:
+        db["old"] = "0"
+    with open_on(volume, PATH, "w", durability="manual") as db:
+        db["deferred"] = "1"
+        with db.transaction() as tx:
+            tx.clear()
+            tx["new"] = "2"
+        assert dict(db) == {b"new": b"2"}
+        assert len(db) == 1
+        assert content(volume) == {b"old": b"0"}
+        db.sync()
+        assert content(volume) == {b"new": b"2"}
+
+
+def test_a_fork_beside_a_transaction_that_has_spilled_waits_for_nobody(
+    volume: SimVolume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The transaction has taken along what was pending, so there is nothing to write before its end."""
+    monkeypatch.setattr(transaction_module, "SPILL_SIZE", 1000)
+    with open_on(volume, PATH, "w", durability="manual", timeout=ENOUGH) as db:
+        db["pending"] = "1"
+        with db.transaction() as tx:
+            for number in range(20):
+                tx[b"%d" % number] = b"x" * 100
+            assert db._pipeline.spilling
+            started = time.monotonic()
+            db.before_fork()
+            assert time.monotonic() - started < ENOUGH / 2
+            assert db._pipeline.timeout == ENOUGH
+            assert content(volume) == {}
+        db.sync()
+        assert len(db) == 21
+    assert len(content(volume)) == 21
+
+
 def test_threads_that_write_and_flush_lose_nothing(volume: SimVolume) -> None:
     with open_on(volume, PATH, "w", durability="manual") as db:
 
@@ -450,6 +624,63 @@ def test_threads_that_write_and_flush_lose_nothing(volume: SimVolume) -> None:
         assert in_threads(6, work) == []
         assert len(db) == 360
     assert len(content(volume)) == 360
+
+
+# -- commits that are made by hand ---------------------------------------------------------------------------------
+
+
+def wasteful(volume: SimVolume, durability: str, timeout: float) -> durabledbm.Database:
+    """A handle of a file of which most is free."""
+    with open_on(volume, PATH, "w") as db:
+        db.update({b"%05d" % number: b"x" * 500 for number in range(2000)})
+    db = open_on(volume, PATH, "w", durability=durability, timeout=timeout, interval=3600.0)
+    with db.transaction():
+        for number in range(100, 2000):
+            del db[b"%05d" % number]
+    db.sync()
+    return db
+
+
+@pytest.mark.parametrize("durability", ["process", "manual"])
+def test_a_sync_beside_a_commit_by_hand_waits_for_it_as_long_as_told(volume: SimVolume, durability: str) -> None:
+    """And a fork does not wait at all."""
+    with wasteful(volume, durability, 0.1) as db:
+        before = len(volume.content(PATH))
+        gate, crew = Gate(volume, "sync"), Crew()
+        gate.shut()
+        task = crew.start(db.reorganize)
+        assert gate.reached.wait(ENOUGH)
+        db.before_fork()
+        with pytest.raises(durabledbm.BusyError):
+            db.sync()
+        with pytest.raises(durabledbm.BusyError):
+            db.update({"key": "value"})
+        gate.open()
+        task.result()
+        db.update({"key": "value"})
+        assert len(volume.content(PATH)) < before
+        assert db.check() == []
+    assert len(content(volume)) == 101
+
+
+def test_a_failure_after_a_commit_by_hand_that_was_interrupted_lets_others_write(volume: SimVolume) -> None:
+    db = wasteful(volume, "manual", ENOUGH)
+    interrupted(volume, "sync", 0)
+    with pytest.raises(KeyboardInterrupt):
+        db.reorganize()
+    volume.heal()
+    volume.fail_at(0, disk_error(errno.EIO), kinds=("sync",))
+    with pytest.raises(durabledbm.error) as caught:
+        db.sync()
+    assert caught.value.errno == errno.EIO
+    with open_on(volume, PATH, "w", timeout=0) as other:
+        other["key"] = "value"
+        assert len(other) == 101
+    with pytest.raises(durabledbm.error, match="open the file again"):
+        db["key"] = "mine"
+    with contextlib.suppress(durabledbm.error):
+        db.close()
+    assert db.closed
 
 
 # -- the flusher ---------------------------------------------------------------------------------------------------
