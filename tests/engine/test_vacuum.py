@@ -5,11 +5,12 @@ from __future__ import annotations
 import random
 
 import pytest
+from crew import Crew
 
 from durabledbm._engine.merge import MOVE, TOUCH, Touch, merge
 from durabledbm._engine.meta import first_page
-from durabledbm._engine.node import Overflow
-from durabledbm._engine.page import REF
+from durabledbm._engine.node import Overflow, decode_branch, encode_branch
+from durabledbm._engine.page import BRANCH, REF, seal
 from durabledbm._engine.pager import Pager
 from durabledbm._engine.tree import Tree
 from durabledbm._engine.vacuum import at_the_end, standing
@@ -92,16 +93,21 @@ def test_the_last_ones_come_first_and_no_more_than_asked_for(engine: Engine) -> 
     assert set(last) <= reached(engine, touches)
 
 
-def test_what_the_tree_has_replaced_is_not_taken_for_a_part_of_it(engine: Engine) -> None:
-    """It stands there whole till it may be overwritten, with keys that the tree still has."""
-    before, touches = at_end(engine), found(engine)
+def replaced(engine: Engine) -> set[int]:
+    """Move what stands at the end; where it stood till now, and may not be overwritten yet."""
+    before = at_end(engine)
     writer = engine.writer()
-    merged = merge(engine.pager, writer, engine.tree.root, engine.tree.depth, touches)
+    merged = merge(engine.pager, writer, engine.tree.root, engine.tree.depth, found(engine))
     writer.release_place()
     engine.space.save(engine.txid, writer.write)
     writer.finish()
     engine.tree = Tree(engine.pager, merged.root, merged.depth)
-    assert len(before - at_end(engine)) > 100
+    return before - at_end(engine)
+
+
+def test_what_the_tree_has_replaced_is_not_taken_for_a_part_of_it(engine: Engine) -> None:
+    """It stands there whole, with keys that the tree still has."""
+    assert len(replaced(engine)) > 100
     assert len(found(engine)) <= len(at_end(engine)) < 10
 
 
@@ -121,6 +127,25 @@ def test_what_a_damaged_branch_leads_to_is_passed_over(engine: Engine) -> None:
     root = REF.unpack(engine.tree.root)[0]
     damage(engine, {root})
     assert set(found(engine)) <= {b""}, "there is no way to anything"
+
+
+@pytest.mark.parametrize("page_count", [1, 2**32 - 1])
+def test_a_forged_branch_that_leads_to_itself_or_to_too_much_is_passed_over(engine: Engine, page_count: int) -> None:
+    """The checksum of a page that its parent does not vouch for says nothing of who made it."""
+    branches = at_end(engine) - {REF.unpack(ref)[0] for ref in engine.tree.leaf_refs()} - large(engine)
+    page, size = max(branches & replaced(engine)), engine.page_size
+    touches = found(engine)
+    image = bytearray(engine.volume.content(PATH))
+    place = slice(page * size, (page + 1) * size)
+    separators, refs, _ = decode_branch(bytes(image[place]))
+    payload = b"".join((REF.pack(page, page_count, 0), *refs[1:], encode_branch(separators, size)))
+    image[place] = seal(BRANCH, 0, len(refs), page, engine.txid, size, payload)
+    engine.volume.put(PATH, bytes(image))
+    reads: list[int] = []
+    engine.volume.before = lambda operation: reads.append(operation.size)
+    assert Crew().start(found, engine).result() == touches
+    assert max(reads) < len(image)
+    engine.volume.before = None
 
 
 def test_pages_that_the_file_has_lost_are_passed_over(engine: Engine) -> None:
