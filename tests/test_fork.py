@@ -614,6 +614,28 @@ def test_what_was_pending_at_a_fork_is_not_the_childs(twin: Twin) -> None:
     assert dict(twin.parent) == {**committed, b"child": b"v"}
 
 
+def test_a_transaction_of_the_parents_is_over_in_the_child_when_its_block_is(twin: Twin) -> None:
+    db = twin.child
+    outer, kept, undone = db.transaction(), db.transaction(), db.transaction()
+    for block in (outer, kept, undone):
+        block.__enter__()
+        block["k"] = "parent"
+    twin.fork()
+    uses: list[Callable[[], object]] = [
+        lambda: undone["k"], lambda: kept["k"], lambda: outer["k"], lambda: outer.update(k="child"), outer.rollback,
+    ]  # fmt: skip
+    for use in uses:
+        with pytest.raises(durabledbm.error, match="belongs to the parent"):
+            use()
+    undone.__exit__(ZeroDivisionError, ZeroDivisionError(), None)  # what the block raises is not hidden
+    for block in (kept, outer):
+        with pytest.raises(durabledbm.error, match="belongs to the parent"):
+            block.__exit__(None, None, None)
+    db["k"] = "child"
+    db.sync()
+    assert dict(db) == dict(twin.parent) == {b"k": b"child"}
+
+
 def test_a_closed_handle_stays_closed_in_a_child(twin: Twin) -> None:
     twin.child["k"] = "v"
     twin.child.close()
