@@ -9,6 +9,7 @@ import json
 import os
 import pickle
 import re
+import runpy
 import shlex
 import shutil
 import signal
@@ -298,6 +299,37 @@ def test_objects_of_a_shelf_are_shown_when_asked_for_with_a_warning(run: Run, sh
     ]
     assert run("get", shelf, "list", "--pickle").text == "[1, 'two']\n"
     assert json.loads(run("get", shelf, "list", "--pickle", "--json").out) == [1, "two"]
+
+
+def test_objects_that_json_does_not_have_become_the_nearest_that_it_has(run: Run, db_path: str) -> None:
+    circle: list[object] = []
+    circle.append(circle)
+    objects = {"circle": circle, "keys": {(1, 2): 3}, "other": 1 + 2j, "set": {5}, "bytes": bytearray(b"text")}
+    with durabledbm.shelve.open(db_path) as shelf:
+        shelf.update(objects)
+    result = run("list", db_path, "--pickle", "--json")
+    assert {line["key"]: line["value"] for line in map(json.loads, result.out.splitlines())} == {
+        "circle": "[[...]]", "keys": "{(1, 2): 3}", "other": "(1+2j)", "set": [5], "bytes": "text",
+    }  # fmt: skip
+
+
+class Interrupt:
+    """An object during whose loading somebody presses Ctrl-C."""
+
+    def __reduce__(self) -> Any:
+        return _interrupt, ()
+
+
+def _interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def test_ctrl_c_while_an_object_is_loaded_is_no_property_of_the_object(run: Run, db_path: str) -> None:
+    with durabledbm.open(db_path, "c") as db:
+        db["k"] = pickle.dumps(Interrupt())
+    result = run("list", db_path, "--pickle")
+    assert result.status == 130
+    assert b"no object" not in result.out
 
 
 def test_no_object_is_loaded_unless_asked_for(
@@ -1000,6 +1032,17 @@ def test_without_arguments_the_overview_is_shown_and_that_is_a_failure(run: Run)
 
 def test_the_version_is_told(run: Run) -> None:
     assert run("--version").text.startswith(f"durabledbm {durabledbm.__version__} ")
+
+
+def test_the_module_is_the_program(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for argv, status in ((["--version"], 0), (["no-such-command"], 2)):
+        monkeypatch.setattr(sys, "argv", ["durabledbm", *argv])
+        with pytest.raises(SystemExit) as caught:
+            runpy.run_module("durabledbm", run_name="__main__")
+        assert caught.value.code == status
+    shown = capsys.readouterr()
+    assert shown.out.startswith(f"durabledbm {durabledbm.__version__} ")
+    assert "no-such-command" in shown.err
 
 
 def test_a_command_that_does_not_exist_is_refused_with_a_guess(run: Run) -> None:
