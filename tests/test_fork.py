@@ -565,7 +565,9 @@ def test_what_a_child_inherits_of_snapshots_it_pins_itself(twin: Twin) -> None:
     with twin.child.snapshot() as snapshot:
         pinned = twin.parent._store.oldest_txid()
         assert pinned is not None
+        disk = twin.child._store.disk
         twin.fork()
+        disk.close()  # the process that has forked ends
         assert twin.parent._store.oldest_txid() == pinned
         for number in range(5):
             twin.parent.update(dict.fromkeys(old, b"new %d" % number * 10))

@@ -262,7 +262,9 @@ def test_an_empty_file_that_another_made_a_database_with_other_pages_is_written_
     put(store, key="value")
     again = opened(writable=False)
     assert again.state.meta.page_size == 16384
-    assert again.state.meta.entry_count == 301
+    expected = {b"%04d" % number: b"x" * 100 for number in range(300)} | {b"key": b"value"}
+    assert dict(again.state.view.items()) == expected
+    assert volume.content(PATH)[META_AREA:16384] == bytes(16384 - META_AREA), "no page of another size"
 
 
 # -- pins ----------------------------------------------------------------------------------------------------------
