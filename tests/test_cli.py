@@ -9,6 +9,7 @@ import json
 import os
 import pickle
 import re
+import runpy
 import shlex
 import shutil
 import signal
@@ -298,6 +299,37 @@ def test_objects_of_a_shelf_are_shown_when_asked_for_with_a_warning(run: Run, sh
     ]
     assert run("get", shelf, "list", "--pickle").text == "[1, 'two']\n"
     assert json.loads(run("get", shelf, "list", "--pickle", "--json").out) == [1, "two"]
+
+
+def test_objects_that_json_does_not_have_become_the_nearest_that_it_has(run: Run, db_path: str) -> None:
+    circle: list[object] = []
+    circle.append(circle)
+    objects = {"circle": circle, "keys": {(1, 2): 3}, "other": 1 + 2j, "set": {5}, "bytes": bytearray(b"text")}
+    with durabledbm.shelve.open(db_path) as shelf:
+        shelf.update(objects)
+    result = run("list", db_path, "--pickle", "--json")
+    assert {line["key"]: line["value"] for line in map(json.loads, result.out.splitlines())} == {
+        "circle": "[[...]]", "keys": "{(1, 2): 3}", "other": "(1+2j)", "set": [5], "bytes": "text",
+    }  # fmt: skip
+
+
+class Interrupt:
+    """An object during whose loading somebody presses Ctrl-C."""
+
+    def __reduce__(self) -> Any:
+        return _interrupt, ()
+
+
+def _interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def test_ctrl_c_while_an_object_is_loaded_is_no_property_of_the_object(run: Run, db_path: str) -> None:
+    with durabledbm.open(db_path, "c") as db:
+        db["k"] = pickle.dumps(Interrupt())
+    result = run("list", db_path, "--pickle")
+    assert result.status == 130
+    assert b"no object" not in result.out
 
 
 def test_no_object_is_loaded_unless_asked_for(
@@ -1002,6 +1034,17 @@ def test_the_version_is_told(run: Run) -> None:
     assert run("--version").text.startswith(f"durabledbm {durabledbm.__version__} ")
 
 
+def test_the_module_is_the_program(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for argv, status in ((["--version"], 0), (["no-such-command"], 2)):
+        monkeypatch.setattr(sys, "argv", ["durabledbm", *argv])
+        with pytest.raises(SystemExit) as caught:
+            runpy.run_module("durabledbm", run_name="__main__")
+        assert caught.value.code == status
+    shown = capsys.readouterr()
+    assert shown.out.startswith(f"durabledbm {durabledbm.__version__} ")
+    assert "no-such-command" in shown.err
+
+
 def test_a_command_that_does_not_exist_is_refused_with_a_guess(run: Run) -> None:
     result = run("lst", "x")
     assert (result.status, result.out) == (2, b"")
@@ -1087,6 +1130,66 @@ def test_exec_of_a_missing_program_is_one_line(tmp_path: Path) -> None:
     assert result.returncode == 2
     assert result.stderr.endswith(b"nothing.py: no such file\n")
     assert result.stderr.count(b"\n") == 1
+
+
+@pytest.fixture
+def run_exec(run: Run, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+    """`exec` in this process, which is afterwards as it was."""
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
+    yield lambda *argv: run("exec", *argv)
+    durabledbm.uninstall()
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [([], "NoneType 30.0"), (["--durability", "process", "--timeout", "7"], "Flusher 7.0")],
+)
+def test_exec_gives_its_options_to_the_files_that_the_program_creates(
+    run_exec: Run, tmp_path: Path, options: list[str], told: str
+) -> None:
+    """What the program leaves unhandled is its affair, and so is its exit."""
+    code = """
+        import dbm, sys
+        with dbm.open(sys.argv[1], "c") as db:
+            print(type(db._pipeline.flusher).__name__, db._pipeline.timeout)
+            db["a"] = "b"
+    """
+    result = run_exec(*options, script(tmp_path, code), tmp_path / "db", "--durability")
+    assert result == Result(0, told.encode() + b"\n", "")
+    assert content(str(tmp_path / "db")) == {b"a": b"b"}
+    with pytest.raises(SystemExit) as caught:
+        run_exec(script(tmp_path, "import sys; sys.exit(5)"))
+    assert caught.value.code == 5
+
+
+def test_exec_shows_what_a_program_raises_as_python_does(run_exec: Run, tmp_path: Path) -> None:
+    name = script(tmp_path, "def f(): 1 / 0\nf()\n")
+    result = run_exec(name)
+    assert result.status == 1
+    lines = result.err.splitlines()
+    assert lines[:2] == ["Traceback (most recent call last):", f'  File "{name}", line 2, in <module>']
+    assert lines[-1] == "ZeroDivisionError: division by zero"
+    assert str(ROOT / "durabledbm") not in result.err
+    result = run_exec(script(tmp_path, "1 +\n"))
+    assert result.status == 1
+    assert f'  File "{name}", line 1' in result.err
+    assert result.err.splitlines()[-1].startswith("SyntaxError: ")
+    assert str(ROOT / "durabledbm") not in result.err
+
+
+def test_exec_shows_all_of_it_for_debugging(run_exec: Run, tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError):
+        run_exec("--debug", script(tmp_path, "1 / 0"))
+
+
+def test_exec_of_what_cannot_be_read_is_one_line(run_exec: Run, tmp_path: Path) -> None:
+    assert run_exec(tmp_path / "nothing.py") == Result(
+        2, b"", f"durabledbm exec: {tmp_path}/nothing.py: no such file\n"
+    )
+    result = run_exec(tmp_path)
+    assert (result.status, result.out, result.err.count("\n")) == (2, b"", 1)
 
 
 # -- completion --------------------------------------------------------------------------------------

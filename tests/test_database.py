@@ -1281,3 +1281,114 @@ def test_the_module_has_what_it_promises() -> None:
     assert version == [f'version = "{durabledbm.__version__}"']
     assert stat.S_ISREG(os.stat(durabledbm.__file__).st_mode)
     assert Operation("write", FILE).kind == "write"
+
+
+# -- what fails below
+
+
+LOOKS: dict[str, Callable[[durabledbm.Database], object]] = {
+    "[]": lambda db: db[b"k"],
+    "[] of a str": lambda db: db["k"],
+    "get": lambda db: db.get(b"k"),
+    "in": lambda db: b"k" in db,
+    "len": len,
+    "iteration": list,
+    "range": lambda db: list(db.range()),
+    "snapshot": lambda db: db.snapshot(),
+    "stats": lambda db: db.stats(),
+    "check": lambda db: db.check(),
+}
+
+
+@pytest.mark.parametrize("durability", ["full", "manual"])
+@pytest.mark.parametrize("look", LOOKS)
+def test_a_read_that_fails_is_an_error_that_names_the_file_and_may_be_tried_again(look: str, durability: str) -> None:
+    volume = SimVolume()
+    with open_on(volume, "/db", "c") as db:
+        db.update({b"%04d" % number: b"x" * 100 for number in range(500)})
+        db["k"] = "v"
+    with open_on(volume, "/db", "w", durability=durability) as db:
+        volume.fail_at(0, disk_error(errno.EIO), kinds=("read",))
+        with pytest.raises(error) as caught:
+            LOOKS[look](db)
+        assert (caught.value.errno, caught.value.filename) == (errno.EIO, "/db")
+        assert volume.fired == 1
+        LOOKS[look](db)
+        assert db["k"] == b"v"
+
+
+def test_a_handle_that_is_dropped_and_cannot_write_what_is_pending_lets_go_of_the_file() -> None:
+    """Nobody is there to be told, as with files. What was never written is lost."""
+    volume = SimVolume()
+    with open_on(volume, "/db", "c") as db:
+        db["k"] = "old"
+    db = open_on(volume, "/db", "w", durability="manual")
+    db["k"] = "new"
+    volume.fail_at(0, disk_error(errno.ENOSPC, "none"), kinds=("write",))
+    gone = weakref.ref(db)
+    del db
+    gc.collect()
+    assert gone() is None
+    assert volume.fired == 1
+    with open_on(volume, "/db", "w", timeout=0) as other:
+        assert other["k"] == b"old"
+        other["k"] = "other"
+
+
+# -- `with` statements that go away without ending their block: an interrupt came just before its end
+
+
+def left(transaction: durabledbm.Transaction) -> object:
+    """Enter a block as `with` does. Dropping the result is all that becomes of its end."""
+    end = transaction.__exit__
+    transaction.__enter__()
+    return end
+
+
+def test_a_block_whose_end_never_comes_is_rolled_back(db: durabledbm.Database) -> None:
+    db["k"] = "old"
+    tx = db.transaction()
+    end = left(tx)
+    tx["k"] = "new"
+    rows = iter(tx.items())
+    with pytest.raises(BusyError), durabledbm.open(db.path, "w", timeout=0) as other:
+        other["k"] = "other"
+    del end
+    for use in (lambda: tx["k"], lambda: tx.update(k="more"), lambda: next(rows)):
+        with pytest.raises(ClosedError):
+            use()
+    assert db["k"] == b"old"
+    with durabledbm.open(db.path, "w", timeout=0) as other:
+        other["k"] = "other"
+    assert db["k"] == b"other"
+    with db.transaction() as tx:
+        tx["k"] = "again"
+    assert db["k"] == b"again"
+
+
+def test_a_block_in_another_whose_end_never_comes_dooms_the_other(db: durabledbm.Database) -> None:
+    """Whether it was to be kept or undone is not known any more."""
+    db["k"] = "old"
+    outer, inner = db.transaction(), db.transaction()
+    outer.__enter__()
+    outer["k"] = "outer"
+    end = left(inner)
+    inner["k"] = "inner"
+    del end
+    with pytest.raises(error, match="only be rolled back"):
+        outer["k"] = "more"
+    with pytest.raises(error, match="the end of a block in it was interrupted"):
+        outer.__exit__(None, None, None)
+    assert db["k"] == b"old"
+
+
+def test_a_block_that_was_ended_is_not_ended_again_when_its_statement_goes(db: durabledbm.Database) -> None:
+    tx = db.transaction()
+    end: Any = left(tx)
+    tx["k"] = "v"
+    end(None, None, None)
+    with db.transaction() as later:
+        later["other"] = "v"
+        del end
+        later["more"] = "v"
+    assert set(db) == {b"k", b"other", b"more"}

@@ -23,6 +23,10 @@ from crew import Crew, Gate, wait_until
 from simdisk import SimVolume
 
 import durabledbm
+from durabledbm._engine import group
+from durabledbm._engine.deferred import Deferred
+from durabledbm._engine.group import Group
+from durabledbm._engine.locks import Turn, forget_owners
 from durabledbm.database import open_on
 
 pytestmark = [
@@ -492,6 +496,160 @@ def test_a_fork_in_the_middle_of_a_commit_of_another_thread(db_path: str) -> Non
         gate.open()
         crew.join()
         assert db["k"] == b"new"
+
+
+# -- what a child does with what it inherits, without a process: on a simulated disk, whose file is the parent's, too
+
+
+class Twin:
+    """A handle at the moment at which its process forks, and what the parent goes on with."""
+
+    def __init__(self, volume: SimVolume, durability: str) -> None:
+        self.child = open_on(volume, "/db", "c", durability=durability, interval=3600.0)
+        self.parent = open_on(volume, "/db", "w", timeout=0.0)
+
+    def fork(self) -> None:
+        """What the system's own hooks do, in the child. The parent's threads are not in it."""
+        if self.child._pipeline.flusher is not None:
+            self.child._pipeline.flusher.stop()
+        forget_owners()
+        self.child.after_fork()
+
+
+@pytest.fixture(params=["full", "process", "interval", "manual"])
+def twin(request: pytest.FixtureRequest) -> Iterator[Twin]:
+    twin = Twin(SimVolume(), request.param)
+    yield twin
+    twin.child.close()
+    twin.parent.close()
+
+
+def flushers() -> int:
+    return sum(thread.name == "durabledbm-flusher" for thread in threading.enumerate())
+
+
+def test_locks_that_threads_of_the_parent_held_are_free_in_the_child(twin: Twin) -> None:
+    db, store, pipeline = twin.child, twin.child._store, twin.child._pipeline
+    db["before"] = "v"
+    db.sync()
+    turn, leader = Turn(), Turn()
+    pipeline.begin(turn)
+    for lock in (store.mutex, store._committing, store.rows.lock, pipeline._mutex):
+        lock.acquire()
+    if isinstance(pipeline, Group):
+        pipeline._open = group._Batch(leader)  # a thread of the parent was about to commit for others
+    else:
+        pipeline._glance.acquire()
+    twin.fork()
+    task = Crew().start(db.update, {"child": "v", "more": "v"})
+    assert task.failure() is None
+    db.sync()
+    turn.end()
+    assert dict(db) == dict(twin.parent) == dict.fromkeys((b"before", b"child", b"more"), b"v")
+    assert not db.check()
+
+
+def test_a_child_writes_with_a_thread_of_its_own(twin: Twin) -> None:
+    flusher = twin.child._pipeline.flusher
+    twin.child["parent"] = "v"
+    twin.child.sync()
+    twin.fork()
+    own = twin.child._pipeline.flusher
+    assert (own is None) == (flusher is None)
+    assert own is None or own is not flusher
+    assert flushers() == 0
+    twin.child["child"] = "v"
+    assert flushers() == (own is not None)
+
+
+def test_what_a_child_inherits_of_snapshots_it_pins_itself(twin: Twin) -> None:
+    old = {b"%03d" % number: b"old" * 30 for number in range(300)}
+    twin.child.update(old)
+    twin.child.sync()
+    with twin.child.snapshot() as snapshot:
+        pinned = twin.parent._store.oldest_txid()
+        assert pinned is not None
+        disk = twin.child._store.disk
+        twin.fork()
+        disk.close()  # the process that has forked ends
+        assert twin.parent._store.oldest_txid() == pinned
+        for number in range(5):
+            twin.parent.update(dict.fromkeys(old, b"new %d" % number * 10))
+        assert dict(snapshot) == old
+        assert twin.child[b"000"] == b"new 4" * 10
+    assert twin.parent._store.oldest_txid() is None
+
+
+def test_a_child_without_snapshots_opens_the_file_when_it_first_uses_it(twin: Twin) -> None:
+    for use in (
+        lambda db: db["k"],
+        lambda db: db.get("k"),
+        len,
+        list,
+        lambda db: db.__setitem__("other", "v"),
+        lambda db: db.snapshot().close(),
+        lambda db: db.sync(),
+    ):
+        twin.child["k"] = "v"
+        twin.child.sync()
+        disk = twin.child._store.disk
+        twin.fork()
+        assert twin.child._store.disk is disk
+        use(twin.child)
+        assert twin.child["k"] == b"v"
+        assert twin.child._store.disk is not disk
+
+
+def test_what_was_pending_at_a_fork_is_not_the_childs(twin: Twin) -> None:
+    """If it could not be written before, the parent will: it still has it, and the lock that goes with it."""
+    db = twin.child
+    db["before"] = "v"
+    db.before_fork()
+    assert dict(twin.parent) == {b"before": b"v"}
+    with db.transaction() as tx:
+        tx["inside"] = "v"
+        db.before_fork()  # it is not written yet, and not waited for
+    deferred = db._pipeline.pending() is not None
+    assert deferred == isinstance(db._pipeline, Deferred)
+    twin.fork()
+    assert db._pipeline.pending() is None
+    committed = {b"before": b"v"} if deferred else {b"before": b"v", b"inside": b"v"}
+    assert dict(db) == dict(twin.parent) == committed
+    db["child"] = "v"
+    db.sync()
+    assert dict(twin.parent) == {**committed, b"child": b"v"}
+
+
+def test_a_transaction_of_the_parents_is_over_in_the_child_when_its_block_is(twin: Twin) -> None:
+    db = twin.child
+    outer, kept, undone = db.transaction(), db.transaction(), db.transaction()
+    for block in (outer, kept, undone):
+        block.__enter__()
+        block["k"] = "parent"
+    twin.fork()
+    uses: list[Callable[[], object]] = [
+        lambda: undone["k"], lambda: kept["k"], lambda: outer["k"], lambda: outer.update(k="child"), outer.rollback,
+    ]  # fmt: skip
+    for use in uses:
+        with pytest.raises(durabledbm.error, match="belongs to the parent"):
+            use()
+    undone.__exit__(ZeroDivisionError, ZeroDivisionError(), None)  # what the block raises is not hidden
+    for block in (kept, outer):
+        with pytest.raises(durabledbm.error, match="belongs to the parent"):
+            block.__exit__(None, None, None)
+    db["k"] = "child"
+    db.sync()
+    assert dict(db) == dict(twin.parent) == {b"k": b"child"}
+
+
+def test_a_closed_handle_stays_closed_in_a_child(twin: Twin) -> None:
+    twin.child["k"] = "v"
+    twin.child.close()
+    twin.fork()
+    for read in (lambda: twin.child["k"], lambda: twin.child._store.read(1, 0)):
+        with pytest.raises(durabledbm.ClosedError):
+            read()
+    assert dict(twin.parent) == {b"k": b"v"}
 
 
 # -- multiprocessing

@@ -24,7 +24,7 @@ import durabledbm
 from durabledbm._foreign import FILES, Entry, identify, open_source
 from durabledbm._sorting import in_key_order
 from durabledbm.export import export
-from durabledbm.migration import migrate
+from durabledbm.migration import migrate, remove_stale
 from durabledbm.stdlib import whichdb
 
 ENTRIES = {b"": b"empty key", b"empty value": b"", b"\0\xff\n'\"": bytes(range(256)), b"large": b"x" * 10**5}
@@ -315,6 +315,19 @@ def test_an_exception_of_progress_ends_it_and_leaves_nothing_behind(path: str, t
         with pytest.raises(KeyboardInterrupt):
             migrate(path, tmp_path / "new", progress=lambda done, total, when=when: interrupt(when, done))
         assert {entry.name for entry in tmp_path.iterdir()} == before
+
+
+def test_what_processes_left_that_are_gone_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    here = os.getpid()
+    prefix = tmp_path / "new[1].migrating-"
+    names = [f"{prefix}{gone.pid}", f"{prefix}{gone.pid}.part", f"{prefix}{here}", f"{prefix}{here}.part",
+             f"{prefix}x{gone.pid}", f"{prefix}", f"{tmp_path}/new1.migrating-{gone.pid}"]  # fmt: skip
+    for name in names:
+        Path(name).touch()
+    remove_stale(str(prefix))
+    assert sorted(map(str, tmp_path.iterdir())) == sorted(names[2:])
 
 
 @pytest.mark.parametrize("change", ["changed", "added", "deleted"])

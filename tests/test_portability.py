@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -125,13 +124,6 @@ def test_the_lock_structure_of_this_system_is_understood(tmp_path: Path) -> None
         assert first.lowest_lock(0, 2**63 - 1) is None
     first.close()
     second.close()
-
-
-def test_the_lock_structure_of_macos_has_the_layout_of_its_header() -> None:
-    """off_t l_start, l_len; pid_t l_pid; short l_type, l_whence."""
-    layout = struct.Struct("qqihh")
-    assert layout.size == 24
-    assert layout.unpack(bytes(8) + b"\1" + bytes(15)) == (0, 1, 0, 0, 0)
 
 
 def test_the_windows_modules_can_be_imported_without_the_posix_ones() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -20,9 +21,11 @@ from typing import Any
 
 import pytest
 from mapping_spec import CLOSING, KEYED, READ_ONLY, READING, WRITING
+from simdisk import SimVolume, disk_error
 
 import durabledbm
 import durabledbm.shelve
+from durabledbm import _manifest
 from durabledbm._manifest import place
 from durabledbm.errors import BusyError, ClosedError, CorruptionError, ReadOnlyError, error
 from durabledbm.reshard import reshard
@@ -420,6 +423,31 @@ def test_a_manifest_that_is_damaged_or_unknown_is_an_error(directory: str, writt
     for flag in "rwc":
         with pytest.raises(kind):
             open_sharded(directory, flag)
+
+
+def test_a_manifest_that_cannot_be_read_or_written_is_an_error_that_names_it(tmp_path: Path) -> None:
+    name = tmp_path / "durabledbm.shards"
+    with pytest.raises(error) as caught:
+        _manifest.write(str(tmp_path / "missing"), 3)
+    assert (caught.value.errno, caught.value.filename) == (2, str(tmp_path / "missing" / "durabledbm.shards"))
+    name.mkdir()
+    with pytest.raises(error) as caught:
+        _manifest.read(str(tmp_path))
+    assert caught.value.filename == str(name)
+    assert not isinstance(caught.value, CorruptionError)
+
+
+@pytest.mark.parametrize("faster", [True, False])
+def test_where_there_are_no_links_the_manifest_gets_its_name_all_the_same(tmp_path: Path, faster: bool) -> None:
+    """Unless another process was faster: then its manifest stays."""
+    name = str(tmp_path / "durabledbm.shards")
+    if faster:
+        _manifest.write(str(tmp_path), 3)
+    volume = SimVolume({f"{name}.new": b"ours"})
+    volume.fail_at(0, disk_error(errno.EPERM, "none"), kinds=("link",))
+    _manifest._give_name(volume, f"{name}.new", name)
+    assert volume.fired == 1
+    assert volume.paths() == ([] if faster else [name])
 
 
 def test_the_cache_is_shared_out(directory: str) -> None:

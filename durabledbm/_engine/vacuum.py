@@ -14,7 +14,7 @@ from .disk import Disk
 from .merge import MOVE, TOUCH, Touch
 from .node import Overflow, decode_branch, decode_leaf, leaf_keys
 from .page import BRANCH, CRC_SIZE, HEADER, LEAF, OVERFLOW, REF, self_consistent
-from .pager import MALFORMED, Pager
+from .pager import MALFORMED
 from .space import Space
 from .tree import Tree
 
@@ -50,7 +50,7 @@ def at_the_end(disk: Disk, tree: Tree, space: Space, limit: int) -> dict[bytes, 
     while page_id >= end and len(touches) < limit and looked < 4 * limit + _LONGEST_RUN:
         looked += 1
         if not space.is_free(page_id):
-            touch = _key_of(disk, tree.pager, page_id)
+            touch = _key_of(disk, tree, page_id)
             if touch is not None and _is_there(tree, touch[0], page_id):
                 touches[touch[0]] = touch[1]
         page_id -= 1
@@ -72,9 +72,9 @@ def _is_there(tree: Tree, key: bytes, page_id: int) -> bool:
     return type(value) is Overflow and REF.unpack(value.ref)[0] == page_id
 
 
-def _key_of(disk: Disk, pager: Pager, page_id: int) -> tuple[bytes, Touch] | None:
+def _key_of(disk: Disk, tree: Tree, page_id: int) -> tuple[bytes, Touch] | None:
     """A key that leads to the run that starts at the page, if one does."""
-    page_size = pager.page_size
+    page_size = tree.pager.page_size
     head = disk.read(page_size, page_id * page_size)
     if len(head) < page_size:
         return None
@@ -90,8 +90,12 @@ def _key_of(disk: Disk, pager: Pager, page_id: int) -> tuple[bytes, Touch] | Non
         if kind == LEAF:
             return leaf_keys(run)[0], TOUCH
         ref = decode_branch(run).refs[0]
-        while REF.unpack(ref)[0]:
-            run = disk.read(REF.unpack(ref)[1] * page_size, REF.unpack(ref)[0] * page_size)
+        # Nobody vouches for what a branch that is not in the tree leads to: it may be long, or the branch itself.
+        for _ in range(tree.depth):
+            child, page_count, _ = REF.unpack(ref)
+            if page_count > _LONGEST_RUN:
+                return None
+            run = disk.read(page_count * page_size, child * page_size)
             kind = HEADER.unpack_from(run)[0]
             if kind == LEAF:
                 return leaf_keys(run)[0], TOUCH

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import gc
+import signal
 import threading
 import time
 import weakref
@@ -12,13 +13,17 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from simdisk import Operation, SimVolume, disk_error
+from crew import Crew, Gate, Task
+from simdisk import Fault, Operation, SimVolume, disk_error
 
 import durabledbm
+from durabledbm import transaction as transaction_module
 from durabledbm._engine import deferred as deferred_module
+from durabledbm._engine import group as group_module
 from durabledbm._engine.deferred import Deferred
 from durabledbm._engine.flusher import Flusher
 from durabledbm._engine.group import Group
+from durabledbm._engine.locks import Turn
 from durabledbm._engine.pipeline import make_pipeline
 from durabledbm._engine.store import Store
 from durabledbm._engine.work import Work
@@ -209,6 +214,180 @@ def test_a_relaxed_group_is_synced_by_flushing(store: Store, volume: SimVolume) 
         assert volume.syncs == before + 1
 
 
+class Interrupting:
+    """Holds the first sync back until `go` is set; then raises Ctrl-C at the first operation of a kind that follows."""
+
+    def __init__(self, volume: SimVolume, kind: str) -> None:
+        self.reached, self.go = threading.Event(), threading.Event()
+        self._volume, self._kind = volume, kind
+        volume.before = self._hold
+
+    def _hold(self, operation: Operation) -> None:
+        if operation.kind == "sync":
+            self._volume.before = self._interrupt
+            self.reached.set()
+            assert self.go.wait(ENOUGH)
+
+    def _interrupt(self, operation: Operation) -> None:
+        if operation.kind == self._kind:
+            self._volume.before = None
+            raise KeyboardInterrupt
+
+
+def behind_a_sync(pipeline: Group, crew: Crew, reached: threading.Event, keys: list[bytes]) -> list[Task]:
+    """One write that is in its sync, and those of `keys` in the next batch, in this order."""
+    tasks = [crew.start(pipeline.run, putting(b"first"))]
+    assert reached.wait(ENOUGH)
+    for number, key in enumerate(keys, 1):
+        tasks.append(crew.start(pipeline.run, putting(key)))
+        wait_until(lambda number=number: pipeline._open is not None and len(pipeline._open.tickets) == number)  # type: ignore[misc]
+    return tasks
+
+
+def test_whoever_shares_a_commit_that_is_interrupted_is_told(store: Store, volume: SimVolume) -> None:
+    """It may be in the file or not: all of it or nothing."""
+    pipeline, crew = Group(store, ENOUGH, sync=True), Crew()
+    interrupting = Interrupting(volume, "sync")
+    first, leader, *others = behind_a_sync(pipeline, crew, interrupting.reached, [b"leader", b"a", b"b"])
+    interrupting.go.set()
+    assert first.failure() is None
+    assert type(leader.failure()) is KeyboardInterrupt
+    failures = [other.failure() for other in others]
+    assert [type(failure) for failure in failures] == [durabledbm.error] * 2
+    assert all("together with others failed: KeyboardInterrupt()" in str(failure) for failure in failures)
+    assert failures[0] is not failures[1]
+    pipeline.run(putting(b"later"))
+    assert set(content(volume)) in ({b"first", b"later"}, {b"first", b"leader", b"a", b"b", b"later"})
+
+
+def test_when_a_leader_is_interrupted_before_it_began_the_others_are_committed_all_the_same(
+    store: Store, volume: SimVolume
+) -> None:
+    pipeline, crew = Group(store, ENOUGH, sync=True), Crew()
+    interrupting = Interrupting(volume, "lock")
+    first, leader, *others = behind_a_sync(pipeline, crew, interrupting.reached, [b"leader", b"a", b"b"])
+    interrupting.go.set()
+    assert type(leader.failure()) is KeyboardInterrupt
+    assert [task.failure() for task in (first, *others)] == [None] * 3
+    assert set(content(volume)) == {b"first", b"a", b"b"}
+
+
+def test_an_interrupt_in_the_operation_of_another_is_nothing_to_those_who_share_the_commit(
+    store: Store, volume: SimVolume
+) -> None:
+    """It is raised in the thread that runs the operations of all. What it struck is done again, by its own thread."""
+    pipeline, crew = Group(store, ENOUGH, sync=True), Crew()
+    interrupting = Interrupting(volume, "never")
+    first, leader, other = behind_a_sync(pipeline, crew, interrupting.reached, [b"leader", b"other"])
+    ran = []
+
+    def struck(work: Work) -> str:
+        ran.append(threading.get_ident())
+        if len(ran) == 1:
+            raise KeyboardInterrupt
+        work.put(b"struck", b"")
+        return "its own result"
+
+    victim = crew.start(pipeline.run, struck)
+    wait_until(lambda: pipeline._open is not None and len(pipeline._open.tickets) == 3)
+    interrupting.go.set()
+    assert type(leader.failure()) is KeyboardInterrupt
+    assert (first.failure(), other.failure()) == (None, None)
+    assert victim.result() == "its own result"
+    assert ran[0] == leader.thread.ident
+    assert set(content(volume)) == {b"first", b"other", b"struck"}
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="a thread cannot be interrupted here")
+def test_one_that_is_interrupted_while_it_waits_holds_nobody_up(store: Store, volume: SimVolume) -> None:
+    """What it asked for may be done all the same."""
+    pipeline, crew = Group(store, ENOUGH, sync=True), Crew()
+    interrupting = Interrupting(volume, "never")
+    tasks = behind_a_sync(pipeline, crew, interrupting.reached, [b"leader"])
+    batch, here = pipeline._open, threading.get_ident()
+    assert batch is not None
+
+    def interrupt() -> None:
+        wait_until(lambda: len(batch.tickets) == 2)
+        signal.pthread_kill(here, signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        crew.start(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.run(putting(b"interrupted"))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    tasks += [crew.start(pipeline.run, putting(key)) for key in (b"a", b"b")]
+    wait_until(lambda: len(batch.tickets) == 4)
+    interrupting.go.set()
+    assert [task.failure() for task in tasks] == [None] * 4
+    assert set(content(volume)) - {b"interrupted"} == {b"first", b"leader", b"a", b"b"}
+
+
+def test_who_waits_for_a_leader_that_is_gone_finds_out(
+    store: Store, volume: SimVolume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was interrupted again while it ended its batch."""
+    monkeypatch.setattr(group_module, "_LOOK", 0.01)
+    pipeline, turn = Group(store, ENOUGH, sync=True), Turn()
+    pipeline._open = group_module._Batch(turn)
+    follower = Crew().start(pipeline.run, putting(b"lost"))
+    time.sleep(0.05)
+    assert not follower.done, "its leader may still come"
+    del turn
+    failure = follower.failure()
+    assert type(failure) is durabledbm.error
+    assert "was interrupted" in str(failure)
+    pipeline.run(putting(b"later"))
+    assert set(content(volume)) == {b"later"}
+
+
+def test_an_operation_that_failed_by_itself_keeps_its_failure_when_the_commit_fails(
+    store: Store, volume: SimVolume
+) -> None:
+    pipeline, crew = Group(store, ENOUGH, sync=True), Crew()
+    interrupting = Interrupting(volume, "never")
+    first, leader, other = behind_a_sync(pipeline, crew, interrupting.reached, [b"leader", b"other"])
+
+    def fail(work: Work) -> None:
+        raise LookupError
+
+    failing = crew.start(pipeline.run, fail)
+    wait_until(lambda: pipeline._open is not None and len(pipeline._open.tickets) == 3)
+    volume.fail_at(1, disk_error(errno.EIO), kinds=("sync",))
+    interrupting.go.set()
+    assert first.failure() is None
+    assert type(failing.failure()) is LookupError
+    for task in (leader, other):
+        failure = task.failure()
+        assert isinstance(failure, durabledbm.error)
+        assert failure.errno == errno.EIO
+
+
+def test_a_batch_may_be_woken_twice() -> None:
+    """By its leader, and by one that was interrupted while it waited: one of those who wait goes on."""
+    turn = Turn()
+    batch = group_module._Batch(turn)
+    batch.wake()
+    batch.wake()
+    assert batch.done.acquire(timeout=0)
+    assert not batch.done.acquire(timeout=0)
+
+
+@pytest.mark.parametrize("durability", ["full", "process", "interval", "manual"])
+def test_every_pipeline_counts_what_it_has_taken(store: Store, volume: SimVolume, durability: str) -> None:
+    pipeline = make_pipeline(store, durability, 3600.0, 1.0)
+    assert pipeline.count() == 0
+    for number, key in enumerate((b"a", b"b", b"c"), 1):
+        pipeline.run(putting(key))
+        assert pipeline.count() == number
+    pipeline.flush()
+    assert pipeline.count() == len(content(volume)) == 3
+    if pipeline.flusher is not None:
+        pipeline.flusher.stop()
+
+
 # -- later ---------------------------------------------------------------------------------------------------------
 
 
@@ -305,6 +484,134 @@ def test_a_failed_flush_keeps_what_it_could_not_write(volume: SimVolume) -> None
     assert content(volume) == {**entries, b"more": b"value"}
 
 
+def test_an_operation_that_fails_defers_nothing_and_keeps_nobody_out(store: Store, volume: SimVolume) -> None:
+    pipeline = Deferred(store, ENOUGH)
+
+    def fail(work: Work) -> None:
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        pipeline.run(fail)
+    assert pipeline.pending() is None
+    with open_on(volume, PATH, "w", timeout=0) as other:
+        other["key"] = "value"
+    pipeline.run(putting(b"mine"))
+    with pytest.raises(LookupError):
+        pipeline.run(fail)
+    pipeline.flush()
+    assert set(content(volume)) == {b"key", b"mine"}
+
+
+def test_nothing_more_is_deferred_by_a_handle_that_is_done_for(store: Store) -> None:
+    pipeline = Deferred(store, ENOUGH)
+    assert not pipeline.put(b"first", b""), "it takes a turn to defer something when nothing is"
+    pipeline.run(putting(b"first"))
+    assert pipeline.put(b"second", b"")
+    store.poison(OSError(errno.EIO, "the cause"))
+    assert not pipeline.put(b"third", b"")
+    with pytest.raises(durabledbm.error, match="the cause"):
+        pipeline.run(putting(b"third"))
+    work = pipeline.pending()
+    assert work is not None
+    assert set(work.changes()) == {b"first", b"second"}
+    store.writer.reserved = False
+
+
+def interrupted(volume: SimVolume, kind: str, number: int) -> None:
+    """Raise Ctrl-C at one of the operations of a kind that follow."""
+    volume.fail_at(number, Fault(KeyboardInterrupt, "none"), kinds=(kind,))
+
+
+@pytest.mark.parametrize("then", ["sync", "put", "update", "transaction", "close"])
+@pytest.mark.parametrize(("kind", "number"), [("write", 0), ("sync", 0), ("write", 1)])
+def test_a_flush_that_is_interrupted_is_made_up_for_by_whatever_comes_next(
+    volume: SimVolume, kind: str, number: int, then: str
+) -> None:
+    """Whether or not it was committed: what is pending is written once, and nothing of it is lost."""
+    with open_on(volume, PATH, "w", durability="manual") as db:
+        db.update({"a": "1", "b": "2"})
+        interrupted(volume, kind, number)
+        with pytest.raises(KeyboardInterrupt):
+            db.sync()
+        assert volume.fired == 1
+        assert dict(db) == {b"a": b"1", b"b": b"2"}
+        if then == "put":
+            db["c"] = "3"
+        elif then == "update":
+            db.update({"c": "3"})
+        elif then == "transaction":
+            with db.transaction() as tx:
+                assert dict(tx) == {b"a": b"1", b"b": b"2"}
+                tx["c"] = "3"
+        if then != "close":
+            db.sync()
+            assert dict(db) == content(volume)
+            assert db.check() == []
+    expected = {b"a": b"1", b"b": b"2", b"c": b"3"}
+    if then in ("sync", "close"):
+        del expected[b"c"]
+    assert content(volume) == expected
+
+
+@pytest.mark.parametrize(("kind", "number"), [("write", 0), ("sync", 0), ("write", 1)])
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_flush_that_is_interrupted_beside_a_transaction_leaves_it_what_it_builds_on(
+    volume: SimVolume, kind: str, number: int, keep: bool
+) -> None:
+    with open_on(volume, PATH, "w", durability="manual") as db:
+        db["before"] = "1"
+        with db.transaction() as tx:
+            tx["inside"] = "2"
+            interrupted(volume, kind, number)
+            with pytest.raises(KeyboardInterrupt):
+                db.sync()
+            assert dict(tx) == {b"before": b"1", b"inside": b"2"}
+            if not keep:
+                tx.rollback()
+        expected = {b"before": b"1", b"inside": b"2"} if keep else {b"before": b"1"}
+        assert dict(db) == expected
+        db.sync()
+        assert db.check() == []
+        assert content(volume) == expected
+
+
+def test_a_transaction_that_clears_what_is_deferred(volume: SimVolume) -> None:
+    """Both are one commit: nobody sees the state between them."""
+    with open_on(volume, PATH, "w") as db:
+        db["old"] = "0"
+    with open_on(volume, PATH, "w", durability="manual") as db:
+        db["deferred"] = "1"
+        with db.transaction() as tx:
+            tx.clear()
+            tx["new"] = "2"
+        assert dict(db) == {b"new": b"2"}
+        assert len(db) == 1
+        assert content(volume) == {b"old": b"0"}
+        db.sync()
+        assert content(volume) == {b"new": b"2"}
+
+
+def test_a_fork_beside_a_transaction_that_has_spilled_waits_for_nobody(
+    volume: SimVolume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The transaction has taken along what was pending, so there is nothing to write before its end."""
+    monkeypatch.setattr(transaction_module, "SPILL_SIZE", 1000)
+    with open_on(volume, PATH, "w", durability="manual", timeout=ENOUGH) as db:
+        db["pending"] = "1"
+        with db.transaction() as tx:
+            for number in range(20):
+                tx[b"%d" % number] = b"x" * 100
+            assert db._pipeline.spilling
+            started = time.monotonic()
+            db.before_fork()
+            assert time.monotonic() - started < ENOUGH / 2
+            assert db._pipeline.timeout == ENOUGH
+            assert content(volume) == {}
+        db.sync()
+        assert len(db) == 21
+    assert len(content(volume)) == 21
+
+
 def test_threads_that_write_and_flush_lose_nothing(volume: SimVolume) -> None:
     with open_on(volume, PATH, "w", durability="manual") as db:
 
@@ -317,6 +624,63 @@ def test_threads_that_write_and_flush_lose_nothing(volume: SimVolume) -> None:
         assert in_threads(6, work) == []
         assert len(db) == 360
     assert len(content(volume)) == 360
+
+
+# -- commits that are made by hand ---------------------------------------------------------------------------------
+
+
+def wasteful(volume: SimVolume, durability: str, timeout: float) -> durabledbm.Database:
+    """A handle of a file of which most is free."""
+    with open_on(volume, PATH, "w") as db:
+        db.update({b"%05d" % number: b"x" * 500 for number in range(2000)})
+    db = open_on(volume, PATH, "w", durability=durability, timeout=timeout, interval=3600.0)
+    with db.transaction():
+        for number in range(100, 2000):
+            del db[b"%05d" % number]
+    db.sync()
+    return db
+
+
+@pytest.mark.parametrize("durability", ["process", "manual"])
+def test_a_sync_beside_a_commit_by_hand_waits_for_it_as_long_as_told(volume: SimVolume, durability: str) -> None:
+    """And a fork does not wait at all."""
+    with wasteful(volume, durability, 0.1) as db:
+        before = len(volume.content(PATH))
+        gate, crew = Gate(volume, "sync"), Crew()
+        gate.shut()
+        task = crew.start(db.reorganize)
+        assert gate.reached.wait(ENOUGH)
+        db.before_fork()
+        with pytest.raises(durabledbm.BusyError):
+            db.sync()
+        with pytest.raises(durabledbm.BusyError):
+            db.update({"key": "value"})
+        gate.open()
+        task.result()
+        db.update({"key": "value"})
+        assert len(volume.content(PATH)) < before
+        assert db.check() == []
+    assert len(content(volume)) == 101
+
+
+def test_a_failure_after_a_commit_by_hand_that_was_interrupted_lets_others_write(volume: SimVolume) -> None:
+    db = wasteful(volume, "manual", ENOUGH)
+    interrupted(volume, "sync", 0)
+    with pytest.raises(KeyboardInterrupt):
+        db.reorganize()
+    volume.heal()
+    volume.fail_at(0, disk_error(errno.EIO), kinds=("sync",))
+    with pytest.raises(durabledbm.error) as caught:
+        db.sync()
+    assert caught.value.errno == errno.EIO
+    with open_on(volume, PATH, "w", timeout=0) as other:
+        other["key"] = "value"
+        assert len(other) == 101
+    with pytest.raises(durabledbm.error, match="open the file again"):
+        db["key"] = "mine"
+    with contextlib.suppress(durabledbm.error):
+        db.close()
+    assert db.closed
 
 
 # -- the flusher ---------------------------------------------------------------------------------------------------

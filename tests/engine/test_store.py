@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
-from simdisk import Operation, SimVolume, disk_error
+from simdisk import Fault, Operation, SimVolume, disk_error
 
 from durabledbm._engine.locks import Turn, WriterLock
-from durabledbm._engine.meta import META_AREA, META_SIZE, Meta, decode_meta, encode_meta
+from durabledbm._engine.meta import META_AREA, META_SIZE, Extent, Meta, decode_meta, encode_meta
 from durabledbm._engine.pins import Reader
 from durabledbm._engine.state import State
 from durabledbm._engine.store import Store
@@ -208,6 +208,65 @@ def test_metas_that_became_unreadable_are_noticed(volume: SimVolume, opened: Ope
     assert store.current().view.get(b"key") == b"value", "nothing there that could be newer"
 
 
+def slots(txid: int, *, whole: bool) -> bytes:
+    """The slots while a commit is made over and over: if not `whole`, what they speak of has been overwritten."""
+    extents = () if whole else (Extent(3, 1, 0),)
+    newest = Meta(txid, 4096, DATABASE_ID, 2, steady_txid=txid - 1, steady=whole, extents=extents)
+    return encode_meta(newest) + (encode_meta(newest) if whole else bytes(META_SIZE))
+
+
+def test_an_opening_that_writers_overtake_is_tried_again(volume: SimVolume, opened: Opener) -> None:
+    """What they have overwritten meanwhile was not missing."""
+    reads = []
+
+    def commit(operation: Operation) -> None:
+        if operation.kind == "read" and operation.offset >= META_AREA:
+            reads.append(operation)
+            volume.put(PATH, slots(50 + len(reads), whole=len(reads) == 3) + bytes(8192))
+
+    volume.put(PATH, slots(50, whole=False) + bytes(8192))
+    with pytest.raises(CorruptionError, match="incomplete"):
+        opened()
+    volume.before = commit
+    store = opened()
+    volume.before = None
+    assert len(reads) == 3
+    assert store.state.meta.txid == 53
+
+
+def test_an_opening_that_is_overtaken_for_ever_gives_up(volume: SimVolume, opened: Opener) -> None:
+    reads = []
+
+    def commit(operation: Operation) -> None:
+        if operation.kind == "read" and operation.offset >= META_AREA:
+            reads.append(operation)
+            volume.put(PATH, slots(50 + len(reads), whole=False) + bytes(8192))
+
+    volume.put(PATH, slots(50, whole=False) + bytes(8192))
+    volume.before = commit
+    with pytest.raises(error, match="changes too fast"):
+        opened()
+    volume.before = None
+    assert len(reads) == 100
+
+
+def test_an_empty_file_that_another_made_a_database_with_other_pages_is_written_with_those(
+    volume: SimVolume, opened: Opener
+) -> None:
+    volume.put(PATH, b"")
+    store = opened()
+    assert (store.state.meta.txid, store.pager.page_size) == (0, 4096)
+    volume.put(PATH, empty_file(16384))
+    fill(store)
+    assert store.pager.page_size == 16384
+    put(store, key="value")
+    again = opened(writable=False)
+    assert again.state.meta.page_size == 16384
+    expected = {b"%04d" % number: b"x" * 100 for number in range(300)} | {b"key": b"value"}
+    assert dict(again.state.view.items()) == expected
+    assert volume.content(PATH)[META_AREA:16384] == bytes(16384 - META_AREA), "no page of another size"
+
+
 # -- pins ----------------------------------------------------------------------------------------------------------
 
 
@@ -255,6 +314,21 @@ def test_a_pin_that_fails_leaves_no_lock(volume: SimVolume, opened: Opener) -> N
     store.unpin(reader)
     volume.put(PATH, whole)
     assert other.oldest_txid() is None
+
+
+def test_a_pin_that_the_file_system_refuses_is_an_error_and_no_pin(volume: SimVolume, opened: Opener) -> None:
+    store, other = opened(), opened()
+    put(store, key="value")
+    volume.fail_at(0, Fault(None, "none"), kinds=("lock",))
+    reader = Reader()
+    with pytest.raises(error, match="refuses locks") as caught:
+        store.pin(reader)
+    assert caught.value.errno == errno.ENOLCK
+    store.unpin(reader)
+    assert other.oldest_txid() is None
+    again = Reader()
+    assert store.pin(again).meta.txid == other.oldest_txid()
+    store.unpin(again)
 
 
 def test_a_pinned_state_can_be_read_whatever_is_written(opened: Opener) -> None:
