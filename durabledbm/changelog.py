@@ -36,6 +36,7 @@ from .records import (
     MARK,
     NO_IDENTITY,
     PUT,
+    UNDATED,
     Change,
     Codec,
     Commit,
@@ -239,7 +240,7 @@ class ChangeLog:
 
         Commits up to `after_txid` are left out: what a snapshot of that commit holds. `error` if the log
         begins later than that, so that commits are in neither. The first commit beyond `until_txid`, or later
-        than `until_time_ns`, ends it.
+        than `until_time_ns`, ends it; `error` then for a change that is in no commit.
         """
         self._check_open()
         last_txid = 2**64 if until_txid is None else until_txid
@@ -338,6 +339,8 @@ class ChangeLog:
             if not record.flags & GROUPED:
                 group = None
                 if record.kind in (PUT, DELETE):
+                    if min(last_txid, last_time) < 2**64:
+                        raise error(f"{self.directory}: {UNDATED}")
                     yield record.change()
                     continue
             elif record.flags & FIRST:

@@ -12,13 +12,11 @@ Memory does not grow with the database.
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import ExitStack, contextmanager
-from datetime import datetime
-from typing import Any, NamedTuple, Protocol, TypedDict
+from typing import Any, NamedTuple, Protocol
 
 from ._engine.creation import temporary_name
 from ._engine.native import FileVolume
@@ -27,10 +25,10 @@ from .backup import mode_of
 from .changelog import ChangeLog, Commit, Tail
 from .database import Database
 from .errors import error
-from .records import CODECS, COMMIT, DELETE, FIRST, GROUPED, NO_IDENTITY, PUT, Record
+from .records import CODECS, COMMIT, DELETE, FIRST, GROUPED, NO_IDENTITY, PUT, UNDATED, Record
 from .snapshot import Snapshot
 
-__all__ = ["Loaded", "Until", "dump", "load", "open_log", "parse_until"]
+__all__ = ["Loaded", "dump", "load", "open_log"]
 
 Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 Progress = Callable[[int, "int | None"], None]
@@ -40,20 +38,12 @@ _SYNC_BYTES = 16 * 2**20
 _BATCH_BYTES = 2**20
 _BATCH_ENTRIES = 1000
 _NEW_FILE = 0o600
-_FRACTION = re.compile(r"\.[0-9]+")
 
 
 class Writable(Protocol):
     """What is asked of a file object."""
 
     def write(self, data: bytes, /) -> object: ...
-
-
-class Until(TypedDict, total=False):
-    """Where to stop."""
-
-    until_txid: int
-    until_time_ns: int
 
 
 class Loaded(NamedTuple):
@@ -231,8 +221,8 @@ def load(
     batches. `until_txid` and `until_time_ns` stop before the first commit beyond (of a file: only into a `Database`).
     `progress(done, total)` is called with numbers of changes, total None.
 
-    Raises `CorruptionError` for a dump that is damaged or incomplete. A log in a directory may be torn at its end, as a
-    crash leaves it; `Loaded.tail` tells.
+    Raises `CorruptionError` for a dump that is damaged or incomplete, `error` if it holds no commit to stop at. A log
+    in a directory may be torn at its end, as a crash leaves it; `Loaded.tail` tells.
     """
     with ExitStack() as stack:
         if isinstance(db, Database):
@@ -247,9 +237,13 @@ def load(
                     loading.apply(item.key, item.value)
             if log.tail is not None and not loading.count:
                 raise error(f"{log.tail.file}: is not complete: {log.tail.reason}")
-            return loading.finish(log.tail)
-        reader = stack.enter_context(_reader(source, codec))
-        return _load_stream(reader, db, until_txid, until_time_ns, progress)
+            loaded = loading.finish(log.tail)
+        else:
+            reader = stack.enter_context(_reader(source, codec))
+            loaded = _load_stream(reader, db, until_txid, until_time_ns, progress)
+        if loaded.commit is None and (until_txid is not None or until_time_ns is not None):
+            raise error("it holds no commit of that time or before")
+        return loaded
 
 
 @contextmanager
@@ -348,6 +342,8 @@ def _load_stream(
     while record is not None:
         if not record.flags & GROUPED:
             if record.kind in (PUT, DELETE):
+                if limited:
+                    raise error(UNDATED)
                 loading.apply(*record.change()[1:])
             record = next(records, None)
             continue
@@ -382,19 +378,3 @@ def _load_commit(record: Record, records: Iterator[Record], loading: _Loading, l
         if following is not None and (not following.flags & GROUPED or following.flags & FIRST):
             break
     raise error("the dump or log is not complete: it ends within a commit")
-
-
-def parse_until(text: str) -> Until:
-    """TXID, a number, or TIME, a date and time as in ISO 8601: where to stop. Raises `ValueError`.
-
-    A time without a zone is local time; "2026-05-01" is that day's first moment.
-    """
-    if text.isdecimal():
-        return {"until_txid": int(text)}
-    plain = text[:-1] + "+00:00" if text.endswith(("Z", "z")) else text
-    plain = _FRACTION.sub(lambda found: found[0][:7].ljust(7, "0"), plain)  # Python 3.10 wants all six digits
-    try:
-        moment = datetime.fromisoformat(plain)
-    except ValueError:
-        raise ValueError(f"neither a commit's number nor a date and time: {text!r}") from None
-    return {"until_time_ns": round(moment.timestamp() * 1_000_000) * 1000}

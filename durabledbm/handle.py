@@ -6,6 +6,7 @@ Here the public behaviour is put together from the engine's parts: the store (on
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, TypeVar
@@ -56,7 +57,8 @@ class Database(Upkeep, Writable):
         self._store = store
         self.path = path
         self._pipeline = pipeline
-        self._transactions: list[Transaction] = []
+        self._transactions: list[weakref.ref[Transaction]] = []
+        """Those that are open, the outermost ones only."""
         self._snapshots: lifetime.Living[Snapshot] = lifetime.Living()
         self._life = Life()
         self._plain = type(pipeline) is Group
@@ -160,13 +162,13 @@ class Database(Upkeep, Writable):
         if self._transactions and (transaction := own_transaction(self)) is not None:
             return transaction._items(start, stop, reverse)
         view, pin = self._pinned()
-        return view.items(start, stop, reverse=reverse, life=self._life, pin=pin)
+        return view.items(start, stop, reverse=reverse, life=self._life, pin=(pin, self))
 
     def _keys(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[bytes]:
         if self._transactions and (transaction := own_transaction(self)) is not None:
             return transaction._keys(start, stop, reverse)
         view, pin = self._pinned()
-        return view.keys(start, stop, reverse=reverse, life=self._life, pin=pin)
+        return view.keys(start, stop, reverse=reverse, life=self._life, pin=(pin, self))
 
     def _pinned(self) -> tuple[View, Pin]:
         """What there is now, as a view that stays, and the pin that keeps it."""
@@ -246,26 +248,28 @@ class Database(Upkeep, Writable):
         Inside a transaction it shows the last commit, without the transaction's own changes.
         """
         view, pin = self._pinned()
-        snapshot = Snapshot(pin, view)
+        snapshot = Snapshot(pin, view, self)
         self._snapshots.add(snapshot)
         return snapshot
 
     # -- for transactions --------------------------------------------------------------------------
 
-    def _begin(self, transaction: Transaction) -> Work:
+    def _begin(self, turn: Turn) -> Work:
         self._store.check_writable()
         self._raise_background_failure()
-        work = self._pipeline.begin(transaction.turn)
+        return self._pipeline.begin(turn)
+
+    def _join(self, transaction: weakref.ref[Transaction]) -> None:
         self._transactions.append(transaction)
         self._plain = False
-        return work
 
     def _end(self, transaction: Transaction, work: Work | None, commit: Callable[[bool], State] | None = None) -> None:
         self._forget(transaction)
         self._pipeline.finish(transaction.turn, work, commit)
 
-    def _forget(self, transaction: Transaction) -> None:
-        self._transactions = [other for other in self._transactions if other is not transaction]
+    def _forget(self, transaction: Transaction | None) -> None:
+        """The transaction has ended; so have those that are not there any more."""
+        self._transactions = [ref for ref in self._transactions if (it := ref()) is not None and it is not transaction]
         self._plain = not self._transactions and type(self._pipeline) is Group and not self._life.ended
 
     def _spill(self, work: Work) -> Spill:
@@ -307,8 +311,8 @@ class Database(Upkeep, Writable):
         if self._life.ended:
             self._store.close()  # closing may have been interrupted
             return
-        for transaction in reversed(self._transactions):
-            if transaction.mine():
+        for reference in reversed(self._transactions):
+            if (transaction := reference()) is not None and transaction.mine():
                 transaction.abandon()
         try:
             if self._store.failure is None:
@@ -380,9 +384,11 @@ class Database(Upkeep, Writable):
 
     def after_fork(self) -> None:
         """In a child process: begin anew, with a file of our own; the parent's transactions are not ours."""
-        for transaction in self._transactions:
-            transaction.orphan()
-        self._transactions = [transaction for transaction in self._transactions if transaction.mine()]
+        for reference in self._transactions.copy():
+            if (transaction := reference()) is not None:
+                transaction.orphan()
+                if not transaction.mine():
+                    self._forget(transaction)
         self._pipeline.after_fork()
         self._store.after_fork()
 

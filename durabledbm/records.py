@@ -29,7 +29,7 @@ from .errors import error
 
 __all__ = [
     "BINARY", "CODECS", "COMMIT", "COMMIT_FIELDS", "CRC", "DELETE", "FILE_HEADER", "FIRST", "GROUPED",
-    "KINDS", "MAGIC", "MARK", "NO_IDENTITY", "PUT", "RECORD_HEADER", "SYNCED", "TEXT", "VERSION",
+    "KINDS", "MAGIC", "MARK", "NO_IDENTITY", "PUT", "RECORD_HEADER", "SYNCED", "TEXT", "UNDATED", "VERSION",
     "BinaryCodec", "BinaryDecoder", "Change", "Codec", "Commit", "Decoder", "FileHeader", "Record",
     "TextCodec", "TextDecoder",
 ]  # fmt: skip
@@ -52,6 +52,8 @@ CRC = struct.Struct("<I")
 
 PUT, DELETE, COMMIT, MARK = 1, 2, 3, 4
 KINDS = {PUT: "put", DELETE: "delete", COMMIT: "commit", MARK: "mark"}
+
+UNDATED = "there are changes that belong to no commit, so it is not known which of them came by then"
 
 SYNCED = 1
 """All before this record in its file was on the medium when it was written."""

@@ -44,6 +44,8 @@ def reorganize(
 ) -> None:
     """Make the file of `store` smaller. Each commit is made inside a `with writing()` block, which gives the turn."""
     with writing():
+        if store.state.meta.changes and store.state.view.tree.depth:
+            store.rewrite({}, packing=False)  # what the meta page replaces or deletes is still in the tree
         total = max(store.state.meta.page_count, 1)
     if _pack(store, writing, progress, total) or _is_loose(store, writing):
         _move(store, writing, progress, total)

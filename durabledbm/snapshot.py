@@ -74,10 +74,12 @@ class _Rows(dict[bytes, bytes | None]):
 class Snapshot(Readable):
     """A read-only mapping of one instant, made by `Database.snapshot()`. A context manager; `close()` ends it."""
 
-    __slots__ = ("__weakref__", "_life", "_pin", "_rows", "_state", "_view")
+    __slots__ = ("__weakref__", "_life", "_owner", "_pin", "_rows", "_state", "_view")
 
-    def __init__(self, pin: Pin, view: View | None = None) -> None:
+    def __init__(self, pin: Pin, view: View | None = None, owner: object = None) -> None:
         self._pin = pin
+        self._owner = owner
+        """The handle that it was taken of, which stays open for as long as the snapshot is used."""
         self._state = pin.state
         self._view = pin.state.view if view is None else view
         self._life = Life()
@@ -98,6 +100,7 @@ class Snapshot(Readable):
         self._life.end()
         self._rows = _Rows(self._view, self._life)  # a thread may be about to put something into the old ones
         self._pin.release()
+        self._owner = None
 
     def __enter__(self) -> Snapshot:
         self._check()
@@ -123,11 +126,11 @@ class Snapshot(Readable):
 
     def _items(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
         self._check()
-        return self._view.items(start, stop, reverse=reverse, life=self._life, pin=self._pin)
+        return self._view.items(start, stop, reverse=reverse, life=self._life, pin=self)
 
     def _keys(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[bytes]:
         self._check()
-        return self._view.keys(start, stop, reverse=reverse, life=self._life, pin=self._pin)
+        return self._view.keys(start, stop, reverse=reverse, life=self._life, pin=self)
 
     def __len__(self) -> int:
         self._check()

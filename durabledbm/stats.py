@@ -59,6 +59,10 @@ class Stats(NamedTuple):
     """Pages written through this handle, meta pages not counted."""
     cache_misses: int
     """Runs that this handle read from the file."""
+    cache_hits: int
+    """Look-ups that found all pages in memory. Those of values that were read lately do not get to pages at all."""
+    time_ns: int
+    """When the newest commit was made, in nanoseconds since 1970."""
 
 
 def gather(store: Store, state: State) -> Stats:
@@ -76,13 +80,14 @@ def gather(store: Store, state: State) -> Stats:
         oldest = OldestSnapshot(pins.txid, None if since is None else time.monotonic() - since, pins.pid)
     live = space.used_count - own
     return Stats(
-        entries=meta.entry_count, txid=meta.txid, depth=meta.depth, page_size=meta.page_size,
+        entries=meta.entry_count, txid=meta.txid, time_ns=meta.time_ns, depth=meta.depth, page_size=meta.page_size,
         page_count=meta.page_count, leaf_pages=leaf, branch_pages=branch,
         overflow_pages=live - leaf - branch - first_page(meta.page_size), space_pages=own,
         free_pages=space.free_count, pending_pages=space.pending_count, file_bytes=store.disk.size(),
         live_bytes=live * meta.page_size, free_bytes=space.free_count * meta.page_size,
         pinned_bytes=pinned * meta.page_size, oldest_snapshot=oldest, commits=store.committer.commits,
-        syncs=store.committer.syncs, pages_written=store.committer.pages_written, cache_misses=store.pager.misses,
+        syncs=store.committer.syncs, pages_written=store.committer.pages_written, cache_hits=store.hits,
+        cache_misses=store.pager.misses,
     )  # fmt: skip
 
 

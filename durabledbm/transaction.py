@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Transaction", "own_transaction"]
 
-_active: ContextVar[tuple[Transaction, ...]] = ContextVar("durabledbm_transactions", default=())
-"""The transactions that were begun in this context and are still open, innermost last."""
+_active: ContextVar[tuple[weakref.ref[Transaction], ...]] = ContextVar("durabledbm_transactions", default=())
+"""The transactions that were begun in this context and are still open, innermost last. Who began them keeps them."""
 
 SPILL_SIZE = 448 * 2**20
 """Bytes of memory that a transaction's changes may take before they are written to pages of their own."""
@@ -37,8 +37,9 @@ SPILL_SIZE = 448 * 2**20
 
 def own_transaction(database: Database) -> Transaction | None:
     """The innermost open transaction of `database` that the caller is in."""
-    for transaction in reversed(_active.get()):
-        if transaction.database is database and transaction.mine():
+    for reference in reversed(_active.get()):
+        transaction = reference()
+        if transaction is not None and transaction.database is database and transaction.mine():
             return transaction
     return None
 
@@ -57,6 +58,16 @@ class _Exit:
         if transaction._root_ is None:
             transaction._statement = weakref.ref(leave, partial(_statement_left, weakref.ref(transaction)))
         return leave
+
+
+def _abandoned(database: weakref.ref[Database], turn: Turn, lives: list[Life], _: object) -> None:
+    """Nobody refers to a transaction any more, and nobody has ended it: it was begun without `with`, and given up."""
+    for life in lives:
+        life.end()
+    owner = database()
+    if owner is not None:
+        owner._forget(None)
+    turn.end()
 
 
 def _statement_left(transaction: weakref.ref[Transaction], _: object) -> None:
@@ -99,7 +110,7 @@ class Transaction(Writable):
             raise error("a transaction is used once; call transaction() again")
         try:
             self._begin()
-            _active.set((*_active.get(), self))
+            _active.set((*_active.get(), weakref.ref(self)))
         except BaseException:
             self._drop()
             raise
@@ -107,10 +118,13 @@ class Transaction(Writable):
 
     def _begin(self) -> None:
         outer = own_transaction(self.database)
+        database = self.database
         if outer is None:
-            self._root_ = Root(self.database._begin(self))
+            root = self._root_ = Root(database._begin(self.turn))
+            database._join(weakref.ref(self, partial(_abandoned, weakref.ref(database), self.turn, root.lives)))
             return
         root = outer._root()
+        self._rolled_back = outer._rolled_back
         self._root_ = root
         self._point = root.work.savepoint()
         self._mark = None if root.spill is None else root.spill.mark()
@@ -171,7 +185,7 @@ class Transaction(Writable):
             self.turn.end()
         elif root is not None:
             root.life = self._outer_life
-        _active.set(tuple(other for other in _active.get() if not other._ended))
+        _active.set(tuple(other for other in _active.get() if (open_ := other()) is not None and not open_._ended))
 
     def _finish(self, root: Root, *, keep: bool) -> None:
         database, work, spill = self.database, root.work, root.spill

@@ -16,6 +16,8 @@ from .errors import ClosedError, error
 from .snapshot import Pin
 
 if TYPE_CHECKING:
+    import weakref
+
     from ._engine.deferred import Deferred
     from .attach import Attachment
     from .changelog import ChangeLog
@@ -33,7 +35,7 @@ class Upkeep:
 
     _store: Store
     _pipeline: Group | Deferred
-    _transactions: list[Transaction]
+    _transactions: list[weakref.ref[Transaction]]
     path: str
 
     @property

@@ -323,7 +323,7 @@ def test_checking_changes_nothing_and_needs_no_lock(forger: Forger) -> None:
         uses: list[Callable[[], list[Problem]]] = [reader.check, writer.check]
         assert [use() for use in uses] == [[], []]
         assert len(forger.volume.log) == before
-        writer._transactions[0].rollback()
+        writer._transactions[0]().rollback()
 
 
 def test_an_error_of_the_disk_is_an_error_of_ours(forger: Forger) -> None:

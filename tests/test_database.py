@@ -764,6 +764,18 @@ def test_space_is_used_again_and_given_back(volume: SimVolume) -> None:
         assert db.stats().file_bytes == len(volume.content(FILE))
 
 
+def test_reorganize_gives_back_what_the_newest_changes_deleted(volume: SimVolume) -> None:
+    """Also if these are in the meta page, and the tree does not know of them yet."""
+    with open_on(volume, FILE, "c") as db:
+        db.update({f"{n}": bytes(1 << 20) for n in range(8)})
+        for n in range(7):
+            del db[f"{n}"]
+        db["7"] = "small"
+        db.reorganize()
+        assert len(volume.content(FILE)) < 100_000
+        assert dict(db) == {b"7": b"small"}
+
+
 @pytest.mark.long
 def test_space_is_used_again_and_given_back_at_full_size(db_path: str) -> None:
     """The same with 100,000 values and 10 rounds: at most 1.6 times the live data, and 1.1 times after reorganize()."""
@@ -795,6 +807,53 @@ def failing(db: durabledbm.Database, change: Callable[[], object], undo: Undo) -
     with db.transaction():
         change()
         raise undo
+
+
+def test_nothing_can_be_written_in_a_block_inside_one_that_was_rolled_back(db: durabledbm.Database) -> None:
+    db["a"] = "1"
+    with db.transaction() as outer:
+        db["a"] = "2"
+        outer.rollback()
+        with db.transaction() as inner:
+            assert db["a"] == inner["a"] == b"1"
+            with pytest.raises(error, match="was rolled back"):
+                db["lost"] = "1"
+            inner.rollback()
+        with pytest.raises(error, match="was rolled back"), db.transaction():
+            db["lost"] = "1"
+        assert "lost" not in db
+    assert dict(db) == {b"a": b"1"}
+
+
+def test_a_transaction_begun_without_with_ends_when_it_is_dropped(db_path: str) -> None:
+    db = durabledbm.open(db_path, "c", timeout=0)
+    db["a"] = "1"
+    transaction = db.transaction()
+    transaction.__enter__()
+    db["a"] = "2"
+    iterator = iter(transaction)
+    del transaction
+    with pytest.raises(ClosedError):
+        next(iterator)
+    assert db["a"] == b"1"
+    with durabledbm.open(db_path, "w", timeout=0) as other:
+        other["a"] = "3"
+    db.transaction().__enter__()
+    db["b"] = "4"
+    assert dict(db) == {b"a": b"3", b"b": b"4"}
+    handle = weakref.ref(db)
+    del db
+    assert handle() is None
+
+
+def test_a_transaction_of_a_thread_that_has_ended_does_not_keep_the_lock(db_path: str) -> None:
+    with durabledbm.open(db_path, "c", timeout=0) as db:
+        thread = threading.Thread(target=lambda: db.transaction().__enter__())
+        thread.start()
+        thread.join()
+        db["a"] = "1"
+    with durabledbm.open(db_path) as db:
+        assert dict(db) == {b"a": b"1"}
 
 
 @pytest.mark.parametrize("durability", DURABILITIES)
@@ -1170,15 +1229,41 @@ def test_dropping_the_last_reference_frees_file_and_locks_at_once(db_path: str, 
         gc.enable()
 
 
-def test_an_iterator_or_a_snapshot_does_not_keep_a_dropped_handle_open(db_path: str) -> None:
-    db = durabledbm.open(db_path, "c")
-    db.update({b"%d" % n: b"" for n in range(2000)})
-    iterator, snapshot = iter(db), db.snapshot()
-    next(iterator)
+@pytest.mark.parametrize(
+    "look",
+    [
+        iter,
+        lambda db: iter(db.items()),
+        lambda db: db.range(b"1"),
+        reversed,
+        lambda db: db.snapshot(),
+        lambda db: iter(db.snapshot()),
+        lambda db: db.transaction(),
+    ],
+    ids=["iter", "items", "range", "reversed", "snapshot", "iterator of a snapshot", "transaction"],
+)
+def test_a_handle_without_a_name_is_open_for_as_long_as_it_is_used(db_path: str, look: Callable[[Any], Any]) -> None:
+    with durabledbm.open(db_path, "c") as db:
+        db.update({b"%d" % n: b"" for n in range(2000)})
+    db = durabledbm.open(db_path, "w")
+    handle = weakref.ref(db)
+    use = look(db)
     del db
-    with pytest.raises(ClosedError):
-        next(iterator)
-    assert snapshot.closed
+    if isinstance(use, durabledbm.Transaction):
+        with use:
+            use["a"] = "1"
+    else:
+        assert len(list(use)) >= 1800
+    del use
+    assert handle() is None
+
+
+def test_an_iteration_over_an_unnamed_handle_is_like_one_over_a_named(db_path: str) -> None:
+    with durabledbm.open(db_path, "c") as db:
+        db.update({b"%04d" % n: b"" for n in range(2000)})
+    assert [key for key in durabledbm.open(db_path)] == [b"%04d" % n for n in range(2000)]  # noqa: C416
+    with durabledbm.open(db_path).snapshot() as snapshot:
+        assert len(snapshot) == 2000
 
 
 def test_a_database_has_attributes_and_weak_references(db: durabledbm.Database, db_path: str) -> None:

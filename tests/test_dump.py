@@ -19,8 +19,9 @@ import pytest
 from test_attach import write_at_random
 
 import durabledbm
+from durabledbm._until import parse_until
 from durabledbm.changelog import Change, ChangeLog, Commit
-from durabledbm.dump import Loaded, dump, load, parse_until
+from durabledbm.dump import Loaded, dump, load
 from durabledbm.errors import error
 from durabledbm.restore import restore
 

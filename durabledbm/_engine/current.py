@@ -62,6 +62,8 @@ class Current:
         """A commit was begun, and what became of it is not known yet."""
         self.observer: Observer | None = None
         self._fetched = 0
+        self.hits = 0
+        """Look-ups that found all pages in memory, about."""
         self._settled = False
         self._forked = False
         self._doubtful = NEVER
@@ -180,9 +182,13 @@ class Current:
         for layer in view.layers:
             if key in layer:
                 return layer[key]
+        pager = self.pager
+        misses = pager.misses
         value = view.tree.find(key)
+        if pager.misses == misses:
+            self.hits += 1
         if type(value) is Overflow:
-            return self.pager.value(value)
+            return pager.value(value)
         self._fetched += 1
         if value is not None and not (rows.aged and self._fetched % _ROW_RARITY):
             self._keep_row(state, key, value)

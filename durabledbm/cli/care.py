@@ -28,7 +28,7 @@ __all__ = ["COMMANDS"]
 _SAMPLE = 20
 """Values that are looked at to tell whether a file is a shelf."""
 
-_OF_HANDLE = {"commits", "syncs", "pages_written", "cache_hits", "cache_misses", "row_hits", "row_misses"}
+_OF_HANDLE = {"commits", "syncs", "pages_written", "cache_hits", "cache_misses"}
 """Figures of the handle, not of the file: this command's own, which nobody wants to know."""
 
 
@@ -44,8 +44,6 @@ class _About(NamedTuple):
 
     file: str
     stats: Stats
-    modified: float
-    """When the file was last written, seconds since 1970."""
     others: list[Holder]
     is_shelf: bool
     damage: str
@@ -62,7 +60,7 @@ def _stat(args: argparse.Namespace) -> int:
         return _stat_sharded(args)
     with open_database(args.file, "r") as db:
         stats, others = db.stats(), holders(args.file)  # before this command itself reads anything for long
-        about = _About(args.file, stats, os.stat(args.file).st_mtime, others, *_is_shelf(db))
+        about = _About(args.file, stats, others, *_is_shelf(db))
     if args.json:
         write(json.dumps(_figures(about), indent=2))
         return 0
@@ -112,7 +110,7 @@ def _lines(about: _About) -> list[tuple[str, str]]:
     stats = about.stats
     if not stats.file_bytes:
         return [("entries", "0"), ("file", "0 B: a database that nothing was written to yet")]
-    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(about.modified))
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(stats.time_ns / 1e9))
     kinds = [
         plural(stats.depth, "level"),
         plural(stats.leaf_pages, "leaf page"),
@@ -170,7 +168,6 @@ def _figures(about: _About) -> dict[str, Any]:
     figures |= {name: value for name, value in stats._asdict().items() if name not in _OF_HANDLE}
     oldest = stats.oldest_snapshot
     figures["oldest_snapshot"] = None if oldest is None else oldest.txid
-    figures["modified"] = about.modified
     figures["looks_like_shelf"] = about.is_shelf
     figures["damage"] = about.damage or None
     figures["opened_by"] = [holder._asdict() for holder in about.others]

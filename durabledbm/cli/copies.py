@@ -18,8 +18,9 @@ from .faults import Usage
 from .opening import open_store, refuse_beside, size_of
 
 if TYPE_CHECKING:
+    from .._until import Until
     from ..changelog import Commit
-    from ..dump import Loaded, Until
+    from ..dump import Loaded
 
 __all__ = ["COMMANDS"]
 
@@ -132,7 +133,7 @@ def _load_arguments(parser: Parser) -> None:
 
 
 def _until(text: str) -> Until:
-    from ..dump import parse_until
+    from .._until import parse_until
 
     try:
         return parse_until(text)

@@ -46,8 +46,8 @@ def volume() -> SimVolume:
 
 
 def spilled(db: durabledbm.Database) -> bool:
-    (open_transaction,) = db._transactions
-    return open_transaction._root().spill is not None
+    (reference,) = db._transactions
+    return reference()._root().spill is not None  # type: ignore[union-attr]
 
 
 pytestmark = pytest.mark.usefixtures("tiny")
