@@ -8,6 +8,7 @@ import os
 from ._engine.creation import create, replace
 from ._engine.disk import Volume
 from ._engine.locks import locks_work
+from ._engine.meta import UnknownVersionError
 from ._engine.native import FileVolume
 from ._engine.page import MAX_PAGE_SIZE, MIN_PAGE_SIZE
 from ._engine.pipeline import make_pipeline
@@ -78,6 +79,8 @@ def open_on(
 ) -> Database:
     """`open`, on a file system that is handed in: tests pass simulated ones."""
     name = os.fsdecode(file)
+    if not name:
+        raise error(errno.ENOENT, os.strerror(errno.ENOENT), name)
     if "\0" in name:
         raise ValueError("embedded null character in the file name")
     flag, durability = _parsed(flag, durability)
@@ -148,9 +151,11 @@ def _opened(volume: Volume, name: str, flag: str, mode: int, page_size: int, cac
             except _NoLocksError:
                 disk.close()
                 raise
-            except error:
+            except error as exc:
                 disk.close()
                 if flag != "n":
+                    if type(exc) is UnknownVersionError:
+                        raise UnknownVersionError(f"{name}: {exc}") from None
                     raise
                 # Whatever it is, flag "n" means that it is not wanted any more.
                 replace(volume, path, mode, page_size)

@@ -183,6 +183,8 @@ def _write_directory(
     mode: int,
     max_file_size: int,
 ) -> None:
+    if os.path.isdir(path) and os.listdir(path):
+        raise error(f"{path}: the directory is not empty; a dump needs a new one")
     temporary = temporary_name(path)
     os.mkdir(temporary, 0o700)
     try:

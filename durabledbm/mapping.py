@@ -152,6 +152,8 @@ class Readable(Mapping[bytes, bytes]):
             value = self._find(data)
             if value is not None:
                 found[data] = value
+        if not found:
+            len(self)  # a closed handle says so, even if it is asked for nothing
         return found
 
     def __contains__(self, key: object) -> bool:
@@ -316,6 +318,8 @@ class Writable(Readable, MutableMapping[bytes, bytes]):
         changes = as_changes(other, more)
         if changes:
             self._update(changes)
+        else:
+            len(self)  # a closed handle says so
 
 
 def _only(items: Iterator[tuple[bytes, bytes]]) -> tuple[bytes, bytes]:

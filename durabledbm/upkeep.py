@@ -138,6 +138,9 @@ class Upkeep:
         is attached already; `BusyError` if somebody else writes to the log; `ReadOnlyError`.
         """
         from .attach import attach
+        from .changelog import ChangeLog
 
+        if not isinstance(log, ChangeLog):
+            raise TypeError(f"attach() needs a ChangeLog, not {type(log).__name__}")
         self._store.check_writable()
         return attach(self._store, self._pipeline.turn, log)

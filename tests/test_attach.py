@@ -464,6 +464,11 @@ def test_a_change_that_the_log_cannot_hold_is_not_made(db: durabledbm.Database, 
     assert dict(db.items()) == replayed(log) == {b"a": b"1"}
 
 
+def test_only_a_log_can_be_attached(db: durabledbm.Database) -> None:
+    with pytest.raises(TypeError, match="needs a ChangeLog, not str"):
+        db.attach("log")  # type: ignore[arg-type]
+
+
 def test_a_log_whose_files_are_too_small_for_a_commit_is_refused(db: durabledbm.Database, tmp_path: Path) -> None:
     with ChangeLog(tmp_path / "small", max_file_size=97) as log, pytest.raises(ValueError, match="cannot hold"):
         db.attach(log)

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import textwrap
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -370,6 +371,14 @@ def test_stat_for_programs_and_for_people(run: Run, path: str) -> None:
     assert figures["file_bytes"] == os.path.getsize(path)
     assert figures["looks_like_shelf"] is False
     assert f"entries    {len(ENTRIES)}\n" in run("stat", path).text
+
+
+def test_stat_tells_when_the_last_commit_was_made_not_when_the_file_was(run: Run, path: str) -> None:
+    before = run("stat", path).text
+    os.utime(path, (10**9, 10**9))
+    assert run("stat", path).text == before
+    made = json.loads(run("stat", path, "--json").out)["time_ns"] / 1e9
+    assert 0 <= time.time() - made < 600
 
 
 def test_stat_tells_a_shelf(run: Run, shelf: str) -> None:

@@ -1352,6 +1352,33 @@ def test_stats_count_what_is_there(volume: SimVolume) -> None:
         assert stats.syncs == volume.syncs - 1  # one is of the creation
 
 
+def test_look_ups_of_pages_in_memory_are_counted(volume: SimVolume) -> None:
+    keys = [b"%05d" % n for n in range(3000)]
+    with open_on(volume, FILE, "c") as db:
+        db.update(dict.fromkeys(keys, b"x" * 100))
+    with open_on(volume, FILE, "r") as db:
+        for _ in range(2):
+            for key in keys[:1000]:
+                db[key]
+        stats = db.stats()
+    assert stats.cache_misses + stats.cache_hits >= 1000
+    assert 900 < stats.cache_hits < 2000
+
+
+def test_closed_handles_say_so_even_if_there_is_nothing_to_do(db: durabledbm.Database) -> None:
+    db.close()
+    for nothing in (db.update, lambda: db.update({}), lambda: db.get_many([])):
+        with pytest.raises(ClosedError):
+            nothing()
+
+
+def test_the_empty_name_is_nobodys() -> None:
+    for flag in ("r", "w", "c", "n"):
+        with pytest.raises(error) as caught:
+            durabledbm.open("", flag)
+        assert caught.value.errno == errno.ENOENT
+
+
 def test_the_module_has_what_it_promises() -> None:
     for name in (
         "open", "error", "whichdb", "install", "uninstall", "migrate", "open_sharded", "Database", "Transaction",

@@ -344,6 +344,37 @@ def test_a_stream_of_a_log_is_loaded_until_a_commit(tmp_path: Path, other: durab
         load(io.BytesIO(data), {}, until_txid=3)
 
 
+@pytest.mark.parametrize("codec", ["text", "binary"])
+def test_changes_of_no_commit_cannot_be_loaded_until_one(
+    codec: str, tmp_path: Path, other: durabledbm.Database
+) -> None:
+    with ChangeLog(tmp_path / "log", codec=codec) as log:  # type: ignore[arg-type]
+        log.put("a", "1")
+        log.put("b", "2")
+    data = (tmp_path / "log" / "00000001.log").read_bytes()
+    for source in (tmp_path / "log", io.BytesIO(data)):
+        with pytest.raises(error, match="belong to no commit"):
+            load(source, other, until_time_ns=1)
+    with ChangeLog(tmp_path / "log", codec=codec) as log, pytest.raises(error, match="belong to no commit"):  # type: ignore[arg-type]
+        log.load_into(other, until_txid=1)
+    assert dict(other) == {}
+
+
+def test_a_time_before_the_first_commit_is_an_error(history: History, other: durabledbm.Database) -> None:
+    log, _, times = history
+    with pytest.raises(error, match="no commit of that time or before"):
+        load(log, other, until_time_ns=min(times.values()) - 1)
+    assert dict(other) == {}
+
+
+def test_a_dump_into_a_directory_that_holds_something_names_it(tmp_path: Path, other: durabledbm.Database) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").write_text("kept")
+    with pytest.raises(error, match="full: the directory is not empty"):
+        dump(other, tmp_path / "full", max_file_size=10_000)
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["mine"]
+
+
 def test_times_are_iso_8601_and_numbers_are_commits() -> None:
     assert parse_until("17") == {"until_txid": 17}
     moment = datetime(2026, 5, 1, 12, 30, tzinfo=timezone.utc)

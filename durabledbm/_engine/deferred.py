@@ -66,7 +66,9 @@ class Deferred:
             work = self.pending()
             if work is None or work.size > _PENDING_MAX or self._in_transaction or store.underway:
                 return False
-            if store.closed or store.failure is not None or (flusher is not None and flusher.failure is not None):
+            if store.closed or store.failure is not None:
+                return False
+            if flusher is not None and (flusher.failure is not None or flusher.late()):
                 return False
             with self._glance:
                 work.put(key, value)
@@ -86,9 +88,9 @@ class Deferred:
         if turn.lock is None:
             return
         with self._mutex:
-            work = self.pending()
+            work, flusher = self.pending(), self.flusher
             try:
-                if work is not None and work.size > _PENDING_MAX:
+                if work is not None and (work.size > _PENDING_MAX or (flusher is not None and flusher.late())):
                     self._commit()
             finally:
                 keep = self.store.writer.reserved = self.pending() is not None
@@ -107,6 +109,8 @@ class Deferred:
             with self._glance:
                 self._work = None
             self.store.writer.reserved = False
+            if self.flusher is not None:
+                self.flusher.done()
 
     @property
     def _in_transaction(self) -> bool:

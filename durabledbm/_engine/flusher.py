@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import weakref
+from math import inf
 from typing import Protocol
 
 from .locks import someone_waits
@@ -14,6 +15,12 @@ __all__ = ["Flusher", "Flushes"]
 
 _PEEK = 0.02
 """Seconds between looks whether another process waits for what this handle holds back."""
+
+_START = 0.5
+"""The part of the interval after which a flush begins; the rest is for the flush itself..."""
+
+_DUE = 0.8
+"""...which should be over after this part of it. What was written longer ago is flushed by whoever writes next."""
 
 
 class Flushes(Protocol):
@@ -28,7 +35,8 @@ class Flushes(Protocol):
 class Flusher:
     """A daemon thread that calls `flush` within `interval` seconds of a `wake`.
 
-    It holds the pipeline weakly, so it dies with the handle. What goes wrong in it is kept in `failure`.
+    It holds the pipeline weakly, so it dies with the handle. What goes wrong in it is kept in `failure`. Should the
+    system not give it time, whoever writes does its work: see `late`.
     """
 
     def __init__(self, pipeline: Flushes, interval: float) -> None:
@@ -41,6 +49,12 @@ class Flusher:
         self._mutex = threading.Lock()
         self.failure: BaseException | None = None
         self._started = self._stopped = False
+        self._since = 0.0
+        """When the first of what is to be flushed was written."""
+        self.due = inf
+        """When it should be on the disk, if anything is to be flushed."""
+        self._took = 0.0
+        """Seconds that the last flush took."""
 
     def twin(self) -> Flusher:
         """A flusher like this one, without its thread: for a child process."""
@@ -52,6 +66,8 @@ class Flusher:
         """Something was written."""
         if not self._bell.locked() and self._started:
             return
+        self._since = time.monotonic()
+        self.due = self._since + _DUE * self._interval
         self._ring()
         with self._mutex:
             if not self._started and not self._stopped:
@@ -70,7 +86,7 @@ class Flusher:
 
     def round(self) -> bool:
         """Wait for the interval to pass and flush once; False when the thread is to end."""
-        deadline = time.monotonic() + self._interval / 2  # the rest is for the flush itself
+        deadline = self._since + min(_START * self._interval, max(0.0, _DUE * self._interval - 2 * self._took))
         while not self._stopped and (left := deadline - time.monotonic()) > 0:
             time.sleep(min(left, _PEEK))
             pipeline = self._pipeline()
@@ -83,11 +99,22 @@ class Flusher:
         if pipeline is None or self._stopped:
             return False
         self._bell.acquire(blocking=False)
+        self.due = inf
+        begun = time.monotonic()
         try:
             pipeline.flush()
         except BaseException as exc:
             self.failure = exc
+        self._took = time.monotonic() - begun
         return True
+
+    def late(self) -> bool:
+        """Whether something should be on the disk already, and is not: then the caller sees to it, and says `done`."""
+        return self.due < time.monotonic()
+
+    def done(self) -> None:
+        """All that was written is on the disk."""
+        self.due = inf
 
     def stop(self) -> None:
         """End the thread. What is unwritten is the caller's business."""

@@ -173,9 +173,15 @@ class Group:
                 ticket.failure = error(f"the commit of this write together with others failed: {cause!r}")
 
     def _commit(self, work: Work) -> None:
-        self.store.commit(work, sync=self._sync)
-        if self.flusher is not None:
-            self.flusher.wake()
+        flusher = self.flusher
+        if flusher is None:
+            self.store.commit(work, sync=self._sync)
+        elif flusher.late():
+            self.store.commit(work)
+            flusher.done()
+        else:
+            self.store.commit(work, sync=self._sync)
+            flusher.wake()
 
     def pending(self) -> Work | None:
         return None

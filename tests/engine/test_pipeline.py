@@ -773,6 +773,23 @@ def test_a_handle_that_is_dropped_takes_its_thread_with_it(volume: SimVolume, du
     assert content(volume) == {b"key": b"value"}
 
 
+@pytest.mark.parametrize("durability", ["process", "interval"])
+def test_who_writes_flushes_what_the_flusher_did_not_get_to(volume: SimVolume, durability: str) -> None:
+    """The system may give its thread no time. What was written before counts, not only what is written now."""
+    with open_on(volume, PATH, "c", durability=durability, interval=3600.0) as db:
+        db["first"] = "1"
+        assert content(SimVolume({PATH: volume.medium(PATH)})) == {}
+        flusher = db._pipeline.flusher
+        assert flusher is not None
+        assert not flusher.late()
+        flusher.due = 0.0  # as if the thread had been asleep
+        db["second"] = "2"
+        assert content(SimVolume({PATH: volume.medium(PATH)})) == {b"first": b"1", b"second": b"2"}
+        assert not flusher.late()
+        db["third"] = "3"
+        assert content(SimVolume({PATH: volume.medium(PATH)})) == {b"first": b"1", b"second": b"2"}
+
+
 def test_a_flusher_whose_pipeline_is_gone_ends() -> None:
     class Pipeline:
         store: Any = None
