@@ -9,7 +9,9 @@ from ._engine.spill import Spill
 from ._engine.view import Life
 from ._engine.work import Work
 
-__all__ = ["Root", "Use", "task"]
+__all__ = ["BLOCK_OVER", "Root", "Use", "task"]
+
+BLOCK_OVER = "the block of the transaction is over, or was undone"
 
 
 def task() -> object:
@@ -33,7 +35,7 @@ class Root:
         self.spill: Spill | None = None
         self.thread = threading.get_ident()
         self.task = task()
-        self.life = Life()
+        self.life = Life(BLOCK_OVER)
         self.lives = [self.life]
         """One for each block, nested ones included: what its iterators depend on."""
         self.uses: set[int] = set()

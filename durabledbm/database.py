@@ -53,7 +53,7 @@ def open(
         keeps its own.
     cache_size: bytes of memory for caching.
 
-    In every mode, whatever a crash leaves opens at once and holds the first so many commits, each whole.
+    In every mode, whatever a crash leaves opens at once and holds the first commits, up to some point, each whole.
 
     Raises `error` with errno ENOENT if the file is missing and the flag does not create it, `error` for a file that is
     not a durabledbm database, which is left as it is, `CorruptionError` for one that is damaged, and `ValueError` or

@@ -13,7 +13,6 @@ from ._engine.pins import Reader
 from ._engine.state import State
 from ._engine.store import Store
 from ._engine.view import Life, View
-from .errors import ClosedError
 from .mapping import Key, Readable, as_bytes
 
 __all__ = ["Pin", "Snapshot"]
@@ -59,7 +58,7 @@ class _Rows(dict[bytes, bytes | None]):
 
     def __missing__(self, key: bytes) -> bytes | None:
         if self._life.ended:
-            raise ClosedError
+            raise self._life.over()
         value = self._old.get(key)
         if value is None:
             value = self._view.get(key)
@@ -82,7 +81,7 @@ class Snapshot(Readable):
         """The handle that it was taken of, which stays open for as long as the snapshot is used."""
         self._state = pin.state
         self._view = pin.state.view if view is None else view
-        self._life = Life()
+        self._life = Life("the snapshot has been closed")
         self._rows = _Rows(self._view, self._life)
 
     @property
@@ -113,7 +112,7 @@ class Snapshot(Readable):
 
     def _check(self) -> None:
         if self._life.ended:
-            raise ClosedError
+            raise self._life.over()
 
     def __getitem__(self, key: Key) -> bytes:
         value = self._rows[key if type(key) is bytes else as_bytes(key, "key")]

@@ -15,7 +15,7 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from ._blocks import Root, Use, task
+from ._blocks import BLOCK_OVER, Root, Use, task
 from ._engine import operations
 from ._engine.locks import Turn
 from ._engine.view import ENDLESS, Life, View
@@ -129,7 +129,7 @@ class Transaction(Writable):
         self._point = root.work.savepoint()
         self._mark = None if root.spill is None else root.spill.mark()
         self._outer_life, self._first_life = root.life, len(root.lives)
-        root.life = Life()
+        root.life = Life(BLOCK_OVER)
         root.lives.append(root.life)
 
     if TYPE_CHECKING:
@@ -208,7 +208,7 @@ class Transaction(Writable):
                 # The pages of the spill are anybody's now: iterators over them end.
                 for life in root.lives[self._first_life :]:
                     life.end()
-                root.life = Life()
+                root.life = Life(BLOCK_OVER)
                 root.lives.append(root.life)
                 root.spill = None
                 self.database._store.committer.forget_space()

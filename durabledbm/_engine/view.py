@@ -66,10 +66,11 @@ class Life:
     here, and the end of life empties the lists: what an iterator would hand out next it must ask for first.
     """
 
-    __slots__ = ("_lists", "ended")
+    __slots__ = ("_lists", "_what", "ended")
 
-    def __init__(self) -> None:
+    def __init__(self, what: str = "DBM object has already been closed") -> None:
         self.ended = False
+        self._what = what
         self._lists: set[weakref.ref[_Keys]] = set()
 
     def end(self) -> None:
@@ -79,6 +80,10 @@ class Life:
             keys = ref()
             if keys is not None:
                 keys.clear()
+
+    def over(self) -> ClosedError:
+        """The error for who still wants something."""
+        return ClosedError(self._what)
 
     def join(self) -> list[bytes]:
         """The list of an iterator that begins: look whether life has ended *after* filling it. It leaves with it."""
@@ -148,19 +153,19 @@ class View:
                 if large:  # values, which are read one by one, when it is their turn
                     for key, value in zip(keys, values, strict=True):
                         if life.ended:
-                            raise ClosedError
+                            raise life.over()
                         yield ((key, value_of(value) if type(value) is Overflow else value),)
                     continue
                 ahead[:] = keys
                 if life.ended:
-                    raise ClosedError
+                    raise life.over()
                 yield zip(ahead, values, strict=False) if with_values else ahead
             if life.ended:  # perhaps the last run was cut short
-                raise ClosedError
+                raise life.over()
         except error:
             del pin  # the traceback would keep it
             if life.ended:  # then what is in the pages is nobody's business
-                raise ClosedError from None
+                raise life.over() from None
             raise
 
     def _chunks(self, start: bytes | None, stop: bytes | None, reverse: bool, *, with_values: bool) -> Iterator[Chunk]:
