@@ -214,7 +214,7 @@ class WriterLock:
         """Wait until no thread writes through this handle. The lock in the file is not asked for."""
         turn.lock = self
         if not self._turns.acquire(turn, timeout, self._dropped):
-            raise BusyError(f"{path}: another thread has been writing through this handle for more than {timeout:g} seconds")
+            raise BusyError(f"{path}: another thread has this handle's turn for more than {timeout:g} seconds")
 
     def acquire(self, turn: Turn, disk: Disk, timeout: float | None) -> None:
         """Wait for the lock, at most `timeout` seconds (None: for ever), then raise `BusyError`."""
