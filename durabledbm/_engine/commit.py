@@ -60,7 +60,10 @@ _MOST_MOVED = 1024
 """Runs that one commit moves at most."""
 
 _LEAST_MOVED = 16
-"""A commit that merges moves a run for each change, and as many more, from the end of a file that is largely free."""
+"""A commit that merges moves a run for two changes, and as many more, from the end of a file that is largely free."""
+
+_SHRUNK = 0.995
+"""A database has shrunk if it needs less than this part of the pages that it needed before."""
 
 
 class Committer:
@@ -84,6 +87,8 @@ class Committer:
         self._loose: bytes | None = None
         self._cut = False
         """The database has got shorter than the file, which may be cut off when that is known to be on the disk."""
+        self._used = 0
+        """Pages that the commit before the last one needed."""
         self._written = 0
         """Pages that the last commit which merged changes wrote."""
         self.syncs = 0
@@ -170,8 +175,10 @@ class Committer:
         """The changes, and, if much of the file is free, what stands at its end, so that it can be cut off."""
         if not is_wasteful(space.free_count, space.used_count, self._written):
             return changes
-        space.cut_tail(all_of_it=True)  # what is moved must not go back there
-        tail = at_the_end(self.disk, tree, space, len(changes) + _LEAST_MOVED)
+        space.cut_tail(all_of_it=True)
+        tail, start = at_the_end(self.disk, tree, space, len(changes) // 2 + _LEAST_MOVED)
+        if tail:
+            space.close_from(start)  # what is moved must not go back there
         return {**tail, **changes}
 
     def to_move(self, state: State, pinned: int | None, limit: int, room: int) -> dict[bytes, Touch] | None:
@@ -179,7 +186,7 @@ class Committer:
         space = self.space(state, pinned)
         if not is_wasteful(space.free_count, space.used_count, room):
             return None
-        return at_the_end(self.disk, state.view.tree, space, min(limit, _MOST_MOVED))
+        return at_the_end(self.disk, state.view.tree, space, min(limit, _MOST_MOVED))[0]
 
     def rewrite(
         self, state: State, touches: Mapping[bytes, Change], *, pinned: Callable[[], int | None], packing: bool
@@ -194,6 +201,7 @@ class Committer:
     ) -> Meta:  # fmt: skip
         """Close a merge: write the free space, sync if the runs are too many to be listed, return the meta."""
         writer.release_place()
+        space.reopen()
         space.cut_tail(all_of_it=fold)
         space_ref = space.save(writer.txid, writer.write, fold=fold)
         extents = writer.finish()
@@ -310,13 +318,23 @@ class Committer:
         if space is None or space.ref != state.meta.space:
             space = self._load_space(state)
         space.release(self._reusable if pinned is None else min(pinned, self._reusable))
-        self._space = space
+        self._space, self._used = space, space.used_count
         return space
 
-    def leaves_waste(self, room: int = 0) -> bool:
-        """Whether the file is larger than it must be, as far as is known, if the next commit takes `room` pages."""
+    @property
+    def has_shrunk(self) -> bool:
+        """Whether the last commit has left the database smaller than it was."""
+        return self._space is not None and self._space.used_count < self._used * _SHRUNK
+
+    def leaves_waste(self, written: int = 0) -> bool:
+        """Whether the file is larger than it must be, as far as is known, and something is to be done about it now: if
+        the database has shrunk, or is being closed (nothing is `written`), or the file is twice what it must be.
+        """
         space = self._space
-        return space is not None and is_wasteful(space.page_count - space.used_count, space.used_count, room)
+        if space is None:
+            return False
+        room = space.used_count if written and not self.has_shrunk else 0
+        return is_wasteful(space.page_count - space.used_count, space.used_count, room)
 
     def forget_space(self) -> None:
         """What this committer believes about free space may be wrong: read it again before it is used."""

@@ -44,6 +44,7 @@ class FreePages:
         self._starts = [first_page] * _POWERS
         self._reused_from = _NOWHERE
         self._holes_from = 0
+        self._closed: tuple[int, bytes] = 0, b""
         self._longest = _POWERS
         """There is no free run of more than 2 to this power pages, as far as is known."""
 
@@ -156,6 +157,24 @@ class FreePages:
         self._dirty.add(first)
         if first != last:
             self._dirty.update(range(first + 1, last + 1))
+
+    def close_from(self, page_id: int) -> None:
+        """Allocate nothing from this page on, up to `reopen`: what stands there is being moved to the front."""
+        free = bytes(self._free[page_id:])
+        self._closed = page_id, free
+        self._free[page_id:] = bytes(len(free))
+        self.free_count -= free.count(1)
+
+    def reopen(self) -> None:
+        """What was closed is free as it was."""
+        page_id, free = self._closed
+        self._closed = 0, b""
+        if free:
+            self._free[page_id : page_id + len(free)] = free
+            self.free_count += free.count(1)
+            self._longest = _POWERS
+            self._reused_from = min(self._reused_from, page_id)
+            self._holes_from = min(self._holes_from, page_id - 1)
 
     def cut_tail(self, *, all_of_it: bool = False) -> None:
         """Forget the reusable pages at the end of the file, if they are worth it: the file may be cut off there."""

@@ -151,7 +151,7 @@ class Store(Current):
         )
         written = self.committer.pages_written - before
         if written > _LARGE and sync and shrink and self.committer.leaves_waste(written):
-            state = self.shrink(2 * written, written)
+            state = self.shrink(2 * written, 0 if self.committer.has_shrunk else written)
         return state
 
     def shrink(self, budget: int, room: int = 0, *, seconds: float = inf) -> State:

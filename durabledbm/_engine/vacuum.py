@@ -37,8 +37,8 @@ def is_wasteful(spare: int, used: int, written: int = 0) -> bool:
     return spare > max(used * _WASTEFUL, min(written * 5 // 4, used)) + _WASTEFUL_PAGES
 
 
-def at_the_end(disk: Disk, tree: Tree, space: Space, limit: int) -> dict[bytes, Touch]:
-    """Keys that lead to the last runs in the file, about `limit` of them.
+def at_the_end(disk: Disk, tree: Tree, space: Space, limit: int) -> tuple[dict[bytes, Touch], int]:
+    """Keys that lead to the last runs in the file, about `limit` of them, and the page from which on these stand.
 
     Found by reading the last pages in use, down to where the file could end. What the tree has replaced lately, and
     may not be overwritten yet, looks like the rest: so each is looked for in the tree.
@@ -54,7 +54,7 @@ def at_the_end(disk: Disk, tree: Tree, space: Space, limit: int) -> dict[bytes, 
             if touch is not None and _is_there(tree, touch[0], page_id):
                 touches[touch[0]] = touch[1]
         page_id -= 1
-    return touches
+    return touches, page_id + 1
 
 
 def _is_there(tree: Tree, key: bytes, page_id: int) -> bool:

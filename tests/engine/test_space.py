@@ -125,6 +125,18 @@ def test_a_hole_is_a_single_free_page() -> None:
     assert space.free_count == 5
 
 
+def test_what_is_closed_is_not_given_out_and_free_again_afterwards() -> None:
+    space = freed([(10, 2), (20, 1), (30, 3), (40, 1)])
+    space.close_from(31)
+    assert space.free_count == 4
+    assert [space.take(1, grow=False)[0] for _ in range(4)] == [10, 11, 20, 30]
+    assert space.take(1, grow=False)[0] >= 100, "nothing else is open: the file grows"
+    space.reopen()
+    assert list(space.free_runs()) == [(31, 2), (40, 1)]
+    assert space.take_run(2) == (31, 2)
+    assert space.take_hole() == 40
+
+
 def test_a_large_file_with_much_free_space_does_not_grow_for_a_long_run() -> None:
     holes = [(at, 2) for at in range(10, 9000, 4)]
     space = freed(holes, 10_000)
@@ -264,6 +276,10 @@ class Model:
             self.released = draw.randint(self.released, self.txid - 1)
             self.space.release(self.released)
         fresh: set[int] = set()
+        end = closed_from = self.space.page_count
+        if draw.random() < 0.3:
+            closed_from = draw.randint(FIRST, end)
+            self.space.close_from(closed_from)
         for _ in range(draw.choice([0, 1, 3, 20])):
             want = draw.choice([1, 1, 2, 3, 7, 40])
             exactly = draw.random() < 0.5
@@ -277,6 +293,7 @@ class Model:
             assert not exactly or count == want
             taken = set(range(page_id, page_id + count))
             assert page_id >= FIRST
+            assert not taken & set(range(closed_from, end))
             assert not taken & (self.used | fresh)
             assert all(self.freed_by.pop(page, 0) <= self.released for page in taken)
             if draw.random() < 0.3:
@@ -289,6 +306,7 @@ class Model:
             self.used.remove(page)
             self.freed_by[page] = self.txid
         self.used |= fresh
+        self.space.reopen()
         if draw.random() < 0.3:
             self.space.cut_tail()
         before = own(self.space)

@@ -47,7 +47,7 @@ def way(tree: Tree, key: bytes) -> set[int]:
 
 
 def found(engine: Engine, limit: int = EVERYTHING) -> dict[bytes, Touch]:
-    return at_the_end(engine.disk, engine.tree, engine.space, limit)
+    return at_the_end(engine.disk, engine.tree, engine.space, limit)[0]
 
 
 def at_end(engine: Engine) -> set[int]:
