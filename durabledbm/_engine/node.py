@@ -282,11 +282,12 @@ def decode_branch(run: bytes) -> Branch:
     count, payload_size = _COUNT_AND_PAYLOAD(run)
     table = _START + count * REF.size
     code, width = (_U16, 2) if len(run) <= _NARROW_MAX else (_U32, 4)
-    body = table + width * count
-    if not count or body > len(run):  # checksums do not keep out a file that was made to hurt
+    body, end = table + width * count, _START + payload_size
+    # Checksums do not keep out a file that was made to hurt.
+    if not count or not body <= end <= len(run) or run[body - width : body] != (end - body).to_bytes(width, "little"):
         raise ValueError("a count of children that cannot be")
     refs = pieces(run[_START:table], REF.size)
-    return Branch(cut(code, run[table:body], run, body), refs, run[table : _START + payload_size])
+    return Branch(cut(code, run[table:body], run, body), refs, run[table:end])
 
 
 def find_child(run: bytes, key: bytes) -> bytes:

@@ -253,6 +253,17 @@ def test_a_separator_is_added_to_a_branch_without_decoding_it(separators: list[b
     assert grown_tail(tail, len(separators) + 1, at, new) == expected
 
 
+@pytest.mark.parametrize("page_size", [4096, 65536 * 2])
+def test_a_branch_of_another_length_than_its_table_tells_is_refused(page_size: int) -> None:
+    separators, refs = [b"b", b"dd"], [b"%016d" % n for n in range(3)]
+    payload = b"".join(refs) + encode_branch(separators, page_size)
+    run = seal(BRANCH, 0, 3, 7, 1, page_size, payload)
+    assert decode_branch(run).separators == separators
+    for forged in (payload[:-1], payload + b"x", payload[:48], payload[:10]):
+        with pytest.raises(ValueError, match="cannot be"):
+            decode_branch(seal(BRANCH, 0, 3, 7, 1, page_size, forged))
+
+
 @given(separators=st.lists(keys, max_size=60, unique=True).map(sorted))
 def test_capacity_tells_what_fits_in_a_branch(separators: list[bytes]) -> None:
     used = sum(map(len, separators)) + BRANCH_OVERHEAD * (len(separators) + 1)
