@@ -173,6 +173,17 @@ def tree_commits(bench: Bench) -> None:
     bench.commit(bench.entries(60, 100))
 
 
+def joining(bench: Bench) -> None:
+    """Commits that delete so much that leaves are joined with neighbours, some of which they have written just now."""
+    rng = bench.rng
+    bench.commit({b"%05d" % n: rng.randbytes(rng.randrange(60)) for n in range(1500)})
+    bench.begin_here()
+    for _ in range(10):
+        gone = rng.sample(sorted(bench.model.content), rng.choice((10, 30, 90)))
+        bench.commit({**dict.fromkeys(gone), **{b"%05d" % rng.randrange(2000): rng.randbytes(99) for _ in gone}})
+        bench.sync()
+
+
 def many_pages(bench: Bench) -> None:
     """Commits of so many pages that they are not listed: two syncs each."""
     bench.commit(bench.entries(100, 100))
@@ -322,7 +333,7 @@ def mixture(bench: Bench) -> None:
 
 
 ALL: tuple[Workload, ...] = (
-    creation, small_commits, one_leaf, tree_commits, many_pages, large_values, clearing, begun_anew, shrinking,
+    creation, small_commits, one_leaf, tree_commits, joining, many_pages, large_values, clearing, begun_anew, shrinking,
     reorganizing, spilling, two_writers, pinned, mixture,
 )  # fmt: skip
 

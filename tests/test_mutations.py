@@ -55,6 +55,12 @@ for slot in (0, 4096):
     assert not damage.bad_flips(range(slot * 8, (slot + 400) * 8, 7))
 """
 GIVEN_UP = CRASH.format(names="one_leaf", mode="full", again=1, deeper=0.5, enough=12)
+LISTED = """
+from engine import test_commit as t
+from engine.pieces import PATH, empty_file
+for seed in range(3):
+    t.test_what_a_commit_lists_is_not_overwritten_by_the_next(t.SimVolume({PATH: empty_file()}), seed)
+"""
 FAULTS = """
 from test_faults import FAULTS, test_an_operation_that_fails_loses_nothing_acknowledged as test
 for name in FAULTS:
@@ -125,6 +131,9 @@ MUTATIONS = {
         "space.release(self._reusable if pinned is None else min(pinned, self._reusable))",
         "space.release(1 << 60)",
         RELAXED,
+    ),
+    "reuse at once what a commit has written in vain": Mutation(
+        "_engine/writer.py", "self._space.drop(page_id, page_count)", "self._space.free(page_id, page_count)", LISTED
     ),
     "take pages that a relaxed chain's list needs": Mutation(
         "_engine/commit.py", "meta.txid if alone else meta.steady_txid", "meta.txid", RELAXED

@@ -348,7 +348,7 @@ class Committer:
         except (*MALFORMED, CorruptionError):
             # Nothing is lost with the free-space map: what the tree does not use is free.
             used = (ref_parts(ref)[:2] for ref, _ in walk(state.view.tree))
-            return Space.rebuilt(meta.page_size, first, meta.page_count, used, meta.txid)
+            return Space.rebuilt(meta.page_size, first, meta.page_count, used, meta.txid + 1)
 
 
 def expected_pages(changes: Mapping[bytes, Change], depth: int, page_size: int) -> int:

@@ -66,6 +66,8 @@ class Space(FreePages):
         self.ref = NO_REF
         """The run that the newest commit's meta points at."""
         self._freed: list[Run] = []
+        self._dropped: list[Run] = []
+        """Freed by the commit that wrote them."""
         self._unwritten = False
         """What is free here is nowhere in the file: it was found out, not read."""
 
@@ -94,6 +96,15 @@ class Space(FreePages):
     def free(self, page_id: int, page_count: int) -> None:
         """The commit being made no longer needs these pages; older commits may."""
         self._freed.append((page_id, page_count))
+        self.pending_count += page_count
+
+    def drop(self, page_id: int, page_count: int) -> None:
+        """The commit being made has written these pages and does not need them after all.
+
+        They stand in its list, by which a crash decides whether to believe it: so the next commit must not overwrite
+        them either.
+        """
+        self._dropped.append((page_id, page_count))
         self.pending_count += page_count
 
     def free_all(self) -> None:
@@ -135,20 +146,23 @@ class Space(FreePages):
         Allocates the pages it needs itself; `fold` makes it write the map even if the log is short.
         """
         self._free_ref(self.ref)
-        freed = list(coalesced(self._freed))
-        log_count = self._log_count + len(freed) + 2
+        freed, dropped = list(coalesced(self._freed)), list(coalesced(self._dropped))
+        log_count = self._log_count + len(freed) + len(dropped) + 2
         if self._log_pages(log_count) <= _LOG_PAGES:
             log_count += sum(1 for _ in self._taken_records(txid))
         if fold or self._unwritten or self._log_pages(log_count) > _LOG_PAGES:
             self._fold(txid, write)
             freed = list(coalesced(self._freed))
-            log_count = self._log_count + len(freed) + 2
+            log_count = self._log_count + len(freed) + len(dropped) + 2
         where = self.take_run(self._size_pages(log_count))
         self._log += b"".join(_LOG.pack(*record) for record in self._taken_records(txid))
         self._log += b"".join(_LOG.pack(page_id, page_count, txid) for page_id, page_count in freed)
+        self._log += b"".join(_LOG.pack(page_id, page_count, txid + 1) for page_id, page_count in dropped)
         if freed:
             self._pending.append(_Pending(txid, freed, NO_REF))
-        self._taken, self._freed, self._base = [], [], len(self._free)
+        if dropped:
+            self._pending.append(_Pending(txid + 1, dropped, NO_REF))
+        self._taken, self._freed, self._dropped, self._base = [], [], [], len(self._free)
         payload = b"".join(
             (
                 _FIXED.pack(self.used_count, len(self._maps), len(self._chunks), self._log_count, 0),

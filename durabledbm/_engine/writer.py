@@ -63,6 +63,8 @@ class Writer:
         """Page ids that a spilling transaction wrote before its commit: nobody else can reach them."""
         self.reuse = True
         """Whether pages in `own` may be written again as soon as they are replaced."""
+        self._mine: set[int] = set()
+        """Page ids that a commit which does not spill has written."""
         self._deferred: list[Run] = []
         self._fresh: list[Run] = []
         self._dead: list[Run] = []
@@ -99,6 +101,8 @@ class Writer:
                 self._space.give_back(page_id, page_count)
             else:
                 self._deferred.append((page_id, page_count))
+        elif page_id in self._mine:
+            self._space.drop(page_id, page_count)
         else:
             self._space.free(page_id, page_count)
 
@@ -180,7 +184,9 @@ class Writer:
         self._buffer += parts
         self._buffer_end = page_id + page_count
         self.pages_written += page_count
-        if self.own is not None:
+        if self.own is None:
+            self._mine.add(page_id)
+        else:
             self.own.add(page_id)
             if not self.reuse:
                 self._fresh.append((page_id, page_count))
