@@ -127,8 +127,8 @@ def _remove_shards(path: str, shards: int) -> None:
 class ShardedDatabase(Writable):
     """A dict of bytes to bytes in several files, in the order of the keys. Made by `open_sharded`.
 
-    What `Database` offers, for the whole, except for transactions: `transaction(key)` is one of the key's
-    shard. It may be used by any thread, and by a child process after `fork`.
+    What `Database` offers, for the whole, except for transactions: `transaction(key)` is one of the key's shard; and
+    without `attach()`, whose log has one order of commits. It may be used by any thread, and by a child after `fork`.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:

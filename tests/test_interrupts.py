@@ -428,8 +428,9 @@ def test_a_block_whose_end_is_interrupted_is_over_whoever_still_has_the_transact
 # -- real signals
 
 WRITER = """
-import random, sys
+import random, signal, sys
 import durabledbm
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has it ignored in what runs in its background
 path, mode, count, seed = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 rng = random.Random(seed)
 model, changed, interrupts = {}, {}, 0
