@@ -116,6 +116,9 @@ class Readable(Mapping[bytes, bytes]):
 
     # What a subclass provides. Keys are bytes already.
 
+    def _check(self) -> None:
+        """Raise if it has been closed."""
+
     def _find(self, key: bytes) -> bytes | None:
         raise NotImplementedError
 
@@ -153,7 +156,7 @@ class Readable(Mapping[bytes, bytes]):
             if value is not None:
                 found[data] = value
         if not found:
-            len(self)  # a closed handle says so, even if it is asked for nothing
+            self._check()  # perhaps nothing was asked for
         return found
 
     def __contains__(self, key: object) -> bool:
@@ -319,7 +322,7 @@ class Writable(Readable, MutableMapping[bytes, bytes]):
         if changes:
             self._update(changes)
         else:
-            len(self)  # a closed handle says so
+            self._check()
 
 
 def _only(items: Iterator[tuple[bytes, bytes]]) -> tuple[bytes, bytes]:

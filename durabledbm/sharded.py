@@ -256,10 +256,13 @@ class ShardedDatabase(Writable):
         """All shards as of now, one after another, read-only, for as long as wanted."""
         return ShardedSnapshot([shard.snapshot() for shard in self._shards])
 
-    def _each(self, call: Callable[[int, Database], T], numbers: list[int] | None = None) -> list[T]:
-        """Call for all shards, or those, at once: their syncs overlap. Raises when all have ended."""
+    def _check(self) -> None:
         if self.closed:
             raise ClosedError
+
+    def _each(self, call: Callable[[int, Database], T], numbers: list[int] | None = None) -> list[T]:
+        """Call for all shards, or those, at once: their syncs overlap. Raises when all have ended."""
+        self._check()
         if numbers is None:
             numbers = list(range(self._count))
         # A shard with an open transaction of the caller's can be written by the caller's own thread only.

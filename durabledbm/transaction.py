@@ -279,6 +279,9 @@ class Transaction(Writable):
 
     # -- the mapping -------------------------------------------------------------------------------
 
+    def _check(self) -> None:
+        self._root()
+
     def _find(self, key: bytes) -> bytes | None:
         return self._root().work.get(key)
 

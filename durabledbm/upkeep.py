@@ -43,6 +43,9 @@ class Upkeep:
         """Whether the handle was opened with flag "r"."""
         return self._store.readonly
 
+    def _check(self) -> None:
+        self._store.check()
+
     def _pin(self) -> Pin:
         raise NotImplementedError
 
