@@ -178,7 +178,7 @@ def joining(bench: Bench) -> None:
     rng = bench.rng
     bench.commit({b"%05d" % n: rng.randbytes(rng.randrange(60)) for n in range(1500)})
     bench.begin_here()
-    for _ in range(10):
+    for _ in range(6):
         gone = rng.sample(sorted(bench.model.content), rng.choice((10, 30, 90)))
         bench.commit({**dict.fromkeys(gone), **{b"%05d" % rng.randrange(2000): rng.randbytes(99) for _ in gone}})
         bench.sync()
