@@ -21,7 +21,7 @@ from typing import Any
 
 import durabledbm
 from compat.bench.machine import describe
-from compat.scaling import show
+from compat.scaling import puts_by_threads, show
 from durabledbm._engine.meta import LOOK_OFFSET, LOOK_SIZE
 
 
@@ -34,7 +34,7 @@ def threads(path: str, entries: int, seconds: float, rounds: int) -> None:
         for _ in range(rounds):
             for count, measured in rates.items():
                 before = db.stats()
-                measured.append(_puts(db, count, seconds))
+                measured.append(puts_by_threads(db, count, seconds))
                 syncs = db.stats().syncs - before.syncs
                 rate = measured[-1]
                 show(what="threads", threads=count, puts_per_s=rate, puts_per_sync=rate * seconds / syncs)
@@ -42,24 +42,6 @@ def threads(path: str, entries: int, seconds: float, rounds: int) -> None:
     for count, measured in rates.items():
         middle = statistics.median(measured)
         show(what="threads, median", threads=count, puts_per_s=middle, times_one_thread=middle / single)
-
-
-def _puts(db: durabledbm.Database, count: int, seconds: float) -> float:
-    counts = [0] * count
-    end = time.perf_counter() + seconds
-
-    def write(number: int) -> None:
-        rng = random.Random(f"{number} {end}")
-        while time.perf_counter() < end:
-            db[rng.randbytes(16)] = rng.randbytes(100)
-            counts[number] += 1
-
-    writers = [threading.Thread(target=write, args=(number,)) for number in range(count)]
-    for writer in writers:
-        writer.start()
-    for writer in writers:
-        writer.join()
-    return sum(counts) / seconds
 
 
 def notice(path: str, rounds: int) -> None:

@@ -68,7 +68,7 @@ def writers(directory: str, seconds: float, rounds: int) -> None:
                     with open_sharded(path, "n", shards=shards) as db:
                         db.update({b"%016x" % random.getrandbits(64): bytes(100) for _ in range(50_000)})
                         if kind == "threads":
-                            rates.append(_threads(db, count, seconds))
+                            rates.append(puts_by_threads(db, count, seconds))
                     if kind == "processes":
                         results, barrier = context.Queue(), context.Barrier(count)
                         together = {"barrier": barrier, "results": results}
@@ -85,14 +85,15 @@ def writers(directory: str, seconds: float, rounds: int) -> None:
                 show(what="writers", kind=kind, writers=count, shards=shards, puts_per_s=_median(rates), all=rates)
 
 
-def _threads(db: Any, count: int, seconds: float) -> float:
+def puts_by_threads(db: Any, count: int, seconds: float) -> float:
+    """Durable puts of 16 + 100 bytes per second, by all of so many threads together."""
     counts = [0] * count
     end = time.perf_counter() + seconds
 
     def write(number: int) -> None:
-        rng = random.Random(number)
+        rng = random.Random(f"{number} {end}")
         while time.perf_counter() < end:
-            db[b"%016x" % rng.getrandbits(64)] = bytes(100)
+            db[rng.randbytes(16)] = rng.randbytes(100)
             counts[number] += 1
 
     threads = [threading.Thread(target=write, args=(number,)) for number in range(count)]

@@ -41,7 +41,7 @@ from .records import (
     Codec,
     Commit,
     Record,
-)  # fmt: skip
+)
 
 __all__ = ["Change", "ChangeLog", "Commit", "Span", "Tail"]
 
