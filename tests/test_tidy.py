@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "durabledbm"
 
-LINES_OF_A_FILE = 400
+LINES_OF_A_FILE = 600
 LINES_OF_A_FUNCTION = 60
 
 LAYERS = """
