@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator
+from time import monotonic
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -22,7 +23,7 @@ from ._engine.state import State
 from ._engine.store import Store
 from ._engine.view import Life, View
 from ._engine.work import CHANGE_MEMORY, Work
-from .errors import BusyError, CorruptionError, error
+from .errors import BusyError, error
 from .mapping import Key, Writable, as_bytes
 from .snapshot import Pin, Snapshot
 from .transaction import Transaction, own_transaction
@@ -83,13 +84,15 @@ class Database(Upkeep, Writable):
         if self._plain and type(key) is bytes:
             # The common case, in as few steps as can be: nobody has committed, and the row was read before.
             try:
-                if store.read(LOOK_SIZE, LOOK_OFFSET) == store.look:
+                if store.read(LOOK_SIZE, LOOK_OFFSET) == store.look and (
+                    monotonic() < store.until or store.verified()
+                ):
                     value = store.rows.young.get(key) or store.fetch(key)
                     if value is not None:
                         return value
                     raise KeyError(key)
             except OSError as exc:
-                if not isinstance(exc, CorruptionError):  # overtaken by writers, or damage: the long way tells
+                if not store.may_pass(exc):  # else the long way tells
                     raise self._error(exc) from exc
         value = self._find(key if type(key) is bytes else as_bytes(key, "key"))
         if value is None:
@@ -100,10 +103,12 @@ class Database(Upkeep, Writable):
         store = self._store
         if self._plain:
             try:
-                if store.read(LOOK_SIZE, LOOK_OFFSET) == store.look:
+                if store.read(LOOK_SIZE, LOOK_OFFSET) == store.look and (
+                    monotonic() < store.until or store.verified()
+                ):
                     return store.rows.young.get(key) or store.fetch(key)
             except OSError as exc:
-                if not isinstance(exc, CorruptionError):
+                if not store.may_pass(exc):
                     raise self._error(exc) from exc
         if self._transactions and (transaction := own_transaction(self)) is not None:
             return transaction._find(key)

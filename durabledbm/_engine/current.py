@@ -3,19 +3,28 @@
 Readers take the current state and need nobody's leave. `current` notices commits of other processes by one small read.
 A look-up that is overtaken, because its pages were reused before it read them, finds that out by their checksums and is
 tried again on the newer state; whoever reads for longer pins the state first (see `locks`). `Store` adds writing.
+
+What else can happen to an open file is noticed here, too. Its name may be taken away, or given to another file: then
+nothing may be acknowledged any more, since nobody would find it. Another copy may be put in its place, by a program
+that knows no locks: then the file holds commits that do not follow the one that was read last (see `meta.may_follow`),
+and the handle is done for. And its descriptor may be closed by another part of the program: then the file is opened
+again, and what was locked is locked again.
 """
 
 from __future__ import annotations
 
 import errno
 import threading
+import weakref
 from collections.abc import Mapping
+from functools import partial
+from time import monotonic
 
 from ..errors import ClosedError, CorruptionError, ReadOnlyError, error
 from .commit import Committer
-from .disk import Disk, Volume
+from .disk import ELSEWHERE, Disk, Volume
 from .locks import WriterLock, pin, unpin, writer_present
-from .meta import LOOK_OFFSET, LOOK_SIZE, Meta, first_page
+from .meta import LOOK_OFFSET, LOOK_SIZE, Meta, first_page, may_follow
 from .node import Overflow
 from .observer import Observer
 from .pager import Pager
@@ -23,6 +32,7 @@ from .pins import Pins, PinTable, Reader
 from .recovery import Slots, newest, read_slots, visible
 from .rows import RowCache
 from .state import State
+from .unpinned import Unpinned
 
 __all__ = ["NEVER", "Current"]
 
@@ -36,6 +46,24 @@ _FORESEEN = 1000
 _ROW_RARITY = 4
 """One look-up in so many puts what it found into the row cache, once that is full. What is asked for often gets there
 soon enough, and what is asked for once does not push out the rest."""
+
+
+_SELDOM = 100
+"""Whether the file still has its name is looked at so seldom that this takes one part in so many of the time."""
+
+_RESCUE = "what it held can be saved with backup(); then close this handle and open the file again"
+
+_AGAIN = "the file must be opened again, after a fork or because its descriptor was closed, and cannot be"
+
+_INHERITED = (
+    "this snapshot or iterator is from before the fork, and its pages were reused before this process first read them: "
+    "take a snapshot in the process that reads it, or read it there before the parent ends its own"
+)
+
+_INTERRUPTED = (
+    "another part of the program closed the descriptor of the file, and pages of this snapshot or iterator were reused "
+    "before the file was opened again"
+)
 
 
 class Current:
@@ -56,6 +84,8 @@ class Current:
         self.rows = RowCache(cache_size // 2)
         self.failure: BaseException | None = None
         self.closed = False
+        self._foreign: str | None = None
+        """What is in the file now does not follow what was read: why nothing can be done with this handle."""
         self.lost = False
         """Acknowledged commits, not synced yet when a write failed, may be gone."""
         self.underway = False
@@ -65,13 +95,16 @@ class Current:
         self.hits = 0
         """Look-ups that found all pages in memory, about."""
         self._settled = False
-        self._forked = False
+        self._forks = 0
+        """Forks that this handle has gone through, from parent to child."""
+        self.until = 0.0
+        """By the monotonic clock: the file had its name not long before, and need not be asked again."""
         self._doubtful = NEVER
         """The look of a commit that is written, not yet synced: it is not shown till it is, or its writer is gone."""
         self._cache_size = cache_size - cache_size // 2
         self.read = disk.read
         self.look = NEVER
-        self.pager = Pager(disk, page_size, self._cache_size)
+        self.pager = self._new_pager(page_size)
         self.state = self._unborn()
         self._load()
         self.committer = Committer(disk, self.pager)
@@ -80,23 +113,37 @@ class Current:
 
     def current(self) -> State:
         """The newest commit of any process."""
-        if self.read(LOOK_SIZE, LOOK_OFFSET) != self.look:
-            self.refresh()
-        return self.state
+        try:
+            if self.read(LOOK_SIZE, LOOK_OFFSET) == self.look and (monotonic() < self.until or self.verified()):
+                return self.state
+        except OSError as exc:
+            if not self.may_pass(exc):
+                raise
+        return self.refresh()
+
+    def may_pass(self, cause: OSError) -> bool:
+        """Whether a read that has failed is worth another try: writers overtook it, or the descriptor is gone."""
+        return isinstance(cause, CorruptionError) or not (self.closed or self.disk.held())
 
     def refresh(self) -> State:
         """Look again for newer commits. While this handle writes, nobody else can have committed."""
         self.check()
-        if self._forked:
-            self._reopen()
+        self._hold()
         with self.mutex:
             self._drain()
-            if not self.writer.writing:
-                self._refresh()
+            self._look_again()
+            self._check_name()
             return self.state
 
+    def _look_again(self) -> None:
+        if not self.writer.writing:
+            self._refresh()
+        elif self.read(LOOK_SIZE, LOOK_OFFSET) != self.look and not self.underway:
+            raise self._replaced()
+
     def _refresh(self) -> None:
-        if not self.state.meta.txid and not self.disk.linked():
+        seen = self.state.meta
+        if not seen.txid and not self.disk.linked():
             self._use(self._volume.open(self.path, writable=not self.readonly))
             self.file = self.disk.identity()
             self.writer = WriterLock(self.file)
@@ -105,21 +152,31 @@ class Current:
             return
         slots = read_slots(self.disk)
         if not slots.size:
+            if seen.txid:
+                raise self._replaced()
             return
         found = visible(self.disk, slots)
         if found is None:
             newest(self.disk, slots)  # says what is wrong
             return
         meta, slot, certain = found
-        if meta.database_id != self.state.meta.database_id:
-            if self.state.meta.txid:
-                raise CorruptionError("the file was replaced by another database while it was open", path=self.path)
+        if not seen.txid:
             self._load_from(slots)
             return
-        if meta.txid > self.state.meta.txid:
+        if slots.look:  # else a slot is being written, and may be the newest one
+            self._compare(slots)
+        if meta.txid > seen.txid:
             self._settled = False
             self._install(State.make(meta, slot, self.pager), None)
         self.look, self._doubtful = (slots.look, NEVER) if certain else (NEVER, slots.look)
+
+    def _compare(self, slots: Slots) -> None:
+        """Raise if the file holds something that cannot have followed the state by commits alone."""
+        seen = self.state.meta
+        if seen.txid:
+            meta = max((meta for meta in slots.metas if meta is not None), key=lambda meta: meta.txid)
+            if meta.database_id != seen.database_id or not may_follow(meta, seen):
+                raise self._replaced(meta)
 
     def _load(self) -> None:
         """Decide what the file holds, when it is opened."""
@@ -145,10 +202,15 @@ class Current:
             meta, slot = newest(self.disk, slots)
             self.look = slots.look
         if meta.page_size != self.pager.page_size:
-            self.pager = Pager(self.disk, meta.page_size, self._cache_size)
+            self.pager = self._new_pager(meta.page_size)
             if hasattr(self, "committer"):
                 self.committer = Committer(self.disk, self.pager)
         self._install(State.make(meta, slot, self.pager), None)
+
+    def _new_pager(self, page_size: int) -> Pager:
+        pager = Pager(self.disk, page_size, self._cache_size)
+        pager.mend = partial(_mend, weakref.ref(self))  # weakly: handles that are dropped are freed at once
+        return pager
 
     def _unborn(self) -> State:
         """The state of a file of 0 bytes."""
@@ -203,14 +265,97 @@ class Current:
             if self.state is state:  # else a commit may just have taken out what would be put in
                 self.rows.keep(key, value)
 
+    # -- the file and its name ---------------------------------------------------------------------
+
+    def verified(self) -> bool:
+        """Whether the open file still is this handle's, and has its name. To be asked when `until` has passed."""
+        began = monotonic()
+        if not (self.disk.held() and self.disk.linked()):
+            return False
+        now = monotonic()
+        self.until = now + _SELDOM * (now - began)
+        return True
+
+    def _check_name(self) -> None:
+        if self.state.meta.txid and monotonic() >= self.until and not self.verified():
+            raise self._displaced()
+
+    def _displaced(self) -> error:
+        return error(errno.ESTALE, f"{ELSEWHERE}: {_RESCUE}", self.path)
+
+    def _replaced(self, meta: Meta | None = None) -> CorruptionError:
+        """The error for a file that something else has overwritten. Nothing can be done any more with this handle."""
+        seen = self.state.meta
+        if meta is None:
+            what = "something else has written to the file"
+        elif meta.database_id != seen.database_id:
+            what = "the file was replaced by another database"
+        else:
+            what = (
+                f"the file was replaced by another copy of this database, or its disk has lost what was written: it "
+                f"holds commit {meta.txid}, which does not follow commit {seen.txid}, as it was"
+            )
+        self._foreign = f"{what} while it was open: close this handle and open the file again"
+        self.look, self._doubtful = NEVER, NEVER
+        return CorruptionError(self._foreign, path=self.path)
+
+    def _hold(self) -> None:
+        if not self.disk.held():
+            self._regain()
+
+    def _regain(self) -> None:
+        """Somebody else has closed the file's descriptor, or it could not be opened again after a fork. Open the file
+        by its name, and lock what was locked. What was open is not closed: its number is another file's.
+        """
+        with self.mutex:
+            if self.closed or self.disk.held():
+                return
+            try:
+                self.disk.regain()
+            except FileNotFoundError as exc:
+                raise self._displaced() from exc
+            except OSError as exc:
+                raise error(exc.errno, f"{_AGAIN}: {exc.strerror}", self.path) from exc
+            self.read = self.disk.read
+            writing = self.writer.writing
+            unchanged = self.read(LOOK_SIZE, LOOK_OFFSET) == self.look
+            if not self.writer.regain() or (writing and not unchanged):
+                self.writer.writing = False
+                self.poison(error("its descriptor was closed by another part of the program, and others have written"))
+            for txid in self.pins.readers:
+                pin(self.disk, txid)
+            if self.pins.readers and not unchanged:
+                self._set_aside(min(self.pins.readers), _INTERRUPTED, [])
+        self.check()
+
+    def _set_aside(self, txid: int, reason: str, readers: list[Reader]) -> None:
+        """Whoever reads commit `txid` or a later one now goes on with the present pager, all others with a new one.
+
+        `readers` are pinned as soon as one of them reads.
+        """
+        old, this = self.pager, weakref.ref(self)
+        self.pager = old.twin()
+        guard = Unpinned(
+            self.path, txid, reason, pin=partial(_pinned, this, readers, [-1]), mend=old.mend,
+            newest=lambda: 0 if (store := this()) is None else store.state.meta.txid,
+        )  # fmt: skip
+        old.use(guard)
+        old.mend = guard.mend
+        self.state = State.make(self.state.meta, self.state.slot, self.pager)
+        self.committer.use(self.pager)
+
     # -- pins --------------------------------------------------------------------------------------
 
-    def pin(self, reader: Reader) -> State:
-        """Pin the current state for `reader` and return it: its pages stay until `unpin`."""
+    def pin(self, reader: Reader, *, displaced: bool = False) -> State:
+        """Pin the current state for `reader` and return it: its pages stay until `unpin`.
+
+        If the file has lost its name, this raises `error`, unless `displaced` is true.
+        """
         self.check()
-        if self._forked:
-            self._reopen()
+        self._hold()
         with self.mutex:
+            if not displaced:
+                self._check_name()
             while True:
                 self._drain()
                 state = self.state
@@ -222,8 +367,7 @@ class Current:
                 # The lock must be there before the next commit but one can look for it: so look for commits afterwards.
                 if fresh and not pin(self.disk, txid):
                     raise error(errno.ENOLCK, "the file system refuses locks", self.path)
-                if not self.writer.writing:
-                    self._refresh()
+                self._look_again()
                 if self.state is state:
                     if fresh:
                         self.pins.locked.add(txid)
@@ -238,6 +382,7 @@ class Current:
         if not reader.txid:
             return
         self.pins.ended.append((reader, reader.txid))
+        reader.txid = 0
         if not self.mutex.locked():  # else it may be this thread's, which will see to it
             with self.mutex:
                 self._drain()
@@ -245,7 +390,7 @@ class Current:
     def _drain(self) -> None:
         """Release the locks of pins that have ended. The mutex must be held."""
         for txid in self.pins.drain():
-            if not self.closed and not self._forked:
+            if not self.closed:
                 unpin(self.disk, txid)
 
     def oldest_pin(self) -> Pins | None:
@@ -265,6 +410,8 @@ class Current:
         """Raise if the handle is not usable any more."""
         if self.closed:
             raise ClosedError
+        if self._foreign is not None:
+            raise CorruptionError(self._foreign, path=self.path)
         if self.failure is not None:
             raise error(
                 f"{self.path}: an earlier write failed ({self.failure}), so it is not known what is on the disk; "
@@ -291,10 +438,10 @@ class Current:
         old.close()
 
     def after_fork(self) -> None:
-        """In a child process: stop sharing the parent's open file, whose locks would be shared too.
+        """In a child process, in which the disk has changed to an open file of its own (see `disk`).
 
-        The file is opened again when it is first used, or now if something is pinned. Locks that other threads of the
-        parent held at that moment have nobody to release them here, so they are made anew.
+        Locks that other threads of the parent held at that moment have nobody to release them here, so they are made
+        anew. What is pinned is pinned by the parent; here it is pinned when it is read.
         """
         if self.closed:
             return
@@ -304,24 +451,13 @@ class Current:
         self.writer.forget()
         self.writer = WriterLock(self.file)
         self._settled = self.underway = False
-        self._forked = True
-        self.look = NEVER
-        self.read = self._read_reopened
-        self.committer.give_up()
-        if self.pins.readers:
-            self._reopen()
-
-    def _reopen(self) -> None:
-        with self.mutex:
-            if self._forked:
-                self._use(self.disk.reopen())
-                self._forked = False
-                for txid in self.pins.readers:
-                    pin(self.disk, txid)
-
-    def _read_reopened(self, length: int, offset: int) -> bytes:
-        self._reopen()
-        return self.disk.read(length, offset)
+        self._forks += 1
+        self.look, self.until = NEVER, 0.0
+        self.read = self.disk.read
+        self.committer.after_fork()
+        readers = self.pins.part()
+        if readers:
+            self._set_aside(min(reader.txid for reader in readers), _INHERITED, readers)
 
     def close(self) -> None:
         """Release the file. No thread may be writing."""
@@ -331,3 +467,31 @@ class Current:
             self.read = self.disk.read
             self.pager.clear()
             self.rows.clear()
+
+
+def _mend(store: weakref.ref[Current], cause: error) -> bool:
+    """As `Pager.mend`: open the file again if that is the matter, and raise what is wrong if more is known."""
+    this = store()
+    if this is None or this.closed:
+        return False
+    lost = not this.disk.held()
+    this.refresh()
+    return lost
+
+
+def _pinned(store: weakref.ref[Current], readers: list[Reader], forks: list[int]) -> Disk:
+    """The disk, after `readers` were pinned, if this process has not done that yet."""
+    this = store()
+    if this is None:
+        raise ClosedError
+    if forks[0] != this._forks:
+        this.check()
+        this._hold()
+        with this.mutex:
+            for reader in readers:
+                if txid := reader.txid:
+                    this.pins.add(reader, txid)
+                    this.pins.locked.add(txid)
+                    pin(this.disk, txid)
+        forks[0] = this._forks
+    return this.disk

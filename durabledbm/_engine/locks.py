@@ -270,6 +270,18 @@ class WriterLock:
             self._disk.unlock(_GATE)
             self._at_gate = False
 
+    def regain(self) -> bool:
+        """The file was opened again, and the lock has gone with what was open before. Take it once more, if it may be
+        this handle's; False if another handle has it by now.
+        """
+        if self._asked:
+            assert self._disk is not None
+            self._at_gate = False
+            self._asked = self.kept = self._disk.lock(_WRITER, exclusive=True)
+            self.writing = self.writing and self.kept
+            return self.kept
+        return True
+
     def forget(self) -> None:
         """In a child process: the lock is the parent's, and so are the turns that end here."""
         self._turns.queue.clear()

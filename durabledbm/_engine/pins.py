@@ -32,7 +32,7 @@ class Reader:
 
     def __init__(self) -> None:
         self.txid = 0
-        """The commit; 0 before it is pinned."""
+        """The commit; 0 before it is pinned, and when it is read no more."""
 
 
 class PinTable:
@@ -76,6 +76,12 @@ class PinTable:
                 self.readers.pop(txid, None)
                 self.since.pop(txid, None)
             self.ended.popleft()
+
+    def part(self) -> list[Reader]:
+        """In a child process: nothing is pinned, and nobody reads but those that are returned."""
+        readers = [reader for group in self.readers.values() for reader in group if reader.txid]
+        self.readers, self.locked, self.since, self.ended = {}, set(), {}, deque()
+        return readers
 
     def oldest(self, disk: Disk) -> Pins | None:
         """The oldest commit that is pinned, here or by another handle of the file."""
