@@ -114,7 +114,7 @@ class Database(Upkeep, Writable):
             return transaction._find(key)
         while (work := self._pipeline.pending()) is not None:
             self._raise_background_failure()
-            store.check()
+            store.attend()
             try:
                 return work.get(key, store.lookup if work.root_of(store.state) else None)
             except error:
@@ -159,7 +159,7 @@ class Database(Upkeep, Writable):
         self._raise_background_failure()
         work = self._pipeline.pending()
         if work is not None:
-            self._store.check()
+            self._store.attend()
             return self._pipeline.count()
         return self._current().meta.entry_count
 
@@ -289,10 +289,10 @@ class Database(Upkeep, Writable):
             spill.add(pending.changes(), reuse=True)
         return spill
 
-    def _pin(self) -> Pin:
+    def _pin(self, *, displaced: bool = False) -> Pin:
         self._raise_background_failure()
         try:
-            return Pin(self._store)
+            return Pin(self._store, displaced=displaced)
         except OSError as exc:
             raise self._error(exc) from exc
 
@@ -394,6 +394,8 @@ class Database(Upkeep, Writable):
                 transaction.orphan()
                 if not transaction.mine():
                     self._forget(transaction)
+        for snapshot in self._snapshots.all():
+            snapshot.after_fork()
         self._pipeline.after_fork()
         self._store.after_fork()
 

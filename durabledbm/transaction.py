@@ -260,6 +260,8 @@ class Transaction(Writable):
         """The process forked, and this is the child."""
         if self._root_ is not None:
             self._root_.orphaned = True
+            for life in self._root_.lives:
+                life.end()  # nothing keeps the pages that its iterators read
 
     def _root(self) -> Root:
         root = self._root_

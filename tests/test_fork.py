@@ -15,12 +15,13 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 from children import Child
 from crew import Crew, Gate, wait_until
-from simdisk import SimVolume
+from simdisk import SimDisk, SimVolume
 
 import durabledbm
 from durabledbm._engine import group
@@ -242,7 +243,7 @@ def test_the_end_of_a_child_leaves_the_parent_its_writer_lock(
 
 
 def test_a_snapshot_goes_on_in_parent_and_child(db: durabledbm.Database) -> None:
-    """Each has a pin of its own: the parent's end of it does not unpin the child's."""
+    """Each has a pin of its own, the child as soon as it has read: that the parent ends its own is no matter then."""
     old = {b"%03d" % number: b"old" * 30 for number in range(500)}
     db.update(old)
     ready, go = os.pipe(), os.pipe()
@@ -251,6 +252,7 @@ def test_a_snapshot_goes_on_in_parent_and_child(db: durabledbm.Database) -> None
     next(iterators[0])
 
     def read() -> bool:
+        assert snapshot["001"] == b"old" * 30
         os.write(ready[1], b"x")
         os.read(go[0], 1)
         assert len(list(iterators[0])) == 499
@@ -366,14 +368,23 @@ def test_closing_in_the_parent_leaves_the_childs_handle_open(db_path: str) -> No
         os.close(end)
 
 
-def test_a_child_finds_the_file_though_it_was_renamed_or_removed(db: durabledbm.Database, db_path: str) -> None:
+def test_a_child_is_told_of_a_file_that_was_renamed_or_removed_like_its_parent(
+    db: durabledbm.Database, db_path: str
+) -> None:
     db["k"] = "v"
-    for rename in (True, False):
-        if rename:
-            os.rename(db_path, db_path + ".renamed")
-        else:
-            os.unlink(db_path + ".renamed")
-        assert Fork(lambda: dict(db)).result() == {b"k": b"v"}
+
+    def use() -> str:
+        try:
+            return str(dict(db))
+        except durabledbm.error as exc:
+            return str(exc)
+
+    os.rename(db_path, db_path + ".renamed")
+    assert "moved or removed" in Fork(use).result()
+    os.rename(db_path + ".renamed", db_path)
+    assert Fork(use).result() == str({b"k": b"v"})
+    os.unlink(db_path)
+    assert "moved or removed" in Fork(use).result()
 
 
 def test_a_grandchild_works_like_a_child(db: durabledbm.Database) -> None:
@@ -508,12 +519,20 @@ class Twin:
         self.child = open_on(volume, "/db", "c", durability=durability, interval=3600.0)
         self.parent = open_on(volume, "/db", "w", timeout=0.0)
 
-    def fork(self) -> None:
-        """What the system's own hooks do, in the child. The parent's threads are not in it."""
+    def fork(self, *, ends: bool = True) -> None:
+        """What the system's own hooks do, in the child. The parent's threads are not in it.
+
+        The process that forked ends at once, and so do its locks, or else when `end_of_the_forked` is called.
+        """
         if self.child._pipeline.flusher is not None:
             self.child._pipeline.flusher.stop()
         forget_owners()
+        disk = self.child._store.disk
+        assert isinstance(disk, SimDisk)
+        self.end_of_the_forked = disk.part()
         self.child.after_fork()
+        if ends:
+            self.end_of_the_forked()
 
 
 @pytest.fixture(params=["full", "process", "interval", "manual"])
@@ -569,9 +588,9 @@ def test_what_a_child_inherits_of_snapshots_it_pins_itself(twin: Twin) -> None:
     with twin.child.snapshot() as snapshot:
         pinned = twin.parent._store.oldest_txid()
         assert pinned is not None
-        disk = twin.child._store.disk
-        twin.fork()
-        disk.close()  # the process that has forked ends
+        twin.fork(ends=False)
+        assert snapshot["001"] == b"old" * 30
+        twin.end_of_the_forked()
         assert twin.parent._store.oldest_txid() == pinned
         for number in range(5):
             twin.parent.update(dict.fromkeys(old, b"new %d" % number * 10))
@@ -580,24 +599,61 @@ def test_what_a_child_inherits_of_snapshots_it_pins_itself(twin: Twin) -> None:
     assert twin.parent._store.oldest_txid() is None
 
 
-def test_a_child_without_snapshots_opens_the_file_when_it_first_uses_it(twin: Twin) -> None:
-    for use in (
-        lambda db: db["k"],
-        lambda db: db.get("k"),
-        len,
-        list,
-        lambda db: db.__setitem__("other", "v"),
-        lambda db: db.snapshot().close(),
-        lambda db: db.sync(),
-    ):
-        twin.child["k"] = "v"
-        twin.child.sync()
-        disk = twin.child._store.disk
+def test_what_a_child_inherits_of_snapshots_pins_nothing_until_it_is_read(twin: Twin) -> None:
+    """An idle child does not make the file grow. What it could not pin in time, it is told of."""
+    old = {b"%03d" % number: b"old" * 30 for number in range(300)}
+    twin.child.update(old)
+    twin.child.sync()
+    read, never_begun, closed = twin.child.snapshot(), twin.child.snapshot(), twin.child.snapshot()
+    iterators = [iter(read.items()), iter(twin.child.items())]
+    next(iterators[0])
+    twin.fork()
+    assert twin.parent._store.oldest_txid() is None
+    closed.close()
+    sizes = []
+    for number in range(20):
+        twin.parent.update(dict.fromkeys(old, b"new %d" % number * 10))
+        sizes.append(twin.parent._store.disk.size())
+    assert sizes[-1] == sizes[len(sizes) // 2]
+    for read_on in (lambda: dict(read), lambda: never_begun["001"], *(partial(list, each) for each in iterators)):
+        with pytest.raises(durabledbm.error, match="from before the fork") as caught:
+            read_on()
+        assert not isinstance(caught.value, durabledbm.CorruptionError)
+    assert twin.child[b"000"] == b"new 19" * 10
+    assert len(list(twin.child.items())) == 300
+    for snapshot in (read, never_begun):
+        snapshot.close()
+    assert twin.parent._store.oldest_txid() is None
+
+
+def test_damage_in_what_a_child_inherits_is_called_damage(twin: Twin) -> None:
+    twin.child.update({b"%03d" % number: b"old" * 30 for number in range(300)})
+    twin.child.sync()
+    with twin.child.snapshot() as snapshot:
         twin.fork()
-        assert twin.child._store.disk is disk
-        use(twin.child)
-        assert twin.child["k"] == b"v"
-        assert twin.child._store.disk is not disk
+        volume = twin.child._store._volume
+        assert isinstance(volume, SimVolume)
+        content = volume.content("/db")
+        volume.put("/db", content[:8192] + bytes(len(content) - 8192))
+        with pytest.raises(durabledbm.CorruptionError, match="checksum"):
+            dict(snapshot)
+
+
+def test_a_grandchild_pins_what_it_reads_of_its_grandparents_snapshot(twin: Twin) -> None:
+    old = {b"%03d" % number: b"old" * 30 for number in range(300)}
+    twin.child.update(old)
+    twin.child.sync()
+    with twin.child.snapshot() as snapshot:
+        pinned = twin.parent._store.oldest_txid()
+        for _ in range(3):
+            twin.fork(ends=False)
+            assert dict(snapshot) == old
+            twin.end_of_the_forked()
+            assert twin.parent._store.oldest_txid() == pinned
+            for number in range(5):
+                twin.parent.update(dict.fromkeys(old, b"new %d" % number * 10))
+        assert dict(snapshot.items()) == old
+    assert twin.parent._store.oldest_txid() is None
 
 
 def test_what_was_pending_at_a_fork_is_not_the_childs(twin: Twin) -> None:

@@ -48,8 +48,11 @@ _ROW_RARITY = 4
 soon enough, and what is asked for once does not push out the rest."""
 
 
-_SELDOM = 100
-"""Whether the file still has its name is looked at so seldom that this takes one part in so many of the time."""
+_SELDOM = 50
+"""Whether the file still has its name is looked at so seldom that this takes one part in so many of the time..."""
+
+_LATEST = 5e-4
+"""...but, if there are reads, not later than so many seconds after the last time."""
 
 _RESCUE = "what it held can be saved with backup(); then close this handle and open the file again"
 
@@ -95,8 +98,8 @@ class Current:
         self.hits = 0
         """Look-ups that found all pages in memory, about."""
         self._settled = False
-        self._forks = 0
-        """Forks that this handle has gone through, from parent to child."""
+        self._aside: list[weakref.ref[Unpinned]] = []
+        """Where those read whose pins were lost once."""
         self.until = 0.0
         """By the monotonic clock: the file had its name not long before, and need not be asked again."""
         self._doubtful = NEVER
@@ -135,6 +138,14 @@ class Current:
             self._check_name()
             return self.state
 
+    def attend(self) -> None:
+        """Raise if the handle is not usable any more, as far as can be told without a look at the file each time: what
+        this handle reads is in memory.
+        """
+        self.check()
+        if monotonic() >= self.until:
+            self.refresh()
+
     def _look_again(self) -> None:
         if not self.writer.writing:
             self._refresh()
@@ -157,6 +168,8 @@ class Current:
             return
         found = visible(self.disk, slots)
         if found is None:
+            if seen.txid and slots.look:
+                raise self._replaced()
             newest(self.disk, slots)  # says what is wrong
             return
         meta, slot, certain = found
@@ -273,7 +286,7 @@ class Current:
         if not (self.disk.held() and self.disk.linked()):
             return False
         now = monotonic()
-        self.until = now + _SELDOM * (now - began)
+        self.until = now + min(_SELDOM * (now - began), _LATEST)
         return True
 
     def _check_name(self) -> None:
@@ -284,19 +297,20 @@ class Current:
         return error(errno.ESTALE, f"{ELSEWHERE}: {_RESCUE}", self.path)
 
     def _replaced(self, meta: Meta | None = None) -> CorruptionError:
-        """The error for a file that something else has overwritten. Nothing can be done any more with this handle."""
+        """The error for a file that something else has written to. Nothing can be done any more with this handle."""
         seen = self.state.meta
         if meta is None:
-            what = "something else has written to the file"
+            what = "something else has written to the file while it was open"
         elif meta.database_id != seen.database_id:
-            what = "the file was replaced by another database"
+            what = "the file was replaced by another database while it was open"
         else:
-            what = (
-                f"the file was replaced by another copy of this database, or its disk has lost what was written: it "
-                f"holds commit {meta.txid}, which does not follow commit {seen.txid}, as it was"
-            )
-        self._foreign = f"{what} while it was open: close this handle and open the file again"
+            what = "the file was replaced by another copy of it while it was open, or its disk has lost commits: "
+            what += f"it holds commit {meta.txid}, "
+            what += f"which is {'older' if meta.txid < seen.txid else 'of another history'} than commit {seen.txid}"
+        self._foreign = f"{what}; close this handle and open the file again"
         self.look, self._doubtful = NEVER, NEVER
+        self.lost = self.lost or self.committer.is_loose
+        self.failure = CorruptionError(self._foreign, path=self.path)
         return CorruptionError(self._foreign, path=self.path)
 
     def _hold(self) -> None:
@@ -331,16 +345,13 @@ class Current:
     def _set_aside(self, txid: int, reason: str, readers: list[Reader]) -> None:
         """Whoever reads commit `txid` or a later one now goes on with the present pager, all others with a new one.
 
-        `readers` are pinned as soon as one of them reads.
+        `readers` are pinned as soon as one of them reads a page. Nothing is left in the memory of their pager, so that
+        is when they first look something up, but for the few entries that stand in the meta page.
         """
         old, this = self.pager, weakref.ref(self)
-        self.pager = old.twin()
-        guard = Unpinned(
-            self.path, txid, reason, pin=partial(_pinned, this, readers, [-1]), mend=old.mend,
-            newest=lambda: 0 if (store := this()) is None else store.state.meta.txid,
-        )  # fmt: skip
-        old.use(guard)
-        old.mend = guard.mend
+        self.pager = old.successor()
+        guard = Unpinned(old, self.disk, txid, readers, reason, partial(_adopt, this), partial(_newest, this))
+        self._aside = [ref for ref in self._aside if ref() is not None] + [weakref.ref(guard)]
         self.state = State.make(self.state.meta, self.state.slot, self.pager)
         self.committer.use(self.pager)
 
@@ -451,10 +462,12 @@ class Current:
         self.writer.forget()
         self.writer = WriterLock(self.file)
         self._settled = self.underway = False
-        self._forks += 1
         self.look, self.until = NEVER, 0.0
         self.read = self.disk.read
         self.committer.after_fork()
+        for reference in self._aside:
+            if (guard := reference()) is not None:
+                guard.part()
         readers = self.pins.part()
         if readers:
             self._set_aside(min(reader.txid for reader in readers), _INHERITED, readers)
@@ -479,19 +492,21 @@ def _mend(store: weakref.ref[Current], cause: error) -> bool:
     return lost
 
 
-def _pinned(store: weakref.ref[Current], readers: list[Reader], forks: list[int]) -> Disk:
-    """The disk, after `readers` were pinned, if this process has not done that yet."""
+def _adopt(store: weakref.ref[Current], readers: list[Reader]) -> None:
+    """Pin what `readers` read, as far as they still read."""
     this = store()
     if this is None:
         raise ClosedError
-    if forks[0] != this._forks:
-        this.check()
-        this._hold()
-        with this.mutex:
-            for reader in readers:
-                if txid := reader.txid:
-                    this.pins.add(reader, txid)
-                    this.pins.locked.add(txid)
-                    pin(this.disk, txid)
-        forks[0] = this._forks
-    return this.disk
+    this.check()
+    this._hold()
+    with this.mutex:
+        for reader in readers:
+            if txid := reader.txid:
+                this.pins.add(reader, txid)
+                this.pins.locked.add(txid)
+                pin(this.disk, txid)
+
+
+def _newest(store: weakref.ref[Current]) -> int:
+    this = store()
+    return 0 if this is None else this.state.meta.txid

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from time import monotonic
 from typing import TypeVar
 
 from ..errors import BusyError
@@ -66,7 +67,7 @@ class Deferred:
             work = self.pending()
             if work is None or work.size > _PENDING_MAX or self._in_transaction or store.underway:
                 return False
-            if store.closed or store.failure is not None:
+            if store.closed or store.failure is not None or (monotonic() >= store.until and not store.verified()):
                 return False
             if flusher is not None and (flusher.failure is not None or flusher.late()):
                 return False

@@ -44,7 +44,9 @@ _CHUNK = 1 << 24
 class Readable(Protocol):
     """What a pager needs of a `Disk`."""
 
-    path: str
+    @property
+    def path(self) -> str:
+        """The file's name."""
 
     @property
     def read(self) -> Callable[[int, int], bytes]:
@@ -85,11 +87,13 @@ class Pager:
         """Read from another `Disk` of the same file from now on."""
         self._disk = disk
 
-    def twin(self) -> Pager:
-        """Another pager for the same file, which knows what this one has read."""
-        twin = Pager(self._disk, self.page_size, 2 * self._half)
-        twin.young, twin._old, twin._room, twin.mend = dict(self.young), dict(self._old), self._room, self.mend
-        return twin
+    def successor(self) -> Pager:
+        """Another pager for the same file, which takes over what this one has in memory."""
+        other = Pager(self._disk, self.page_size, 2 * self._half)
+        other.young, other._old, other._raw, other._room = self.young, self._old, self._raw, self._room
+        other.mend = self.mend
+        self.clear()
+        return other
 
     def branch(self, ref: bytes) -> Branch:
         """The branch at `ref`."""

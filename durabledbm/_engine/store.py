@@ -50,7 +50,8 @@ class Store(Current):
                     self._follow()
                     return self.begin(turn, timeout)
                 self.settle()
-            self._check_name()
+            if not self.verified():
+                raise self._displaced()
         except BaseException as exc:
             turn.end()
             if isinstance(exc, OSError):
