@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 import weakref
 from collections.abc import Callable, Iterator
-from functools import partial
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -33,7 +32,7 @@ from .upkeep import Upkeep
 __all__ = ["Database"]
 
 _FAREWELL = 5.0
-"""Seconds to wait for a flusher that is amid a flush when the interpreter ends."""
+"""Seconds to wait for a flusher that is amid a flush to end, at most."""
 
 _RETRIES = 20
 """How often a look-up that was overtaken by writers is tried again before it pins what it reads."""
@@ -309,7 +308,11 @@ class Database(Upkeep, Writable):
         if self._store.inside.here():
             self._store.inside.postpone(self.close)
         else:
-            self._close(tidy=True)
+            try:
+                self._close(tidy=True)
+            finally:
+                if self._life.ended and self._pipeline.flusher is not None:
+                    self._pipeline.flusher.join(_FAREWELL)
 
     def _close(self, *, tidy: bool) -> None:
         if self._life.ended:
@@ -394,9 +397,15 @@ class Database(Upkeep, Writable):
         # A finalizer must not wait. Nobody but the flusher can be inside now; if it is, it closes on its way out.
         self._pipeline.timeout = 0.0
         inside = self._store.inside
-        inside.postpone(partial(self._close, tidy=False), by_any=True)
+        inside.postpone(self._let_go, by_any=True)
         if not inside.occupied:
             inside.came_out()
+
+    def _let_go(self) -> None:
+        try:
+            self._close(tidy=False)
+        except Exception:
+            pass  # as with files that are dropped, nobody is there to be told
 
     def after_fork(self) -> None:
         """In a child process: begin anew, with a file of our own; the parent's transactions are not ours."""

@@ -99,7 +99,7 @@ class Transaction(Writable):
         self._outer_life, self._first_life = ENDLESS, 0
         self._ended = False
         self._rolled_back = False
-        self.turn = Turn()
+        self.turn = Turn(transaction=True)
         """Of the outermost block."""
         self._statement: weakref.ref[Callable[..., None]] | None = None
 

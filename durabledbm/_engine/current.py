@@ -306,12 +306,13 @@ class Current:
         """The mutex was let go of: see to what came in meanwhile from those who could not wait for it."""
         while self.pins.ended and not self.inside.holds_lock():
             try:
-                if not self.mutex.acquire(blocking=False):
-                    break  # whoever has it comes here, too
-                self._drain()
-            finally:
-                if held_here(self.mutex):
-                    self.mutex.release()
+                try:
+                    if self.mutex.acquire(blocking=False):
+                        self._drain()
+                finally:
+                    self.mutex.release()  # the first thing in the `finally`: no interrupt comes before it
+            except RuntimeError:
+                break  # it was not to be had: whoever has it comes here, too
         if self.inside.postponed:
             self.inside.came_out()
 

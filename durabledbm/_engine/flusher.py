@@ -122,7 +122,7 @@ class Flusher:
             pipeline = self._pipeline()
             if pipeline is None:
                 return False
-            if pipeline.store.writer.kept and someone_waits(pipeline.store.disk):
+            if _others_wait_for(pipeline.store):
                 break
             del pipeline
         pipeline = self._pipeline()
@@ -137,7 +137,8 @@ class Flusher:
             self.wake()  # it passes by itself
         except BaseException as exc:
             self.failure = exc
-            self.wake()  # the next try may succeed
+            if pipeline.store.failure is None:
+                self.wake()  # the next try may succeed
         else:
             self.failure = None
         self._took = time.monotonic() - begun
@@ -163,6 +164,13 @@ class Flusher:
         if thread is not None and thread is not threading.current_thread() and not sys.is_finalizing():
             thread.join(timeout)
         self._thread = None
+
+
+def _others_wait_for(store: Store) -> bool:
+    try:
+        return store.writer.kept and someone_waits(store.disk)
+    except OSError:  # closed at this moment, or in trouble that the flush will meet
+        return False
 
 
 def _flush_in_time(flusher: weakref.ref[Flusher], bell: threading.Lock) -> None:

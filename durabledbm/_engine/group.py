@@ -258,6 +258,8 @@ class Group(Pipeline):
             store.sync_file()
         finally:
             turn.end()
+        if self.flusher is not None:
+            self.flusher.mark_flushed()
 
 
 def _is_interrupt(cause: BaseException) -> bool:

@@ -6,8 +6,7 @@ inside does what it can do without waiting: a read answers from the newest state
 `BusyError`, and closing is put off until the interrupted operation has unwound.
 
 The marks follow the two rules for exceptions that may strike between any two bytecodes: an operation is marked inside
-the `try` whose `finally` takes the mark away, and taking it away twice is harmless. A mark that is left behind all the
-same, by a second interrupt in that `finally`, ends with the frame that made it, because it is held weakly.
+the `try` whose `finally` takes the mark away, and taking it away twice is harmless.
 """
 
 from __future__ import annotations
@@ -29,12 +28,20 @@ T = TypeVar("T")
 class _Mark:
     """Stands for one operation that is going on."""
 
-    __slots__ = ("__weakref__",)
+    __slots__ = ("__weakref__", "over")
+
+    def __init__(self) -> None:
+        self.over = False
 
 
 def held_here(lock: Any) -> bool:
     """Whether the calling thread holds the lock, an `RLock`."""
     return bool(lock._is_owned())
+
+
+def _goes_on(reference: weakref.ref[_Mark] | None) -> bool:
+    mark = None if reference is None else reference()
+    return mark is not None and not mark.over
 
 
 class Inside:
@@ -58,6 +65,7 @@ class Inside:
             self._enter(mark)
             return operation(*arguments)
         finally:
+            mark.over = True  # no interrupt can strike between the start of the `finally` and this
             self._leave(mark)
 
     def _enter(self, mark: _Mark) -> None:
@@ -78,13 +86,12 @@ class Inside:
 
     def here(self) -> bool:
         """Whether the calling thread is inside an operation, or holds a lock of the handle."""
-        known = self._marks.get(threading.get_ident())
-        return (known is not None and known() is not None) or self.holds_lock()
+        return _goes_on(self._marks.get(threading.get_ident())) or self.holds_lock()
 
     @property
     def occupied(self) -> bool:
         """Whether any thread is inside an operation."""
-        return any(mark() is not None for mark in list(self._marks.values()))
+        return any(map(_goes_on, list(self._marks.values())))
 
     def holds_lock(self) -> bool:
         """Whether the calling thread holds a lock of the handle."""
