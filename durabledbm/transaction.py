@@ -20,7 +20,7 @@ from ._engine import operations
 from ._engine.locks import Turn
 from ._engine.view import ENDLESS, Life, View
 from ._engine.work import Savepoint, Work
-from .errors import ClosedError, error
+from .errors import BusyError, ClosedError, error
 from .mapping import Key, Value, Writable, as_bytes
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class Transaction(Writable):
         self._outer_life, self._first_life = ENDLESS, 0
         self._ended = False
         self._rolled_back = False
-        self.turn = Turn()
+        self.turn = Turn(transaction=True)
         """Of the outermost block."""
         self._statement: weakref.ref[Callable[..., None]] | None = None
 
@@ -160,6 +160,13 @@ class Transaction(Writable):
             if kind is None:
                 raise ClosedError
             return
+        root.busy = True
+        try:
+            self._end_open_block(root, kind)
+        finally:
+            root.busy = False
+
+    def _end_open_block(self, root: Root, kind: type[BaseException] | None) -> None:
         if root.orphaned:
             if kind is None:
                 raise error("the transaction belongs to the parent process: it does not go across a fork")
@@ -273,6 +280,11 @@ class Transaction(Writable):
 
     def _writing(self) -> Work:
         root = self._root()
+        if root.busy:
+            raise BusyError(
+                f"{self.database.path}: this call has interrupted the transaction amid an operation of its own, "
+                "so nothing can be written in it now"
+            )
         if root.doomed is not None:
             raise error(f"the transaction can only be rolled back: an earlier write in it failed ({root.doomed})")
         if self._rolled_back:
@@ -312,7 +324,7 @@ class Transaction(Writable):
         if type(value) is not bytes:
             value = as_bytes(value, "value")
         root = self._root_
-        if root is None or self._ended or self._rolled_back or root.doomed is not None or root.orphaned:
+        if root is None or self._ended or self._rolled_back or root.busy or root.doomed is not None or root.orphaned:
             self._writing()  # says what is wrong
         work = root.work  # type: ignore[union-attr]
         work.put(key, value)
@@ -358,6 +370,13 @@ class Transaction(Writable):
     def _spill(self) -> None:
         """Move the changes from memory to pages that no meta names yet."""
         root = self._root()
+        root.busy = True
+        try:
+            self.database._store.inside.run(self._move, root)
+        finally:
+            root.busy = False
+
+    def _move(self, root: Root) -> None:
         work = root.work
         if root.spill is None:
             root.spill = self.database._spill(work)

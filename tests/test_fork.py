@@ -526,6 +526,7 @@ class Twin:
         """
         if self.child._pipeline.flusher is not None:
             self.child._pipeline.flusher.stop()
+            self.child._pipeline.flusher.join(60)
         forget_owners()
         disk = self.child._store.disk
         assert isinstance(disk, SimDisk)

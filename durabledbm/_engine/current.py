@@ -30,11 +30,12 @@ from .observer import Observer
 from .pager import Pager
 from .pins import Pins, PinTable, Reader
 from .recovery import Slots, newest, read_slots, visible
+from .reentry import Inside, held_here
 from .rows import RowCache
 from .state import State
 from .unpinned import Unpinned
 
-__all__ = ["NEVER", "Current"]
+__all__ = ["NEVER", "Current", "Hold"]
 
 NEVER = b"never"
 """A look that no read can equal: the file must be asked."""
@@ -69,6 +70,21 @@ _INTERRUPTED = (
 )
 
 
+class Hold:
+    """Keeps the pages of a handle's current state from being reused by the handle's own commits, while it exists."""
+
+    __slots__ = ("_reader", "_store")
+
+    def __init__(self, store: Current) -> None:
+        self._reader = Reader()
+        self._store = store
+        store.pins.add(self._reader, store.state.meta.txid)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_store"):
+            self._store.unpin(self._reader)
+
+
 class Current:
     """One open database file, as readers see it. Any thread may call anything here at any time, but `close`."""
 
@@ -78,13 +94,12 @@ class Current:
         self.disk = disk
         self.path = disk.path
         self.readonly = not disk.writable
-        self.mutex = threading.Lock()
-        self._committing = threading.Lock()
-        """Held while a commit is under way; so if one is when nobody holds this, it was interrupted."""
+        self.inside = Inside(disk.path)
+        self.rows = RowCache(cache_size // 2)
+        self._make_locks()
         self.file = disk.identity()
         self.writer = WriterLock(self.file)
         self.pins = PinTable()
-        self.rows = RowCache(cache_size // 2)
         self.failure: BaseException | None = None
         self.closed = False
         self._foreign: str | None = None
@@ -112,6 +127,13 @@ class Current:
         self._load()
         self.committer = Committer(disk, self.pager)
 
+    def _make_locks(self) -> None:
+        self.mutex = threading.RLock()
+        self._committing = threading.RLock()
+        """Held while a commit is under way; so if one is when nobody holds this, it was interrupted."""
+        self.rows.lock = threading.RLock()
+        self.inside.locks = self.mutex, self._committing, self.rows.lock
+
     # -- the current state -------------------------------------------------------------------------
 
     def current(self) -> State:
@@ -131,12 +153,17 @@ class Current:
     def refresh(self) -> State:
         """Look again for newer commits. While this handle writes, nobody else can have committed."""
         self.check()
+        if self.inside.holds_lock():
+            return self.state  # the newest that is installed: this call has interrupted one that was looking
         self._hold()
-        with self.mutex:
-            self._drain()
-            self._look_again()
-            self._check_name()
-            return self.state
+        try:
+            with self.mutex:
+                self._drain()
+                self._look_again()
+                self._check_name()
+                return self.state
+        finally:
+            self._released()
 
     def attend(self) -> None:
         """Raise if the handle is not usable any more, as far as can be told without a look at the file each time: what
@@ -274,6 +301,8 @@ class Current:
         return self.rows.young.get(key) or self.fetch(key)
 
     def _keep_row(self, state: State, key: bytes, value: bytes) -> None:
+        if held_here(self.rows.lock):
+            return  # interrupted while it was put in order
         with self.rows.lock:
             if self.state is state:  # else a commit may just have taken out what would be put in
                 self.rows.keep(key, value)
@@ -336,10 +365,10 @@ class Current:
             if not self.writer.regain() or (writing and not unchanged):
                 self.writer.writing = False
                 self.poison(error("its descriptor was closed by another part of the program, and others have written"))
-            for txid in self.pins.readers:
+            for txid in self.pins.locked:
                 pin(self.disk, txid)
-            if self.pins.readers and not unchanged:
-                self._set_aside(min(self.pins.readers), _INTERRUPTED, [])
+            if self.pins.locked and not unchanged:
+                self._set_aside(min(self.pins.locked), _INTERRUPTED, [])
         self.check()
 
     def _set_aside(self, txid: int, reason: str, readers: list[Reader]) -> None:
@@ -363,10 +392,18 @@ class Current:
         If the file has lost its name, this raises `error`, unless `displaced` is true.
         """
         self.check()
+        if self.inside.holds_lock():
+            return self._pin_apart(reader)
         self._hold()
+        if not displaced:
+            self._check_name()
+        try:
+            return self._pin(reader)
+        finally:
+            self._released()
+
+    def _pin(self, reader: Reader) -> State:
         with self.mutex:
-            if not displaced:
-                self._check_name()
             while True:
                 self._drain()
                 state = self.state
@@ -386,17 +423,54 @@ class Current:
                 if txid:
                     self.pins.ended.append((reader, txid))
 
-    def unpin(self, reader: Reader) -> None:
-        """End a `pin`, if it began. May be called at any moment, also by the garbage collector in a thread that has the
-        mutex.
+    def _pin_apart(self, reader: Reader) -> State:
+        """Pin a state for a call that has interrupted its own thread amid the bookkeeping of pins.
+
+        That is left alone: the pin is a lock of an open file of its own, which ends with it.
         """
+        disk = reader.disk = self.disk.reopen()
+        while True:
+            # While something is pending nobody else commits, and what is pending builds on the state installed here.
+            slots = None if self.writer.reserved else read_slots(disk)
+            found = None if slots is None else visible(disk, slots)
+            state = self.state if found is None else State.make(found.meta, found.slot, self.pager)
+            txid = state.meta.txid
+            if not txid:
+                return state
+            if not pin(disk, txid):
+                raise error(errno.ENOLCK, "the file system refuses locks", self.path)
+            if slots is None or read_slots(disk).metas == slots.metas:
+                return state
+            unpin(disk, txid)
+
+    def hold(self) -> Hold:
+        """Keep the pages of the current state. The writer lock must be held, so the file needs no lock for it."""
+        with self.mutex:
+            return Hold(self)
+
+    def unpin(self, reader: Reader) -> None:
+        """End a `pin`, if it began. May be called at any moment, also by the garbage collector; it never waits."""
+        if reader.disk is not None:
+            reader.disk.close()
         if not reader.txid:
             return
         self.pins.ended.append((reader, reader.txid))
         reader.txid = 0
-        if not self.mutex.locked():  # else it may be this thread's, which will see to it
-            with self.mutex:
-                self._drain()
+        self._released()
+
+    def _released(self) -> None:
+        """The mutex was let go of: see to what came in meanwhile from those who could not wait for it."""
+        while self.pins.ended and not self.inside.holds_lock():
+            try:
+                try:
+                    if self.mutex.acquire(blocking=False):
+                        self._drain()
+                finally:
+                    self.mutex.release()  # the first thing in the `finally`: no interrupt comes before it
+            except RuntimeError:
+                break  # it was not to be had: whoever has it comes here, too
+        if self.inside.postponed:
+            self.inside.came_out()
 
     def _drain(self) -> None:
         """Release the locks of pins that have ended. The mutex must be held."""
@@ -406,9 +480,14 @@ class Current:
 
     def oldest_pin(self) -> Pins | None:
         """The oldest commit that any handle of any process has pinned."""
-        with self.mutex:
-            self._drain()
+        if self.inside.holds_lock():
             return self.pins.oldest(self.disk)
+        try:
+            with self.mutex:
+                self._drain()
+                return self.pins.oldest(self.disk)
+        finally:
+            self._released()
 
     def oldest_txid(self) -> int | None:
         """The oldest commit that any handle of any process has pinned, or None."""
@@ -456,9 +535,8 @@ class Current:
         """
         if self.closed:
             return
-        self.mutex = threading.Lock()
-        self._committing = threading.Lock()
-        self.rows.lock = threading.Lock()
+        self._make_locks()
+        self.inside.forget()
         self.writer.forget()
         self.writer = WriterLock(self.file)
         self._settled = self.underway = False

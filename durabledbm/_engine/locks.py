@@ -102,9 +102,11 @@ class Turn:
     nobody refers to it any more: whoever is interrupted even on the way out leaves nothing locked.
     """
 
-    __slots__ = ("__weakref__", "gate", "lock", "place")
+    __slots__ = ("__weakref__", "gate", "lock", "place", "thread")
 
-    def __init__(self) -> None:
+    def __init__(self, *, transaction: bool = False) -> None:
+        self.thread = None if transaction else threading.get_ident()
+        """The thread whose single operation it is for. If that does something else now, the turn is left over."""
         self.lock: WriterLock | None = None
         self.place: weakref.ref[Turn] | None = None
         """What stands for it in the queue, without keeping it alive."""
@@ -145,8 +147,12 @@ class FairLock:
         gate.acquire()
         deadline = None if timeout is None else time.monotonic() + timeout
         while (first := queue[0]) is not place:
-            if first() is None:
+            holder = first()
+            if holder is None:
                 self.leave(first)
+                continue
+            if holder.thread == turn.thread is not None:
+                holder.end()  # an interrupt struck amid the end of an earlier operation of this thread
                 continue
             left = _LOOK if deadline is None else deadline - time.monotonic()
             if left <= 0:
@@ -207,8 +213,22 @@ class WriterLock:
 
     def check_self(self, path: str) -> None:
         """Raise `BusyError` if this very thread has the lock, through whatever handle: it would wait for itself."""
-        if _owners and _owners.get(self._file) == threading.get_ident():
+        if _owners and _owners.get(self._file) == threading.get_ident() and not self._ends_leftover():
             raise BusyError(f"{path}: this thread already writes to the file, in a transaction that is still open")
+
+    def _ends_leftover(self) -> bool:
+        """End the turn of an operation of this thread that was interrupted amid its end. False if there is none."""
+        place = next(iter(self._turns.queue), None)
+        if place is None:
+            return False
+        holder = place()
+        if holder is None:
+            self.release(place)
+        elif holder.thread == threading.get_ident():
+            holder.end()
+        else:
+            return False
+        return True
 
     def take_turn(self, turn: Turn, path: str, timeout: float | None) -> None:
         """Wait until no thread writes through this handle. The lock in the file is not asked for."""

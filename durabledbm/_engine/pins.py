@@ -28,9 +28,11 @@ class Pins(NamedTuple):
 class Reader:
     """Somebody who reads one commit for longer."""
 
-    __slots__ = ("txid",)
+    __slots__ = ("disk", "txid")
 
     def __init__(self) -> None:
+        self.disk: Disk | None = None
+        """The open file that holds the lock, if it is not the handle's (see `Current.pin`)."""
         self.txid = 0
         """The commit; 0 before it is pinned, and when it is read no more."""
 
@@ -79,7 +81,7 @@ class PinTable:
 
     def part(self) -> list[Reader]:
         """In a child process: nothing is pinned, and nobody reads but those that are returned."""
-        readers = [reader for group in self.readers.values() for reader in group if reader.txid]
+        readers = [reader for txid in self.locked for reader in self.readers.get(txid, ()) if reader.txid]
         self.readers, self.locked, self.since, self.ended = {}, set(), {}, deque()
         return readers
 

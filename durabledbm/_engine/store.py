@@ -185,6 +185,7 @@ class Store(Current):
         assert self.writer.kept
         self.check()
         with self._committing:
+            self.committer.note_synced(self.state.meta)
             if self.underway:
                 raise error(f"{self.path}: an earlier commit was interrupted; this one was to build on it")
             self.underway = True
@@ -240,7 +241,20 @@ class Store(Current):
     @property
     def unsynced(self) -> bool:
         """Whether something that was committed here may not be on the disk."""
-        return self.committer.is_loose or self.underway
+        return self.underway or (self.committer.is_loose and self.committer.synced_txid < self.state.meta.txid)
+
+    def sync_file(self) -> None:
+        """Sync what was committed here, waiting for no other writer: the writer lock need not be held.
+
+        That is all that a relaxed commit lacks to survive anything. Its meta is not marked steady by this, which
+        `harden` does, so whoever writes next verifies it once more, or syncs again.
+        """
+        self._hold()
+        txid = self.state.meta.txid
+        self._sync()
+        if not self.verified():
+            raise self._displaced()
+        self.committer.synced_txid = max(self.committer.synced_txid, txid)
 
     def harden(self) -> None:
         """Sync what was committed with `sync=False`. The writer lock must be held."""
