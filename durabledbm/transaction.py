@@ -382,6 +382,7 @@ class Transaction(Writable):
             root.spill = self.database._spill(work)
         reuse = not work.has_savepoints and not root.uses
         try:
+            self.database._store.check_place()
             tree, count = root.spill.add(work.changes(), reuse=reuse)
         except BaseException as exc:
             root.doomed = exc

@@ -11,11 +11,14 @@ import os
 import pickle
 import select
 import signal
+import subprocess
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,6 +31,7 @@ from durabledbm._engine import group
 from durabledbm._engine.deferred import Deferred
 from durabledbm._engine.group import Group
 from durabledbm._engine.locks import Turn, forget_owners
+from durabledbm.changelog import ChangeLog
 from durabledbm.database import open_on
 
 pytestmark = [
@@ -405,6 +409,237 @@ def test_a_child_that_never_uses_the_handle_costs_and_changes_nothing(db: durabl
     assert Fork(lambda: None).result() is None
     with open(db_path, "rb") as file:
         assert file.read() == before
+
+
+# -- a child that never touches the handle, and a parent that is killed
+
+
+class Idle:
+    """A process that does nothing, until `end` is called: by all the ways to fork that Python has."""
+
+    def __init__(self) -> None:
+        self._alive, self._end = os.pipe()
+
+    def wait(self) -> None:
+        """In the idle process."""
+        os.close(self._end)
+        os.read(self._alive, 1)
+        os._exit(0)
+
+    def fork(self) -> None:
+        if not os.fork():
+            self.wait()
+
+    def forkpty(self) -> None:
+        pid, terminal = os.forkpty()
+        if not pid:
+            self.wait()
+        os.set_inheritable(terminal, False)  # it stays open: else the child were told to hang up
+
+    def multiprocessing(self) -> None:
+        multiprocessing.get_context("fork").Process(target=self.wait).start()
+
+    def subprocess(self) -> None:
+        """Forked, and not another program yet. The parent waits for that, so it must be killed from elsewhere."""
+        threading.Thread(
+            target=subprocess.Popen, args=(["true"],), kwargs={"preexec_fn": self.wait, "pass_fds": (self._alive,)},
+        ).start()
+        time.sleep(0.2)
+
+    def end(self) -> None:
+        os.close(self._alive)
+        os.close(self._end)
+
+
+def hold_transaction(db: durabledbm.Database) -> object:
+    transaction = db.transaction()
+    transaction.__enter__()
+    db["b"] = "not committed"
+    return transaction
+
+
+def hold_snapshot(db: durabledbm.Database) -> object:
+    return db.snapshot()
+
+
+def hold_iterator(db: durabledbm.Database) -> object:
+    iterator = iter(db.items())
+    next(iterator)
+    return iterator
+
+
+@pytest.mark.parametrize("how", ["fork", "forkpty", "multiprocessing", "subprocess"])
+@pytest.mark.parametrize("hold", [hold_transaction, hold_snapshot, hold_iterator])
+def test_a_child_that_never_touches_the_handle_keeps_nothing_of_a_parent_that_is_killed(
+    db_path: str, how: str, hold: Callable[[durabledbm.Database], object]
+) -> None:
+    old = {b"%03d" % number: b"old" * 30 for number in range(300)}
+    with durabledbm.open(db_path, "c") as db:
+        db.update(old)
+    idle = Idle()
+    ready = os.pipe()
+
+    def parent() -> None:
+        with durabledbm.open(db_path, "w") as handle:
+            kept = hold(handle)
+            getattr(idle, how)()
+            os.write(ready[1], b"x")
+            time.sleep(PATIENCE)
+            del kept
+
+    fork = Fork(parent)
+    os.read(ready[0], 1)
+    os.kill(fork.pid, signal.SIGKILL)
+    os.waitpid(fork.pid, 0)
+    os.close(fork._pipe)
+    with durabledbm.open(db_path, "w", timeout=5) as db:
+        assert dict(db) == old
+        assert db.stats().oldest_snapshot is None
+        sizes = []
+        for number in range(10):
+            db.update(dict.fromkeys(old, b"new %d" % number * 10))
+            sizes.append(os.path.getsize(db_path))
+        assert sizes[4] == sizes[-1]
+    idle.end()
+    for end in ready:
+        os.close(end)
+
+
+def test_what_is_pending_in_a_parent_that_is_killed_keeps_nobody_out(db_path: str) -> None:
+    idle, ready = Idle(), os.pipe()
+
+    def parent() -> None:
+        with durabledbm.open(db_path, "c", durability="manual") as handle:
+            handle["a"] = "v"
+            handle.sync()
+            with handle.transaction():
+                idle.fork()  # what is pending cannot be written before the fork
+            handle["pending"] = "v"
+            os.write(ready[1], b"x")
+            time.sleep(PATIENCE)
+
+    fork = Fork(parent)
+    os.read(ready[0], 1)
+    with pytest.raises(durabledbm.BusyError):
+        durabledbm.open(db_path, "w", timeout=0)["b"] = "v"
+    os.kill(fork.pid, signal.SIGKILL)
+    os.waitpid(fork.pid, 0)
+    os.close(fork._pipe)
+    with durabledbm.open(db_path, "w", timeout=5) as db:
+        db["b"] = "v"
+        assert dict(db) == {b"a": b"v", b"b": b"v"}
+    idle.end()
+    for end in ready:
+        os.close(end)
+
+
+def test_a_log_of_changes_is_let_go_of_by_a_child_that_never_touches_it(tmp_path: Path) -> None:
+    idle, ready = Idle(), os.pipe()
+
+    def parent() -> None:
+        log = ChangeLog(tmp_path / "log", max_file_size=200)
+        for number in range(20):
+            log.put(f"{number}", "v")
+        idle.fork()
+        os.write(ready[1], b"x")
+        time.sleep(PATIENCE)
+
+    fork = Fork(parent)
+    os.read(ready[0], 1)
+    with ChangeLog(tmp_path / "log") as log:
+        with pytest.raises(durabledbm.BusyError):
+            log.put("other", "v")
+        os.kill(fork.pid, signal.SIGKILL)
+        os.waitpid(fork.pid, 0)
+        log.put("other", "v")
+        assert len(list(log.replay())) == 21
+    os.close(fork._pipe)
+    idle.end()
+    for end in ready:
+        os.close(end)
+
+
+def test_a_child_without_descriptors_tries_again_when_it_uses_the_handle(db: durabledbm.Database) -> None:
+    """The fork itself never fails for it, and the parent's locks are not kept for want of a number."""
+    resource = pytest.importorskip("resource")
+    db["k"] = "v"
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(map(int, os.listdir("/dev/fd")))
+
+    def work(scarce: bool) -> list[str]:
+        said = []
+        disk = db._store.disk
+        assert disk.held() is not scarce
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+        try:
+            said.append(db["k"].decode())
+        except durabledbm.error as exc:
+            said.append(f"{type(exc).__name__}: {exc}")
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        db["child"] = "v"
+        return [*said, db["k"].decode()]
+
+    assert Fork(work, False).result() == ["v", "v"]
+    spare = [os.dup(0) for _ in range(5)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(highest, *spare) + 3, limits[1]))  # `Fork` makes a pipe
+    fillers = []
+    try:
+        child = None
+        with contextlib.suppress(OSError):
+            while True:
+                fillers.append(os.dup(0))
+        for _ in range(2):
+            os.close(fillers.pop())
+        child = Fork(work, True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for fd in (*spare, *fillers):
+            os.close(fd)
+    first, second = child.result()
+    assert first.startswith("error: [Errno 24] the file must be opened again, after a fork")
+    assert second == "v"
+    assert db["child"] == b"v"
+
+
+@pytest.mark.skipif(not hasattr(os, "seteuid") or os.geteuid() != 0, reason="needs to drop privileges")
+def test_a_child_that_drops_its_privileges_goes_on_with_what_it_opened_at_the_fork(
+    db: durabledbm.Database, db_path: str
+) -> None:
+    db["k"] = "v"
+    os.chmod(db_path, 0o600)
+
+    def work() -> bytes:
+        os.setuid(65534)
+        db["child"] = "v"
+        return db["k"]
+
+    assert Fork(work).result() == b"v"
+    assert db["child"] == b"v"
+
+
+@pytest.mark.skipif(not hasattr(os, "seteuid") or os.geteuid() != 0, reason="needs to drop privileges")
+def test_a_child_that_may_not_open_the_file_says_so_and_keeps_no_lock(db: durabledbm.Database, db_path: str) -> None:
+    db["k"] = "v"
+    os.chmod(db_path, 0o600)
+    os.chmod(os.path.dirname(db_path), 0o755)
+
+    def work() -> list[str]:
+        said = []
+        for use in (lambda: db["k"], lambda: db.__setitem__("k", "v"), lambda: dict(db)):
+            try:
+                said.append(repr(use()))
+            except durabledbm.error as exc:
+                said.append(f"{type(exc).__name__}: {exc}")
+        return said
+
+    os.seteuid(65534)
+    try:
+        assert db["k"] == b"v"
+        child = Fork(work)
+    finally:
+        os.seteuid(0)
+    for what in child.result():
+        assert what.startswith("error: [Errno 13] the file must be opened again, after a fork"), what
 
 
 def test_a_fork_beside_threads_that_read_and_write_leaves_a_child_that_can(db: durabledbm.Database) -> None:

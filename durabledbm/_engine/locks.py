@@ -11,13 +11,13 @@ every possible end of the file. The writer asks for the lowest one: what was fre
 from __future__ import annotations
 
 import threading
-import time
 import weakref
 from collections import deque
 from collections.abc import Callable
 
 from ..errors import BusyError
 from .disk import Disk, LockOwner
+from .patience import Patience
 
 __all__ = [
     "FairLock", "Turn", "WriterLock", "forget_owners", "locks_work", "oldest_pin", "pin", "someone_waits", "unpin",
@@ -133,8 +133,8 @@ class FairLock:
     def __init__(self) -> None:
         self.queue: deque[weakref.ref[Turn]] = deque()
 
-    def acquire(self, turn: Turn, timeout: float | None, dropped: Callable[[weakref.ref[Turn]], None]) -> bool:
-        """Wait at most `timeout` seconds, None for ever. False if it was not to be had.
+    def acquire(self, turn: Turn, patience: Patience, dropped: Callable[[weakref.ref[Turn]], None]) -> bool:
+        """Wait for as long as there is patience. False if it was not to be had.
 
         `dropped` is called if nobody refers to the turn any more before it has left.
         """
@@ -145,7 +145,6 @@ class FairLock:
             return True
         gate = turn.gate = threading.Lock()
         gate.acquire()
-        deadline = None if timeout is None else time.monotonic() + timeout
         while (first := queue[0]) is not place:
             holder = first()
             if holder is None:
@@ -154,11 +153,10 @@ class FairLock:
             if holder.thread == turn.thread is not None:
                 holder.end()  # an interrupt struck amid the end of an earlier operation of this thread
                 continue
-            left = _LOOK if deadline is None else deadline - time.monotonic()
-            if left <= 0:
+            if patience.over:
                 self.leave(place)
                 return False
-            gate.acquire(timeout=min(left, _LOOK))
+            patience.acquire(gate, min(patience.left, _LOOK))
         return True
 
     def leave(self, place: weakref.ref[Turn] | None) -> None:
@@ -233,24 +231,24 @@ class WriterLock:
     def take_turn(self, turn: Turn, path: str, timeout: float | None) -> None:
         """Wait until no thread writes through this handle. The lock in the file is not asked for."""
         turn.lock = self
-        if not self._turns.acquire(turn, timeout, self._dropped):
+        if not self._turns.acquire(turn, Patience(timeout), self._dropped):
             raise BusyError(f"{path}: another thread has this handle's turn for more than {timeout:g} seconds")
 
     def acquire(self, turn: Turn, disk: Disk, timeout: float | None) -> None:
         """Wait for the lock, at most `timeout` seconds (None: for ever), then raise `BusyError`."""
         self.check_self(disk.path)
-        deadline = None if timeout is None else time.monotonic() + timeout
+        patience = Patience(timeout)
         turn.lock = self
         try:
-            if not self._turns.acquire(turn, timeout, self._dropped):
+            if not self._turns.acquire(turn, patience, self._dropped):
                 raise _busy(disk, timeout)
             if not self.kept:
                 self._disk = disk
                 self._asked = self._at_gate = True
                 if not disk.lock(_GATE, exclusive=True):
-                    _wait(disk, _GATE, deadline, timeout)
+                    _wait(disk, _GATE, patience, timeout)
                 if not disk.lock(_WRITER, exclusive=True):
-                    _wait(disk, _WRITER, deadline, timeout)
+                    _wait(disk, _WRITER, patience, timeout)
                 self._leave_gate()
                 self.kept = True
         except BaseException:
@@ -311,13 +309,13 @@ def _busy(disk: Disk, timeout: float | None) -> BusyError:
     return BusyError(f"{disk.path}: another writer held the file for more than {timeout:g} seconds")
 
 
-def _wait(disk: Disk, offset: int, deadline: float | None, timeout: float | None) -> None:
+def _wait(disk: Disk, offset: int, patience: Patience, timeout: float | None) -> None:
     """Ask again and again, ever more slowly: the kernel's own waiting could not be bounded in time."""
     nap = _FIRST_NAP
     while True:
-        time.sleep(nap)
+        patience.nap(nap)
         if disk.lock(offset, exclusive=True):
             return
-        if deadline is not None and time.monotonic() >= deadline:
+        if patience.over:
             raise _busy(disk, timeout)
         nap = min(nap * 1.5, _LONGEST_NAP)

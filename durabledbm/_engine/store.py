@@ -190,7 +190,7 @@ class Store(Current):
                 raise error(f"{self.path}: an earlier commit was interrupted; this one was to build on it")
             self.underway = True
             try:
-                self._check_place()
+                self.check_place()
                 state = step()
                 self._publish(state, changes)
                 self.underway = False
@@ -206,7 +206,7 @@ class Store(Current):
             raise self._displaced()  # what nobody will find is not acknowledged
         return state
 
-    def _check_place(self) -> None:
+    def check_place(self) -> None:
         """Raise if something that knows no locks has written to the file since this handle has the writer lock: pages
         that are free here may be in use there.
         """

@@ -33,13 +33,13 @@ from __future__ import annotations
 import errno
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NewType, Protocol
 
 from ..errors import ClosedError
 from .disk import ELSEWHERE, LockOwner
+from .patience import Patience
 
 __all__ = ["Handle", "Kernel", "WindowsDisk", "WindowsVolume"]
 
@@ -191,13 +191,13 @@ class WindowsDisk:
             if offset in self._held:
                 assert self._held[offset] == exclusive, "a lock is not converted"
                 return True
-            deadline = time.monotonic() + _PATIENCE
+            patience = Patience(_PATIENCE)
             attempt = 0
             while not self._kernel.lock(handle, offset, 1, exclusive=exclusive):
                 attempt += 1
-                if attempt >= _ATTEMPTS if exclusive else time.monotonic() > deadline:
+                if attempt >= _ATTEMPTS if exclusive else patience.over:
                     return False
-                time.sleep(0 if attempt < _ATTEMPTS else _NAP)
+                patience.nap(0 if attempt < _ATTEMPTS else _NAP)
             self._held[offset] = exclusive
             return True
 
