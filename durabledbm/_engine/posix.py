@@ -191,8 +191,8 @@ class FileDisk:
         if ours:
             os.close(fd)
 
-    def __del__(self) -> None:
-        if getattr(self, "_fd", _CLOSED) >= 0:
+    def __del__(self, _finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if getattr(self, "_fd", -1) >= 0 and not _finalizing():  # at the end modules are empty, and the system closes
             self.close()
 
     # -- locks -----------------------------------------------------------------------------------------------------
