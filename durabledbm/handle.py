@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 import weakref
 from collections.abc import Callable, Iterator
-from time import monotonic
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -18,7 +17,6 @@ from ._engine import operations
 from ._engine.deferred import Deferred
 from ._engine.group import Group
 from ._engine.locks import Turn
-from ._engine.meta import LOOK_OFFSET, LOOK_SIZE
 from ._engine.spill import Spill
 from ._engine.state import State
 from ._engine.store import Store
@@ -88,9 +86,7 @@ class Database(Upkeep, Writable):
         if self._plain and type(key) is bytes:
             # The common case, in as few steps as can be: nobody has committed, and the row was read before.
             try:
-                if store.read(LOOK_SIZE, LOOK_OFFSET) == store.look and (
-                    monotonic() < store.until or store.verified()
-                ):
+                if next(store.looks, b"") == store.look or store.glance():
                     value = store.rows.young.get(key) or store.fetch(key)
                     if value is not None:
                         return value
@@ -107,9 +103,7 @@ class Database(Upkeep, Writable):
         store = self._store
         if self._plain:
             try:
-                if store.read(LOOK_SIZE, LOOK_OFFSET) == store.look and (
-                    monotonic() < store.until or store.verified()
-                ):
+                if next(store.looks, b"") == store.look or store.glance():
                     return store.rows.young.get(key) or store.fetch(key)
             except OSError as exc:
                 if not store.may_pass(exc):
@@ -118,7 +112,7 @@ class Database(Upkeep, Writable):
             return transaction._find(key)
         while (work := self._pipeline.pending()) is not None:
             self._raise_background_failure()
-            store.attend()
+            store.check()
             try:
                 return work.get(key, store.lookup if work.root_of(store.state) else None)
             except error:
@@ -163,7 +157,7 @@ class Database(Upkeep, Writable):
         self._raise_background_failure()
         work = self._pipeline.pending()
         if work is not None:
-            self._store.attend()
+            self._store.check()
             return self._pipeline.count()
         return self._current().meta.entry_count
 

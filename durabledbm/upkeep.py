@@ -126,7 +126,7 @@ class Upkeep:
         """
         from .backup import backup
 
-        if not self.readonly and not self._transactions and self._store.verified():
+        if not self.readonly and not self._transactions and self._store.in_place():
             self.sync()
         pin = self._pin(displaced=True)
         try:

@@ -16,9 +16,9 @@ from __future__ import annotations
 import errno
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
-from time import monotonic
+from itertools import repeat
 
 from ..errors import ClosedError, CorruptionError, ReadOnlyError, error
 from .commit import Committer
@@ -49,11 +49,9 @@ _ROW_RARITY = 4
 soon enough, and what is asked for once does not push out the rest."""
 
 
-_SELDOM = 50
-"""Whether the file still has its name is looked at so seldom that this takes one part in so many of the time..."""
-
-_LATEST = 5e-4
-"""...but, if there are reads, not later than so many seconds after the last time."""
+_GLANCES, _MOST_LOOKS = 4, 128
+"""Asking whether the file still has its name costs three times as much as a look. So after so many looks with it, one
+look does without, then two, four and so on, up to so many."""
 
 _RESCUE = "what it held can be saved with backup(); then close this handle and open the file again"
 
@@ -115,8 +113,10 @@ class Current:
         self._settled = False
         self._aside: list[weakref.ref[Unpinned]] = []
         """Where those read whose pins were lost once."""
-        self.until = 0.0
-        """By the monotonic clock: the file had its name not long before, and need not be asked again."""
+        self.looks: Iterator[bytes] = iter(())
+        """Each step is a look at the file. When it ends, `glance` is due."""
+        self._glances = 0
+        """Glances since anything but looks happened."""
         self._doubtful = NEVER
         """The look of a commit that is written, not yet synced: it is not shown till it is, or its writer is gone."""
         self._cache_size = cache_size - cache_size // 2
@@ -139,12 +139,24 @@ class Current:
     def current(self) -> State:
         """The newest commit of any process."""
         try:
-            if self.read(LOOK_SIZE, LOOK_OFFSET) == self.look and (monotonic() < self.until or self.verified()):
+            if next(self.looks, b"") == self.look or self.glance():
                 return self.state
         except OSError as exc:
             if not self.may_pass(exc):
                 raise
         return self.refresh()
+
+    def glance(self) -> bool:
+        """Whether the state is the newest, as a look tells, and the file still is this handle's and has its name.
+
+        If so, some of the next looks need not ask for that.
+        """
+        if not self.in_place() or self.read(LOOK_SIZE, LOOK_OFFSET) != self.look:
+            return False
+        count = min(1 << self._glances >> _GLANCES, _MOST_LOOKS)
+        self.looks = map(self.read, repeat(LOOK_SIZE, count), repeat(LOOK_OFFSET))
+        self._glances += count < _MOST_LOOKS
+        return True
 
     def may_pass(self, cause: OSError) -> bool:
         """Whether a read that has failed is worth another try: writers overtook it, or the descriptor is gone."""
@@ -155,23 +167,15 @@ class Current:
         self.check()
         if self.inside.holds_lock():
             return self.state  # the newest that is installed: this call has interrupted one that was looking
-        self._hold()
+        self.hold()
         try:
             with self.mutex:
                 self._drain()
                 self._look_again()
-                self._check_name()
+                self.check_name()
                 return self.state
         finally:
             self._released()
-
-    def attend(self) -> None:
-        """Raise if the handle is not usable any more, as far as can be told without a look at the file each time: what
-        this handle reads is in memory.
-        """
-        self.check()
-        if monotonic() >= self.until:
-            self.refresh()
 
     def _look_again(self) -> None:
         if not self.writer.writing:
@@ -309,17 +313,14 @@ class Current:
 
     # -- the file and its name ---------------------------------------------------------------------
 
-    def verified(self) -> bool:
-        """Whether the open file still is this handle's, and has its name. To be asked when `until` has passed."""
-        began = monotonic()
-        if not (self.disk.held() and self.disk.linked()):
-            return False
-        now = monotonic()
-        self.until = now + min(_SELDOM * (now - began), _LATEST)
-        return True
+    def in_place(self) -> bool:
+        """Whether the open file still is this handle's, and has its name."""
+        return self.disk.held() and self.disk.linked()
 
-    def _check_name(self) -> None:
-        if self.state.meta.txid and monotonic() >= self.until and not self.verified():
+    def check_name(self) -> None:
+        """Raise `error` if the file was moved, removed or replaced, unless it is one that nobody has written to yet."""
+        self.looks, self._glances = iter(()), 0
+        if self.state.meta.txid and not self.disk.linked():
             raise self._displaced()
 
     def _displaced(self) -> error:
@@ -342,7 +343,8 @@ class Current:
         self.failure = CorruptionError(self._foreign, path=self.path)
         return CorruptionError(self._foreign, path=self.path)
 
-    def _hold(self) -> None:
+    def hold(self) -> None:
+        """See to it that the open file is this handle's."""
         if not self.disk.held():
             self._regain()
 
@@ -359,7 +361,7 @@ class Current:
                 raise self._displaced() from exc
             except OSError as exc:
                 raise error(exc.errno, f"{_AGAIN}: {exc.strerror}", self.path) from exc
-            self.read = self.disk.read
+            self.read, self.looks = self.disk.read, iter(())
             writing = self.writer.writing
             unchanged = self.read(LOOK_SIZE, LOOK_OFFSET) == self.look
             if not self.writer.regain() or (writing and not unchanged):
@@ -394,9 +396,9 @@ class Current:
         self.check()
         if self.inside.holds_lock():
             return self._pin_apart(reader)
-        self._hold()
+        self.hold()
         if not displaced:
-            self._check_name()
+            self.check_name()
         try:
             return self._pin(reader)
         finally:
@@ -443,7 +445,7 @@ class Current:
                 return state
             unpin(disk, txid)
 
-    def hold(self) -> Hold:
+    def hold_pages(self) -> Hold:
         """Keep the pages of the current state. The writer lock must be held, so the file needs no lock for it."""
         with self.mutex:
             return Hold(self)
@@ -521,7 +523,7 @@ class Current:
     def _use(self, disk: Disk) -> None:
         """Go on with another `Disk`: another file of the same name, or the same file after a fork."""
         old, self.disk = self.disk, disk
-        self.read = disk.read
+        self.read, self.looks = disk.read, iter(())
         self.pager.use(disk)
         if hasattr(self, "committer"):
             self.committer.disk = disk
@@ -540,7 +542,7 @@ class Current:
         self.writer.forget()
         self.writer = WriterLock(self.file)
         self._settled = self.underway = False
-        self.look, self.until = NEVER, 0.0
+        self.look, self.looks = NEVER, iter(())
         self.read = self.disk.read
         self.committer.after_fork()
         for reference in self._aside:
@@ -555,7 +557,7 @@ class Current:
         with self.mutex:
             self.closed = True
             self.disk.close()
-            self.read = self.disk.read
+            self.read, self.looks = self.disk.read, iter(())
             self.pager.clear()
             self.rows.clear()
 
@@ -576,7 +578,7 @@ def _adopt(store: weakref.ref[Current], readers: list[Reader]) -> None:
     if this is None:
         raise ClosedError
     this.check()
-    this._hold()
+    this.hold()
     with this.mutex:
         for reader in readers:
             if txid := reader.txid:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from time import monotonic
 from typing import TypeVar
 
 from ..errors import BusyError
@@ -69,7 +68,7 @@ class Deferred(Pipeline):
                 work = self.pending()
                 if work is None or work.size > _PENDING_MAX or self._in_transaction or store.underway:
                     return False
-                if store.closed or store.failure is not None or (monotonic() >= store.until and not store.verified()):
+                if store.closed or store.failure is not None:
                     return False
                 if flusher is not None and (flusher.failure is not None or flusher.overdue):
                     return False
@@ -153,7 +152,7 @@ class Deferred(Pipeline):
             work = self._current_work()
             self._transaction = turn
             # What is pending may be committed while the transaction goes on reading what that replaces.
-            return Work(work.view(), work.count, hold=self.store.hold() if work.size else None)
+            return Work(work.view(), work.count, hold=self.store.hold_pages() if work.size else None)
 
     def spill(self, work: Work) -> Spill:
         with self._mutex:

@@ -40,8 +40,13 @@ class Store(Current):
         Waits at most `timeout` seconds, then raises `BusyError`.
         """
         self.check_writable()
-        self._hold()
-        self.writer.acquire(turn, self.disk, timeout)
+        try:
+            self.writer.acquire(turn, self.disk, timeout)
+        except OSError:
+            if self.closed or self.disk.held():
+                raise
+            self.hold()
+            self.writer.acquire(turn, self.disk, timeout)
         try:
             self.check_writable()
             if not self.writer.writing or self.underway:
@@ -50,8 +55,7 @@ class Store(Current):
                     self._follow()
                     return self.begin(turn, timeout)
                 self.settle()
-            if not self.verified():
-                raise self._displaced()
+            self.check_name()
         except BaseException as exc:
             turn.end()
             if isinstance(exc, OSError):
@@ -202,17 +206,23 @@ class Store(Current):
                 raise
         if self.observer is not None:
             self.observer.committed(changes)
-        if not self.verified():
-            raise self._displaced()  # what nobody will find is not acknowledged
+        self.check_name()  # what nobody will find is not acknowledged
         return state
 
     def check_place(self) -> None:
         """Raise if something that knows no locks has written to the file since this handle has the writer lock: pages
         that are free here may be in use there.
         """
-        self._hold()
-        if self.read(LOOK_SIZE, LOOK_OFFSET) != self.look:
-            raise self._replaced()
+        try:
+            same = self.read(LOOK_SIZE, LOOK_OFFSET) == self.look
+        except OSError as exc:
+            if not self.may_pass(exc):
+                raise
+            same = False
+        if not same:
+            if self.disk.held():
+                raise self._replaced()
+            self.hold()
 
     def _publish(self, state: State, changes: Mapping[bytes, object] | None) -> None:
         """Show the commit to all at once: other processes see what is written here, threads of this one what is
@@ -249,11 +259,10 @@ class Store(Current):
         That is all that a relaxed commit lacks to survive anything. Its meta is not marked steady by this, which
         `harden` does, so whoever writes next verifies it once more, or syncs again.
         """
-        self._hold()
+        self.hold()
         txid = self.state.meta.txid
         self._sync()
-        if not self.verified():
-            raise self._displaced()
+        self.check_name()
         self.committer.synced_txid = max(self.committer.synced_txid, txid)
 
     def harden(self) -> None:
