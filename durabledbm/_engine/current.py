@@ -39,6 +39,10 @@ _ROW_RARITY = 4
 soon enough, and what is asked for once does not push out the rest."""
 
 
+_kept: set[Disk] = set()
+"""The disks of open handles."""
+
+
 class Hold:
     """Keeps the pages of a handle's current state from being reused by the handle's own commits, while it exists."""
 
@@ -63,10 +67,10 @@ class Current:
         self.disk = disk
         self.path = disk.path
         self.readonly = not disk.writable
-        self.inside = Inside(disk.path)
+        self.file = disk.identity()
+        self.inside = Inside(disk.path, self.file)
         self.rows = RowCache(cache_size // 2)
         self._make_locks()
-        self.file = disk.identity()
         self.writer = WriterLock(self.file)
         self.pins = PinTable()
         self.failure: BaseException | None = None
@@ -125,7 +129,7 @@ class Current:
     def _refresh(self) -> None:
         if not self.state.meta.txid and not self.disk.linked():
             self._use(self._volume.open(self.path, writable=not self.readonly))
-            self.file = self.disk.identity()
+            self.file = self.inside.file = self.disk.identity()
             self.writer = WriterLock(self.file)
         look = self.read(LOOK_SIZE, LOOK_OFFSET)
         if look == self.look or (look == self._doubtful and writer_present(self.disk)):
@@ -360,9 +364,18 @@ class Current:
         """After a failed write nothing may be assumed about the disk: the next open decides."""
         self.failure = cause
 
+    def keep(self) -> None:
+        """Keep the disk open until `close`, whatever the garbage collector does. In a reference cycle it would
+        finalize the disk before the handle, which may have something left to write to it.
+        """
+        _kept.add(self.disk)
+
     def _use(self, disk: Disk) -> None:
         """Go on with another `Disk`: another file of the same name, or the same file after a fork."""
         old, self.disk = self.disk, disk
+        if old in _kept:
+            _kept.add(disk)
+            _kept.discard(old)
         self.read = disk.read
         self.pager.use(disk)
         if hasattr(self, "committer"):
@@ -378,7 +391,6 @@ class Current:
         if self.closed:
             return
         self._make_locks()
-        self.inside.forget()
         self.writer.forget()
         self.writer = WriterLock(self.file)
         self._settled = self.underway = False
@@ -405,6 +417,7 @@ class Current:
         """Release the file. No thread may be writing."""
         with self.mutex:
             self.closed = True
+            _kept.discard(self.disk)
             self.disk.close()
             self.read = self.disk.read
             self.pager.clear()

@@ -40,6 +40,7 @@ class Store(Current):
         Waits at most `timeout` seconds, then raises `BusyError`.
         """
         self.check_writable()
+        self.inside.check_file()
         if self._forked:
             self._reopen()
         self.writer.acquire(turn, self.disk, timeout)
@@ -76,7 +77,7 @@ class Store(Current):
         """Go on with the file that has the name now."""
         with self.mutex:
             self._use(self._volume.open(self.path, writable=True))
-            self.file = self.disk.identity()
+            self.file = self.inside.file = self.disk.identity()
             self.writer = WriterLock(self.file)
             self._load_from(read_slots(self.disk))
 
