@@ -416,6 +416,7 @@ class Current:
     def close(self) -> None:
         """Release the file. No thread may be writing."""
         with self.mutex:
+            self._drain()
             self.closed = True
             _kept.discard(self.disk)
             self.disk.close()
