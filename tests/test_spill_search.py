@@ -158,7 +158,6 @@ class Search:
             self.acknowledge({**self.committed, **changes})
         elif choice < 0.8:
             self.db.reorganize()
-            self.synced = [self.committed]
         elif choice < 0.85:
             self.db.clear()
             self.acknowledge({})
