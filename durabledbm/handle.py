@@ -66,6 +66,7 @@ class Database(Upkeep, Writable):
         self._life = Life()
         self._plain = type(pipeline) is Group
         """Nothing stands between a look-up and the committed state: no open transaction, nothing deferred."""
+        store.keep()
         lifetime.began(self)
 
     # -- what it is --------------------------------------------------------------------------------
@@ -194,7 +195,8 @@ class Database(Upkeep, Writable):
         self._store.check_writable()
         self._raise_background_failure()
         try:
-            return self._pipeline.run(operation)
+            result: T = self._store.inside.run(self._pipeline.run, operation)
+            return result
         except OSError as exc:
             raise self._error(exc) from exc
 
@@ -292,7 +294,7 @@ class Database(Upkeep, Writable):
         self._store.check()
         self._raise_background_failure()
         try:
-            self._pipeline.flush()
+            self._store.inside.run(self._pipeline.flush)
         except OSError as exc:
             raise self._error(exc) from exc
 
@@ -308,12 +310,12 @@ class Database(Upkeep, Writable):
             self._store.inside.postpone(self.close)
         else:
             try:
-                self._close(tidy=True)
+                self._store.inside.run(self._close, True)
             finally:
                 if self._life.ended and self._pipeline.flusher is not None:
                     self._pipeline.flusher.join(_FAREWELL)
 
-    def _close(self, *, tidy: bool) -> None:
+    def _close(self, tidy: bool) -> None:
         if self._life.ended:
             self._store.close()  # closing may have been interrupted
             return
@@ -340,18 +342,14 @@ class Database(Upkeep, Writable):
 
     def _release(self, *, flushed: bool) -> None:
         """Close the file, but not while a thread writes: its number may be another file's a moment later."""
-        while not self._store.inside.run(self._released, flushed):
-            self._pipeline.flush()
-
-    def _released(self, flushed: bool) -> bool:
-        """False if a transaction that ended only now has left something to be flushed."""
-        turn = Turn()
+        writer, turn = self._store.writer, Turn()
         try:
-            self._store.writer.take_turn(turn, self.path, self._pipeline.timeout)
-            if flushed and self._pipeline.pending() is not None:
-                return False
+            writer.take_turn(turn, self.path, self._pipeline.timeout)
+            while flushed and self._pipeline.pending() is not None:  # left by a transaction that ended only now
+                turn.end()
+                self._pipeline.flush()
+                writer.take_turn(turn, self.path, self._pipeline.timeout)
             self._close_files()
-            return True
         finally:
             turn.end()
 
@@ -387,7 +385,8 @@ class Database(Upkeep, Writable):
 
     def before_fork(self) -> None:
         """Write what is pending if that is possible at once: a child sees only what is in the file."""
-        self._pipeline.before_fork()
+        if not self._store.inside.here():
+            self._store.inside.run(self._pipeline.before_fork)
 
     def __del__(self, _finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         life = getattr(self, "_life", None)
@@ -402,7 +401,7 @@ class Database(Upkeep, Writable):
 
     def _let_go(self) -> None:
         try:
-            self._close(tidy=False)
+            self._store.inside.run(self._close, False)
         except Exception:
             pass  # as with files that are dropped, nobody is there to be told
 

@@ -10,6 +10,7 @@ from typing import Generic, Protocol, TypeVar
 
 from ._engine.flusher import start_no_more
 from ._engine.locks import forget_owners
+from ._engine.reentry import forget_threads
 
 __all__ = ["Handle", "Living", "began", "ended"]
 
@@ -120,6 +121,7 @@ def _before_fork() -> None:
 def _after_fork() -> None:
     _promised.clear()
     forget_owners()
+    forget_threads()
     for handle in _handles.all():
         handle.after_fork()
 

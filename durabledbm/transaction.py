@@ -109,14 +109,17 @@ class Transaction(Writable):
         if self._root_ is not None:
             raise error("a transaction is used once; call transaction() again")
         try:
-            self._begin()
-            _active.set((*_active.get(), weakref.ref(self)))
+            self.database._store.inside.run(self._begin)
         except BaseException:
             self._drop()
             raise
         return self
 
     def _begin(self) -> None:
+        self._take_hold()
+        _active.set((*_active.get(), weakref.ref(self)))
+
+    def _take_hold(self) -> None:
         outer = own_transaction(self.database)
         database = self.database
         if outer is None:
@@ -124,6 +127,8 @@ class Transaction(Writable):
             database._join(weakref.ref(self, partial(_abandoned, weakref.ref(database), self.turn, root.lives)))
             return
         root = outer._root()
+        if root.busy:
+            raise self._interrupted()
         self._rolled_back = outer._rolled_back
         self._root_ = root
         self._point = root.work.savepoint()
@@ -144,6 +149,12 @@ class Transaction(Writable):
     def _leave(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        try:
+            self.database._store.inside.run(self._end, kind)
+        finally:
+            self._drop()  # if this has interrupted another operation, it could not even begin
+
+    def _end(self, kind: type[BaseException] | None) -> None:
         try:
             self._end_block(kind)
         except BaseException as exc:
@@ -186,8 +197,10 @@ class Transaction(Writable):
         self._statement, self._ended = None, True
         root = self._root_
         if self._point is None:
-            for life in () if root is None else root.lives:
-                life.end()
+            if root is not None:
+                root.work.hold = None  # what went wrong in the transaction may keep it alive in a circle
+                for life in root.lives:
+                    life.end()
             self.database._forget(self)
             self.turn.end()
         elif root is not None:
@@ -278,13 +291,16 @@ class Transaction(Writable):
             raise error("the transaction belongs to the parent process: it does not go across a fork")
         return root
 
+    def _interrupted(self) -> BusyError:
+        return BusyError(
+            f"{self.database.path}: this call has interrupted the transaction amid an operation of its own, "
+            "so nothing can be written in it now"
+        )
+
     def _writing(self) -> Work:
         root = self._root()
         if root.busy:
-            raise BusyError(
-                f"{self.database.path}: this call has interrupted the transaction amid an operation of its own, "
-                "so nothing can be written in it now"
-            )
+            raise self._interrupted()
         if root.doomed is not None:
             raise error(f"the transaction can only be rolled back: an earlier write in it failed ({root.doomed})")
         if self._rolled_back:

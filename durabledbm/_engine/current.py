@@ -67,6 +67,9 @@ _INTERRUPTED = (
     "before the file was opened again"
 )
 
+_kept: set[Disk] = set()
+"""The disks of open handles."""
+
 
 class Hold:
     """Keeps the pages of a handle's current state from being reused by the handle's own commits, while it exists."""
@@ -92,10 +95,10 @@ class Current:
         self.disk = disk
         self.path = disk.path
         self.readonly = not disk.writable
-        self.inside = Inside(disk.path)
+        self.file = disk.identity()
+        self.inside = Inside(disk.path, self.file)
         self.rows = RowCache(cache_size // 2)
         self._make_locks()
-        self.file = disk.identity()
         self.writer = WriterLock(self.file)
         self.pins = PinTable()
         self.failure: BaseException | None = None
@@ -167,7 +170,7 @@ class Current:
         self.check()
         if self.inside.holds_lock():
             return self.state  # the newest that is installed: this call has interrupted one that was looking
-        self.hold()
+        self.attend()
         try:
             with self.mutex:
                 self._drain()
@@ -187,7 +190,7 @@ class Current:
         seen = self.state.meta
         if not seen.txid and not self.disk.linked():
             self._use(self._volume.open(self.path, writable=not self.readonly))
-            self.file = self.disk.identity()
+            self.file = self.inside.file = self.disk.identity()
             self.writer = WriterLock(self.file)
         look = self.read(LOOK_SIZE, LOOK_OFFSET)
         if look == self.look or (look == self._doubtful and writer_present(self.disk)):
@@ -343,7 +346,7 @@ class Current:
         self.failure = CorruptionError(self._foreign, path=self.path)
         return CorruptionError(self._foreign, path=self.path)
 
-    def hold(self) -> None:
+    def attend(self) -> None:
         """See to it that the open file is this handle's."""
         if not self.disk.held():
             self._regain()
@@ -396,7 +399,7 @@ class Current:
         self.check()
         if self.inside.holds_lock():
             return self._pin_apart(reader)
-        self.hold()
+        self.attend()
         if not displaced:
             self.check_name()
         try:
@@ -445,7 +448,7 @@ class Current:
                 return state
             unpin(disk, txid)
 
-    def hold_pages(self) -> Hold:
+    def hold(self) -> Hold:
         """Keep the pages of the current state. The writer lock must be held, so the file needs no lock for it."""
         with self.mutex:
             return Hold(self)
@@ -520,9 +523,18 @@ class Current:
         """After a failed write nothing may be assumed about the disk: the next open decides."""
         self.failure = cause
 
+    def keep(self) -> None:
+        """Keep the disk open until `close`, whatever the garbage collector does. In a reference cycle it would
+        finalize the disk before the handle, which may have something left to write to it.
+        """
+        _kept.add(self.disk)
+
     def _use(self, disk: Disk) -> None:
         """Go on with another `Disk`: another file of the same name, or the same file after a fork."""
         old, self.disk = self.disk, disk
+        if old in _kept:
+            _kept.add(disk)
+            _kept.discard(old)
         self.read, self.looks = disk.read, iter(())
         self.pager.use(disk)
         if hasattr(self, "committer"):
@@ -538,7 +550,6 @@ class Current:
         if self.closed:
             return
         self._make_locks()
-        self.inside.forget()
         self.writer.forget()
         self.writer = WriterLock(self.file)
         self._settled = self.underway = False
@@ -555,7 +566,9 @@ class Current:
     def close(self) -> None:
         """Release the file. No thread may be writing."""
         with self.mutex:
+            self._drain()
             self.closed = True
+            _kept.discard(self.disk)
             self.disk.close()
             self.read, self.looks = self.disk.read, iter(())
             self.pager.clear()
@@ -578,7 +591,7 @@ def _adopt(store: weakref.ref[Current], readers: list[Reader]) -> None:
     if this is None:
         raise ClosedError
     this.check()
-    this.hold()
+    this.attend()
     with this.mutex:
         for reader in readers:
             if txid := reader.txid:

@@ -45,7 +45,7 @@ class Deferred(Pipeline):
         """Held, within that, only while the pending work really changes: readers wait for this one."""
         self.store.inside.locks += (self._mutex, self._glance)
 
-    def _run(self, operation: Callable[[Work], T]) -> T:
+    def run(self, operation: Callable[[Work], T]) -> T:
         turn = Turn()
         try:
             self.store.begin(turn, self.timeout)
@@ -102,6 +102,7 @@ class Deferred(Pipeline):
                     self._commit()
             finally:
                 self.store.writer.reserved = self.pending() is not None
+                self.store.writer.lasting = self.flusher is None
                 turn.end()
 
     def _commit(self) -> None:
@@ -146,20 +147,20 @@ class Deferred(Pipeline):
             work, state = self.pending(), self._state
             return None if work is None else (work.view(), state)
 
-    def _begin(self, turn: Turn) -> Work:
+    def begin(self, turn: Turn) -> Work:
         self.store.begin(turn, self.timeout)
         with self._mutex, self._glance:
             work = self._current_work()
             self._transaction = turn
             # What is pending may be committed while the transaction goes on reading what that replaces.
-            return Work(work.view(), work.count, hold=self.store.hold_pages() if work.size else None)
+            return Work(work.view(), work.count, hold=self.store.hold() if work.size else None)
 
     def spill(self, work: Work) -> Spill:
         with self._mutex:
             self._commit()
             return super().spill(work)
 
-    def _finish(self, turn: Turn, work: Work | None, commit: Callable[[bool], State] | None) -> None:
+    def finish(self, turn: Turn, work: Work | None, commit: Callable[[bool], State] | None = None) -> None:
         try:
             with self._mutex:
                 if self.store.underway:
@@ -203,7 +204,7 @@ class Deferred(Pipeline):
         finally:
             self._end(turn)
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
         # A transaction that is open, of whatever thread, does not stand in the way: what is pending is complete, and
         # the transaction builds on it.
         store = self.store

@@ -72,7 +72,7 @@ class Group(Pipeline):
         self._mutex = threading.Lock()
         self._open: _Batch | None = None
 
-    def _run(self, operation: Callable[[Work], T]) -> T:
+    def run(self, operation: Callable[[Work], T]) -> T:
         self.store.writer.check_self(self.store.path)
         patience = Patience(self.timeout)
         while True:
@@ -221,10 +221,10 @@ class Group(Pipeline):
             if not flusher.wake():
                 self.store.harden()
 
-    def _begin(self, turn: Turn) -> Work:
+    def begin(self, turn: Turn) -> Work:
         return Work.on(self.store.begin(turn, self.timeout))
 
-    def _finish(self, turn: Turn, work: Work | None, commit: Callable[[bool], State] | None) -> None:
+    def finish(self, turn: Turn, work: Work | None, commit: Callable[[bool], State] | None = None) -> None:
         try:
             if commit is not None:
                 self.store.guarded(lambda: commit(self._sync), None)
@@ -240,7 +240,7 @@ class Group(Pipeline):
         self._mutex = threading.Lock()
         self._open = None
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
         store = self.store
         if not store.unsynced:
             return

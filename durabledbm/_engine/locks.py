@@ -189,7 +189,7 @@ class WriterLock:
     strikes, too much is given back, never too little.
     """
 
-    __slots__ = ("_asked", "_at_gate", "_disk", "_file", "_turns", "kept", "reserved", "writing")
+    __slots__ = ("_asked", "_at_gate", "_disk", "_file", "_turns", "kept", "lasting", "reserved", "writing")
 
     def __init__(self, file: tuple[int, int]) -> None:
         self._turns = FairLock()
@@ -201,6 +201,8 @@ class WriterLock:
         """The lock in the file is this handle's, whether or not a thread has its turn."""
         self.reserved = False
         """It stays when a turn ends: the handle has something in memory that is to come before what others write."""
+        self.lasting = False
+        """What it is reserved for stays until a call of the program: no thread flushes it."""
         self.writing = False
         """It is this handle's, whose state is the newest: there is no need to look for commits."""
 
@@ -210,9 +212,17 @@ class WriterLock:
         return self.kept and bool(self._turns.queue)
 
     def check_self(self, path: str) -> None:
-        """Raise `BusyError` if this very thread has the lock, through whatever handle: it would wait for itself."""
+        """Raise `BusyError` if this very thread has the lock, through whatever handle: it would wait for itself.
+
+        It has it, too, while another handle keeps it for what this thread has written there.
+        """
+        if self.kept and not self._turns.queue:
+            return  # this handle keeps it, and no thread of it writes
         if _owners and _owners.get(self._file) == threading.get_ident() and not self._ends_leftover():
-            raise BusyError(f"{path}: this thread already writes to the file, in a transaction that is still open")
+            raise BusyError(
+                f"{path}: this thread already writes to the file: in a transaction that is still open, or through "
+                "another handle that has not been synced"
+            )
 
     def _ends_leftover(self) -> bool:
         """End the turn of an operation of this thread that was interrupted amid its end. False if there is none."""
@@ -260,7 +270,7 @@ class WriterLock:
         """Let the next writer in: any, or only one of this handle if the lock is reserved."""
         queue = self._turns.queue
         if queue and queue[0] is place:
-            if self.kept:
+            if self.kept and not (self.reserved and self.lasting):
                 _owners.pop(self._file, None)
             try:
                 if not self.reserved:

@@ -34,10 +34,7 @@ T = TypeVar("T")
 
 
 class Pipeline(ABC):
-    """Runs operations and commits their changes.
-
-    A call that has interrupted another one of the same thread raises `BusyError` (see `reentry`).
-    """
+    """Runs operations and commits their changes. All but `put` are called inside an operation (see `reentry`)."""
 
     def __init__(self, store: Store, timeout: float | None) -> None:
         self.store = store
@@ -46,43 +43,30 @@ class Pipeline(ABC):
 
     # -- writing -----------------------------------------------------------------------------------
 
+    @abstractmethod
     def run(self, operation: Callable[[Work], T]) -> T:
         """Run one operation as an atomic change; return when its durability mode says so."""
-        result: T = self.store.inside.run(self._run, operation)
-        return result
 
     def put(self, key: bytes, value: bytes) -> bool:
         """Set the value of `key` without taking a turn, if that is possible. False if it was not: then use `run`."""
         return False
 
+    @abstractmethod
     def begin(self, turn: Turn) -> Work:
         """Take the writer lock for a transaction, and return the work that it builds on."""
-        return self.store.inside.run(self._begin, turn)
 
+    @abstractmethod
     def finish(self, turn: Turn, work: Work | None, commit: Callable[[bool], State] | None = None) -> None:
         """End what `begin` began: with the changes of `work`, or with a commit that was prepared, or with nothing."""
-        self.store.inside.run(self._finish, turn, work, commit)
 
     def spill(self, work: Work) -> Spill:
         """Begin to write the changes of a transaction, `work`, to pages of their own. It must have the turn."""
         store = self.store
         return Spill(store.committer, store.pager, store.state, store.oldest_txid(), cleared=work.cleared)
 
+    @abstractmethod
     def flush(self) -> None:
         """Commit and sync whatever is not yet on the disk. Waits for no other writer, if that can be avoided."""
-        self.store.inside.run(self._flush)
-
-    @abstractmethod
-    def _run(self, operation: Callable[[Work], T]) -> T: ...
-
-    @abstractmethod
-    def _begin(self, turn: Turn) -> Work: ...
-
-    @abstractmethod
-    def _finish(self, turn: Turn, work: Work | None, commit: Callable[[bool], State] | None) -> None: ...
-
-    @abstractmethod
-    def _flush(self) -> None: ...
 
     # -- what is pending ---------------------------------------------------------------------------
 
@@ -117,15 +101,12 @@ class Pipeline(ABC):
     def tidy(self) -> None:
         """Before closing: give back space that the handle's commits have left at the end of the file."""
         store = self.store
-        if not store.readonly and store.committer.leaves_waste():
+        if not store.readonly and store.committer.leaves_waste() and store.in_place():
             try:
-                store.inside.run(self._shrink)
+                with self.turn():
+                    store.shrink(store.committer.pages_written, seconds=_TIDYING)
             except BusyError:
                 pass  # whoever writes now will give it back
-
-    def _shrink(self) -> None:
-        with self.turn():
-            self.store.shrink(self.store.committer.pages_written, seconds=_TIDYING)
 
     def before_fork(self) -> None:
         """Write what is pending if that is possible at once: a child sees only what is in the file."""

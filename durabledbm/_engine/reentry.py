@@ -14,13 +14,13 @@ from __future__ import annotations
 import sys
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
 from ..errors import BusyError
 
-__all__ = ["Inside", "held_here"]
+__all__ = ["Inside", "forget_threads", "held_here"]
 
 T = TypeVar("T")
 
@@ -28,10 +28,15 @@ T = TypeVar("T")
 class _Mark:
     """Stands for one operation that is going on."""
 
-    __slots__ = ("__weakref__", "over")
+    __slots__ = ("__weakref__", "inside", "over")
 
-    def __init__(self) -> None:
+    def __init__(self, inside: Inside) -> None:
+        self.inside = inside
         self.over = False
+
+
+_marks: dict[int, tuple[weakref.ref[_Mark], ...]] = {}
+"""The operations that each thread is inside of, the innermost last."""
 
 
 def held_here(lock: Any) -> bool:
@@ -39,20 +44,28 @@ def held_here(lock: Any) -> bool:
     return bool(lock._is_owned())
 
 
-def _goes_on(reference: weakref.ref[_Mark] | None) -> bool:
-    mark = None if reference is None else reference()
-    return mark is not None and not mark.over
+def forget_threads() -> None:
+    """In a child process: the threads of the parent are not here."""
+    _marks.clear()
+
+
+def _going_on(thread: int) -> Iterator[_Mark]:
+    """The operations that the thread is inside of."""
+    for reference in _marks.get(thread, ()):
+        mark = reference()
+        if mark is not None and not mark.over:
+            yield mark
 
 
 class Inside:
     """Which threads are inside an operation of one handle, and what is to be done when they are out."""
 
-    __slots__ = ("_marks", "_path", "_postponed", "locks")
+    __slots__ = ("_path", "_postponed", "file", "locks")
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, file: object) -> None:
         self._path = path
-        self._marks: dict[int, weakref.ref[_Mark]] = {}
-        """By thread."""
+        self.file = file
+        """What tells the file from others: two handles may have the same."""
         self._postponed: tuple[int | None, Callable[[], None]] | None = None
         """What to do, and by which thread; None: by any."""
         self.locks: tuple[Any, ...] = ()
@@ -60,38 +73,51 @@ class Inside:
 
     def run(self, operation: Callable[..., T], *arguments: Any) -> T:
         """Call `operation(*arguments)`. Raises `BusyError` if this thread is inside an operation already."""
-        mark = _Mark()
+        mark = _Mark(self)
         try:
             self._enter(mark)
             return operation(*arguments)
         finally:
             mark.over = True  # no interrupt can strike between the start of the `finally` and this
-            self._leave(mark)
+            self._leave()
 
     def _enter(self, mark: _Mark) -> None:
         if self.here():
-            raise BusyError(
-                f"{self._path}: this thread is inside another operation of the handle, which this call has interrupted "
-                "(from a signal handler, a finalizer or a callback) and would wait for for ever"
-            )
-        self._marks[threading.get_ident()] = weakref.ref(mark)
-
-    def _leave(self, mark: _Mark) -> None:
+            raise self._busy("the handle")
         thread = threading.get_ident()
-        known = self._marks.get(thread)
-        if known is not None and known() is mark:
-            del self._marks[thread]
+        _marks[thread] = (*_marks.get(thread, ()), weakref.ref(mark))
+
+    def _leave(self) -> None:
+        thread = threading.get_ident()
+        left = tuple(weakref.ref(mark) for mark in _going_on(thread))
+        if left:
+            _marks[thread] = left
+        else:
+            _marks.pop(thread, None)
         if self._postponed is not None:
             self.came_out()
 
+    def check_file(self) -> None:
+        """Raise `BusyError` if this thread is inside an operation of another handle of the same file."""
+        if len(_marks.get(threading.get_ident(), ())) > 1 and any(
+            mark.inside is not self and mark.inside.file == self.file for mark in _going_on(threading.get_ident())
+        ):
+            raise self._busy("another handle of the file")
+
+    def _busy(self, whose: str) -> BusyError:
+        return BusyError(
+            f"{self._path}: this thread is inside an operation of {whose}, which this call has interrupted "
+            "(from a signal handler, a finalizer or a callback), so it cannot wait for that"
+        )
+
     def here(self) -> bool:
         """Whether the calling thread is inside an operation, or holds a lock of the handle."""
-        return _goes_on(self._marks.get(threading.get_ident())) or self.holds_lock()
+        return any(mark.inside is self for mark in _going_on(threading.get_ident())) or self.holds_lock()
 
     @property
     def occupied(self) -> bool:
         """Whether any thread is inside an operation."""
-        return any(map(_goes_on, list(self._marks.values())))
+        return any(mark.inside is self for thread in list(_marks) for mark in _going_on(thread))
 
     def holds_lock(self) -> bool:
         """Whether the calling thread holds a lock of the handle."""
@@ -123,8 +149,3 @@ class Inside:
                 object=None,
             )
             sys.unraisablehook(report)
-
-    def forget(self) -> None:
-        """In a child process: the threads of the parent are not here."""
-        self._marks.clear()
-        self._postponed = None

@@ -40,12 +40,13 @@ class Store(Current):
         Waits at most `timeout` seconds, then raises `BusyError`.
         """
         self.check_writable()
+        self.inside.check_file()
         try:
             self.writer.acquire(turn, self.disk, timeout)
         except OSError:
             if self.closed or self.disk.held():
                 raise
-            self.hold()
+            self.attend()
             self.writer.acquire(turn, self.disk, timeout)
         try:
             self.check_writable()
@@ -81,7 +82,7 @@ class Store(Current):
         """Go on with the file that has the name now."""
         with self.mutex:
             self._use(self._volume.open(self.path, writable=True))
-            self.file = self.disk.identity()
+            self.file = self.inside.file = self.disk.identity()
             self.writer = WriterLock(self.file)
             self._load_from(read_slots(self.disk))
 
@@ -222,7 +223,7 @@ class Store(Current):
         if not same:
             if self.disk.held():
                 raise self._replaced()
-            self.hold()
+            self.attend()
 
     def _publish(self, state: State, changes: Mapping[bytes, object] | None) -> None:
         """Show the commit to all at once: other processes see what is written here, threads of this one what is
@@ -259,7 +260,7 @@ class Store(Current):
         That is all that a relaxed commit lacks to survive anything. Its meta is not marked steady by this, which
         `harden` does, so whoever writes next verifies it once more, or syncs again.
         """
-        self.hold()
+        self.attend()
         txid = self.state.meta.txid
         self._sync()
         self.check_name()
