@@ -39,7 +39,7 @@ class WatchedDisk:
         self.disk, self.volume = disk, volume
         self.path, self.writable, self.read = disk.path, disk.writable, disk.read
         self.size, self.linked, self.identity = disk.size, disk.linked, disk.identity
-        self.unlock, self.close = disk.unlock, disk.close
+        self.unlock, self.close, self.held, self.regain = disk.unlock, disk.close, disk.held, disk.regain
 
     def write(self, offset: int, parts: Sequence[bytes]) -> None:
         data = b"".join(parts)

@@ -543,7 +543,7 @@ def test_a_transaction_whose_lock_another_took_meanwhile_is_not_committed(
             Crew().start(put_through_another_handle, tmp_path / "db").result()
         db.sync()
 
-    with pytest.raises(durabledbm.error, match=r"descriptor was closed.*others have written"):
+    with pytest.raises(durabledbm.error, match=r"closed the file's descriptor.*others have written"):
         overtaken()
     with contextlib.suppress(durabledbm.error):
         db.close()
@@ -560,7 +560,7 @@ def test_what_was_pending_when_another_took_the_lock_is_reported_as_lost(thief: 
     db["pending"] = "v"
     thief.take(descriptor(db))
     Crew().start(put_through_another_handle, tmp_path / "db").result()
-    with pytest.raises(durabledbm.error, match="descriptor was closed"):
+    with pytest.raises(durabledbm.error, match="closed the file's descriptor"):
         db.sync()
     with pytest.raises(durabledbm.error, match="what was pending could not be written"):
         db.close()

@@ -9,6 +9,7 @@ What the operating system offers
     windows     the real ones, for Windows; its system calls are handed in
     kernel32    those system calls
     native      which of them this system has
+    patience    waiting with a limit, whatever the clock says
     locks       the writer lock and the pins, kept by the kernel
 
 What stands in the file, as pure functions on bytes
@@ -41,6 +42,8 @@ One file as a whole
     spill       transactions that outgrow memory
     rows        values that were read lately
     pins        the pins of one handle
+    unpinned    reading what was pinned, and is not any more
+    outside     what can happen to an open file from outside
     observer    who is told of commits
     current     the current state of one open file, and who reads it
     store       one open file: who may read and write it

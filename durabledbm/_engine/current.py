@@ -16,17 +16,18 @@ from __future__ import annotations
 import errno
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import repeat
 
 from ..errors import ClosedError, CorruptionError, ReadOnlyError, error
 from .commit import Committer
-from .disk import ELSEWHERE, Disk, Volume
+from .disk import Disk, Volume
 from .locks import WriterLock, pin, unpin, writer_present
 from .meta import LOOK_OFFSET, LOOK_SIZE, Meta, first_page, may_follow
 from .node import Overflow
 from .observer import Observer
+from .outside import INHERITED, INTERRUPTED, displaced, overtaken, overwritten, unavailable
 from .pager import Pager
 from .pins import Pins, PinTable, Reader
 from .recovery import Slots, newest, read_slots, visible
@@ -52,20 +53,6 @@ soon enough, and what is asked for once does not push out the rest."""
 _GLANCES, _MOST_LOOKS = 4, 128
 """Asking whether the file still has its name costs three times as much as a look. So after so many looks with it, one
 look does without, then two, four and so on, up to so many."""
-
-_RESCUE = "what it held can be saved with backup(); then close this handle and open the file again"
-
-_AGAIN = "the file must be opened again, after a fork or because its descriptor was closed, and cannot be"
-
-_INHERITED = (
-    "this snapshot or iterator is from before the fork, and its pages were reused before this process first read them: "
-    "take a snapshot in the process that reads it, or read it there before the parent ends its own"
-)
-
-_INTERRUPTED = (
-    "another part of the program closed the descriptor of the file, and pages of this snapshot or iterator were reused "
-    "before the file was opened again"
-)
 
 _kept: set[Disk] = set()
 """The disks of open handles."""
@@ -103,8 +90,8 @@ class Current:
         self.pins = PinTable()
         self.failure: BaseException | None = None
         self.closed = False
-        self._foreign: str | None = None
-        """What is in the file now does not follow what was read: why nothing can be done with this handle."""
+        self._refusal: Callable[[], error] | None = None
+        """What every use of the handle raises, since its file is not what it was."""
         self.lost = False
         """Acknowledged commits, not synced yet when a write failed, may be gone."""
         self.underway = False
@@ -184,7 +171,7 @@ class Current:
         if not self.writer.writing:
             self._refresh()
         elif self.read(LOOK_SIZE, LOOK_OFFSET) != self.look and not self.underway:
-            raise self._replaced()
+            raise self.replaced()
 
     def _refresh(self) -> None:
         seen = self.state.meta
@@ -198,12 +185,12 @@ class Current:
         slots = read_slots(self.disk)
         if not slots.size:
             if seen.txid:
-                raise self._replaced()
+                raise self.replaced()
             return
         found = visible(self.disk, slots)
         if found is None:
             if seen.txid and slots.look:
-                raise self._replaced()
+                raise self.replaced()
             newest(self.disk, slots)  # says what is wrong
             return
         meta, slot, certain = found
@@ -223,7 +210,7 @@ class Current:
         if seen.txid:
             meta = max((meta for meta in slots.metas if meta is not None), key=lambda meta: meta.txid)
             if meta.database_id != seen.database_id or not may_follow(meta, seen):
-                raise self._replaced(meta)
+                raise self.replaced(meta)
 
     def _load(self) -> None:
         """Decide what the file holds, when it is opened."""
@@ -324,27 +311,19 @@ class Current:
         """Raise `error` if the file was moved, removed or replaced, unless it is one that nobody has written to yet."""
         self.looks, self._glances = iter(()), 0
         if self.state.meta.txid and not self.disk.linked():
-            raise self._displaced()
+            raise displaced(self.path)
 
-    def _displaced(self) -> error:
-        return error(errno.ESTALE, f"{ELSEWHERE}: {_RESCUE}", self.path)
+    def replaced(self, meta: Meta | None = None) -> error:
+        """The error for a file that something else has written to; `meta` is what it holds, if anything."""
+        return self._refuse(partial(overwritten, self.path, meta, self.state.meta))
 
-    def _replaced(self, meta: Meta | None = None) -> CorruptionError:
-        """The error for a file that something else has written to. Nothing can be done any more with this handle."""
-        seen = self.state.meta
-        if meta is None:
-            what = "something else has written to the file while it was open"
-        elif meta.database_id != seen.database_id:
-            what = "the file was replaced by another database while it was open"
-        else:
-            what = "the file was replaced by another copy of it while it was open, or its disk has lost commits: "
-            what += f"it holds commit {meta.txid}, "
-            what += f"which is {'older' if meta.txid < seen.txid else 'of another history'} than commit {seen.txid}"
-        self._foreign = f"{what}; close this handle and open the file again"
+    def _refuse(self, refusal: Callable[[], error]) -> error:
+        """Nothing can be done with this handle any more but to close it."""
+        self._refusal = refusal
         self.look, self._doubtful = NEVER, NEVER
         self.lost = self.lost or self.committer.is_loose
-        self.failure = CorruptionError(self._foreign, path=self.path)
-        return CorruptionError(self._foreign, path=self.path)
+        self.failure = refusal()
+        return refusal()
 
     def attend(self) -> None:
         """See to it that the open file is this handle's."""
@@ -361,19 +340,19 @@ class Current:
             try:
                 self.disk.regain()
             except FileNotFoundError as exc:
-                raise self._displaced() from exc
+                raise displaced(self.path) from exc
             except OSError as exc:
-                raise error(exc.errno, f"{_AGAIN}: {exc.strerror}", self.path) from exc
+                raise unavailable(self.path, exc) from exc
             self.read, self.looks = self.disk.read, iter(())
             writing = self.writer.writing
             unchanged = self.read(LOOK_SIZE, LOOK_OFFSET) == self.look
             if not self.writer.regain() or (writing and not unchanged):
                 self.writer.writing = False
-                self.poison(error("its descriptor was closed by another part of the program, and others have written"))
+                self._refuse(partial(overtaken, self.path))
             for txid in self.pins.locked:
                 pin(self.disk, txid)
             if self.pins.locked and not unchanged:
-                self._set_aside(min(self.pins.locked), _INTERRUPTED, [])
+                self._set_aside(min(self.pins.locked), INTERRUPTED, [])
         self.check()
 
     def _set_aside(self, txid: int, reason: str, readers: list[Reader]) -> None:
@@ -505,8 +484,8 @@ class Current:
         """Raise if the handle is not usable any more."""
         if self.closed:
             raise ClosedError
-        if self._foreign is not None:
-            raise CorruptionError(self._foreign, path=self.path)
+        if self._refusal is not None:
+            raise self._refusal()
         if self.failure is not None:
             raise error(
                 f"{self.path}: an earlier write failed ({self.failure}), so it is not known what is on the disk; "
@@ -561,7 +540,7 @@ class Current:
                 guard.part()
         readers = self.pins.part()
         if readers:
-            self._set_aside(min(reader.txid for reader in readers), _INHERITED, readers)
+            self._set_aside(min(reader.txid for reader in readers), INHERITED, readers)
 
     def close(self) -> None:
         """Release the file. No thread may be writing."""

@@ -222,7 +222,7 @@ class Store(Current):
             same = False
         if not same:
             if self.disk.held():
-                raise self._replaced()
+                raise self.replaced()
             self.attend()
 
     def _publish(self, state: State, changes: Mapping[bytes, object] | None) -> None:
@@ -236,7 +236,7 @@ class Store(Current):
                 look = look_with(look, slot, page)
             self._install(state, changes)
             if self.read(LOOK_SIZE, LOOK_OFFSET) != look:
-                raise self._replaced()
+                raise self.replaced()
             self.look = look
             self.writer.writing = True
 
