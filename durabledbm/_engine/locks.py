@@ -15,6 +15,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 
 from ..errors import BusyError
 from .disk import Disk, LockOwner
@@ -102,9 +103,12 @@ class Turn:
     nobody refers to it any more: whoever is interrupted even on the way out leaves nothing locked.
     """
 
-    __slots__ = ("__weakref__", "gate", "lock", "place")
+    __slots__ = ("__weakref__", "gate", "lock", "place", "stuck")
 
     def __init__(self) -> None:
+        self.stuck: Callable[[], bool] | None = None
+        """Tells whether the turn can never end while the calling thread waits for it. None: it was taken and is ended
+        by one thread without a pause, so that holds for this thread and for no other."""
         self.lock: WriterLock | None = None
         self.place: weakref.ref[Turn] | None = None
         """What stands for it in the queue, without keeping it alive."""
@@ -169,8 +173,12 @@ class FairLock:
             pass  # there is nobody any more, or it is awake
 
 
-_owners: dict[tuple[int, int], int] = {}
-"""Which thread of this process writes to which file: a thread that waits for itself would wait for ever."""
+_owners: dict[tuple[int, int], Callable[[], bool]] = {}
+"""For each file that this process writes to: whether the calling thread would wait for itself, and so for ever."""
+
+
+def _is_this_thread(ident: int) -> bool:
+    return threading.get_ident() == ident
 
 
 def forget_owners() -> None:
@@ -206,12 +214,20 @@ class WriterLock:
         return self.kept and bool(self._turns.queue)
 
     def check_self(self, path: str) -> None:
-        """Raise `BusyError` if this very thread has the lock, through whatever handle: it would wait for itself."""
-        if _owners and _owners.get(self._file) == threading.get_ident():
-            raise BusyError(f"{path}: this thread already writes to the file, in a transaction that is still open")
+        """Raise `BusyError` if the caller has the lock itself, through whatever handle: it would wait for ever."""
+        if self.is_callers():
+            whose = "this thread already writes to the file, or its context does"
+            raise BusyError(f"{path}: {whose}, in a transaction that is still open")
+
+    def is_callers(self) -> bool:
+        """Whether the lock, through whatever handle, cannot be let go of while the calling thread waits for it."""
+        stuck = _owners.get(self._file)
+        return stuck is not None and stuck()
 
     def take_turn(self, turn: Turn, path: str, timeout: float | None) -> None:
         """Wait until no thread writes through this handle. The lock in the file is not asked for."""
+        if self._turns.queue:
+            self.check_self(path)
         turn.lock = self
         if not self._turns.acquire(turn, timeout, self._dropped):
             raise BusyError(f"{path}: another thread has this handle's turn for more than {timeout:g} seconds")
@@ -236,7 +252,7 @@ class WriterLock:
         except BaseException:
             turn.end()
             raise
-        _owners[self._file] = threading.get_ident()
+        _owners[self._file] = turn.stuck or partial(_is_this_thread, threading.get_ident())
 
     def release(self, place: weakref.ref[Turn] | None) -> None:
         """Let the next writer in: any, or only one of this handle if the lock is reserved."""

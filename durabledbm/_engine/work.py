@@ -178,9 +178,10 @@ class Work:
         return point
 
     def release(self, point: Savepoint) -> None:
-        """The changes since the savepoint stay."""
-        floor = self._floors.pop()
-        outer = self._floors[-1] if self._floors else 0
+        """The changes since the savepoint stay, and so do those since savepoints that were made after it."""
+        depth = len(point.floors)
+        floor, outer = self._floors[depth], self._floors[depth - 1] if depth else 0
+        del self._floors[depth:]
         above, below = self.layers[: len(self.layers) - floor], self.layers[len(self.layers) - floor :]
         if floor > outer and not below[0].shared:
             for layer in reversed(above):
@@ -189,8 +190,12 @@ class Work:
         else:
             self._start_layer()
 
+    def unchanged_since(self, point: Savepoint) -> bool:
+        """Whether nothing was changed since the savepoint."""
+        return self.base is point.base and self.size == point.size
+
     def roll_back(self, point: Savepoint) -> None:
-        """The changes since the savepoint are gone."""
+        """The changes since the savepoint, and since those made after it, are gone."""
         self._become(point.base, point.base_count, point.layers, point.size, list(point.floors), point.cleared)
 
     def _become(
@@ -222,8 +227,7 @@ class Work:
         return changes
 
     def reset(self) -> None:
-        """Forget all changes. There must be no savepoints."""
-        assert not self._floors
+        """Forget all changes, and all savepoints."""
         self._become(*self._origin)
 
     def clear(self) -> None:
