@@ -35,20 +35,20 @@ def _is_entered(context: Context) -> bool:
 
 def _task() -> object | None:
     """The asyncio task that runs in this thread."""
-    asyncio = modules.get("asyncio")
-    if asyncio is None or (loop := _asyncio_loop(asyncio)) is None:
-        return None
-    return asyncio.current_task(loop)
+    asyncio: Any = modules.get("asyncio")
+    loop = _asyncio_loop(asyncio)
+    return None if loop is None else asyncio.current_task(loop)
 
 
 def _asyncio_loop(asyncio: Any) -> object | None:
     running_loop = getattr(asyncio, "_get_running_loop", None)  # it is not there before asyncio is imported completely
-    return None if running_loop is None else running_loop()  # type: ignore[no-any-return]
+    return None if running_loop is None else running_loop()
 
 
 def _event_loop() -> object | None:
     """The event loop that runs in this thread, of asyncio or of trio."""
-    loop, trio = _asyncio_loop(modules.get("asyncio")), modules.get("trio")
+    trio: Any = modules.get("trio")
+    loop = _asyncio_loop(modules.get("asyncio"))
     if loop is None and trio is not None:
         try:
             loop = trio.lowlevel.current_trio_token()
