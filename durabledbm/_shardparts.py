@@ -75,6 +75,11 @@ class ShardTransaction(Transaction):
     def _put(self, key: bytes, value: bytes) -> None:
         super()._put(self._mine(key), value)
 
+    def _update(self, changes: dict[bytes, bytes]) -> None:
+        for key in changes:
+            self._mine(key)
+        super()._update(changes)
+
     def _pop(self, key: bytes) -> bytes | None:
         return super()._pop(self._mine(key))
 

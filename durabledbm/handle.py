@@ -21,7 +21,7 @@ from ._engine.spill import Spill
 from ._engine.state import State
 from ._engine.store import Store
 from ._engine.view import Life, View
-from ._engine.work import CHANGE_MEMORY, Work
+from ._engine.work import Work
 from .errors import BusyError, CorruptionError, error
 from .mapping import Key, Writable, as_bytes
 from .snapshot import Pin, Snapshot
@@ -228,8 +228,7 @@ class Database(Upkeep, Writable):
         if self._transactions and (transaction := own_transaction(self, to_write=True)) is not None:
             transaction._update(changes)
         else:
-            size = sum(map(len, changes)) + sum(map(len, changes.values())) + CHANGE_MEMORY * len(changes)
-            self._run(lambda work: work.update(changes, size))  # type: ignore[arg-type]
+            self._run(lambda work: operations.update(work, changes))
 
     def clear(self) -> None:
         """Delete all entries in one atomic commit."""

@@ -398,8 +398,10 @@ class Transaction(Writable):
         return default
 
     def _update(self, changes: dict[bytes, bytes]) -> None:
-        for key, value in changes.items():
-            self._put(key, value)
+        work = self._writing()
+        operations.update(work, changes)  # in one step: an interrupt comes before it or after it
+        if work.size > SPILL_SIZE:
+            self._spill()
 
     def clear(self) -> None:
         """Delete all entries."""

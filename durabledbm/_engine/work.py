@@ -122,7 +122,8 @@ class Work:
         live[key] = value
         self.size += size + CHANGE_MEMORY
         if known is not None:
-            self._note(known, key, present=True)
+            self._count_change(known, key, present=True)
+            self._present = known
 
     def delete(self, key: bytes) -> None:
         """Delete `key`, which may be absent."""
@@ -132,7 +133,8 @@ class Work:
         self._live[key] = None
         self.size += len(key) + CHANGE_MEMORY
         if known is not None:
-            self._note(known, key, present=False)
+            self._count_change(known, key, present=False)
+            self._present = known
 
     def update(self, changes: dict[bytes, bytes | None], size: int) -> None:
         """Make many changes; `size` is their memory."""
@@ -140,17 +142,20 @@ class Work:
             raise ValueError(_TOO_LONG)
         if self._live.shared:
             self._start_layer()
-        self._present = None
+        known, self._present = self._present, None
         self._live.update(changes)
         self.size += size
+        if known is not None:
+            for key, value in changes.items():
+                self._count_change(known, key, present=value is not None)
+            self._present = known
 
-    def _note(self, known: dict[bytes, bool], key: bytes, *, present: bool) -> None:
+    def _count_change(self, known: dict[bytes, bool], key: bytes, *, present: bool) -> None:
         before = known.get(key)
         if before is None:
             before = self._in_base(key)
         self._growth += present - before
         known[key] = present
-        self._present = known
 
     def _start_layer(self) -> Layer:
         """Write to a new layer: the present one was handed out."""
