@@ -1,9 +1,9 @@
 """Calls made at the same time: by threads where there may be any, and otherwise by the caller, one after another.
 
 `concurrent.futures` will not do: it refuses work when the interpreter is about to end, and an interrupt of the caller
-may leave its locks taken. Here the caller makes every call that no thread has begun, so nothing depends on a thread that
-does not start or does not come; and a call is claimed, begun and cancelled by single steps of a dict, so an interrupt
-may strike anywhere.
+may leave its locks taken. Here the caller makes every call that no thread has begun, so nothing depends on a thread
+that does not start or does not come; and a call is claimed, begun and cancelled by single steps of a dict, so an
+interrupt may strike anywhere.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from ._engine.native import FileVolume
 from ._engine.work import Work
 from ._manifest import GOLDEN, make_whole, place, shard_path
 from ._parallel import Call, Threads
-from ._shardparts import ShardedSnapshot, ShardedStats, ShardTransaction, merged
+from ._shardparts import Merged, ShardedSnapshot, ShardedStats, ShardTransaction
 from .check import Problem
 from .database import DEFAULT_CACHE_SIZE, Database
 from .database import open as open_database
@@ -147,6 +147,7 @@ class ShardedDatabase(Writable):
         self._syncs = type(pipeline) is Group and pipeline.flusher is None
         """A write waits for the disk, so writes to several shards are worth several threads."""
         self._threads = Threads("durabledbm-shard")
+        self._closed = False
 
     # -- what it is ------------------------------------------------------------------------------------------
 
@@ -158,7 +159,7 @@ class ShardedDatabase(Writable):
     @property
     def closed(self) -> bool:
         """Whether `close()` was called and has closed all shards."""
-        return all(shard.closed for shard in self._shards)
+        return self._closed
 
     @property
     def readonly(self) -> bool:
@@ -222,11 +223,11 @@ class ShardedDatabase(Writable):
 
     def _items(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
         parts = [shard._items(start, stop, reverse) for shard in self._shards]
-        return merged(parts, self, reverse=reverse)
+        return Merged(parts, self, reverse=reverse)
 
     def _keys(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[bytes]:
         parts = [shard._keys(start, stop, reverse) for shard in self._shards]
-        return merged(parts, self, reverse=reverse)
+        return Merged(parts, self, reverse=reverse)
 
     def _pop_end(self) -> tuple[bytes, bytes] | None:
         if self.readonly:
@@ -370,7 +371,8 @@ class ShardedDatabase(Writable):
                 shard.close()
             except Exception as exc:
                 failure = failure or exc
-        if self.closed:
+        self._closed = all(shard.closed for shard in self._shards)
+        if self._closed:
             self._threads.close()
         if failure is not None:
             try:
