@@ -317,6 +317,8 @@ class Database(Upkeep, Writable):
             if self._store.failure is None:
                 self._pipeline.flush()
                 self._pipeline.tidy()
+                if self._store.observer is not None:
+                    self._store.observer.finish()
         except BusyError:
             raise
         except BaseException as exc:

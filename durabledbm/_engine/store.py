@@ -182,6 +182,9 @@ class Store(Current):
         """Run a step that makes a commit, and make its result current. Whatever it raises leaves the handle sound."""
         assert self.writer.kept
         self.check()
+        observer, before = self.observer, self.state
+        if observer is not None:
+            observer.expect()
         with self._committing:
             if self.underway:
                 raise error(f"{self.path}: an earlier commit was interrupted; this one was to build on it")
@@ -196,8 +199,8 @@ class Store(Current):
                 if isinstance(exc, OSError):
                     raise error.wrap(exc, self.path) from exc
                 raise
-        if self.observer is not None:
-            self.observer.committed(changes)
+        if observer is not None:
+            observer.committed(before, changes)
         return state
 
     def _publish(self, state: State, changes: Mapping[bytes, object] | None) -> None:
