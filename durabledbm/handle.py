@@ -22,7 +22,7 @@ from ._engine.spill import Spill
 from ._engine.state import State
 from ._engine.store import Store
 from ._engine.view import Life, View
-from ._engine.work import CHANGE_MEMORY, Work
+from ._engine.work import Work
 from .errors import BusyError, CorruptionError, error
 from .mapping import Key, Writable, as_bytes
 from .snapshot import Pin, Snapshot
@@ -205,41 +205,40 @@ class Database(Upkeep, Writable):
         return not self._store.readonly
 
     def _put(self, key: bytes, value: bytes) -> None:
-        if self._transactions and (transaction := own_transaction(self)) is not None:
+        if self._transactions and (transaction := own_transaction(self, to_write=True)) is not None:
             transaction._put(key, value)
         elif not self._pipeline.put(key, value):
             self._run(lambda work: work.put(key, value))
 
     def _delete(self, key: bytes) -> bool:
-        if self._transactions and (transaction := own_transaction(self)) is not None:
+        if self._transactions and (transaction := own_transaction(self, to_write=True)) is not None:
             return transaction._delete(key)
         return self._run(lambda work: operations.delete(work, key))
 
     def _pop(self, key: bytes) -> bytes | None:
-        if self._transactions and (transaction := own_transaction(self)) is not None:
+        if self._transactions and (transaction := own_transaction(self, to_write=True)) is not None:
             return transaction._pop(key)
         return self._run(lambda work: operations.pop(work, key))
 
     def _pop_end(self) -> tuple[bytes, bytes] | None:
-        if self._transactions and (transaction := own_transaction(self)) is not None:
+        if self._transactions and (transaction := own_transaction(self, to_write=True)) is not None:
             return transaction._pop_end()
         return self._run(operations.pop_end)
 
     def _set_default(self, key: bytes, default: bytes) -> bytes:
-        if self._transactions and (transaction := own_transaction(self)) is not None:
+        if self._transactions and (transaction := own_transaction(self, to_write=True)) is not None:
             return transaction._set_default(key, default)
         return self._run(lambda work: operations.set_default(work, key, default))
 
     def _update(self, changes: dict[bytes, bytes]) -> None:
-        if self._transactions and (transaction := own_transaction(self)) is not None:
+        if self._transactions and (transaction := own_transaction(self, to_write=True)) is not None:
             transaction._update(changes)
         else:
-            size = sum(map(len, changes)) + sum(map(len, changes.values())) + CHANGE_MEMORY * len(changes)
-            self._run(lambda work: work.update(changes, size))  # type: ignore[arg-type]
+            self._run(lambda work: operations.update(work, changes))
 
     def clear(self) -> None:
         """Delete all entries in one atomic commit."""
-        if self._transactions and (transaction := own_transaction(self)) is not None:
+        if self._transactions and (transaction := own_transaction(self, to_write=True)) is not None:
             transaction.clear()
         else:
             self._run(Work.clear)

@@ -18,7 +18,7 @@ LINES_OF_A_FILE = 600
 LINES_OF_A_FUNCTION = 60
 
 LAYERS = """
-errors  progress  _engine.checksum
+errors  progress  _caller  _parallel  _engine.checksum
 _engine.cells  _engine.page  _engine.rows  _engine.observer  _engine.freepages  _engine.disk
 _engine.meta  _engine.node  _engine.space  _engine.locks  _engine.posix  _engine.windows
 _engine.creation  _engine.draft  _engine.pager  _engine.pins  _engine.recovery  _engine.kernel32
@@ -98,8 +98,8 @@ OPEN_TO_ALL = {"_engine.checksum", "_engine.disk", "_engine.native", "_engine.cr
 """Modules of the engine that others may use: files and their names, what a file says of itself, and checksums."""
 
 LOOKS_INTO_THE_ENGINE = """
-_blocks  _builder  _foreign  _pages  _picture.*  _survey  _treediff  attach  backup  check  database  handle
-inspect  lifetime
+_blocks  _builder  _foreign  _pages  _picture.*  _shardparts  _survey  _treediff  attach  backup  check  database
+handle  inspect  lifetime
 reorganize  salvage  sharded  snapshot  stats  stdlib  transaction  upkeep
 """
 """Modules above the engine that may import the rest of it."""

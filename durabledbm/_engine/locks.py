@@ -15,6 +15,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 
 from ..errors import BusyError
 from .disk import Disk, LockOwner
@@ -102,16 +103,23 @@ class Turn:
     nobody refers to it any more: whoever is interrupted even on the way out leaves nothing locked.
     """
 
-    __slots__ = ("__weakref__", "gate", "lock", "place", "thread")
+    __slots__ = ("__weakref__", "gate", "lock", "place", "stuck", "thread")
 
-    def __init__(self, *, transaction: bool = False) -> None:
-        self.thread = None if transaction else threading.get_ident()
-        """The thread whose single operation it is for. If that does something else now, the turn is left over."""
+    def __init__(self) -> None:
+        self.thread = threading.get_ident()
+        """The thread that made it."""
+        self.stuck: Callable[[], bool] | None = None
+        """Tells whether the turn can never end while the calling thread waits for it. None: it was taken and is ended
+        by one thread without a pause, so that holds for this thread and for no other."""
         self.lock: WriterLock | None = None
         self.place: weakref.ref[Turn] | None = None
         """What stands for it in the queue, without keeping it alive."""
         self.gate: threading.Lock | None = None
         """What it waits for, if it has to wait."""
+
+    def left_over(self) -> bool:
+        """Whether it is of an earlier operation of this thread, amid whose end an interrupt struck."""
+        return self.stuck is None and self.thread == threading.get_ident()
 
     def end(self) -> None:
         """Let the next writer in."""
@@ -151,8 +159,8 @@ class FairLock:
             if holder is None:
                 self.leave(first)
                 continue
-            if holder.thread == turn.thread is not None:
-                holder.end()  # an interrupt struck amid the end of an earlier operation of this thread
+            if holder.left_over():
+                holder.end()
                 continue
             left = _LOOK if deadline is None else deadline - time.monotonic()
             if left <= 0:
@@ -175,8 +183,12 @@ class FairLock:
             pass  # there is nobody any more, or it is awake
 
 
-_owners: dict[tuple[int, int], int] = {}
-"""Which thread of this process writes to which file: a thread that waits for itself would wait for ever."""
+_owners: dict[tuple[int, int], Callable[[], bool]] = {}
+"""For each file that this process writes to: whether the calling thread would wait for itself, and so for ever."""
+
+
+def _is_this_thread(ident: int) -> bool:
+    return threading.get_ident() == ident
 
 
 def forget_owners() -> None:
@@ -214,17 +226,22 @@ class WriterLock:
         return self.kept and bool(self._turns.queue)
 
     def check_self(self, path: str) -> None:
-        """Raise `BusyError` if this very thread has the lock, through whatever handle: it would wait for itself.
+        """Raise `BusyError` if the caller has the lock itself, through whatever handle: it would wait for ever.
 
         It has it, too, while another handle keeps it for what this thread has written there.
         """
         if self.kept and not self._turns.queue:
             return  # this handle keeps it, and no thread of it writes
-        if _owners and _owners.get(self._file) == threading.get_ident() and not self._ends_leftover():
+        if self.is_callers() and not self._ends_leftover():
             raise BusyError(
-                f"{path}: this thread already writes to the file: in a transaction that is still open, or through "
-                "another handle that has not been synced"
+                f"{path}: this thread already writes to the file, or its context does: in a transaction that is still "
+                "open, or through another handle that has not been synced"
             )
+
+    def is_callers(self) -> bool:
+        """Whether the lock, through whatever handle, cannot be let go of while the calling thread waits for it."""
+        stuck = _owners.get(self._file)
+        return stuck is not None and stuck()
 
     def _ends_leftover(self) -> bool:
         """End the turn of an operation of this thread that was interrupted amid its end. False if there is none."""
@@ -234,7 +251,7 @@ class WriterLock:
         holder = place()
         if holder is None:
             self.release(place)
-        elif holder.thread == threading.get_ident():
+        elif holder.left_over():
             holder.end()
         else:
             return False
@@ -242,6 +259,8 @@ class WriterLock:
 
     def take_turn(self, turn: Turn, path: str, timeout: float | None) -> None:
         """Wait until no thread writes through this handle. The lock in the file is not asked for."""
+        if self._turns.queue:
+            self.check_self(path)
         turn.lock = self
         if not self._turns.acquire(turn, timeout, self._dropped):
             raise BusyError(f"{path}: another thread has this handle's turn for more than {timeout:g} seconds")
@@ -266,7 +285,7 @@ class WriterLock:
         except BaseException:
             turn.end()
             raise
-        _owners[self._file] = threading.get_ident()
+        _owners[self._file] = turn.stuck or partial(_is_this_thread, threading.get_ident())
 
     def release(self, place: weakref.ref[Turn] | None) -> None:
         """Let the next writer in: any, or only one of this handle if the lock is reserved."""
