@@ -17,13 +17,12 @@ from ._engine import operations
 from ._engine.deferred import Deferred
 from ._engine.group import Group
 from ._engine.locks import Turn
-from ._engine.meta import LOOK_OFFSET, LOOK_SIZE
 from ._engine.spill import Spill
 from ._engine.state import State
 from ._engine.store import Store
 from ._engine.view import Life, View
 from ._engine.work import Work
-from .errors import BusyError, CorruptionError, error
+from .errors import BusyError, error
 from .mapping import Key, Writable, as_bytes
 from .snapshot import Pin, Snapshot
 from .transaction import Transaction, own_transaction
@@ -88,13 +87,13 @@ class Database(Upkeep, Writable):
         if self._plain and type(key) is bytes:
             # The common case, in as few steps as can be: nobody has committed, and the row was read before.
             try:
-                if store.read(LOOK_SIZE, LOOK_OFFSET) == store.look:
+                if next(store.looks, b"") == store.look or store.glance():
                     value = store.rows.young.get(key) or store.fetch(key)
                     if value is not None:
                         return value
                     raise KeyError(key)
             except OSError as exc:
-                if not isinstance(exc, CorruptionError):  # overtaken by writers, or damage: the long way tells
+                if not store.may_pass(exc):  # else the long way tells
                     raise self._error(exc) from exc
         value = self._find(key if type(key) is bytes else as_bytes(key, "key"))
         if value is None:
@@ -105,10 +104,10 @@ class Database(Upkeep, Writable):
         store = self._store
         if self._plain:
             try:
-                if store.read(LOOK_SIZE, LOOK_OFFSET) == store.look:
+                if next(store.looks, b"") == store.look or store.glance():
                     return store.rows.young.get(key) or store.fetch(key)
             except OSError as exc:
-                if not isinstance(exc, CorruptionError):
+                if not store.may_pass(exc):
                     raise self._error(exc) from exc
         if self._transactions and (transaction := own_transaction(self)) is not None:
             return transaction._find(key)
@@ -280,10 +279,10 @@ class Database(Upkeep, Writable):
     def _spill(self, work: Work) -> Spill:
         return self._pipeline.spill(work)
 
-    def _pin(self) -> Pin:
+    def _pin(self, *, displaced: bool = False) -> Pin:
         self._raise_background_failure()
         try:
-            return Pin(self._store)
+            return Pin(self._store, displaced=displaced)
         except OSError as exc:
             raise self._error(exc) from exc
 
@@ -412,6 +411,8 @@ class Database(Upkeep, Writable):
                 transaction.orphan()
                 if not transaction.mine():
                     self._forget(transaction)
+        for snapshot in self._snapshots.all():
+            snapshot.after_fork()
         self._store.after_fork()
         self._pipeline.after_fork()
 

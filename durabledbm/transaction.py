@@ -332,6 +332,8 @@ class Transaction(Writable):
         """The process forked, and this is the child."""
         if self._root_ is not None:
             self._root_.orphaned = True
+            for life in self._root_.lives:
+                life.end()  # nothing keeps the pages that its iterators read
 
     def _root(self) -> Root:
         root, fate = self._root_, self._block.fate
@@ -461,6 +463,7 @@ class Transaction(Writable):
             root.spill = self.database._spill(work)
         reuse = not work.has_savepoints and not root.uses
         try:
+            self.database._store.check_place()
             tree, count = root.spill.add(work.changes(), reuse=reuse)
         except BaseException as exc:
             root.doomed = exc

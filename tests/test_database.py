@@ -483,21 +483,6 @@ def test_a_copy_is_a_database_of_its_own(tmp_path: Path) -> None:
         assert first["key"] == b"first"
 
 
-def test_a_file_that_was_removed_is_used_until_it_is_closed(tmp_path: Path) -> None:
-    path = tmp_path / "db"
-    with durabledbm.open(path, "c") as db:
-        db["key"] = "value"
-        path.unlink()
-        db["other"] = "value"
-        assert len(db) == 2
-        with durabledbm.open(path, "c") as fresh:
-            assert len(fresh) == 0
-            fresh["new"] = "file"
-            assert "new" not in db
-    with durabledbm.open(path) as db:
-        assert dict(db.items()) == {b"new": b"file"}
-
-
 # -- several handles -----------------------------------------------------------------------------------------------
 
 

@@ -256,20 +256,6 @@ def test_a_file_extended_by_somebody_else_is_read_and_written(tmp_path: Path) ->
         assert db.check() == []
 
 
-def test_a_file_unlinked_or_replaced_by_another_stays_what_it_was_for_who_has_it_open(tmp_path: Path) -> None:
-    path, other = tmp_path / "db", tmp_path / "other"
-    with durabledbm.open(other, "c") as db:
-        db["other"] = "1"
-    with durabledbm.open(path, "c") as db:
-        db["a"] = "1"
-        os.replace(other, path)
-        db["b"] = "2"
-        assert dict(db.items()) == {b"a": b"1", b"b": b"2"}
-        path.unlink()
-        db["c"] = "3"
-        assert dict(db.items()) == {b"a": b"1", b"b": b"2", b"c": b"3"}
-
-
 @pytest.mark.leaves_damage
 def test_a_file_overwritten_with_another_database_is_noticed(tmp_path: Path) -> None:
     path, other = tmp_path / "db", tmp_path / "other"

@@ -18,11 +18,11 @@ LINES_OF_A_FILE = 600
 LINES_OF_A_FUNCTION = 60
 
 LAYERS = """
-errors  progress  _caller  _parallel  _engine.checksum
+errors  progress  _caller  _parallel  _engine.checksum  _engine.patience
 _engine.cells  _engine.page  _engine.rows  _engine.observer  _engine.freepages  _engine.disk
 _engine.meta  _engine.node  _engine.space  _engine.locks  _engine.posix  _engine.windows
 _engine.creation  _engine.draft  _engine.pager  _engine.pins  _engine.recovery  _engine.kernel32
-_engine.native  _engine.reentry  _engine.tree  _engine.writer
+_engine.native  _engine.reentry  _engine.tree  _engine.unpinned  _engine.writer
 _engine.joining  _engine.view  _engine.walk
 _engine.merge
 _engine.state  _engine.vacuum

@@ -14,7 +14,7 @@ import time
 from .disk import Disk, Volume
 from .meta import Meta, encode_meta, first_page
 
-__all__ = ["create", "empty_database", "initialise", "replace", "temporary_name"]
+__all__ = ["create", "empty_database", "initialise", "random_name", "replace", "temporary_name"]
 
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EACCES, errno.EMLINK, errno.EINVAL}
 
@@ -26,6 +26,11 @@ def empty_database(page_size: int) -> bytes:
         steady_txid=1, steady=True, time_ns=time.time_ns(),
     )  # fmt: skip
     return encode_meta(meta) * 2
+
+
+def random_name() -> bytes:
+    """Eight bytes that nobody else draws: the name of a generation."""
+    return os.urandom(8)
 
 
 def temporary_name(path: str) -> str:

@@ -11,7 +11,6 @@ every possible end of the file. The writer asks for the lowest one: what was fre
 from __future__ import annotations
 
 import threading
-import time
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from functools import partial
 
 from ..errors import BusyError
 from .disk import Disk, LockOwner
+from .patience import Patience
 
 __all__ = [
     "FairLock", "Turn", "WriterLock", "forget_owners", "locks_work", "oldest_pin", "pin", "someone_waits", "unpin",
@@ -141,8 +141,8 @@ class FairLock:
     def __init__(self) -> None:
         self.queue: deque[weakref.ref[Turn]] = deque()
 
-    def acquire(self, turn: Turn, timeout: float | None, dropped: Callable[[weakref.ref[Turn]], None]) -> bool:
-        """Wait at most `timeout` seconds, None for ever. False if it was not to be had.
+    def acquire(self, turn: Turn, patience: Patience, dropped: Callable[[weakref.ref[Turn]], None]) -> bool:
+        """Wait for as long as there is patience. False if it was not to be had.
 
         `dropped` is called if nobody refers to the turn any more before it has left.
         """
@@ -153,7 +153,6 @@ class FairLock:
             return True
         gate = turn.gate = threading.Lock()
         gate.acquire()
-        deadline = None if timeout is None else time.monotonic() + timeout
         while (first := queue[0]) is not place:
             holder = first()
             if holder is None:
@@ -162,11 +161,10 @@ class FairLock:
             if holder.left_over():
                 holder.end()
                 continue
-            left = _LOOK if deadline is None else deadline - time.monotonic()
-            if left <= 0:
+            if patience.over:
                 self.leave(place)
                 return False
-            gate.acquire(timeout=min(left, _LOOK))
+            patience.acquire(gate, min(patience.left, _LOOK))
         return True
 
     def leave(self, place: weakref.ref[Turn] | None) -> None:
@@ -262,24 +260,24 @@ class WriterLock:
         if self._turns.queue:
             self.check_self(path)
         turn.lock = self
-        if not self._turns.acquire(turn, timeout, self._dropped):
+        if not self._turns.acquire(turn, Patience(timeout), self._dropped):
             raise BusyError(f"{path}: another thread has this handle's turn for more than {timeout:g} seconds")
 
     def acquire(self, turn: Turn, disk: Disk, timeout: float | None) -> None:
         """Wait for the lock, at most `timeout` seconds (None: for ever), then raise `BusyError`."""
         self.check_self(disk.path)
-        deadline = None if timeout is None else time.monotonic() + timeout
+        patience = Patience(timeout)
         turn.lock = self
         try:
-            if not self._turns.acquire(turn, timeout, self._dropped):
+            if not self._turns.acquire(turn, patience, self._dropped):
                 raise _busy(disk, timeout)
             if not self.kept:
                 self._disk = disk
                 self._asked = self._at_gate = True
                 if not disk.lock(_GATE, exclusive=True):
-                    _wait(disk, _GATE, deadline, timeout)
+                    _wait(disk, _GATE, patience, timeout)
                 if not disk.lock(_WRITER, exclusive=True):
-                    _wait(disk, _WRITER, deadline, timeout)
+                    _wait(disk, _WRITER, patience, timeout)
                 self._leave_gate()
                 self.kept = True
         except BaseException:
@@ -319,6 +317,18 @@ class WriterLock:
             self._disk.unlock(_GATE)
             self._at_gate = False
 
+    def regain(self) -> bool:
+        """The file was opened again, and the lock has gone with what was open before. Take it once more, if it may be
+        this handle's; False if another handle has it by now.
+        """
+        if self._asked:
+            assert self._disk is not None
+            self._at_gate = False
+            self._asked = self.kept = self._disk.lock(_WRITER, exclusive=True)
+            self.writing = self.writing and self.kept
+            return self.kept
+        return True
+
     def forget(self) -> None:
         """In a child process: the lock is the parent's, and so are the turns that end here."""
         self._turns.queue.clear()
@@ -328,13 +338,13 @@ def _busy(disk: Disk, timeout: float | None) -> BusyError:
     return BusyError(f"{disk.path}: another writer held the file for more than {timeout:g} seconds")
 
 
-def _wait(disk: Disk, offset: int, deadline: float | None, timeout: float | None) -> None:
+def _wait(disk: Disk, offset: int, patience: Patience, timeout: float | None) -> None:
     """Ask again and again, ever more slowly: the kernel's own waiting could not be bounded in time."""
     nap = _FIRST_NAP
     while True:
-        time.sleep(nap)
+        patience.nap(nap)
         if disk.lock(offset, exclusive=True):
             return
-        if deadline is not None and time.monotonic() >= deadline:
+        if patience.over:
             raise _busy(disk, timeout)
         nap = min(nap * 1.5, _LONGEST_NAP)
