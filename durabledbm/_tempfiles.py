@@ -1,0 +1,282 @@
+"""Temporary files and directories beside a target: nobody can guess, plant or follow them, and none stays behind.
+
+A name is `.durabledbm-`, 64 random bits, `.tmp`, in the directory of the target: short enough wherever a file may be,
+and unknown until it exists. It is created exclusively, so a link that someone planted is never followed.
+
+Whoever makes one holds a lock on it, at a byte that the engine uses for nothing else. The kernel releases the lock when
+the process ends, in whatever container it ran. So the next run in the same directory can tell what is in use from what
+a killed run left, and removes the latter (`sweep`). Where a file system keeps no locks nothing can be told, and nothing
+is swept.
+
+While there are temporary files, SIGTERM and SIGHUP remove them before they end the process, unless the program handles
+or ignores the signal itself. Python installs handlers in the main thread only; if all temporary files were made by
+other threads, the next run removes what a signal left.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import re
+import shutil
+import signal
+import stat
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from types import FrameType, TracebackType
+
+from ._engine.creation import temporary_name
+from ._engine.disk import Disk
+from ._engine.native import FileDisk, FileVolume
+from .errors import error
+
+__all__ = ["Temporary", "new_directory", "new_file", "sweep", "take_owner"]
+
+_SUFFIX = ".tmp"
+_NAME = re.compile(r"\.durabledbm-[0-9a-f]{16}\.tmp")
+_LOCK = (1 << 62) - 4  # just below the bytes that `_engine.locks` uses
+_LOCK_FILE = "lock"
+_ATTEMPTS = 100
+_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+_living: dict[str, Temporary] = {}
+"""The temporary files of this process. Each is recorded before it exists, and forgotten after it is gone."""
+_process = os.getpid()
+"""The process whose they are: not a child that was just forked."""
+
+
+class Temporary:
+    """A temporary file or directory. Made by `new_file` and `new_directory`.
+
+    `remove()` and the end of a `with` block remove it. To keep a file, link it to its target or rename it: what no
+    longer has the temporary name is not removed.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.disk: Disk | None = None
+        """The file, open for writing; of a directory, the lock file in it. `remove()` closes it."""
+
+    def __enter__(self) -> Temporary:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.remove()
+
+    def remove(self) -> None:
+        """Remove it, with all that a directory holds, and release the lock. Removing twice is harmless.
+
+        What cannot be removed now is left to the next `sweep`. In a child after `fork` nothing happens: the file is its
+        parent's.
+        """
+        if self.path in _living:
+            _remove(self.path, self.disk)
+            _living.pop(self.path, None)
+            _release_signals()
+
+
+def new_file(target: str, mode: int = 0o600, like: os.stat_result | None = None) -> Temporary:
+    """Create an empty file beside `target`, open and locked; before that, sweep the directory.
+
+    It has the permissions `mode`, less the umask. With `like` it has the owner, the group and exactly the permissions
+    of that file instead (see `take_owner`). Raises what the operating system raises.
+    """
+    sweep(target)
+    return _locked(target, lambda path: _create_file(path, mode, like))
+
+
+def new_directory(target: str) -> Temporary:
+    """Create a directory beside `target` that is open to its owner only; before that, sweep the directory around it.
+
+    It may be filled with any files, except for one named "lock", which is there already. For a directory that becomes
+    `target` itself, make one inside. Raises what the operating system raises.
+    """
+    sweep(target)
+    return _locked(target, _create_directory)
+
+
+def sweep(target: str) -> None:
+    """Remove the temporary files in the directory of `target` whose processes are gone. Never raises an OSError."""
+    directory = os.path.dirname(target)
+    with suppress(OSError):
+        for name in os.listdir(directory or "."):
+            path = os.path.join(directory, name)
+            if _NAME.fullmatch(name) and path not in _living:
+                with suppress(OSError):
+                    _remove_if_dead(path)
+
+
+def take_owner(fd: int, like: os.stat_result) -> None:
+    """Give an open file the owner, group and permissions that `like` tells, as far as the system permits.
+
+    If the group cannot be kept, another group must not get its permissions: it gets those of others.
+    """
+    if sys.platform == "win32":
+        return
+    mode = like.st_mode & 0o777
+    for owner in (like.st_uid, -1):
+        with suppress(OSError):
+            os.fchown(fd, owner, like.st_gid)
+            break
+    if os.fstat(fd).st_gid != like.st_gid:
+        mode = mode & 0o707 | (mode & 0o007) << 3
+    os.fchmod(fd, mode)
+
+
+# -- making --------------------------------------------------------------------------------------------------------
+
+
+def _locked(target: str, create: Callable[[str], Disk | None]) -> Temporary:
+    """What `create` makes, once the lock on it is held."""
+    for _ in range(_ATTEMPTS):
+        made = Temporary(temporary_name(target) + _SUFFIX)
+        _living[made.path] = made
+        try:
+            _watch_signals()
+            made.disk = create(made.path)
+            if made.disk is not None and _lock(made.disk) and made.disk.linked():
+                return made
+        except BaseException:
+            made.remove()
+            raise
+        made.remove()  # between creating and locking it, another process's sweep took it for a leftover
+    raise error(f"{target}: temporary files beside it are removed again and again")
+
+
+def _create_file(path: str, mode: int, like: os.stat_result | None) -> Disk:
+    if like is None or sys.platform == "win32":
+        return FileVolume().create(path, mode)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        take_owner(fd, like)
+    except BaseException:
+        os.close(fd)
+        raise
+    return FileDisk(fd, path, writable=True)
+
+
+def _create_directory(path: str) -> Disk | None:
+    """Make the directory; return its lock file, or None if a sweep was faster."""
+    os.mkdir(path, 0o700)
+    try:
+        return FileVolume().create(os.path.join(path, _LOCK_FILE), 0o600)
+    except FileNotFoundError:
+        return None
+
+
+def _lock(disk: Disk, *, exclusive: bool = True) -> bool:
+    try:
+        return disk.lock(_LOCK, exclusive=exclusive)
+    except OSError:
+        return exclusive  # without locks the owner goes on, and a sweep leaves everything alone
+
+
+# -- removing ------------------------------------------------------------------------------------------------------
+
+
+def _remove(path: str, disk: Disk | None) -> None:
+    """Remove what is there, as far as that goes, and close `disk`."""
+    with suppress(OSError):
+        if stat.S_ISDIR(os.lstat(path).st_mode):
+            _empty(path)
+        else:
+            os.unlink(path)
+    if disk is not None:
+        disk.close()  # Windows removes an open file, and lets its directory be removed, only then
+    with suppress(OSError):
+        os.rmdir(path)
+
+
+def _empty(directory: str) -> None:
+    """Remove all files in a directory, the lock file last: if a kill interrupts this, a sweep can still go on."""
+    for name in sorted(os.listdir(directory), key=lambda name: name == _LOCK_FILE):
+        path = os.path.join(directory, name)
+        if stat.S_ISDIR(os.lstat(path).st_mode):
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            os.unlink(path)
+
+
+def _remove_if_dead(path: str) -> None:
+    status = os.lstat(path)
+    if not stat.S_ISDIR(status.st_mode) and not stat.S_ISREG(status.st_mode):
+        return  # a link or a pipe: none of ours
+    lock_path = os.path.join(path, _LOCK_FILE) if stat.S_ISDIR(status.st_mode) else path
+    try:
+        disk = _open(lock_path)
+    except FileNotFoundError:
+        os.rmdir(path)  # made or removed at this moment, or left by a kill at such a moment: if it is empty
+        return
+    try:
+        # A shared lock will do: it keeps out an owner that has yet to lock the file, and needs no permission to write.
+        if _lock(disk, exclusive=False) and _shows(lock_path):
+            _remove(path, disk)
+    finally:
+        disk.close()
+
+
+def _shows(lock_path: str) -> bool:
+    """Whether the lock that was just taken can be seen through another open file: some file systems pretend."""
+    twin = _open(lock_path)
+    try:
+        return twin.lowest_lock(_LOCK, _LOCK + 1) is not None
+    finally:
+        twin.close()
+
+
+def _open(path: str) -> FileDisk:
+    if sys.platform == "win32":
+        return FileVolume().open(path, writable=False)
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    return FileDisk(fd, path, writable=True)  # "writable": to be told where the file system keeps no locks
+
+
+# -- the end of the process ----------------------------------------------------------------------------------------
+
+
+def _remove_all() -> None:
+    if os.getpid() == _process:
+        for temporary in list(_living.values()):
+            _remove(temporary.path, temporary.disk)
+
+
+def _on_signal(number: int, frame: FrameType | None) -> None:
+    _remove_all()
+    signal.signal(number, signal.SIG_DFL)
+    signal.raise_signal(number)  # ends the process as if this handler had never been
+
+
+def _watch_signals() -> None:
+    """Handle the signals that would end the process."""
+    if threading.current_thread() is threading.main_thread():
+        for number in _SIGNALS:
+            if signal.getsignal(number) is signal.SIG_DFL:
+                with suppress(ValueError):  # not in the main interpreter
+                    signal.signal(number, _on_signal)
+
+
+def _release_signals() -> None:
+    """Undo `_watch_signals` when there is no temporary file any more."""
+    if not _living and threading.current_thread() is threading.main_thread():
+        for number in _SIGNALS:
+            if signal.getsignal(number) is _on_signal:
+                signal.signal(number, signal.SIG_DFL)
+
+
+def _after_fork() -> None:
+    """The child has none. It closes its copies of the open files, so the locks end with the parent."""
+    global _process
+    _process = os.getpid()
+    for temporary in _living.values():
+        if temporary.disk is not None:
+            temporary.disk.close()
+    _living.clear()
+
+
+atexit.register(_remove_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
