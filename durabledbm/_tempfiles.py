@@ -27,16 +27,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType, TracebackType
 
-from ._engine.creation import temporary_name
+from ._engine.creation import TEMPORARY_LOCK, temporary_name
 from ._engine.disk import Disk
-from ._engine.native import FileDisk, FileVolume
+from ._engine.native import FileDisk, FileVolume, take_owner
 from .errors import error
 
 __all__ = ["Temporary", "new_directory", "new_file", "sweep", "take_owner"]
 
-_SUFFIX = ".tmp"
 _NAME = re.compile(r"\.durabledbm-[0-9a-f]{16}\.tmp")
-_LOCK = (1 << 62) - 4  # just below the bytes that `_engine.locks` uses
 _LOCK_FILE = "lock"
 _ATTEMPTS = 100
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
@@ -86,7 +84,7 @@ def new_file(target: str, mode: int = 0o600, like: os.stat_result | None = None)
     of that file instead (see `take_owner`). Raises what the operating system raises.
     """
     sweep(target)
-    return _locked(target, lambda path: _create_file(path, mode, like))
+    return _locked(target, lambda path: FileVolume().create(path, mode, like=like))
 
 
 def new_directory(target: str) -> Temporary:
@@ -110,30 +108,13 @@ def sweep(target: str) -> None:
                     _remove_if_dead(path)
 
 
-def take_owner(fd: int, like: os.stat_result) -> None:
-    """Give an open file the owner, group and permissions that `like` tells, as far as the system permits.
-
-    If the group cannot be kept, another group must not get its permissions: it gets those of others.
-    """
-    if sys.platform == "win32":
-        return
-    mode = like.st_mode & 0o777
-    for owner in (like.st_uid, -1):
-        with suppress(OSError):
-            os.fchown(fd, owner, like.st_gid)
-            break
-    if os.fstat(fd).st_gid != like.st_gid:
-        mode = mode & 0o707 | (mode & 0o007) << 3
-    os.fchmod(fd, mode)
-
-
 # -- making --------------------------------------------------------------------------------------------------------
 
 
 def _locked(target: str, create: Callable[[str], Disk | None]) -> Temporary:
     """What `create` makes, once the lock on it is held."""
     for _ in range(_ATTEMPTS):
-        made = Temporary(temporary_name(target) + _SUFFIX)
+        made = Temporary(temporary_name(target))
         _living[made.path] = made
         try:
             _watch_signals()
@@ -147,18 +128,6 @@ def _locked(target: str, create: Callable[[str], Disk | None]) -> Temporary:
     raise error(f"{target}: temporary files beside it are removed again and again")
 
 
-def _create_file(path: str, mode: int, like: os.stat_result | None) -> Disk:
-    if like is None or sys.platform == "win32":
-        return FileVolume().create(path, mode)
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        take_owner(fd, like)
-    except BaseException:
-        os.close(fd)
-        raise
-    return FileDisk(fd, path, writable=True)
-
-
 def _create_directory(path: str) -> Disk | None:
     """Make the directory; return its lock file, or None if a sweep was faster."""
     os.mkdir(path, 0o700)
@@ -170,7 +139,7 @@ def _create_directory(path: str) -> Disk | None:
 
 def _lock(disk: Disk, *, exclusive: bool = True) -> bool:
     try:
-        return disk.lock(_LOCK, exclusive=exclusive)
+        return disk.lock(TEMPORARY_LOCK, exclusive=exclusive)
     except OSError:
         return exclusive  # without locks the owner goes on, and a sweep leaves everything alone
 
@@ -223,7 +192,7 @@ def _shows(lock_path: str) -> bool:
     """Whether the lock that was just taken can be seen through another open file: some file systems pretend."""
     twin = _open(lock_path)
     try:
-        return twin.lowest_lock(_LOCK, _LOCK + 1) is not None
+        return twin.lowest_lock(TEMPORARY_LOCK, TEMPORARY_LOCK + 1) is not None
     finally:
         twin.close()
 

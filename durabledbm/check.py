@@ -85,7 +85,7 @@ class _Check:
         meta = self._meta
         slots = read_slots(self._store.disk)
         for slot, other in enumerate(slots.metas):
-            if other is None and slots.size:
+            if other is None and not slots.uninitialised:
                 yield Problem(4, f"meta page {slot} is damaged")
             elif other is not None and other.database_id != meta.database_id:
                 yield Problem(4, f"meta page {slot} belongs to another database")

@@ -86,8 +86,9 @@ def test_what_was_renamed_or_linked_is_kept(tmp_path: Path) -> None:
 def test_a_planted_link_is_not_followed(tmp_path: Path, maker: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not even by someone who knew the random name."""
     (tmp_path / "victim").write_text("precious")
-    monkeypatch.setattr(_tempfiles, "temporary_name", lambda target: str(tmp_path / (".durabledbm-" + "0" * 16)))
-    os.symlink("victim", tmp_path / (".durabledbm-" + "0" * 16 + ".tmp"))
+    planted = tmp_path / f".durabledbm-{'0' * 16}.tmp"
+    monkeypatch.setattr(_tempfiles, "temporary_name", lambda target: str(planted))
+    planted.symlink_to("victim")
     with pytest.raises(FileExistsError):
         MAKERS[maker](str(tmp_path / "target"))
     assert (tmp_path / "victim").read_text() == "precious"
@@ -286,7 +287,7 @@ def test_another_group_does_not_get_the_permissions_of_the_first(
     def refuse(*_: object) -> None:
         raise PermissionError
 
-    monkeypatch.setattr(os, "fchown", refuse)
+    monkeypatch.setattr(os, "chown", refuse)
     with source.open("rb") as file:
         take_owner(file.fileno(), os.stat_result(status))
     assert stat.S_IMODE(os.stat(source).st_mode) == 0o644

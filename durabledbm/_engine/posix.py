@@ -20,12 +20,16 @@ from .disk import LockOwner
 
 assert sys.platform != "win32", "see windows"
 
-__all__ = ["NO_LOCKS", "FileDisk", "FileVolume"]
+__all__ = ["NO_LOCKS", "FileDisk", "FileVolume", "take_owner"]
 
 _VECTOR_MAX = 512  # buffers in one writev: below every platform's IOV_MAX
 
 NO_LOCKS = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL})
 """What a file system or a kernel says that does not keep locks of this kind."""
+
+
+_NO_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EROFS, errno.EACCES, errno.EPERM})
+"""What a system says that does not sync directories, or not this one: network and shared folders, or no permission."""
 
 
 class FileDisk:
@@ -68,6 +72,9 @@ class FileDisk:
         except OSError:
             return False
         return (status.st_dev, status.st_ino) == self._identity
+
+    def status(self) -> os.stat_result:
+        return os.fstat(self._fd)
 
     def lock(self, offset: int, *, exclusive: bool) -> bool:
         if self._fd < 0:
@@ -142,16 +149,25 @@ class FileVolume:
         flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0)
         return FileDisk(os.open(path, flags), path, writable=writable)
 
-    def create(self, path: str, mode: int) -> FileDisk:
+    def create(self, path: str, mode: int, *, like: os.stat_result | None = None) -> FileDisk:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
-        return FileDisk(os.open(path, flags, mode), path, writable=True)
+        fd = os.open(path, flags, mode if like is None else 0o600)
+        disk = FileDisk(fd, path, writable=True)
+        if like is not None:
+            try:
+                take_owner(fd, like)
+            except BaseException:
+                disk.close()
+                os.unlink(path)
+                raise
+        return disk
 
     def link(self, source: str, target: str) -> None:
         os.link(source, target)
 
     def replace(self, source: str, target: str) -> None:
         try:
-            os.chmod(source, stat.S_IMODE(os.stat(target).st_mode))
+            take_owner(source, os.stat(target))
         except FileNotFoundError:
             pass
         os.replace(source, target)
@@ -160,11 +176,44 @@ class FileVolume:
         os.unlink(path)
 
     def sync_directory(self, path: str) -> None:
-        fd = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+            _sync_names(os.path.dirname(path) or ".")
+        except OSError as exc:
+            if exc.errno not in _NO_SYNC:
+                raise
+            # A journal has the names of a file, too, when it has the file.
+            try:
+                _sync_names(path)
+            except OSError:
+                pass
+
+
+def take_owner(file: int | str, like: os.stat_result) -> None:
+    """Give a file, open or by name, the owner, group and permissions that `like` tells, as far as the system permits.
+
+    If the group cannot be kept, another group must not get its permissions: it gets those of others.
+    """
+    mode = like.st_mode & 0o777
+    for owner in (like.st_uid, -1):
+        try:
+            os.chown(file, owner, like.st_gid)
+            break
+        except OSError:
+            continue  # only root may give files away; a group must be one of our own
+    if os.stat(file).st_gid != like.st_gid:
+        mode = mode & 0o707 | (mode & 0o007) << 3
+    try:
+        os.chmod(file, mode)
+    except OSError:
+        pass  # a file system without permissions, or somebody else's
+
+
+def _sync_names(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _identity(fd: int, path: str) -> tuple[int, int]:

@@ -41,7 +41,7 @@ from typing import NewType, Protocol
 from ..errors import ClosedError
 from .disk import LockOwner
 
-__all__ = ["Handle", "Kernel", "WindowsDisk", "WindowsVolume"]
+__all__ = ["Handle", "Kernel", "WindowsDisk", "WindowsVolume", "take_owner"]
 
 Handle = NewType("Handle", int)
 """An open file, as Windows knows it."""
@@ -157,6 +157,9 @@ class WindowsDisk:
     def identity(self) -> tuple[int, int]:
         return self._kernel.identity(self._open_handle())
 
+    def status(self) -> os.stat_result:
+        return os.stat(self.path)
+
     def linked(self) -> bool:
         try:
             handle = self._kernel.open(self.path, writable=False)
@@ -268,8 +271,8 @@ class WindowsVolume:
     def open(self, path: str, *, writable: bool) -> WindowsDisk:
         return WindowsDisk(self._kernel, self._kernel.open(path, writable=writable), path, writable=writable)
 
-    def create(self, path: str, mode: int) -> WindowsDisk:
-        """`mode` has no counterpart: a new file has the permissions that its directory gives it."""
+    def create(self, path: str, mode: int, *, like: os.stat_result | None = None) -> WindowsDisk:
+        """`mode` and `like` have no counterpart: a new file has the permissions that its directory gives it."""
         return WindowsDisk(self._kernel, self._kernel.create(path), path, writable=True)
 
     def link(self, source: str, target: str) -> None:
@@ -297,6 +300,10 @@ class WindowsVolume:
             self._kernel.flush(handle)
         finally:
             self._kernel.close(handle)
+
+
+def take_owner(file: int | str, like: os.stat_result) -> None:
+    """Nothing: see `WindowsVolume.create`."""
 
 
 def _read_closed(length: int, offset: int) -> bytes:
