@@ -142,7 +142,7 @@ MUTATIONS = {
         "_engine/creation.py", "    volume.sync_directory(disk.path)\n", "", FULL
     ),
     "forget the sync of a new file": Mutation(
-        "_engine/creation.py", "    disk.write(META_SIZE, (slot,))\n    disk.sync()\n", "    disk.write(META_SIZE, (slot,))\n", FULL
+        "_engine/creation.py", "    disk.write(META_SIZE, (slot,))\n    disk.sync()\n", "    disk.write(META_SIZE, (slot,))\n", FULL  # noqa: E501
     ),
     "initialise a file without its mark": Mutation(
         "_engine/creation.py", "    disk.write(0, (UNFINISHED,))\n    disk.sync()\n", "", FULL
