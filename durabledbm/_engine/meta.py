@@ -33,6 +33,7 @@ __all__ = [
     "META_SIZE",
     "SLOTS",
     "Extent",
+    "ForeignFileError",
     "Meta",
     "UnknownVersionError",
     "decode_meta",
@@ -90,6 +91,10 @@ magic and txid. They are adjacent, so that a reader notices another process's co
 
 class UnknownVersionError(error):
     """The file was written by a newer version of durabledbm."""
+
+
+class ForeignFileError(error):
+    """Neither meta page is one of durabledbm's."""
 
 
 class Extent(NamedTuple):

@@ -11,11 +11,11 @@ from __future__ import annotations
 import time
 from typing import NamedTuple
 
-from ..errors import CorruptionError, error
+from ..errors import CorruptionError
 from .checksum import crc32c
 from .disk import Disk
 from .locks import writer_present
-from .meta import META_AREA, META_SIZE, Extent, Meta, decode_meta, has_magic, look_of
+from .meta import META_AREA, META_SIZE, Extent, ForeignFileError, Meta, decode_meta, has_magic, look_of
 from .page import CRC_SIZE, HEADER, self_consistent
 
 __all__ = ["Slots", "Visible", "crc_if_whole", "extent_arrived", "newest", "read_slots", "visible"]
@@ -62,13 +62,13 @@ def read_slots(disk: Disk) -> Slots:
 def newest(disk: Disk, slots: Slots) -> tuple[Meta, int]:
     """The meta that is the database, and the slot that was synced with it.
 
-    Raises `error` for a file that is not ours, `CorruptionError` for one that is but has no usable meta.
+    Raises `ForeignFileError` for a file that is not ours, `CorruptionError` for one that is but has no usable meta.
     """
     meta0, meta1 = slots.metas
     if meta0 is None and meta1 is None:
         if slots.ours:
             raise CorruptionError("both meta pages are damaged; 'durabledbm salvage' may help", path=disk.path)
-        raise error(f"{disk.path}: not a durabledbm database")
+        raise ForeignFileError(f"{disk.path}: not a durabledbm database")
     first = meta0 is not None and (
         meta1 is None or meta0.txid > meta1.txid or (meta0.txid == meta1.txid and meta1.steady)
     )
