@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 from zlib import crc32
 
@@ -53,8 +54,8 @@ def read(directory: str) -> int | None:
     """The number of shards that the directory holds; None if there is no manifest (nor, maybe, a directory)."""
     path = os.path.join(directory, NAME)
     try:
-        with open(path, "rb") as file:
-            content = file.read(10_000)
+        with closing(FileVolume().open(path, writable=False)) as disk:  # which does not wait for the end of a pipe
+            content = disk.read(10_000, 0)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as exc:

@@ -16,6 +16,7 @@ other threads, the next run removes what a signal left.
 from __future__ import annotations
 
 import atexit
+import errno
 import os
 import re
 import shutil
@@ -32,7 +33,7 @@ from ._engine.disk import Disk
 from ._engine.native import FileDisk, FileVolume, take_owner
 from .errors import error
 
-__all__ = ["Temporary", "new_directory", "new_file", "sweep", "take_owner"]
+__all__ = ["Temporary", "blame_target", "new_directory", "new_file", "sweep", "take_owner"]
 
 _NAME = re.compile(r"\.durabledbm-[0-9a-f]{16}\.tmp")
 _LOCK_FILE = "lock"
@@ -54,8 +55,13 @@ class Temporary:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.disk: Disk | None = None
+        self._disk: Disk | None = None
+
+    @property
+    def disk(self) -> Disk:
         """The file, open for writing; of a directory, the lock file in it. `remove()` closes it."""
+        assert self._disk is not None
+        return self._disk
 
     def __enter__(self) -> Temporary:
         return self
@@ -65,6 +71,23 @@ class Temporary:
     ) -> None:
         self.remove()
 
+    def take_owner(self, like: os.stat_result) -> None:
+        """Give a file, before it gets its name, the owner, group and permissions of another, and sync them.
+
+        Raises what the operating system raises, also if the file is not there any more.
+        """
+        if sys.platform == "win32":
+            return
+        fd = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            status = os.fstat(fd)
+            if (status.st_dev, status.st_ino) != self.disk.identity():
+                raise FileNotFoundError(errno.ENOENT, "a temporary file was replaced by another one", self.path)
+            take_owner(fd, like)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
     def remove(self) -> None:
         """Remove it, with all that a directory holds, and release the lock. Removing twice is harmless.
 
@@ -72,7 +95,7 @@ class Temporary:
         parent's.
         """
         if self.path in _living:
-            _remove(self.path, self.disk)
+            _remove(self.path, self._disk)
             _living.pop(self.path, None)
             _release_signals()
 
@@ -108,6 +131,12 @@ def sweep(target: str) -> None:
                     _remove_if_dead(path)
 
 
+def blame_target(exc: OSError, target: str) -> None:
+    """Let an error about a temporary file be one about its target, which is the name that the user knows."""
+    if isinstance(exc.filename, str) and _NAME.search(exc.filename):
+        exc.filename = target
+
+
 # -- making --------------------------------------------------------------------------------------------------------
 
 
@@ -118,8 +147,8 @@ def _locked(target: str, create: Callable[[str], Disk | None]) -> Temporary:
         _living[made.path] = made
         try:
             _watch_signals()
-            made.disk = create(made.path)
-            if made.disk is not None and _lock(made.disk) and made.disk.linked():
+            made._disk = create(made.path)
+            if made._disk is not None and _lock(made._disk) and made._disk.linked():
                 return made
         except BaseException:
             made.remove()
@@ -210,7 +239,7 @@ def _open(path: str) -> FileDisk:
 def _remove_all() -> None:
     if os.getpid() == _process:
         for temporary in list(_living.values()):
-            _remove(temporary.path, temporary.disk)
+            _remove(temporary.path, temporary._disk)
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
@@ -241,8 +270,8 @@ def _after_fork() -> None:
     global _process
     _process = os.getpid()
     for temporary in _living.values():
-        if temporary.disk is not None:
-            temporary.disk.close()
+        if temporary._disk is not None:
+            temporary._disk.close()
     _living.clear()
 
 

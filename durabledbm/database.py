@@ -8,11 +8,12 @@ import os
 from ._engine.creation import replace
 from ._engine.disk import Disk, Volume
 from ._engine.locks import locks_work
-from ._engine.meta import UnknownVersionError
+from ._engine.meta import ForeignFileError, UnknownVersionError
 from ._engine.native import FileVolume
 from ._engine.page import MAX_PAGE_SIZE, MIN_PAGE_SIZE
 from ._engine.pipeline import make_pipeline
 from ._engine.store import Store
+from ._kinds import OtherKindError, foreign, refuse_beside
 from .errors import error
 from .handle import Database
 
@@ -55,9 +56,10 @@ def open(
 
     In every mode, whatever a crash leaves opens at once and holds the first commits, up to some point, each whole.
 
-    Raises `error` with errno ENOENT if the file is missing and the flag does not create it, `error` for a file that is
-    not a durabledbm database, which is left as it is, `CorruptionError` for one that is damaged, and `ValueError` or
-    `TypeError` for an argument that cannot be.
+    Raises `error` with errno ENOENT if the file is missing and the flag does not create it; `error` for a file that is
+    not a durabledbm database, which is left as it is, and for a name that an old database of `dbm` has (NAME.dat and
+    NAME.dir, NAME.db, NAME.pag), which a new file would hide: the text names its kind and the command that converts it;
+    `CorruptionError` for a file that is damaged; `ValueError` or `TypeError` for an argument that cannot be.
     """
     return open_on(
         FileVolume(), file, flag, mode, durability=durability, interval=interval, timeout=timeout,
@@ -133,6 +135,7 @@ def _opened(volume: Volume, name: str, flag: str, mode: int, page_size: int, cac
             try:
                 disk, created = volume.open(path, writable=flag != "r"), False
             except FileNotFoundError:
+                refuse_beside(volume, name, errno.ENOENT if flag in "rw" else errno.EEXIST)
                 if flag in "rw":
                     raise
                 try:
@@ -149,6 +152,9 @@ def _opened(volume: Volume, name: str, flag: str, mode: int, page_size: int, cac
                 if store is not None:
                     if created:
                         store.initialise()
+                    elif store.state.meta.txid <= 1:
+                        # Nothing was ever written to it: perhaps it was made, by mistake, beside an old database.
+                        refuse_beside(volume, name)
                     return store
             except BaseException:
                 disk.close()
@@ -157,6 +163,10 @@ def _opened(volume: Volume, name: str, flag: str, mode: int, page_size: int, cac
     except OSError as exc:
         if isinstance(exc, error):
             raise
+        if exc.errno in (errno.EISDIR, errno.EINVAL, errno.EACCES):  # a directory, perhaps
+            known = foreign(volume, path, name)
+            if type(known) is OtherKindError:
+                raise known from exc
         raise error.wrap(exc, name) from exc
     raise error(f"{name}: the file is created and removed again and again")
 
@@ -167,8 +177,11 @@ def _store(volume: Volume, disk: Disk, name: str, flag: str, page_size: int, cac
         return Store(volume, disk, page_size=page_size, cache_size=cache_size)
     except error as exc:
         if flag == "n":
+            refuse_beside(volume, name)
             replace(volume, disk, page_size)
             return None
         if type(exc) is UnknownVersionError:
             raise UnknownVersionError(f"{name}: {exc}") from None
+        if type(exc) is ForeignFileError:
+            raise foreign(volume, disk.path, name) from None
         raise

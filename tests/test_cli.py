@@ -827,9 +827,8 @@ def test_no_file_is_created_beside_a_database_of_another_module(
         old["k"] = "old"
     result = run(*(db_path if part == "FILE" else part for part in argv), stdin=b"")
     assert result.status == 2
-    assert result.err.endswith(
-        f"{db_path}: a dbm.dumb database, not one of durabledbm; 'durabledbm migrate {db_path}' converts it\n"
-    )
+    assert f"{db_path}: an old dbm.dumb database has this name (test.db.dir, test.db.dat" in result.err
+    assert result.err.endswith(f"; 'durabledbm migrate {db_path}' converts it, or move it away\n")
     assert not os.path.exists(db_path)
 
 

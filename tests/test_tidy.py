@@ -33,11 +33,11 @@ _engine.flusher
 _engine.pipes
 _engine.deferred  _engine.group
 _engine.pipeline
-_sorting  _filemap  _shelfparts  _tempfiles  _text  _until  _writeback
+_sorting  _dumb  _filemap  _shelfparts  _tempfiles  _text  _until  _writeback
 mapping  records
 lifetime  _blocks  _folding  _logfiles  _streams  redisdb
 _logwriter  _pages  _manifest
-changelog
+changelog  _kinds
 _builder
 _treediff
 _survey  snapshot  check  reorganize  stats  transaction  backup
@@ -99,7 +99,7 @@ OPEN_TO_ALL = {"_engine.checksum", "_engine.disk", "_engine.native", "_engine.cr
 
 LOOKS_INTO_THE_ENGINE = """
 _blocks  _builder  _foreign  _pages  _picture.*  _survey  _treediff  attach  backup  check  database  handle
-inspect  lifetime
+inspect  lifetime  migration
 reorganize  salvage  sharded  snapshot  stats  stdlib  transaction  upkeep
 """
 """Modules above the engine that may import the rest of it."""

@@ -35,6 +35,7 @@ __all__ = [
     "SLOTS",
     "UNFINISHED",
     "Extent",
+    "ForeignFileError",
     "Meta",
     "UnknownVersionError",
     "decode_meta",
@@ -99,6 +100,10 @@ magic and txid. They are adjacent, so that a reader notices another process's co
 
 class UnknownVersionError(error):
     """The file was written by a newer version of durabledbm."""
+
+
+class ForeignFileError(error):
+    """Neither meta page is one of durabledbm's."""
 
 
 class Extent(NamedTuple):

@@ -118,6 +118,15 @@ def test_who_looks_at_any_moment_of_an_initialisation_sees_an_empty_database() -
             reader.close()
 
 
+def test_a_kill_in_the_middle_of_an_initialisation_leaves_no_damage() -> None:
+    volume = SimVolume({"/db": b""})
+    trace = volume.record()
+    initialise(volume, volume.open("/db", writable=True), 4096)
+    for crash in trace.kills():
+        with open_on(crash.volume, "/db") as db:
+            assert db.check() == []
+
+
 def test_a_read_that_comes_short_does_not_make_a_database_an_empty_file() -> None:
     volume = initialised()
     content = volume.content("/db")
