@@ -18,12 +18,13 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from ._engine.disk import Volume
 from ._engine.native import FileVolume
 from ._logfiles import BATCH, Files, Reading, Tail, last_note, read_end
 from ._logwriter import Writer
+from .attach import Attachment, Turn, attach
 from .errors import ClosedError, CorruptionError, error
 from .mapping import Key, Value, as_bytes
 from .records import (
@@ -43,6 +44,9 @@ from .records import (
     Record,
 )
 
+if TYPE_CHECKING:
+    from ._engine.store import Store
+
 __all__ = ["Change", "ChangeLog", "Commit", "Span", "Tail"]
 
 
@@ -54,7 +58,7 @@ class Span(NamedTuple):
     last_txid: int
 
 
-class _Store(Protocol):
+class _Database(Protocol):
     """What `load_into` asks of a database."""
 
     def transaction(self) -> AbstractContextManager[Any]: ...
@@ -257,7 +261,7 @@ class ChangeLog:
 
     def load_into(
         self,
-        db: _Store,
+        db: _Database,
         *,
         after_txid: int | None = None,
         until_txid: int | None = None,
@@ -282,6 +286,19 @@ class ChangeLog:
                     size = 0
             _apply(batch, db)
         return count
+
+    def _attach_to(self, store: Store, turn: Turn) -> Attachment:
+        """Follow a database: see `Database.attach`.
+
+        That this stands here, and not with the database, has a reason: whoever has a log has everything that attaching
+        it needs, and nothing is imported when the file system may be another one.
+        """
+        self._make_like(store.disk.status())
+        return attach(store, turn, self)
+
+    def _make_like(self, source: os.stat_result | None) -> None:
+        """Let new files have the permissions of the file that their content comes from (None: be private)."""
+        self._files.make_like(source)
 
     def __enter__(self) -> ChangeLog:
         return self
@@ -391,7 +408,7 @@ class _Group:
             yield place[1].change()
 
 
-def _apply(batch: dict[bytes, bytes | None], db: _Store) -> None:
+def _apply(batch: dict[bytes, bytes | None], db: _Database) -> None:
     db.update({key: value for key, value in batch.items() if value is not None})
     for key, value in batch.items():
         if value is None:

@@ -27,7 +27,7 @@ from ._engine.recovery import read_slots
 from ._engine.space import Space
 from ._engine.state import State
 from ._engine.store import Store
-from ._text import plural
+from ._words import plural
 from .errors import CorruptionError, error
 
 __all__ = ["Problem", "Progress", "check_state"]

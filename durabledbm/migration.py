@@ -36,7 +36,7 @@ from ._engine.recovery import newest, read_slots
 from ._foreign import Entry, Source, locate, open_source
 from ._kinds import FILES, OURS, Found, beside, refuse_beside, shell_word
 from ._sorting import in_key_order
-from ._tempfiles import Temporary, blame_target, new_file, sweep
+from ._tempfiles import Temporary, blame_target, new_file, sweep, take_name
 from .database import DEFAULT_PAGE_SIZE
 from .database import open as open_database
 from .errors import CorruptionError, error
@@ -377,17 +377,3 @@ def _second_name(path: str, name: str) -> None:
             copy.disk.sync()
             copy.take_owner(os.stat(path))
             os.rename(copy.path, name)
-
-
-def take_name(fresh: str, target: str) -> None:
-    """Give the file `fresh` the name `target`, which must be free. Raises FileExistsError if it is not."""
-    volume = FileVolume()
-    try:
-        volume.link(fresh, target)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without hard links
-        if os.path.lexists(target):
-            raise
-        volume.replace(fresh, target)
-    volume.sync_directory(target)

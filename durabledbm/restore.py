@@ -20,7 +20,7 @@ from typing import NamedTuple
 from ._engine.meta import Meta, first_page, has_magic
 from ._folding import folded, laid_over
 from ._streams import Label, StreamReader
-from .backup import mode_of, write_whole
+from .backup import write_whole
 from .changelog import Change, ChangeLog, Commit
 from .database import DEFAULT_PAGE_SIZE
 from .database import open as open_database
@@ -40,7 +40,8 @@ class _Base(NamedTuple):
     entries: Callable[[], Iterator[tuple[bytes, bytes]]]
     total: int
     page_size: int
-    mode: int
+    file: os.stat_result | None
+    """What says who may read the result; None if only its owner may."""
 
 
 def restore(
@@ -91,7 +92,7 @@ def restore(
         pages = first_page(base.page_size)
         meta = Meta(max(label.txid, 1), base.page_size, label.identity, pages, time_ns=label.time_ns)
         entries = _reported(laid_over(base.entries(), changes), base.total, progress)
-        write_whole(path, meta, base.mode, lambda builder: builder.add(entries))
+        write_whole(path, meta, base.file, lambda builder: builder.add(entries))
     return Commit(label.txid, label.time_ns)
 
 
@@ -162,23 +163,23 @@ def _check_continues(log: ChangeLog, label: Label) -> None:
 
 def _open_base(snapshot: Path | None, stack: ExitStack) -> _Base:
     if snapshot is None:
-        return _Base(Label(NO_IDENTITY, 0, 0), lambda: iter(()), 0, DEFAULT_PAGE_SIZE, 0o600)
+        return _Base(Label(NO_IDENTITY, 0, 0), lambda: iter(()), 0, DEFAULT_PAGE_SIZE, None)
     path = os.fsdecode(snapshot)
     try:
         if os.path.isdir(path):
             return _directory(stack.enter_context(open_log(path, "binary")))
         with open(path, "rb") as file:
             is_database = has_magic(file.read(16))
-        mode = mode_of(path)
+            status = os.fstat(file.fileno())
     except OSError as exc:
         raise error.wrap(exc, path) from exc
     if not is_database:
-        return _file(path, mode)
+        return _file(path, status)
     db = stack.enter_context(open_database(path, "r"))
     view = stack.enter_context(db.snapshot())
     meta = view._state.meta
     label = Label(meta.database_id, meta.txid, meta.time_ns)
-    return _Base(label, lambda: iter(view.items()), len(view), meta.page_size, mode)
+    return _Base(label, lambda: iter(view.items()), len(view), meta.page_size, status)
 
 
 def _directory(log: ChangeLog) -> _Base:
@@ -188,10 +189,10 @@ def _directory(log: ChangeLog) -> _Base:
     if len(commits) != 1 or span.base_txid:
         raise error(f"{log.directory}: is not a dump")
     label = Label(span.identity or NO_IDENTITY, *commits[0])
-    return _Base(label, lambda: _puts(log.replay(), log.directory), 0, DEFAULT_PAGE_SIZE, 0o600)
+    return _Base(label, lambda: _puts(log.replay(), log.directory), 0, DEFAULT_PAGE_SIZE, None)
 
 
-def _file(path: str, mode: int) -> _Base:
+def _file(path: str, status: os.stat_result) -> _Base:
     """A dump in a file, read once to see that it is complete."""
     commit, count = None, 0
     with open(path, "rb", buffering=0) as file:
@@ -205,7 +206,7 @@ def _file(path: str, mode: int) -> _Base:
         if commit is None:
             raise CorruptionError("the dump is not complete: its end is missing", path=path)
         label = Label(reader.identity, *commit)
-    return _Base(label, lambda: _puts(_changes(path), path), count - 1, DEFAULT_PAGE_SIZE, mode)
+    return _Base(label, lambda: _puts(_changes(path), path), count - 1, DEFAULT_PAGE_SIZE, status)
 
 
 def _changes(path: str) -> Iterator[Change]:

@@ -259,6 +259,9 @@ class SimDisk:
     def status(self) -> os.stat_result:
         return os.stat_result((0o100600, *[0] * 9))
 
+    def take_owner(self, like: os.stat_result) -> None:
+        self._open()
+
     def linked(self) -> bool:
         return self._volume._names.get(posixpath.normpath(self.path)) is self._open()
 
@@ -376,7 +379,7 @@ class SimVolume:
                 raise fault.error()
         return SimDisk(self, self._named(path), path, writable=writable)
 
-    def create(self, path: str, mode: int, *, like: os.stat_result | None = None) -> SimDisk:
+    def create(self, path: str, mode: int) -> SimDisk:
         name = self._free(path)
         number = next(_numbers)
         self._do(Operation("create", name, number))

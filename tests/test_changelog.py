@@ -40,6 +40,7 @@ class WatchedDisk:
         self.path, self.writable, self.read = disk.path, disk.writable, disk.read
         self.size, self.linked, self.identity = disk.size, disk.linked, disk.identity
         self.unlock, self.close = disk.unlock, disk.close
+        self.status, self.take_owner = disk.status, disk.take_owner
 
     def write(self, offset: int, parts: Sequence[bytes]) -> None:
         data = b"".join(parts)

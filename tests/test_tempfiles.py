@@ -287,7 +287,7 @@ def test_another_group_does_not_get_the_permissions_of_the_first(
     def refuse(*_: object) -> None:
         raise PermissionError
 
-    monkeypatch.setattr(os, "chown", refuse)
+    monkeypatch.setattr(os, "fchown", refuse)
     with source.open("rb") as file:
         take_owner(file.fileno(), os.stat_result(status))
     assert stat.S_IMODE(os.stat(source).st_mode) == 0o644

@@ -33,16 +33,17 @@ _engine.flusher
 _engine.pipes
 _engine.deferred  _engine.group
 _engine.pipeline
+_words
 _sorting  _dumb  _filemap  _shelfparts  _tempfiles  _text  _until  _writeback
 mapping  records
 lifetime  _blocks  _folding  _logfiles  _streams  redisdb
 _logwriter  _pages  _manifest
-changelog  _kinds
+_kinds
 _builder
 _treediff
 _survey  snapshot  check  reorganize  stats  transaction  backup
 attach  inspect  _picture.*
-upkeep
+changelog  upkeep
 handle
 database
 _shardparts  stdlib  salvage

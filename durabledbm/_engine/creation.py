@@ -119,7 +119,8 @@ def _replace_name(volume: Volume, old: Disk, page_size: int) -> None:
 def _temporary(volume: Volume, old: Disk) -> Disk:
     """A new file beside `old`, locked: those that are not locked may be removed by anyone at any moment."""
     while True:
-        fresh = volume.create(temporary_name(old.path), 0o600, like=old.status())
+        fresh = volume.create(temporary_name(old.path), 0o600)
+        fresh.take_owner(old.status())
         fresh.lock(TEMPORARY_LOCK, exclusive=True)
         if fresh.linked():
             return fresh

@@ -64,7 +64,13 @@ class Disk(Protocol):
         """Whether `path` still names this file."""
 
     def status(self) -> os.stat_result:
-        """Owner, group and permissions, among other things: for `Volume.create`."""
+        """Owner, group and permissions, among other things."""
+
+    def take_owner(self, like: os.stat_result) -> None:
+        """Take over the owner, the group and the permissions of another file, as far as the system permits.
+
+        If the group cannot be had, another group must not get its permissions: it gets those of others.
+        """
 
     def lock(self, offset: int, *, exclusive: bool) -> bool:
         """Try to lock the one byte at `offset`; False if someone else's lock is in the way. Never waits for one.
@@ -96,12 +102,8 @@ class Volume(Protocol):
     def open(self, path: str, *, writable: bool) -> Disk:
         """Open an existing file; `FileNotFoundError` if there is none."""
 
-    def create(self, path: str, mode: int, *, like: os.stat_result | None = None) -> Disk:
-        """Create a file that must not exist yet (nor be a symbolic link), with `mode` less the umask.
-
-        With `like` it has from the start the owner, the group and exactly the permissions of that file instead, as far
-        as the system permits, and never more.
-        """
+    def create(self, path: str, mode: int) -> Disk:
+        """Create a file that must not exist yet (nor be a symbolic link), with `mode` less the umask."""
 
     def link(self, source: str, target: str) -> None:
         """Give the file `source` the second name `target`; `FileExistsError` if that is taken."""
@@ -109,7 +111,7 @@ class Volume(Protocol):
     def replace(self, source: str, target: str) -> None:
         """Rename `source` to `target`, in place of whatever had that name.
 
-        It takes over owner, group and permissions of that, as far as the system permits.
+        It takes over owner, group and permissions of that (see `Disk.take_owner`).
         """
 
     def remove(self, path: str) -> None:

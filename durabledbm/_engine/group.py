@@ -13,6 +13,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from typing import Any, TypeVar
 
 from ..errors import BusyError, error
@@ -245,8 +246,6 @@ class Group:
 
 
 def _copy(cause: OSError) -> OSError:
-    from copy import copy
-
     twin = copy(cause)
     twin.__cause__ = cause
     return twin

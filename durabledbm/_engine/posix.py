@@ -78,6 +78,9 @@ class FileDisk:
     def status(self) -> os.stat_result:
         return os.fstat(self._fd)
 
+    def take_owner(self, like: os.stat_result) -> None:
+        take_owner(self._fd, like)
+
     def lock(self, offset: int, *, exclusive: bool) -> bool:
         if self._fd < 0:
             raise ClosedError
@@ -151,27 +154,20 @@ class FileVolume:
         flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0)
         return FileDisk(os.open(path, flags), path, writable=writable)
 
-    def create(self, path: str, mode: int, *, like: os.stat_result | None = None) -> FileDisk:
+    def create(self, path: str, mode: int) -> FileDisk:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
-        fd = os.open(path, flags, mode if like is None else 0o600)
-        disk = FileDisk(fd, path, writable=True)
-        if like is not None:
-            try:
-                take_owner(fd, like)
-            except BaseException:
-                disk.close()
-                os.unlink(path)
-                raise
-        return disk
+        return FileDisk(os.open(path, flags, mode), path, writable=True)
 
     def link(self, source: str, target: str) -> None:
         os.link(source, target)
 
     def replace(self, source: str, target: str) -> None:
         try:
-            take_owner(source, os.stat(target))
+            like = os.stat(target)
         except FileNotFoundError:
             pass
+        else:
+            _give_name_owner(source, like)
         os.replace(source, target)
 
     def remove(self, path: str) -> None:
@@ -190,24 +186,35 @@ class FileVolume:
                 pass
 
 
-def take_owner(file: int | str, like: os.stat_result) -> None:
-    """Give a file, open or by name, the owner, group and permissions that `like` tells, as far as the system permits.
-
-    If the group cannot be kept, another group must not get its permissions: it gets those of others.
-    """
+def take_owner(fd: int, like: os.stat_result) -> None:
+    """See `Disk.take_owner`."""
     mode = like.st_mode & 0o777
     for owner in (like.st_uid, -1):
         try:
-            os.chown(file, owner, like.st_gid)
+            os.fchown(fd, owner, like.st_gid)
             break
         except OSError:
             continue  # only root may give files away; a group must be one of our own
-    if os.stat(file).st_gid != like.st_gid:
+    if os.fstat(fd).st_gid != like.st_gid:
         mode = mode & 0o707 | (mode & 0o007) << 3
     try:
-        os.chmod(file, mode)
+        os.fchmod(fd, mode)
     except OSError:
-        pass  # a file system without permissions, or somebody else's
+        pass  # a file system without permissions
+
+
+def _give_name_owner(path: str, like: os.stat_result) -> None:
+    """`take_owner` of a file that is not open; but whoever may write the directory must not divert it to another."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except PermissionError:
+        return
+    try:
+        status = os.fstat(fd)
+        if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
+            take_owner(fd, like)
+    finally:
+        os.close(fd)
 
 
 def _sync_names(path: str) -> None:

@@ -160,6 +160,9 @@ class WindowsDisk:
     def status(self) -> os.stat_result:
         return os.stat(self.path)
 
+    def take_owner(self, like: os.stat_result) -> None:
+        """Nothing: see `WindowsVolume.create`."""
+
     def linked(self) -> bool:
         try:
             handle = self._kernel.open(self.path, writable=False)
@@ -271,8 +274,8 @@ class WindowsVolume:
     def open(self, path: str, *, writable: bool) -> WindowsDisk:
         return WindowsDisk(self._kernel, self._kernel.open(path, writable=writable), path, writable=writable)
 
-    def create(self, path: str, mode: int, *, like: os.stat_result | None = None) -> WindowsDisk:
-        """`mode` and `like` have no counterpart: a new file has the permissions that its directory gives it."""
+    def create(self, path: str, mode: int) -> WindowsDisk:
+        """`mode` has no counterpart: a new file has the permissions that its directory gives it."""
         return WindowsDisk(self._kernel, self._kernel.create(path), path, writable=True)
 
     def link(self, source: str, target: str) -> None:
@@ -302,7 +305,7 @@ class WindowsVolume:
             self._kernel.close(handle)
 
 
-def take_owner(file: int | str, like: os.stat_result) -> None:
+def take_owner(fd: int, like: os.stat_result) -> None:
     """Nothing: see `WindowsVolume.create`."""
 
 

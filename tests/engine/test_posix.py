@@ -13,8 +13,8 @@ import signal
 import stat
 import struct
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -197,19 +197,32 @@ def test_what_the_system_does_not_permit_is_left_as_it_is_and_never_wider(
     def refuse(*_: object) -> None:
         raise PermissionError(errno.EPERM, "not permitted")
 
-    monkeypatch.setattr(os, "chown", refuse)
-    volume.create(path + "2", 0o600, like=like).close()
+    monkeypatch.setattr(os, "fchown", refuse)
+    with closing(volume.create(path + "2", 0o600)) as disk:
+        disk.take_owner(like)
     assert stat.S_IMODE(os.stat(path + "2").st_mode) == 0o644, "the permissions of another group"
-    monkeypatch.setattr(os, "chmod", refuse)
-    volume.create(path + "3", 0o600, like=like).close()
+    monkeypatch.setattr(os, "fchmod", refuse)
+    with closing(volume.create(path + "3", 0o600)) as disk:
+        disk.take_owner(like)
     assert stat.S_IMODE(os.stat(path + "3").st_mode) == 0o600
 
 
-def test_a_file_that_cannot_be_made_like_another_is_not_left(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(posix, "take_owner", lambda *_: sys.exit("interrupted"))
-    with pytest.raises(SystemExit):
-        FileVolume().create(path, 0o600, like=os.stat("/"))
-    assert not os.path.exists(path)
+@pytest.mark.parametrize("divert", [os.symlink, os.link])
+def test_a_replacement_that_is_diverted_gives_nobody_anything(
+    path: str, tmp_path: Path, divert: Callable[[str, str], None]
+) -> None:
+    """Whoever may write the directory may put a link to a victim in place of the new file."""
+    victim = str(tmp_path / "victim")
+    volume = FileVolume()
+    for name, mode in ((path, 0o666), (victim, 0o600)):
+        volume.create(name, 0o600).close()
+        os.chmod(name, mode)
+    divert(victim, path + ".new")
+    try:
+        volume.replace(path + ".new", path)
+    except OSError as exc:
+        assert exc.errno == errno.ELOOP  # noqa: PT017
+    assert stat.S_IMODE(os.stat(victim).st_mode) == 0o600
 
 
 @pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EACCES])
