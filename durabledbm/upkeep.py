@@ -103,7 +103,7 @@ class Upkeep:
         self._raise_background_failure()
         turn = Turn()
         try:
-            reorganize(self._store, partial(self._pipeline.turn, turn), progress)
+            self._store.inside.run(reorganize, self._store, partial(self._pipeline.turn, turn), progress)
         except OSError as exc:
             raise self._error(exc) from exc
         finally:
@@ -138,4 +138,4 @@ class Upkeep:
         if not hasattr(log, "_attach_to"):
             raise TypeError(f"attach() needs a ChangeLog, not {type(log).__name__}")
         self._store.check_writable()
-        return log._attach_to(self._store, self._pipeline.turn)
+        return self._store.inside.run(log._attach_to, self._store, self._pipeline.turn)
