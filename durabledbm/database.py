@@ -128,6 +128,13 @@ def _place(name: str) -> str:
     return os.path.realpath(path) if os.path.islink(path) else path
 
 
+def _refuse_hiding(volume: Volume, name: str, path: str, number: int = errno.EEXIST) -> None:
+    """Raise if a new file would hide an old database of its name or, if that is a link's, of what it leads to."""
+    refuse_beside(volume, name, number)
+    if os.path.islink(name):
+        refuse_beside(volume, path, number)
+
+
 class _NoLocksError(error):
     """The file cannot be opened for writing where it is, whatever it holds."""
 
@@ -140,7 +147,7 @@ def _opened(volume: Volume, name: str, flag: str, mode: int, page_size: int, cac
             try:
                 disk = volume.open(path, writable=flag != "r")
             except FileNotFoundError:
-                refuse_beside(volume, name, errno.ENOENT if flag in "rw" else errno.EEXIST)
+                _refuse_hiding(volume, name, path, errno.ENOENT if flag in "rw" else errno.EEXIST)
                 if flag in "rw":
                     raise
                 create(volume, path, mode, page_size)
@@ -155,7 +162,7 @@ def _opened(volume: Volume, name: str, flag: str, mode: int, page_size: int, cac
                 store = Store(volume, disk, page_size=page_size, cache_size=cache_size)
                 if store.state.meta.txid <= 1 and not created:
                     # Nothing was ever written to it: it may have been made, by mistake, where an old database stands.
-                    refuse_beside(volume, name)
+                    _refuse_hiding(volume, name, path)
                 return store
             except (_NoLocksError, OtherKindError):
                 disk.close()
@@ -169,7 +176,7 @@ def _opened(volume: Volume, name: str, flag: str, mode: int, page_size: int, cac
                         raise foreign(volume, path, name) from None
                     raise
                 # Whatever it is, flag "n" means that it is not wanted any more.
-                refuse_beside(volume, name)
+                _refuse_hiding(volume, name, path)
                 replace(volume, path, mode, page_size)
             except BaseException:
                 disk.close()
