@@ -1,8 +1,9 @@
 """Databases of other kinds: finding the one that a name means, and reading and writing them all.
 
-What may live here: the calls on other modules, and their errors turned into ours. Everything is read through the module
-that wrote it, except for dbm.dumb, which `_dumb` reads, and for dbm.sqlite3's files, which are read and written by
-`sqlite3` itself: so they can be on every Python, and in one query or one transaction instead of one per entry.
+What may live here: the calls on other modules, and their errors turned into ours. Most files are read by `_readers`,
+dbm.sqlite3's by `sqlite3` itself: so they can be read on every Python, in one query or one pass instead of one call per
+entry. Only what remains of dbm.ndbm's is read through that module. Files are written through the module of their kind,
+and dbm.sqlite3's by `sqlite3`.
 
 A source does not stop at damage by itself. It tells what it cannot read to the function `damaged` that it was given,
 which may raise; if it returns, the source leaves that out and goes on with what can be read.
@@ -13,26 +14,23 @@ from __future__ import annotations
 import errno
 import importlib
 import os
-import tempfile
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from typing import Any, Protocol
 
-from ._dumb import DumbSource
 from ._engine.native import FileVolume
 from ._kinds import FILES, OURS, Found, kind_of, located
-from ._tempfiles import new_directory
+from ._readers.berkeley import BerkeleySource, is_berkeley_2
+from ._readers.dumb import DumbSource
+from ._readers.file import Damaged
+from ._readers.gnu import GnuSource
+from ._readers.lmdb import LmdbSource
 from .errors import CorruptionError, error
 
 __all__ = ["KINDS_TO_WRITE", "Damaged", "Entry", "Source", "locate", "open_source", "write_all"]
 
 Entry = tuple[bytes, bytes]
-Damaged = Callable[[str], None]
 
-_LMDB_HEAD = 152
-_LMDB_PAGE_SIZES = [512 << shift for shift in range(8)]
-_LMDB_RECORD_SIZE = 48  # what LMDB keeps in the main database about a named one
-_GDBM_ENTRY = 16  # fewer bytes than any entry takes
 _LAST_ROW = 2**63 - 1
 
 
@@ -115,28 +113,39 @@ def _said(exc: Exception) -> str:
     return f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__
 
 
-# -- reading: dbm.ndbm, dbm.gnu ----------------------------------------------------------------------------------------
+# -- reading: dbm.ndbm -------------------------------------------------------------------------------------------------
+
+
+def _ndbm(name: str, damaged: Damaged) -> Source:
+    """dbm.ndbm's files are those of the library that it is made with; its own format is only known to itself."""
+    volume = FileVolume()
+    if kind_of(volume, name + ".pag") == "dbm.gnu":
+        return GnuSource(name + ".pag", damaged)
+    if os.path.isfile(name + ".db"):
+        with closing(volume.open(name + ".db", writable=False)) as disk:
+            head = disk.read(16, 0)
+        if is_berkeley_2(head):
+            return BerkeleySource(name + ".db", damaged)
+    return _NdbmSource(name, damaged)
 
 
 class _NdbmSource:
     """dbm.ndbm, which knows all keys only at once."""
 
     ordered = False
-    module = "dbm.ndbm"
 
-    def __init__(self, name: str, damaged: Damaged, alias: str | None = None) -> None:
-        module = _module(self.module, name)
-        if (alias or os.path.isfile(name + ".db")) and "GNU" in getattr(module, "library", ""):
-            raise error(f"{name}: needs a dbm.ndbm that is made with Berkeley DB; this Python's is made with gdbm")
+    def __init__(self, name: str, damaged: Damaged) -> None:
         self._name, self._damaged = name, damaged
-        self._db = module.open(alias or name, "r")
+        self._db = _module("dbm.ndbm", name).open(name, "r")
 
     def count(self) -> int | None:
-        with _ours(self._name, self.module):
+        try:
             return len(self._db)
+        except Exception:
+            return None  # reading the entries tells what is wrong
 
     def entries(self) -> Generator[Entry, None, None]:
-        with _ours(self._name, self.module):
+        with _ours(self._name, "dbm.ndbm"):
             for key in self._db.keys():  # noqa: SIM118 - dbm.ndbm has nothing else
                 value = self._value(key)
                 if value is not None:
@@ -153,52 +162,6 @@ class _NdbmSource:
     def close(self) -> None:
         with suppress(Exception):
             self._db.close()
-
-
-class _GnuSource(_NdbmSource):
-    """dbm.gnu, walked from key to key."""
-
-    module = "dbm.gnu"
-
-    def __init__(self, name: str, damaged: Damaged) -> None:
-        super().__init__(name, damaged)
-        self._keys_max = os.path.getsize(name) // _GDBM_ENTRY
-
-    def entries(self) -> Generator[Entry, None, None]:
-        with _ours(self._name, self.module):
-            key, walked = self._next(None, 0), 0
-            while key is not None:
-                value = self._value(key)
-                if value is not None:
-                    yield key, value
-                walked += 1
-                key = self._next(key, walked)
-
-    def _next(self, key: bytes | None, walked: int) -> bytes | None:
-        if walked > self._keys_max:
-            self._damaged(f"{self._name}: its keys come again and again")
-            return None
-        try:
-            following: bytes | None = self._db.firstkey() if key is None else self._db.nextkey(key)
-        except Exception as exc:
-            self._damaged(f"{self._name}: after {walked} entries no more keys can be read: {_said(exc)}")
-            return None
-        return following
-
-
-def _ndbm(name: str, damaged: Damaged) -> Source:
-    """gdbm's dbm.ndbm keeps everything in a file of dbm.gnu's, which reads it whatever dbm.ndbm this Python has."""
-    if kind_of(FileVolume(), name + ".pag") == "dbm.gnu":
-        return _GnuSource(name + ".pag", damaged)
-    return _NdbmSource(name, damaged)
-
-
-def _berkeley(name: str, damaged: Damaged) -> Source:
-    """dbm.ndbm insists on the suffix: so it is given a link that has it."""
-    with new_directory(os.path.join(tempfile.gettempdir(), "link")) as directory:
-        alias = os.path.join(directory.path, "link")
-        os.symlink(os.path.abspath(name), alias + ".db")
-        return _NdbmSource(name, damaged, alias)
 
 
 # -- reading: dbm.sqlite3 ----------------------------------------------------------------------------------------------
@@ -275,70 +238,13 @@ class _SqliteSource:
         self._db.close()
 
 
-# -- reading: LMDB -----------------------------------------------------------------------------------------------------
-
-
-class _LmdbSource:
-    """LMDB, without named databases."""
-
-    def __init__(self, path: str, damaged: Damaged) -> None:
-        self._path = path
-        self._lmdb = _module("lmdb", path)
-        _check_lmdb_size(os.path.join(path, "data.mdb") if os.path.isdir(path) else path)
-        self._env = self._lmdb.open(path, subdir=os.path.isdir(path), readonly=True, max_dbs=1)
-        try:
-            with self._env.begin() as txn:
-                flags = self._env.open_db(txn=txn).flags(txn)
-            self.ordered = not any(flags.values())  # some of them mean another order
-            if flags.get("dupsort"):
-                raise error(f"{path}: an LMDB database with several values for one key can't be migrated")
-        except BaseException:
-            self._env.close()
-            raise
-
-    def count(self) -> int | None:
-        with _ours(self._path, "lmdb"):
-            return int(self._env.stat()["entries"])
-
-    def entries(self) -> Generator[Entry, None, None]:
-        with _ours(self._path, "lmdb"), self._env.begin() as txn:
-            for key, value in txn.cursor():
-                if len(value) == _LMDB_RECORD_SIZE and self._is_named(key, txn):
-                    raise error(f"{self._path}: an LMDB environment with named databases can't be migrated")
-                yield key, value
-
-    def _is_named(self, key: bytes, txn: Any) -> bool:
-        try:
-            self._env.open_db(key, txn=txn, create=False)
-        except self._lmdb.Error:
-            return False
-        return True
-
-    def close(self) -> None:
-        self._env.close()
-
-
-def _check_lmdb_size(path: str) -> None:
-    """LMDB maps its file into memory: to read behind the end of one that was cut off would kill the interpreter."""
-    with open(path, "rb") as file:
-        first = file.read(_LMDB_HEAD)
-        page_size = int.from_bytes(first[40:44], "little")
-        file.seek(page_size)
-        metas = [first, file.read(_LMDB_HEAD)]
-    # Of the two meta pages the one with the larger transaction number, at 144, tells the last page, at 136.
-    meta = max(metas, key=lambda meta: int.from_bytes(meta[144:152], "little"))
-    pages = int.from_bytes(meta[136:144], "little") + 1
-    if page_size not in _LMDB_PAGE_SIZES or os.path.getsize(path) < pages * page_size:
-        raise CorruptionError(f"it was cut off: it should have {pages} pages of {page_size} bytes", path=path)
-
-
 _SOURCES: dict[str, Callable[[str, Damaged], Source]] = {
     "dbm.dumb": DumbSource,
-    "dbm.gnu": _GnuSource,
+    "dbm.gnu": GnuSource,
     "dbm.ndbm": _ndbm,
     "dbm.sqlite3": _SqliteSource,
-    "dbhash": _berkeley,
-    "lmdb": _LmdbSource,
+    "dbhash": BerkeleySource,
+    "lmdb": LmdbSource,
 }
 
 

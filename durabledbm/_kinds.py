@@ -83,11 +83,12 @@ def kind_of(volume: Volume, path: str) -> str | None:
 def beside(volume: Volume, name: str) -> Found | None:
     """The old database that the standard library would open as `name`, although no file of just that name is there."""
     pag = _read(volume, name + ".pag")
-    if pag is not None and (_is_gdbm(pag) or _read(volume, name + ".dir") is not None):
+    if pag is not None and (_is_gdbm(pag) or (_read(volume, name + ".dir") is not None and not _is_other(pag))):
         return Found("dbm.ndbm", name)
     if _is_berkeley_hash(_read(volume, name + ".db") or b""):
         return Found("dbm.ndbm", name)
-    if _read(volume, name + ".dat") is not None:
+    dat = _read(volume, name + ".dat")
+    if dat is not None and not _is_other(dat):
         index = _read(volume, name + ".dir")
         if index is None:
             index = _read(volume, name + ".bak") or b"none"  # between a rename and a write dbm.dumb was killed
@@ -102,14 +103,15 @@ def located(volume: Volume, path: str) -> Found | None:
     stem, suffix = os.path.splitext(path)
     if (kind, suffix) in (("dbhash", ".db"), ("dbm.gnu", ".pag")):
         return Found("dbm.ndbm", stem)
+    if suffix in (".dat", ".dir", ".bak", ".pag") and (kind is None or not _read(volume, path)):
+        found = beside(volume, stem)
+        if found is not None and _read(volume, path) is not None:
+            return found
     if kind is not None:
         return Found(kind, path)
     if (_read(volume, os.path.join(path, "data.mdb")) or b"")[16:20] == _LMDB:
         return Found("lmdb", path)
-    found = beside(volume, path)
-    if found is None and suffix in (".dat", ".dir", ".bak", ".pag") and _read(volume, path) is not None:
-        found = beside(volume, stem)
-    return found
+    return beside(volume, path)
 
 
 def has_our_pages(volume: Volume, path: str) -> bool:
@@ -142,6 +144,11 @@ def _read(volume: Volume, path: str, offset: int = 0, length: int = _HEAD) -> by
         return None
     finally:
         disk.close()
+
+
+def _is_other(head: bytes) -> bool:
+    """Whether a file cannot be dbm.dumb's or dbm.ndbm's, which have nothing to be told by, since it is known."""
+    return has_magic(head) or head.startswith(_SQLITE)
 
 
 def _is_gdbm(head: bytes) -> bool:
@@ -178,9 +185,12 @@ def foreign(volume: Volume, path: str, name: str) -> error:
     found = located(volume, path)
     if found is None or found.kind == OURS:
         return _unknown(volume, path, name)
-    what = f"a {found.kind} database"
+    what = "a Berkeley DB database" if found.kind == "dbhash" else f"a {found.kind} database"
     how = f"{migrate_command(name)} converts it"
-    if found.kind == "dbm.sqlite3" and b"Dict" not in (_read(volume, path, 0, _SQLITE_FIRST_PAGE) or b""):
+    if found.name != path:
+        whole = name.removesuffix(path.removeprefix(found.name))
+        what, how = f"a file of {what}", f"{migrate_command(name)} converts that into {os.path.basename(whole)!r}"
+    elif found.kind == "dbm.sqlite3" and b"Dict" not in (_read(volume, path, 0, _SQLITE_FIRST_PAGE) or b""):
         what, how = "an SQLite database", f"if dbm.sqlite3 made it, {how}"
     elif found.kind == "lmdb":
         what = "an LMDB database"

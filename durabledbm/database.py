@@ -128,6 +128,13 @@ def _place(name: str) -> str:
     return os.path.realpath(path) if os.path.islink(path) else path
 
 
+def _refuse_hiding(volume: Volume, name: str, path: str, number: int = errno.EEXIST) -> None:
+    """Raise if a new file would hide an old database of its name or, if that is a link's, of what it leads to."""
+    refuse_beside(volume, name, number)
+    if os.path.islink(name):
+        refuse_beside(volume, path, number)
+
+
 def _opened(volume: Volume, name: str, flag: str, mode: int, page_size: int, cache_size: int) -> Store:
     path = _place(name)
     try:
@@ -135,7 +142,7 @@ def _opened(volume: Volume, name: str, flag: str, mode: int, page_size: int, cac
             try:
                 disk, created = volume.open(path, writable=flag != "r"), False
             except FileNotFoundError:
-                refuse_beside(volume, name, errno.ENOENT if flag in "rw" else errno.EEXIST)
+                _refuse_hiding(volume, name, path, errno.ENOENT if flag in "rw" else errno.EEXIST)
                 if flag in "rw":
                     raise
                 try:
@@ -154,7 +161,7 @@ def _opened(volume: Volume, name: str, flag: str, mode: int, page_size: int, cac
                         store.initialise()
                     elif store.state.meta.txid <= 1:
                         # Nothing was ever written to it: perhaps it was made, by mistake, beside an old database.
-                        refuse_beside(volume, name)
+                        _refuse_hiding(volume, name, path)
                     return store
             except BaseException:
                 disk.close()
@@ -177,7 +184,7 @@ def _store(volume: Volume, disk: Disk, name: str, flag: str, page_size: int, cac
         return Store(volume, disk, page_size=page_size, cache_size=cache_size)
     except error as exc:
         if flag == "n":
-            refuse_beside(volume, name)
+            _refuse_hiding(volume, name, disk.path)
             replace(volume, disk, page_size)
             return None
         if type(exc) is UnknownVersionError:

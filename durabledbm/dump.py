@@ -14,11 +14,11 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import Any, NamedTuple, Protocol
 
 from ._engine.native import FileVolume
-from ._streams import Label, Readable, StreamReader, StreamWriter, codec_of
+from ._streams import Label, Readable, StreamReader, StreamWriter, codec_of, open_stream
 from ._tempfiles import blame_target, new_directory, replacing
 from .changelog import ChangeLog, Commit, Tail
 from .database import Database
@@ -241,7 +241,7 @@ def _reader(source: Path | Readable, codec: str | None) -> Iterator[StreamReader
     try:
         if isinstance(source, (str, bytes, os.PathLike)):
             name = os.fsdecode(source)
-            with open(source, "rb", buffering=0) as file:
+            with open_stream(name) as file:
                 yield StreamReader(file, name, codec)
         else:
             yield StreamReader(source, name, codec)
@@ -257,10 +257,10 @@ def open_log(directory: Path, codec: str | None = None) -> ChangeLog:
         if not names:
             raise error(f"{path}: holds no log")
         if codec is None:
-            with open(os.path.join(path, names[0]), "rb") as file:
-                codec = codec_of(file.read(16), path)
+            with closing(FileVolume().open(os.path.join(path, names[0]), writable=False)) as disk:
+                codec = codec_of(disk.read(16, 0), path)
     except OSError as exc:
-        raise error.wrap(exc, path) from exc
+        raise error.wrap(exc, path if exc.filename is None else None) from exc
     return ChangeLog(path, codec=codec)
 
 

@@ -55,6 +55,8 @@ _REPORT_EVERY = 1024
 _BATCH_SIZE = 4 * 2**20
 _CACHE_SIZE = 8 * 2**20  # entries are written, and read again, in their order: little is looked at twice
 _PIECE = 2**20
+_GROWTH = {"dbm.sqlite3": 10}
+"""How many times as large as a file its entries may be: a number takes up to 9 bytes there, and more as text."""
 _TIMEOUT = 30.0
 
 Progress = Callable[[int, "int | None"], None]
@@ -184,6 +186,7 @@ class _Copying:
         self._meter = meter
         self._report = damaged
         self._verifying = False
+        self._size = sum(os.path.getsize(name) for name in _files(old)) * _GROWTH.get(old.kind, 1)
 
     def run(self) -> int:
         """Copy and verify; how many entries there are."""
@@ -208,7 +211,7 @@ class _Copying:
 
     def _ordered(self, source: Source) -> Generator[Entry, None, None]:
         """The entries in the order of their keys, the first only of several that have the same key."""
-        entries = self._meter.watch(source.entries())
+        entries = self._meter.watch(self._bounded(source.entries()))
         if not source.ordered:
             entries = in_key_order(entries, os.path.dirname(os.path.abspath(self._fresh.path)))
         last: bytes | None = None
@@ -219,6 +222,17 @@ class _Copying:
                 else:
                     last = entry[0]
                     yield entry
+
+    def _bounded(self, entries: Generator[Entry, None, None]) -> Generator[Entry, None, None]:
+        """The entries, as long as they are not larger than the files: else damage lets the same bytes be read again."""
+        left = self._size
+        with closing(entries):
+            for entry in entries:
+                left -= len(entry[0]) + len(entry[1]) + 1
+                if left < 0:
+                    self._damaged(f"{self._old.name}: it claims to hold more than its files do")
+                    return
+                yield entry
 
     def _verify(self, source: Source) -> int:
         """Compare all entries, in a file opened anew: what counts is what can be read back."""
@@ -254,9 +268,15 @@ def _batches(entries: Iterator[Entry]) -> Iterator[dict[bytes, bytes]]:
 
 
 def _main_file(old: Found) -> str:
+    """The file with the values, whose owner and permissions the new file gets."""
+    files = _files(old)
+    return next((file for file in files if file.endswith((".dat", ".pag"))), files[0])
+
+
+def _files(old: Found) -> list[str]:
     if os.path.isdir(old.name):
-        return os.path.join(old.name, "data.mdb")
-    return old.name + _present(old)[0]
+        return [os.path.join(old.name, "data.mdb")]
+    return [old.name + suffix for suffix in _present(old)]
 
 
 def _present(old: Found) -> list[str]:

@@ -14,10 +14,11 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import NamedTuple
 
 from ._engine.meta import Meta, first_page, has_magic
+from ._engine.native import FileVolume
 from ._folding import folded, laid_over
 from ._streams import Label, StreamReader
 from .backup import write_whole
@@ -168,9 +169,9 @@ def _open_base(snapshot: Path | None, stack: ExitStack) -> _Base:
     try:
         if os.path.isdir(path):
             return _directory(stack.enter_context(open_log(path, "binary")))
-        with open(path, "rb") as file:
-            is_database = has_magic(file.read(16))
-            status = os.fstat(file.fileno())
+        with closing(FileVolume().open(path, writable=False)) as disk:
+            is_database = has_magic(disk.read(16, 0))
+            status = disk.status()
     except OSError as exc:
         raise error.wrap(exc, path) from exc
     if not is_database:

@@ -7,11 +7,10 @@ database for one bad line. Here a line is matched, never evaluated; what is dama
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 
-from ._engine.disk import Disk
-from ._engine.native import FileVolume
+from .file import Damaged, OldFile
 
 __all__ = ["DumbSource"]
 
@@ -24,18 +23,16 @@ _ENTRY = re.compile(
 
 _LINE_MAX = 2**24
 _CHUNK = 2**20
-_READ_MAX = 2**30
 
 
 class DumbSource:
-    """The entries of a database of dbm.dumb. `damaged` is called with a line about what cannot be read."""
+    """The entries of a database of dbm.dumb. `damaged` is told what cannot be read."""
 
     ordered = False
 
-    def __init__(self, name: str, damaged: Callable[[str], None]) -> None:
-        self._path = name + ".dat"
+    def __init__(self, name: str, damaged: Damaged) -> None:
         self._damaged = damaged
-        self._values = FileVolume().open(self._path, writable=False)
+        self._values = OldFile(name + ".dat")
         try:
             self._index = _read_index(name, damaged)
         except BaseException:
@@ -48,30 +45,30 @@ class DumbSource:
 
     def entries(self) -> Generator[tuple[bytes, bytes], None, None]:
         """All entries, in the order of the index."""
-        size = self._values.size()
         for key, (offset, length) in self._index.items():
-            if offset + length > size:
-                self._damaged(f"{self._path}: the value of {key[:50]!r} lies beyond the end of the file")
+            value = self._values.read(offset, length)
+            if value is None:
+                self._damaged(f"{self._values.path}: the value of {key[:50]!r} lies beyond the end of the file")
             else:
-                yield key, _read(self._values, offset, length)
+                yield key, value
 
     def close(self) -> None:
         """Release the files."""
         self._values.close()
 
 
-def _read_index(name: str, damaged: Callable[[str], None]) -> dict[bytes, tuple[int, int]]:
+def _read_index(name: str, damaged: Damaged) -> dict[bytes, tuple[int, int]]:
     """Where the value of each key is. Of lines that name the same key the last one counts."""
     index: dict[bytes, tuple[int, int]] = {}
     bad = first_bad = 0
     path = name + ".dir"
     try:
-        disk = FileVolume().open(path, writable=False)
+        file = OldFile(path)
     except FileNotFoundError:
         path = name + ".bak"  # the index before the last one; dbm.dumb was killed when it was about to write that
-        disk = FileVolume().open(path, writable=False)
-    with closing(disk):
-        for number, line in enumerate(_lines(disk), 1):
+        file = OldFile(path)
+    with closing(file):
+        for number, line in enumerate(_lines(file), 1):
             entry = _decode_line(line)
             if entry is not None:
                 index[entry[0]] = entry[1:]
@@ -86,10 +83,10 @@ def _read_index(name: str, damaged: Callable[[str], None]) -> dict[bytes, tuple[
     return index
 
 
-def _lines(disk: Disk) -> Iterator[bytes]:
+def _lines(file: OldFile) -> Iterator[bytes]:
     """The lines of a file. In place of the beginning of a line that is too long comes what begins no line."""
     offset, rest = 0, b""
-    while chunk := disk.read(_CHUNK, offset):
+    while chunk := file.read_some(offset, _CHUNK):
         offset += len(chunk)
         *lines, rest = (rest + chunk).split(b"\n")
         yield from lines
@@ -110,8 +107,3 @@ def _decode_line(line: bytes) -> tuple[bytes, int, int] | None:
         except (ValueError, Warning):  # an escape that means nothing is a warning, which may have been made an error
             return None
     return key, int(match[3]), int(match[4])
-
-
-def _read(disk: Disk, offset: int, length: int) -> bytes:
-    parts = [disk.read(min(_READ_MAX, length - at), offset + at) for at in range(0, length, _READ_MAX)]
-    return parts[0] if len(parts) == 1 else b"".join(parts)
