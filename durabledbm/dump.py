@@ -22,7 +22,7 @@ from ._streams import Label, Readable, StreamReader, StreamWriter, codec_of, ope
 from ._tempfiles import blame_target, new_directory, replacing
 from .changelog import ChangeLog, Commit, Tail
 from .database import Database
-from .errors import error
+from .errors import CorruptionError, error
 from .records import CODECS, COMMIT, DELETE, FIRST, GROUPED, NO_IDENTITY, PUT, UNDATED, Record
 from .snapshot import Snapshot
 
@@ -49,6 +49,8 @@ class Loaded(NamedTuple):
     changes: int
     commit: Commit | None
     tail: Tail | None
+    explanation: str = ""
+    """Why this commit, where a time was given and those in the log are not in order: a sentence for people."""
 
 
 # -- dump ------------------------------------------------------------------------------------------
@@ -207,7 +209,8 @@ def load(
 
     `source` is a directory, a file, or a file object open for reading bytes; the codec is recognized unless given. Into
     a `Database` this is one transaction, so if anything raises, it is as before; any other mapping gets the changes in
-    batches. `until_txid` and `until_time_ns` stop before the first commit beyond (of a file: only into a `Database`).
+    batches. `until_txid` and `until_time_ns` stop behind the commit of that number, or the last one whose time is not
+    later (of a file: only into a `Database`); see `Loaded.explanation` for clocks that were set back.
     `progress(done, total)` is called with numbers of changes, total None.
 
     Raises `CorruptionError` for a dump that is damaged or incomplete, `error` if it holds no commit to stop at. A log
@@ -218,6 +221,7 @@ def load(
             stack.enter_context(db.transaction())
         if isinstance(source, (str, bytes, os.PathLike)) and os.path.isdir(source):
             log = stack.enter_context(open_log(source, codec))
+            explanation = "" if until_time_ns is None else log.at(until_time_ns).explanation()
             loading = _Loading(db, progress)
             for item in log.records(until_txid=until_txid, until_time_ns=until_time_ns):
                 if isinstance(item, Commit):
@@ -226,7 +230,7 @@ def load(
                     loading.apply(item.key, item.value)
             if log.tail is not None and not loading.count:
                 raise error(f"{log.tail.file}: is not complete: {log.tail.reason}")
-            loaded = loading.finish(log.tail)
+            loaded = loading.finish(log.tail)._replace(explanation=explanation)
         else:
             reader = stack.enter_context(_reader(source, codec))
             loaded = _load_stream(reader, db, until_txid, until_time_ns, progress)
@@ -345,9 +349,25 @@ def _load_stream(
                 _load_commit(record, records, loading, last)
         except _Beyond:
             loading.count = count
+            if until_time_ns is not None:
+                _refuse_what_follows(records, last)
             break
         record = next(records, None)
     return loading.finish()
+
+
+def _refuse_what_follows(records: Iterator[Record], last: Commit) -> None:
+    """Raise if a commit that is wanted stands behind one that is not: that one, too, would have to be loaded."""
+    try:
+        commits = (record.commit() for record in records if record.kind == COMMIT)
+        found = next((it for it in commits if it.txid <= last.txid and it.time_ns <= last.time_ns), None)
+    except CorruptionError:
+        return  # what cannot be read is not wanted
+    if found is not None:
+        raise error(
+            f"the clock was set back: commit {found.txid} follows commits that bear later times; "
+            "say up to which commit to load by its number, or load the directory of the log"
+        )
 
 
 def _load_commit(record: Record, records: Iterator[Record], loading: _Loading, last: Commit) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import datetime
 import errno
 import io
 import json
@@ -561,6 +562,25 @@ def test_load_restores_a_backup_and_a_log_until_a_commit(run: Run, path: str, tm
     result = run("load", path, backup, "--log", log)
     assert result.status == 2
     assert "exists" in result.err
+
+
+def test_load_says_how_it_chose_where_the_clock_was_set_back(
+    run: Run, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, target = str(tmp_path / "log"), str(tmp_path / "new.db")
+    with durabledbm.open(tmp_path / "live", "c") as db, log_of(log) as changes:
+        db.attach(changes)
+        for key, hour in (("a", 12), ("b", 10)):
+            monkeypatch.setattr(time, "time_ns", lambda hour=hour: hour * 3600 * 10**9 + 10**18)
+            db[key] = "1"
+    monkeypatch.undo()
+    until = datetime.datetime.fromtimestamp(11 * 3600 + 10**9).isoformat()
+    for arguments in (("--log", log), (log,)):
+        result = run("load", target, *arguments, "--until", until)
+        assert (result.status, content(target)) == (0, {b"a": b"1", b"b": b"1"})
+        assert "the clock was set back: commit 3" in result.err
+        assert "give --until the number of a commit" in result.err
+        os.unlink(target)
 
 
 def log_of(directory: str) -> Any:
