@@ -1,4 +1,4 @@
-"""What is made from a database is as private as that, what replaces a file stays its owner's, no kill leaves a trace."""
+"""What is made from a database is as private as that, what replaces a file stays its owner's, no kill leaves traces."""
 
 from __future__ import annotations
 
