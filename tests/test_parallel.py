@@ -77,7 +77,8 @@ def test_threads_that_are_dropped_end_and_keep_nothing_alive() -> None:
         threads, thing = Threads("test-parallel"), Thing()
         gone = weakref.ref(thing)
         threads.make((), [lambda _, thing=thing: time.sleep(0.01)] * 3)  # type: ignore[misc]
-        wait_until(lambda: len(threads._idle) == len(ours()))
+        idle = threads._idle
+        wait_until(lambda: len(idle) == len(ours()))
         del thing
         assert gone() is None
         del threads

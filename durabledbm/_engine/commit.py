@@ -36,7 +36,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from ..errors import CorruptionError
-from .creation import random_name
+from .creation import random_bytes
 from .disk import Disk
 from .merge import Change, Merged, Touch, merge
 from .meta import CHANGE_OVERHEAD, META_SIZE, Meta, encode_changes, encode_meta, first_page, room_for, steady_copy
@@ -248,7 +248,7 @@ class Committer:
             time_ns=time.time_ns(),
         )
         if not self._has_begun:
-            meta = meta._replace(generation=random_name(), generation_txid=meta.txid)
+            meta = meta._replace(generation=random_bytes(8), generation_txid=meta.txid)
         page = encode_meta(meta, self._encoded[1] if meta.changes is self._encoded[0] else None)
         self._cut = self._cut or meta.page_count < state.meta.page_count
         self.in_doubt = True

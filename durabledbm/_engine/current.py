@@ -111,7 +111,7 @@ class Current:
         self.read = disk.read
         self.look = NEVER
         self.pager = self._new_pager(page_size)
-        self.state = self._unborn()
+        self.state = self._uninitialised()
         self._load()
         self.committer = Committer(disk, self.pager)
 
@@ -173,15 +173,13 @@ class Current:
 
     def _refresh(self) -> None:
         seen = self.state.meta
-        if not seen.txid and not self.disk.linked():
-            self._use(self._volume.open(self.path, writable=not self.readonly))
-            self.file = self.inside.file = self.disk.identity()
-            self.writer = WriterLock(self.file)
+        if not seen.txid and (successor := self._successor()) is not None:
+            self._go_on_with(successor)
         look = self.read(LOOK_SIZE, LOOK_OFFSET)
         if look == self.look or (look == self._doubtful and writer_present(self.disk)):
             return
         slots = read_slots(self.disk)
-        if not slots.size:
+        if slots.uninitialised:
             if seen.txid:
                 raise self._replaced()
             return
@@ -214,7 +212,7 @@ class Current:
         """Decide what the file holds, when it is opened."""
         for _ in range(100):
             slots = read_slots(self.disk)
-            if not slots.size:
+            if slots.uninitialised:
                 return
             try:
                 self._load_from(slots)
@@ -244,8 +242,8 @@ class Current:
         pager.mend = partial(_mend, weakref.ref(self))  # weakly: handles that are dropped are freed at once
         return pager
 
-    def _unborn(self) -> State:
-        """The state of a file of 0 bytes."""
+    def _uninitialised(self) -> State:
+        """The state of a file that was not initialised yet."""
         meta = Meta(0, self._page_size, bytes(16), first_page(self._page_size))
         return State.make(meta, 0, self.pager)
 
@@ -382,7 +380,7 @@ class Current:
         If the file has lost its name, this raises `error`, unless `displaced` is true.
         """
         self.check()
-        if self.inside.holds_lock():
+        if held_here(self.mutex) or held_here(self.rows.lock):
             return self._pin_apart(reader)
         self.hold()
         if not displaced:
@@ -485,6 +483,20 @@ class Current:
         return None if pins is None else pins.txid
 
     # -- ends --------------------------------------------------------------------------------------
+
+    def _successor(self) -> Disk | None:
+        """The file that the name leads to, if it is another one by now.
+
+        Before anything was committed here, whoever puts a database in place of the empty file may expect that it is
+        used, and a file that was removed must not be written. Raises `FileNotFoundError` if it was.
+        """
+        return None if self.disk.linked() else self._volume.open(self.path, writable=not self.readonly)
+
+    def _go_on_with(self, successor: Disk) -> None:
+        """Leave the empty file for its successor. The mutex must be held."""
+        self._use(successor)
+        self.file = self.inside.file = successor.identity()
+        self.writer = WriterLock(self.file)
 
     def check(self) -> None:
         """Raise if the handle is not usable any more."""

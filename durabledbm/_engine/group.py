@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable
+from copy import copy
 from typing import Any, TypeVar
 
 from ..errors import BusyError, error
@@ -268,8 +269,6 @@ def _is_interrupt(cause: BaseException) -> bool:
 
 
 def _copy(cause: BaseException) -> BaseException:
-    from copy import copy
-
     twin = copy(cause)
     twin.__cause__ = cause
     return twin

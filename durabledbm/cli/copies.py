@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from .._text import StandardOutput, plural, write
+from .._text import StandardOutput, plural, printable, write
 from ..progress import quantity, shown
 from .command import Command, Parser, file_argument, timeout_option
 from .faults import Usage
-from .opening import open_store, refuse_beside, size_of
+from .opening import open_store, size_of
 
 if TYPE_CHECKING:
     from .._until import Until
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["COMMANDS"]
 
 _STREAM = "-"
+_DAMAGE_SHOWN = 20
 
 _FACTORS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30}
 
@@ -155,6 +156,7 @@ def _load(args: argparse.Namespace) -> int:
     with _target(args.file) as file:
         loaded = _loaded(args, file, source, until)
     _report(f"{args.file}: {plural(loaded.changes, 'change')} loaded{_as_of(loaded.commit)}")
+    _explain(args.file, loaded.explanation)
     if loaded.tail is not None:
         _report(f"{loaded.tail.file}: the log ends in a torn record at byte {loaded.tail.offset}, as after a crash")
     return 0
@@ -173,18 +175,19 @@ def _target(file: str) -> Iterator[str]:
     if os.path.lexists(file):
         yield file
         return
-    refuse_beside(file)
-    from ..migration import remove_stale, take_name
+    from .._engine.creation import initialise
+    from .._engine.native import FileVolume
+    from .._kinds import refuse_beside
+    from .._tempfiles import new_file
+    from ..database import DEFAULT_PAGE_SIZE
+    from ..migration import take_name
 
+    refuse_beside(FileVolume(), file)
     path = os.path.abspath(file)
-    remove_stale(f"{path}.loading-")
-    fresh = f"{path}.loading-{os.getpid()}"
-    try:
-        yield fresh
-        take_name(fresh, path)
-    finally:
-        if os.path.exists(fresh):
-            os.unlink(fresh)
+    with new_file(path, 0o666) as fresh:
+        initialise(FileVolume(), fresh.disk, DEFAULT_PAGE_SIZE)
+        yield fresh.path
+        take_name(fresh.path, path)
 
 
 def _restore(args: argparse.Namespace, until: Until) -> int:
@@ -195,7 +198,13 @@ def _restore(args: argparse.Namespace, until: Until) -> int:
     with shown("load", "entries") as meter:
         commit = restore(args.file, args.source, args.log, progress=meter, **until)
     _report(f"{args.file}: restored{_as_of(commit)}")
+    _explain(args.file, commit.explanation)
     return 0
+
+
+def _explain(file: str, explanation: str) -> None:
+    if explanation:
+        _report(f"{file}: {explanation}; to end before one, give --until the number of a commit")
 
 
 def _as_of(commit: Commit | None) -> str:
@@ -212,7 +221,8 @@ def _migrate_arguments(parser: Parser) -> None:
     parser.add_argument(
         "file",
         metavar="SOURCE",
-        help="a database of dbm.dumb, dbm.gnu, dbm.ndbm, dbm.sqlite3 (as it was opened) or LMDB",
+        help="a database of dbm.dumb, dbm.gnu, dbm.ndbm, dbm.sqlite3 (as it was opened, or one of its files), LMDB, "
+        "or Berkeley DB (a hash file)",
     )
     parser.add_argument(
         "target",
@@ -220,15 +230,20 @@ def _migrate_arguments(parser: Parser) -> None:
         nargs="?",
         help="the new file; without it, the new file takes the place of SOURCE",
     )
+    parser.add_argument("--salvage", action="store_true", help="if SOURCE is damaged, copy what can be read")
 
 
 def _migrate(args: argparse.Namespace) -> int:
-    from ..migration import BACKUP, migrate
+    from ..migration import convert
 
+    damage: list[str] = []
     with shown("migrate", "steps") as meter:
-        count = migrate(args.file, args.target, progress=meter)
-    kept = "" if args.target is not None else f"; the old database is now {args.file}{BACKUP}"
-    write(f"{args.target or args.file}: {plural(count, 'entry')}, each compared{kept}")
+        done = convert(args.file, args.target, progress=meter, on_damage=damage.append if args.salvage else None)
+    for line in damage[:_DAMAGE_SHOWN]:
+        _report(printable(line))
+    lost = f", {plural(len(damage), 'damaged place')} left out" if damage else ""
+    kept = "" if done.backup is None else f"; the old database is now {printable(done.backup)}"
+    write(f"{printable(done.path)}: {plural(done.entries, 'entry')}, each compared{lost}{kept}")
     return 0
 
 
@@ -307,6 +322,7 @@ COMMANDS = {
             [
                 ("durabledbm migrate sessions", "in place: programs find the same name"),
                 ("durabledbm migrate old.gdbm new.db", "under a new name"),
+                ("durabledbm migrate --salvage damaged.dat new.db", "what can be read of it"),
             ],
         ),
         Command(

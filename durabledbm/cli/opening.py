@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from typing import TYPE_CHECKING, Any
 
 from .. import open as open_database
-from ..errors import error
 
 if TYPE_CHECKING:
     from ..handle import Database
     from ..sharded import ShardedDatabase
 
-__all__ = ["is_sharded", "open_store", "refuse_beside", "size_of"]
+__all__ = ["is_sharded", "open_store", "size_of"]
 
 
 def is_sharded(file: str) -> bool:
@@ -32,21 +30,7 @@ def open_store(file: str, flag: str, timeout: float | None = 30.0) -> Database |
         from ..sharded import open_sharded
 
         return open_sharded(file, flag, **options)
-    if flag == "c":
-        refuse_beside(file)
     return open_database(file, flag, **options)
-
-
-def refuse_beside(file: str) -> None:
-    """Do not create a file whose name another module's files go by: to its user the database would seem empty."""
-    from .._foreign import identify
-
-    if not os.path.lexists(file):
-        try:
-            identify(file)
-        except OSError:
-            return
-        raise error(errno.ENOENT, os.strerror(errno.ENOENT), file)
 
 
 def size_of(file: str) -> int:
