@@ -1141,66 +1141,6 @@ def test_exec_of_a_missing_program_is_one_line(tmp_path: Path) -> None:
     assert result.stderr.count(b"\n") == 1
 
 
-@pytest.fixture
-def run_exec(run: Run, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
-    """`exec` in this process, which is afterwards as it was."""
-    monkeypatch.setattr(sys, "argv", sys.argv)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
-    yield lambda *argv: run("exec", *argv)
-    durabledbm.uninstall()
-
-
-@pytest.mark.parametrize(
-    ("options", "told"),
-    [([], "NoneType 30.0"), (["--durability", "process", "--timeout", "7"], "Flusher 7.0")],
-)
-def test_exec_gives_its_options_to_the_files_that_the_program_creates(
-    run_exec: Run, tmp_path: Path, options: list[str], told: str
-) -> None:
-    """What the program leaves unhandled is its affair, and so is its exit."""
-    code = """
-        import dbm, sys
-        with dbm.open(sys.argv[1], "c") as db:
-            print(type(db._pipeline.flusher).__name__, db._pipeline.timeout)
-            db["a"] = "b"
-    """
-    result = run_exec(*options, script(tmp_path, code), tmp_path / "db", "--durability")
-    assert result == Result(0, told.encode() + b"\n", "")
-    assert content(str(tmp_path / "db")) == {b"a": b"b"}
-    with pytest.raises(SystemExit) as caught:
-        run_exec(script(tmp_path, "import sys; sys.exit(5)"))
-    assert caught.value.code == 5
-
-
-def test_exec_shows_what_a_program_raises_as_python_does(run_exec: Run, tmp_path: Path) -> None:
-    name = script(tmp_path, "def f(): 1 / 0\nf()\n")
-    result = run_exec(name)
-    assert result.status == 1
-    lines = result.err.splitlines()
-    assert lines[:2] == ["Traceback (most recent call last):", f'  File "{name}", line 2, in <module>']
-    assert lines[-1] == "ZeroDivisionError: division by zero"
-    assert str(ROOT / "durabledbm") not in result.err
-    result = run_exec(script(tmp_path, "1 +\n"))
-    assert result.status == 1
-    assert f'  File "{name}", line 1' in result.err
-    assert result.err.splitlines()[-1].startswith("SyntaxError: ")
-    assert str(ROOT / "durabledbm") not in result.err
-
-
-def test_exec_shows_all_of_it_for_debugging(run_exec: Run, tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError):
-        run_exec("--debug", script(tmp_path, "1 / 0"))
-
-
-def test_exec_of_what_cannot_be_read_is_one_line(run_exec: Run, tmp_path: Path) -> None:
-    assert run_exec(tmp_path / "nothing.py") == Result(
-        2, b"", f"durabledbm exec: {tmp_path}/nothing.py: no such file\n"
-    )
-    result = run_exec(tmp_path)
-    assert (result.status, result.out, result.err.count("\n")) == (2, b"", 1)
-
-
 # -- completion --------------------------------------------------------------------------------------
 
 

@@ -33,7 +33,7 @@ _engine.flusher
 _engine.pipes
 _engine.deferred  _engine.group
 _engine.pipeline
-_sorting  _filemap  _shelfparts  _text  _until  _writeback
+_children.*  _sorting  _filemap  _shelfparts  _text  _until  _writeback
 mapping  records
 lifetime  _blocks  _folding  _logfiles  _streams  redisdb
 _logwriter  _pages  _manifest

@@ -36,7 +36,7 @@ GROUPS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (the process's own if None) and return its exit status.
 
-    Exceptions come out only of `exec`, which runs a program of the user's.
+    `exec` does not return: the process becomes the program.
     """
     _have_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -76,8 +76,6 @@ def _dispatch(arguments: list[str]) -> int:
         args = command.parser().understand(arguments[1:])
     except SystemExit as exc:
         return exc.code if isinstance(exc.code, int) else 2
-    if command.rest:
-        return command.run(args)
     try:
         return command.run(args)
     except KeyboardInterrupt:

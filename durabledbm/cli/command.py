@@ -53,7 +53,7 @@ class Command(NamedTuple):
     no: str = ""
     """What exit status 1 means; empty if there is no such answer."""
     rest: bool = False
-    """Everything behind the first argument that is not an option is that argument's, not the command's."""
+    """Everything behind the command's own options is a program with its arguments: `args.program`, a list."""
 
     def parser(self) -> Parser:
         """A parser of its arguments."""
@@ -81,9 +81,23 @@ class Parser(argparse.ArgumentParser):
 
     def understand(self, argv: Sequence[str]) -> argparse.Namespace:
         """Parse. Raises `SystemExit` with status 2, after saying what is wrong, or 0 after printing help."""
-        args = self.parse_args(argv) if self.command.rest else self.parse_intermixed_args(argv)
+        if self.command.rest:
+            count = self._leading_options(argv)
+            program = argv[count + 1 :] if argv[count : count + 1] == ["--"] else argv[count:]
+            args = self.parse_args([*argv[:count], *("PROGRAM" for _ in program[:1])])
+            args.program = program
+        else:
+            args = self.parse_intermixed_args(argv)
         args.command = self.command.name
         return args
+
+    def _leading_options(self, argv: Sequence[str]) -> int:
+        """How many of the first arguments are options of this command, and their values."""
+        count = 0
+        while count < len(argv) and argv[count] != "--" and argv[count].startswith(("--", "-h")):
+            action = self._option_string_actions.get(argv[count])
+            count += 1 if action is None or action.nargs == 0 else 2
+        return count
 
 
 class _Help(argparse.Action):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import os
+import subprocess
 import sys
-import traceback
 
 from .._text import escape, style, terminal_width, unescape, write
+from ..errors import error
 from ..progress import shown
 from .command import Command, Parser, file_argument, key_bytes, timeout_option
-from .faults import No, Usage, explain
+from .faults import No, Usage
 from .opening import is_sharded
 
 __all__ = ["COMMANDS"]
@@ -36,35 +39,43 @@ def _exec_arguments(parser: Parser) -> None:
         "full)",
     )  # fmt: skip
     timeout_option(parser)
-    parser.add_argument("file", metavar="SCRIPT", help="a Python program")
-    parser.add_argument("arguments", metavar="ARGUMENT", nargs=argparse.REMAINDER, help="its arguments")
+    parser.add_argument("first", metavar="PROGRAM", help="a script, a directory or a .pyz, -m MODULE, or -c CODE")
+    parser.add_argument("others", metavar="ARGUMENT", nargs=argparse.REMAINDER, help="its arguments")
 
 
 def _exec(args: argparse.Namespace) -> int:
-    from ..stdlib import run_script
+    """Become `python PROGRAM ARGUMENT...`, in which `sitecustomize` of `_children` does the rest."""
+    from .._children import environment
 
-    try:
-        with open(args.file, "rb"):
-            pass
-    except OSError as exc:
-        sys.stderr.write(f"durabledbm exec: {explain(exc, 'exec', [args.file])}\n")
-        return 2
-    try:
-        run_script(args.file, args.arguments, durability=args.durability, timeout=args.timeout)
-    except Exception as exc:
-        if args.debug:
-            raise
-        _show_as_python_does(exc, args.file)
-        return 1
-    return 0
+    script = _script_of(args.program)
+    if script is not None and not os.path.lexists(script):
+        raise error(errno.ENOENT, os.strerror(errno.ENOENT), script)
+    if not sys.executable:
+        raise Usage("Python does not know its own program here, so it can't be started again")
+    environ = environment({"durability": args.durability, "timeout": args.timeout})
+    command = [sys.executable, *args.program]
+    sys.stdout.flush()
+    if os.name != "nt":  # a shell of Windows would not wait for what takes the place of a process
+        os.execve(sys.executable, command, environ)
+    return subprocess.call(command, env=environ)
 
 
-def _show_as_python_does(exc: BaseException, script: str) -> None:
-    """The traceback of a script, from its own first line on."""
-    frame = exc.__traceback__
-    while frame is not None and frame.tb_frame.f_code.co_filename != script:
-        frame = frame.tb_next
-    traceback.print_exception(type(exc), exc, frame)
+def _script_of(words: list[str]) -> str | None:
+    """The script among the arguments of `python`, or None if it is to run something else."""
+    left = iter(words)
+    for word in left:
+        if word == "-" or not word.startswith("-"):
+            return None if word == "-" else word
+        for at, option in enumerate(word[1:], 1):
+            if option in "EIS":
+                raise Usage(f"python -{option} would ignore what makes dbm and shelve use durabledbm: leave it out")
+            if option in "cm":
+                return None
+            if option in "WX":  # its value is the rest of the word, or the next one
+                if not word[at + 1 :]:
+                    next(left, None)
+                break
+    return None
 
 
 # -- inspect ---------------------------------------------------------------------------------------
@@ -210,15 +221,15 @@ COMMANDS = {
     for command in (
         Command(
             "exec", "run a Python program whose dbm and shelve use durabledbm",
-            "Runs SCRIPT as 'python SCRIPT ARGUMENT...' would, but dbm.open() and shelve.open() create "
-            "durabledbm files in it "
+            "Runs 'python PROGRAM ARGUMENT...', whatever python understands there: a script, a directory or "
+            "an archive with a __main__, -m MODULE, -c CODE, options of python's own. But dbm.open() and "
+            "shelve.open() create durabledbm files in it, and in the Python processes that it starts "
             "(see durabledbm.install()). Files of other kinds that exist already are opened by their own "
-            "modules. The exit "
-            "status is the script's.",
+            "modules. The exit status is the program's.",
             _exec_arguments, _exec,
             [
                 ("durabledbm exec crawler.py --depth 3", "a program as it is, with files that last"),
-                ("durabledbm exec --durability process crawler.py", "faster: it survives kills"),
+                ("durabledbm exec --durability process -m crawler", "faster: it survives kills"),
             ],
             rest=True,
         ),
