@@ -47,6 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return CTRL_C
     except OSError as exc:
         return _output_failed(exc)
+    except ImportError as exc:
+        if exc.name != "crc32c":
+            raise
+        return _complain(PROGRAM, str(exc))
     return status
 
 
