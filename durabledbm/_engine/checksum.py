@@ -42,7 +42,8 @@ def _imported() -> Checksum:
         from crc32c import crc32c
     except ModuleNotFoundError:
         raise ModuleNotFoundError(
-            f"the package crc32c is missing, which durabledbm needs: '{sys.executable} -m pip install crc32c' installs it",
+            f"the package crc32c is missing, which durabledbm needs: "
+            f"'{sys.executable} -m pip install crc32c' installs it",
             name="crc32c",
         ) from None
     except ImportError as exc:
