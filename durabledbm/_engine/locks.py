@@ -214,7 +214,7 @@ class WriterLock:
         """Wait until no thread writes through this handle. The lock in the file is not asked for."""
         turn.lock = self
         if not self._turns.acquire(turn, timeout, self._dropped):
-            raise BusyError(f"{path}: another thread has this handle's turn for more than {timeout:g} seconds")
+            raise BusyError(f"{path}: another thread has this handle's turn for more than {_seconds(timeout)}")
 
     def acquire(self, turn: Turn, disk: Disk, timeout: float | None) -> None:
         """Wait for the lock, at most `timeout` seconds (None: for ever), then raise `BusyError`."""
@@ -276,7 +276,11 @@ class WriterLock:
 
 
 def _busy(disk: Disk, timeout: float | None) -> BusyError:
-    return BusyError(f"{disk.path}: another writer held the file for more than {timeout:g} seconds")
+    return BusyError(f"{disk.path}: another writer held the file for more than {_seconds(timeout)}")
+
+
+def _seconds(timeout: float | None) -> str:
+    return f"{timeout:g} second{'' if timeout == 1 else 's'}"
 
 
 def _wait(disk: Disk, offset: int, deadline: float | None, timeout: float | None) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from .._text import printable
 from ..errors import BusyError, CorruptionError, error
 from .command import PROGRAM
-from .holders import holders
+from .holders import writer
 
 __all__ = ["No", "Usage", "explain"]
 
@@ -55,9 +55,10 @@ def explain(exc: BaseException, command: str, names: Sequence[str]) -> str:
     elif isinstance(exc, OSError) and isinstance(exc.filename, (str, bytes)):
         path = _as_given(os.fsdecode(exc.filename), names)
     text = _said(exc, command, path)
-    named = any(text.startswith((f"{name}: ", f"{os.path.realpath(name)}: ")) for name in names)
-    prefix = "" if path is None or named or text.startswith(f"{path}: ") else f"{path}: "
-    return printable(prefix + " ".join(text.split()))
+    head, colon, rest = text.partition(": ")
+    if colon and (head == path or _as_given(head, names) != head or head in names):
+        path, text = _as_given(head, names), rest  # it begins with a name of its own
+    return printable(("" if path is None else f"{path}: ") + " ".join(text.split()))
 
 
 def _as_given(path: str, names: Sequence[str]) -> str:
@@ -67,7 +68,13 @@ def _as_given(path: str, names: Sequence[str]) -> str:
         folder = os.path.realpath(os.path.dirname(path))
         missing = [name for name in names if not os.path.lexists(name)] or list(names)
         return next((name for name in missing if os.path.dirname(os.path.realpath(name)) == folder), path)
-    return next((name for name in names if os.path.realpath(name) == os.path.realpath(path)), path)
+    real = os.path.realpath(path)
+    for name in names:
+        if os.path.realpath(name) == real:
+            return name
+        if os.path.isabs(path) and real.startswith(os.path.join(os.path.realpath(name), "")) and os.path.isdir(name):
+            return os.path.join(name, os.path.relpath(real, os.path.realpath(name)))
+    return path
 
 
 def _said(exc: BaseException, command: str, path: str | None) -> str:
@@ -109,6 +116,8 @@ def _of_system(exc: OSError, command: str, path: str | None) -> str:
 
 
 def _missing(path: str, command: str) -> str:
+    if not path:
+        return "the name of the file is empty"
     kind = _kind_of(path)
     if kind:
         return _convert(kind, path)
@@ -156,9 +165,8 @@ def _damaged(exc: CorruptionError, path: str | None) -> str:
 
 
 def _busy(path: str | None, exc: BusyError) -> str:
-    who = next((holder for holder in holders(path) if holder.writing), None) if path else None
+    who = (writer(path) if path else None) or "another process"
     text = str(exc)
     waited = text.rsplit(" for more than ", 1)[-1] if " for more than " in text else ""
-    writer = "another process" if who is None else f"process {who.pid} ({who.command})"
     done = f", and was not done within {waited}" if waited else ""
-    return f"{writer} is writing to it{done}; wait for it to finish, or wait longer with --timeout"
+    return f"{who} is writing to it{done}; wait for it to finish, or wait longer with --timeout"

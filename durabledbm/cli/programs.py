@@ -5,15 +5,18 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import shlex
 import subprocess
 import sys
 
 from .._text import escape, style, terminal_width, unescape, write
 from ..errors import error
-from ..progress import shown
+from ..progress import quantity, shown
 from .command import Command, Parser, file_argument, key_bytes, timeout_option
+from .console import message
 from .faults import No, Usage
 from .opening import is_sharded
+from .targets import check_target, force_option, write_file
 
 __all__ = ["COMMANDS"]
 
@@ -96,6 +99,7 @@ def _inspect_arguments(parser: Parser) -> None:
         metavar="FILE",
         help="write the map as an HTML page that tells more about the page under the pointer",
     )
+    force_option(parser, "the FILE of --svg or --html")
     parser.add_argument(
         "--pages",
         metavar="A-B",
@@ -125,8 +129,11 @@ def _inspect(args: argparse.Namespace) -> int:
     from ..inspect import inspect
 
     if is_sharded(args.file):
-        raise Usage(f"{args.file} is the directory of a sharded database: inspect one of its files")
+        raise Usage(f"{args.file}: is the directory of a sharded database: inspect one of its files")
     key = None if args.key is None else unescape(args.key) if args.escaped else args.key
+    for target in (args.svg, args.html):
+        if target is not None:
+            check_target(target, args.file, force=args.force)
     with shown("inspect") as meter:
         picture = inspect(args.file, key=key, progress=meter)
     start, stop = args.pages
@@ -135,11 +142,11 @@ def _inspect(args: argparse.Namespace) -> int:
     if args.svg is not None:
         from .._picture.svg import svg
 
-        _save(args.svg, svg(picture, mode=args.by))
+        _save(args.svg, svg(picture, mode=args.by), args)
     if args.html is not None:
         from .._picture.html import html
 
-        _save(args.html, html(picture, mode=args.by))
+        _save(args.html, html(picture, mode=args.by), args)
     if args.svg is None and args.html is None:
         from .._picture.terminal import draw
 
@@ -159,13 +166,14 @@ def _inspect(args: argparse.Namespace) -> int:
             if not any("damaged" in step.what for step in picture.steps)
             else "the way to the key is damaged"
         )
+    if picture.problems:
+        raise No(f"the file is damaged; 'durabledbm check {shlex.quote(args.file)}' lists what is wrong with it")
     return 0
 
 
-def _save(name: str, text: str) -> None:
-    with open(name, "w", encoding="utf-8") as file:
-        file.write(text)
-    write(name)
+def _save(name: str, text: str, args: argparse.Namespace) -> None:
+    write_file(name, text.encode("utf-8", "backslashreplace"), args.file, force=args.force)
+    message(f"{name}: {quantity(len(text), 'bytes')}")
 
 
 # -- tour ------------------------------------------------------------------------------------------
@@ -250,7 +258,7 @@ COMMANDS = {
                 ("durabledbm inspect app.db --key user:1", "the way to a key"),
                 ("durabledbm inspect app.db --html app.html", "a page to explore in a browser"),
             ],
-            "the key is not there",
+            "the key is not there, or something is damaged",
         ),
         Command(
             "tour", "see on real data what durabledbm does",
