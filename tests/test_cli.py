@@ -31,7 +31,7 @@ from hypothesis import strategies as st
 import durabledbm
 import durabledbm.inspect
 import durabledbm.shelve
-from durabledbm._text import OutputError, escape, printable, unescape
+from durabledbm._text import OutputError, columns, escape, printable, unescape
 from durabledbm.cli.app import GROUPS, all_commands, find, main
 from durabledbm.cli.reference import markdown
 
@@ -993,6 +993,32 @@ durabledbm.__main__.main()
 """
 
 
+def test_ctrl_c_is_quiet_already_while_the_program_is_imported() -> None:
+    code = """
+        import sys, durabledbm.__main__
+        class Interrupt:
+            def find_spec(self, name, path=None, target=None):
+                if name == "durabledbm.cli.command":
+                    raise KeyboardInterrupt
+        sys.meta_path.insert(0, Interrupt())
+        durabledbm.__main__.main()
+        """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, capture_output=True, env=environment(), check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, b"", b"")
+
+
+@pytest.mark.parametrize("words", [("get", "none", "k"), ("nonsense",), ("exec", "none")])
+def test_messages_that_nobody_reads_change_nothing(words: tuple[str, ...]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = process(*words, capture_output=False, stdout=subprocess.PIPE, stderr=writer)
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stdout) == (2, b"")
+
+
 def test_ctrl_c_and_lost_output_have_their_statuses(run: Run, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for raised, status in (
         (KeyboardInterrupt(), 130),
@@ -1242,6 +1268,21 @@ def test_on_a_terminal_values_are_shortened_to_its_width(on_terminal: Show, db_p
     assert "\x1b]" not in shown
     assert "\\x1b]0;title\\x07" in plain
     assert "x" * 10_000 in on_terminal("list", db_path, "--full")
+
+
+@pytest.mark.parametrize("text", ["\u65e5\u672c\u8a9e", "\xe4\xf6\xfc", "e\u0301", "\U0001f600x"])
+def test_on_a_terminal_text_is_shortened_between_characters_and_by_columns(
+    on_terminal: Show, db_path: str, text: str
+) -> None:
+    """Whatever byte the limit falls on, also if a value is so long that not all of it is looked at."""
+    with durabledbm.open(db_path, "c") as db:
+        for shift in range(4):
+            db[str(shift)] = "x" * shift + text * 300
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", on_terminal("list", db_path))
+    assert "\\x" not in plain
+    for line in plain.split("\r\n")[:-1]:
+        assert 57 <= columns(line) <= 60
+        assert line.split("  ", 1)[1].lstrip("x").startswith(text)
 
 
 def test_on_a_terminal_get_shows_binary_values_with_escapes(on_terminal: Show, path: str) -> None:

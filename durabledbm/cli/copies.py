@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
 import sys
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from .._text import StandardOutput, plural
+from ..errors import error
 from ..progress import quantity, shown
 from .command import Command, Parser, file_argument, timeout_option
 from .console import message
@@ -191,6 +193,8 @@ def _target(file: str) -> Iterator[str]:
     from ..migration import remove_stale, take_name
 
     path = os.path.abspath(file)
+    if not os.path.isdir(os.path.dirname(path)):
+        raise error(errno.ENOENT, os.strerror(errno.ENOENT), file)
     remove_stale(f"{path}.loading-")
     fresh = f"{path}.loading-{os.getpid()}"
     try:

@@ -58,7 +58,7 @@ def explain(exc: BaseException, command: str, names: Sequence[str]) -> str:
     head, colon, rest = text.partition(": ")
     if colon and (head == path or _as_given(head, names) != head or head in names):
         path, text = _as_given(head, names), rest  # it begins with a name of its own
-    return printable(("" if path is None else f"{path}: ") + " ".join(text.split()))
+    return printable((f"{path}: " if path else "") + " ".join(text.split()))
 
 
 def _as_given(path: str, names: Sequence[str]) -> str:

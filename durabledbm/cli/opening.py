@@ -67,8 +67,8 @@ def _waiting_told(file: str, timeout: float | None) -> Iterator[None]:
         while not done.wait(pause):
             who = writer(file)
             if who is not None:
-                limit = "for it to finish" if timeout is None else f"for at most {timeout:g} seconds"
-                message(f"{file}: {who} is writing to it; waiting {limit}")
+                limit = "" if timeout is None else f" for at most {timeout:g} second{'s' * (timeout != 1)}"
+                message(f"{file}: {who} is writing to it; waiting{limit}")
                 return
             pause *= 2
 
