@@ -49,7 +49,7 @@ def export(source: _Path, target: _Path, to: str, *, progress: Progress | None =
         with open_database(path, "r") as db, db.snapshot() as snapshot:
             meter.total = 2 * len(snapshot)
             mode = stat.S_IMODE(os.stat(path).st_mode)
-            write_all(fresh, to, mode, meter.watch(entry for entry in snapshot.items()))
+            write_all(fresh, to, mode | stat.S_IRUSR | stat.S_IWUSR, meter.watch(entry for entry in snapshot.items()))
             with closing(open_source(fresh, to)) as copy:
                 count = 0
                 for key, value in meter.watch(copy.entries()):
@@ -58,7 +58,7 @@ def export(source: _Path, target: _Path, to: str, *, progress: Progress | None =
                     count += 1
             if count != len(snapshot):
                 raise error(f"{destination}: {count} entries of {len(snapshot)} could be read back")
-        _name(fresh, destination, to)
+        _name(fresh, destination, to, mode)
     except OSError as exc:
         raise error.wrap(exc) from exc
     finally:
@@ -69,11 +69,12 @@ def export(source: _Path, target: _Path, to: str, *, progress: Progress | None =
     return count
 
 
-def _name(fresh: str, target: str, kind: str) -> None:
+def _name(fresh: str, target: str, kind: str, mode: int) -> None:
     present = [suffix for suffix in FILES[kind] if os.path.isfile(fresh + suffix)]
     for suffix in present:
         fd = os.open(fresh + suffix, os.O_RDONLY)
         try:
+            os.chmod(fresh + suffix, mode)  # not before it was written: the source may be one that nobody may write
             os.fsync(fd)
         finally:
             os.close(fd)
