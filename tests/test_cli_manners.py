@@ -5,6 +5,7 @@ The commands themselves are tested in `test_cli`.
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import stat
@@ -24,6 +25,7 @@ from durabledbm._engine.locks import _seconds
 from durabledbm._text import beginning, columns, shorten
 from durabledbm.cli.app import all_commands, main
 from durabledbm.cli.command import help_width
+from durabledbm.cli.faults import explain
 
 ROOT = Path(__file__).parent.parent
 
@@ -308,6 +310,47 @@ def test_a_name_stands_once_in_an_error_and_as_it_was_given(run: Run, place: Pat
     assert run("salvage", "real", "new")[2] == "durabledbm salvage: real: a directory, not a database file\n"
     assert run("get", "", "k")[2] == "durabledbm get: the name of the file is empty\n"
     assert run("load", "nowhere/new", "n.dump")[2] == "durabledbm load: nowhere/new: there is no directory nowhere\n"
+    unfinished = durabledbm.error(errno.EACCES, "Permission denied", f"{tmp_path}/new.loading-123")
+    assert explain(unfinished, "load", ["new", "n.dump"]).startswith("new: permission denied: no file can be created")
+
+
+def test_a_name_in_a_hint_is_a_word_of_a_command_line(run: Run, place: Path) -> None:
+    assert "'durabledbm put ./-x KEY VALUE'" in run("get", "--", "-x", "k")[2]
+    assert "'durabledbm put 'a b' KEY VALUE'" in run("get", "a b", "k")[2]
+
+
+def test_names_of_files_move_no_cursor(run: Run, place: Path) -> None:
+    evil = "new\nline\x1b[31m\x9b"
+    os.rename("n", evil)
+    Path("dump").write_text("P|a|b\n")
+    for words in (
+        ["check", evil], ["stat", evil], ["inspect", evil], ["compact", evil], ["load", evil, "dump"],
+        ["get", evil, "x"], ["check", evil + "1"], ["backup", evil, evil + "2"], ["dump", evil, evil + "3"],
+        ["salvage", evil, evil + "4"], ["inspect", evil, "--svg", evil + "5"], ["load", evil + "6", "dump"],
+        ["export", evil, evil + "7", "--to", "dbm.dumb"],
+    ):  # fmt: skip
+        _, out, err = run(*words)
+        for line in (out + err).split("\n"):
+            assert line.isprintable(), (words, line)
+            assert not line.startswith("line"), (words, line)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="permissions of directories")
+def test_a_directory_that_may_not_be_entered_is_told(run: Run, place: Path) -> None:
+    os.mkdir("private", 0o700)
+    os.rename("n", "private/n")
+    if os.getuid() == 0:
+        os.chmod(place, 0o755)
+        os.seteuid(65534)
+    else:
+        os.chmod("private", 0)
+    try:
+        said = explain(PermissionError(errno.EACCES, "Permission denied", "private/n"), "get", ["private/n"])
+    finally:
+        if os.getuid() == 0:
+            os.seteuid(0)
+        os.chmod("private", 0o700)
+    assert said == "private/n: permission denied: you may not enter the directory private"
 
 
 def test_a_write_through_a_handle_that_only_reads_names_the_file(place: Path) -> None:

@@ -7,7 +7,6 @@ import errno
 import itertools
 import json
 import os
-import shlex
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,7 +16,7 @@ from ..errors import CorruptionError, error
 from ..progress import quantity, shown
 from .command import PROGRAM, Command, Parser, file_argument, timeout_option
 from .console import complain, message
-from .faults import Usage, explain
+from .faults import Usage, explain, quoted
 from .holders import Holder, holders
 from .opening import is_sharded, open_store, size_of
 from .values import looks_pickled
@@ -218,7 +217,7 @@ def _check_one(file: str, quiet: bool) -> int:
     if problems:
         write(f"{name}: {plural(len(problems), 'problem')}")
         which = f"{file}/SHARD" if is_sharded(file) else file
-        message(f"{file}: 'durabledbm salvage {shlex.quote(which)} NEW' saves what is readable")
+        message(f"{file}: 'durabledbm salvage {quoted(which)} NEW' saves what is readable")
         return 1
     size = _size(size_of(file))
     write(f"{name}: {colour('sound', 'green')}, {plural(entries, 'entry')}, every page of {size} verified")

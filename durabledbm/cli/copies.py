@@ -19,7 +19,7 @@ from .command import Command, Parser, file_argument, timeout_option
 from .console import message
 from .faults import Usage
 from .opening import is_sharded, open_store, refuse_beside, size_of
-from .targets import check_target, force_option, is_stream
+from .targets import check_directory, check_target, force_option, is_stream
 
 if TYPE_CHECKING:
     from .._until import Until
@@ -43,7 +43,9 @@ def _backup_arguments(parser: Parser) -> None:
 
 
 def _backup(args: argparse.Namespace) -> int:
-    if not is_sharded(args.file):
+    if is_sharded(args.file):
+        check_directory(args.target)
+    else:
         check_target(args.target, args.file, force=args.force)
     with open_store(args.file, "r") as db, shown("backup", "entries") as meter:
         db.backup(args.target, progress=meter)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shlex
 from collections.abc import Sequence
 
@@ -15,7 +16,7 @@ from ..errors import BusyError, CorruptionError, error
 from .command import PROGRAM
 from .holders import writer
 
-__all__ = ["No", "Usage", "explain"]
+__all__ = ["No", "Usage", "explain", "quoted"]
 
 _NEXT = {
     errno.ENOENT: "no such file or directory",
@@ -38,6 +39,9 @@ _BEGINNERS = {"get", "del", "list", "stat"}
 _TEMPORARY = ".durabledbm-"
 """What names of files begin with that are not complete."""
 
+_UNFINISHED = re.compile(r"\.(loading|exporting|migrating)-[^/]*$")
+"""What stands behind the name that a file will have."""
+
 
 class Usage(Exception):
     """The arguments make no sense together."""
@@ -45,6 +49,11 @@ class Usage(Exception):
 
 class No(Exception):
     """The answer is no: exit status 1. The text, if any, says what is not there."""
+
+
+def quoted(path: str) -> str:
+    """A file's name as a word of a command line."""
+    return shlex.quote(f"./{path}" if path.startswith("-") else path)
 
 
 def explain(exc: BaseException, command: str, names: Sequence[str]) -> str:
@@ -70,7 +79,7 @@ def _as_given(path: str, names: Sequence[str]) -> str:
         return next((name for name in missing if os.path.dirname(os.path.realpath(name)) == folder), path)
     real = os.path.realpath(path)
     for name in names:
-        if os.path.realpath(name) == real:
+        if os.path.realpath(name) == real or _UNFINISHED.sub("", os.path.abspath(path)) == os.path.abspath(name):
             return name
         if os.path.isabs(path) and real.startswith(os.path.join(os.path.realpath(name), "")) and os.path.isdir(name):
             return os.path.join(name, os.path.relpath(real, os.path.realpath(name)))
@@ -105,14 +114,26 @@ def _of_system(exc: OSError, command: str, path: str | None) -> str:
     if number == errno.EINVAL and path is not None and os.path.isdir(path):
         return _NEXT[errno.EISDIR]
     if path is not None and number in (errno.EACCES, errno.EPERM, errno.EROFS) and not os.path.lexists(path):
-        folder = os.path.dirname(path) or "this directory"
+        folder = os.path.dirname(path)
+        if not _can_enter(folder):
+            return f"permission denied: you may not enter the directory {folder}"
         why = "a read-only file system" if number == errno.EROFS else "permission denied"
-        return f"{why}: no file can be created in {folder}"
+        return f"{why}: no file can be created in {folder or 'this directory'}"
     known = _NEXT.get(number)
     said = exc.strerror or str(exc)
     if known is None or said == os.strerror(number):
         return known or said
     return f"{said}; choose another name, or remove it first" if number == errno.EEXIST else said
+
+
+def _can_enter(folder: str) -> bool:
+    try:
+        os.stat(os.path.join(folder, "."))
+    except PermissionError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def _missing(path: str, command: str) -> str:
@@ -126,7 +147,7 @@ def _missing(path: str, command: str) -> str:
         return f"there is no directory {folder}"
     if command not in _BEGINNERS:
         return "no such file"
-    return f"no such file; 'durabledbm put {shlex.quote(path)} KEY VALUE' creates a database"
+    return f"no such file; 'durabledbm put {quoted(path)} KEY VALUE' creates a database"
 
 
 def _foreign(path: str) -> str:
@@ -138,10 +159,10 @@ def _foreign(path: str) -> str:
 
 def _convert(kind: str, path: str) -> str:
     if kind == "dbm.sqlite3":
-        name = shlex.quote(path)
+        name = quoted(path)
         hint = f"if dbm.sqlite3 made it, 'durabledbm migrate {name}' converts it"
         return f"an SQLite database, not one of durabledbm; {hint}"
-    return f"a {kind} database, not one of durabledbm; 'durabledbm migrate {shlex.quote(path)}' converts it"
+    return f"a {kind} database, not one of durabledbm; 'durabledbm migrate {quoted(path)}' converts it"
 
 
 def _kind_of(path: str) -> str | None:
@@ -160,7 +181,7 @@ def _damaged(exc: CorruptionError, path: str | None) -> str:
         said = f"neither a dump nor a log, or {said}"
     if path is None or _kind_of(path) != PROGRAM:
         return said
-    name = shlex.quote(path)
+    name = quoted(path)
     return f"{said}; 'durabledbm check {name}' shows how much, 'durabledbm salvage {name} NEW' saves what is readable"
 
 

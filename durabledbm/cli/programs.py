@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import errno
 import os
-import shlex
 import subprocess
 import sys
 
@@ -14,7 +13,7 @@ from ..errors import error
 from ..progress import quantity, shown
 from .command import Command, Parser, file_argument, key_bytes, timeout_option
 from .console import message
-from .faults import No, Usage
+from .faults import No, Usage, quoted
 from .opening import is_sharded
 from .targets import check_target, force_option, write_file
 
@@ -38,7 +37,7 @@ def _colour_option(parser: Parser) -> None:
 def _exec_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--durability", choices=("full", "process", "interval", "manual"), default="full",
-        help="what an acknowledged write survives, for the files that the script creates or opens (default: "
+        help="what an acknowledged write survives, for the files that the program creates or opens (default: "
         "full)",
     )  # fmt: skip
     timeout_option(parser)
@@ -167,7 +166,7 @@ def _inspect(args: argparse.Namespace) -> int:
             else "the way to the key is damaged"
         )
     if picture.problems:
-        raise No(f"the file is damaged; 'durabledbm check {shlex.quote(args.file)}' lists what is wrong with it")
+        raise No(f"the file is damaged; 'durabledbm check {quoted(args.file)}' lists what is wrong with it")
     return 0
 
 

@@ -15,7 +15,7 @@ from .command import Parser
 from .faults import Usage
 from .holders import files_of
 
-__all__ = ["check_target", "force_option", "is_stream", "write_file"]
+__all__ = ["check_directory", "check_target", "force_option", "is_stream", "write_file"]
 
 
 def force_option(parser: Parser, name: str = "TARGET") -> None:
@@ -34,6 +34,12 @@ def check_target(target: str, source: str, *, force: bool) -> None:
         raise error(errno.EISDIR, "a directory: choose a name in it", target)
     if not force and not is_stream(target):
         raise Usage(f"{target}: exists already: choose another name, or give --force to replace it")
+
+
+def check_directory(target: str) -> None:
+    """Raise unless there is room for a new directory: none is ever replaced."""
+    if os.path.lexists(target) and not (os.path.isdir(target) and not os.listdir(target)):
+        raise error(errno.EEXIST, os.strerror(errno.EEXIST), target)
 
 
 def is_stream(target: str) -> bool:
