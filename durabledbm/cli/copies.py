@@ -294,7 +294,7 @@ COMMANDS = {
             "output, a file, or a directory of files of limited size. Files appear whole or not at all.",
             _dump_arguments, _dump,
             [
-                ("durabledbm dump app.db app.dump", "into a file"),
+                ("durabledbm dump app.db app.dump --force", "into a file, in place of an older one"),
                 ("durabledbm dump app.db | zstd > app.dump.zst", "compressed"),
                 ("durabledbm dump app.db --codec text | grep user:", "to read"),
                 ("durabledbm dump app.db dumps --max-file-size 64M", "into a directory"),

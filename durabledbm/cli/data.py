@@ -331,7 +331,7 @@ COMMANDS = {
             _get_arguments, _get,
             [
                 ("durabledbm get app.db user:1", "print the value of the key user:1"),
-                ("durabledbm get app.db logo -o logo.png", "save a value in a file"),
+                ("durabledbm get app.db logo -o copy.png", "save a value in a file"),
                 ("durabledbm get app.db 'caf\\xe9' -e", "a key that is no UTF-8"),
             ],
             "there is no such key",
