@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import durabledbm
+from durabledbm import _children
 from durabledbm._children import environment, options_from_parent
 from durabledbm._children.sitecustomize import VARIABLE, announce
 from durabledbm.stdlib import inherit, install, uninstall, whichdb
@@ -124,6 +126,25 @@ def test_a_child_that_does_not_use_dbm_imports_nothing_and_is_as_without_us(tmp_
     plain = child(tmp_path, program=program)
     with install():
         assert child(tmp_path, program=program) == plain
+
+
+def test_a_child_that_only_looks_for_dbm_finds_what_there_is(tmp_path: Path) -> None:
+    program = """if True:
+        import importlib.util, sys
+        spec = importlib.util.find_spec("dbm")
+        print(spec.name, spec.origin, len(spec.loader.get_source("dbm")), "dbm" in sys.modules, file=sys.stderr)
+        import dbm
+        print(dbm.__loader__, dbm.__spec__.loader is dbm.__loader__, file=sys.stderr)
+        print([finder.name for finder in sys.meta_path if hasattr(finder, "action")][:-1], file=sys.stderr)
+        """
+    plain = child(tmp_path / "file", program=program)
+    with install():
+        assert hidden(child(tmp_path / "file", program=program)) == hidden(plain)
+
+
+def hidden(text: str) -> str:
+    """Without addresses."""
+    return re.sub("0x[0-9a-f]+", "", text)
 
 
 def test_a_child_may_undo_it_for_itself_and_its_children(tmp_path: Path) -> None:
@@ -250,6 +271,9 @@ def test_multiprocessing_is_as_it_was_when_all_is_undone(run: Run) -> None:
         import durabledbm, sys
         durabledbm.install()
         assert "multiprocessing.spawn" not in sys.modules
+        durabledbm.uninstall()
+        assert [type(f) for f in sys.meta_path if not hasattr(f, "invalidate_caches")] == before
+        durabledbm.install()
         from multiprocessing import spawn
         changed = spawn.get_preparation_data
         durabledbm.install()
@@ -330,6 +354,12 @@ def test_exec_refuses_what_would_make_python_ignore_it(words: str) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("durabledbm exec: python -")
     assert done.stderr.count("\n") == 1
+
+
+def test_exec_from_a_directory_that_cannot_stand_in_a_path_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_children, "_FILE", f"/a{os.pathsep}b/sitecustomize.py")
+    with pytest.raises(ValueError, match="PYTHONPATH"):
+        environment({})
 
 
 def test_exec_without_a_program_is_one_line() -> None:

@@ -61,7 +61,13 @@ def options_from_parent() -> dict[str, Any] | None:
 
 
 def environment(options: dict[str, Any]) -> dict[str, str]:
-    """This process's environment, for a child in which `install(**options)` is to be in effect."""
+    """This process's environment, for a child in which `install(**options)` is to be in effect.
+
+    Raises `ValueError` if this directory has a name that can't stand in PYTHONPATH.
+    """
+    directory = os.path.dirname(_FILE)
+    if os.pathsep in directory:
+        raise ValueError(f"{directory}: a directory with '{os.pathsep}' in its name can't stand in PYTHONPATH")
     environ = dict(os.environ)
     announce_in(environ, message(options))
     return environ
@@ -72,14 +78,13 @@ def announce(told: str | None) -> None:
     global _told
     _told = told
     announce_in(os.environ, told)
+    waiting = [finder for finder in sys.meta_path if isinstance(finder, AfterImport) and finder.name == _SPAWN]
     if _SPAWN in sys.modules:
         _change_preparation()
-    elif told is not None and not any(_waits(finder) for finder in sys.meta_path):
+    elif told is None:
+        sys.meta_path[:] = [finder for finder in sys.meta_path if finder not in waiting]
+    elif not waiting:
         AfterImport(_SPAWN, _change_preparation)
-
-
-def _waits(finder: object) -> bool:
-    return isinstance(finder, AfterImport) and finder.name == _SPAWN
 
 
 class _Preparation:

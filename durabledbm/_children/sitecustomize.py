@@ -75,11 +75,14 @@ class AfterImport:
 
 
 class _Loader:
-    """A loader that tells when it is done. The module never sees it."""
+    """A loader that tells when it is done. The module never sees it, and who only looks for it sees no difference."""
 
     def __init__(self, loader: "Any", watch: AfterImport) -> None:
         self.loader = loader
         self.watch = watch
+
+    def __getattr__(self, name: str) -> "Any":
+        return getattr(self.loader, name)
 
     def create_module(self, spec: "ModuleSpec") -> "ModuleType | None":
         module: ModuleType | None = self.loader.create_module(spec)
