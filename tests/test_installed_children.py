@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-import durabledbm
 from durabledbm import _children
 from durabledbm._children import environment, options_from_parent
 from durabledbm._children.sitecustomize import VARIABLE, announce
+from durabledbm.cli.app import main
 from durabledbm.stdlib import inherit, install, uninstall, whichdb
 
 ROOT = Path(__file__).parent.parent
@@ -347,13 +347,11 @@ def test_exec_takes_what_python_takes_and_is_as_python(programs: Path, words: st
 
 
 @pytest.mark.parametrize("words", ["-E a.py", "-uI -m x", "-W error -S a.py", "-X dev -XI -sE -c x"])
-def test_exec_refuses_what_would_make_python_ignore_it(words: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "durabledbm", "exec", *words.split()], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2
-    assert done.stderr.startswith("durabledbm exec: python -")
-    assert done.stderr.count("\n") == 1
+def test_exec_refuses_what_would_make_python_ignore_it(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["exec", *words.split()]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("durabledbm exec: python -")
+    assert said.count("\n") == 1
 
 
 def test_exec_from_a_directory_that_cannot_stand_in_a_path_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -362,13 +360,7 @@ def test_exec_from_a_directory_that_cannot_stand_in_a_path_is_refused(monkeypatc
         environment({})
 
 
-def test_exec_without_a_program_is_one_line() -> None:
-    for words in ([], ["--timeout", "3"], ["--"], ["--timeout"], ["--no-such-option", "x.py"]):
-        done = subprocess.run(
-            [sys.executable, "-m", "durabledbm", "exec", *words], capture_output=True, text=True, check=False
-        )
-        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
-
-
-def test_install_is_what_the_package_offers() -> None:
-    assert durabledbm.install is install
+@pytest.mark.parametrize("words", ["", "--timeout 3", "--", "--timeout", "--no-such-option x.py"])
+def test_exec_without_a_program_is_one_line(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["exec", *words.split()]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
