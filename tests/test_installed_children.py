@@ -202,7 +202,9 @@ def test_a_child_that_has_no_durabledbm_takes_the_parents_or_warns(tmp_path: Pat
     assert child(tmp_path / "file", env=env) == ""
     assert kind(tmp_path / "file") == "durabledbm"
     told = json.loads(env[VARIABLE])
-    for change in ({"python": "cpython-27"}, {"path": [str(tmp_path)]}, {"path": 3}):
+    (copied.parent / "stdlib.py").write_text("no syntax of this Python\n")
+    elsewhere = str(copied.parent.parent)
+    for change in ({"python": "cpython-27"}, {"path": [str(tmp_path)]}, {"path": 3}, {"path": [elsewhere]}):
         env[VARIABLE] = json.dumps({**told, **change})
         said = child(tmp_path / "file", env=env)
         assert "RuntimeWarning: dbm and shelve do not use durabledbm in this process" in said

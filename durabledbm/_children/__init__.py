@@ -6,8 +6,8 @@ by `subprocess`, the `os.exec` functions, multiprocessing or a shell, and so are
 
 multiprocessing passes its children more than an environment: a dict, which they unpickle before they do anything else.
 With it goes an object whose unpickling runs `sitecustomize.py`, by its file name, because the child's `sys.path` is
-not set yet. Two kinds of children need it: those of an interpreter that was told to ignore the environment (their
-interpreters are, too), and those of a fork server that was started before the last `install()` or `uninstall()`.
+not set yet. Two kinds of children need it: those whose interpreters ignore the environment because their parent's does
+(`python -E` and the like), and those of a fork server that was started before the last `install()` or `uninstall()`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _told: str | None = None
 
 
 def message(options: dict[str, Any]) -> str:
-    """What children are told: the options of `install()`, and where this process has durabledbm from.
+    """What children are told: the options of `install()`, and the directories to import durabledbm and crc32c from.
 
     Raises `TypeError` for options that can't be written as JSON.
     """

@@ -32,7 +32,7 @@ _DIRECTORY = os.path.dirname(os.path.abspath(__file__))
 
 
 def announce(environ: "MutableMapping[str, str]", told: "str | None") -> None:
-    """Tell it to the processes that are started with this environment. With None they are plain Python again."""
+    """Put what children are told into an environment that they will be started with; None takes it out again."""
     path = environ.pop("PYTHONPATH", _DIRECTORY)
     others = [entry for entry in path.split(os.pathsep) if entry != _DIRECTORY]
     if told is None:
@@ -75,7 +75,7 @@ class AfterImport:
 
 
 class _Loader:
-    """A loader that tells when it is done. The module never sees it, and who only looks for it sees no difference."""
+    """A loader that tells when it is done. The module never sees it, nor does code that only looks for the module."""
 
     def __init__(self, loader: "Any", watch: AfterImport) -> None:
         self.loader = loader
@@ -104,10 +104,13 @@ def _start() -> None:
 
 
 def _install() -> None:
-    """Import durabledbm, which does what this process was told (`durabledbm.stdlib.inherit`)."""
+    """Import durabledbm, which does what this process was told (`durabledbm.stdlib.inherit`).
+
+    Whatever goes wrong here, as in a Python that is too old for durabledbm, the program goes on with plain `dbm`.
+    """
     try:
         import durabledbm.stdlib  # noqa: F401
-    except ImportError as exc:
+    except Exception as exc:
         if not _imported_from_parent():
             import warnings
 
@@ -122,18 +125,18 @@ def _imported_from_parent() -> bool:
     import importlib
     import json
 
+    path = list(sys.path)
     try:
-        told = json.loads(os.environ.get(VARIABLE, "{}"))
+        told = json.loads(os.environ[VARIABLE])
         if told["python"] != sys.implementation.cache_tag:
             return False
-        sys.path.extend(told["path"])
-        try:
-            importlib.import_module("durabledbm.stdlib")
-        finally:
-            del sys.path[-len(told["path"]) :]
-    except (ImportError, ValueError, LookupError, TypeError):
+        sys.path += told["path"]
+        importlib.import_module("durabledbm.stdlib")
+        return True
+    except Exception:  # the message may be garbled, the packages of another build
         return False
-    return True
+    finally:
+        sys.path[:] = path
 
 
 def _prepare(told: "str | None") -> None:
