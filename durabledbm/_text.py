@@ -15,6 +15,7 @@ import sys
 from typing import Any, ClassVar, TextIO
 from unicodedata import combining, east_asian_width
 
+from ._words import plural
 from .errors import error
 
 __all__ = [
@@ -138,15 +139,6 @@ def beginning(data: bytes, size: int) -> bytes:
         if exc.end == len(part) < len(data) and exc.reason == "unexpected end of data":
             return part[: exc.start]
     return part
-
-
-def plural(count: int, noun: str) -> str:
-    """ "1 entry", "2 entries", "1,234 pages", "3 leaves"."""
-    if count != 1 and noun.endswith("leaf"):
-        noun = noun[:-1] + "ves"
-    elif count != 1:
-        noun = noun[:-1] + "ies" if noun.endswith("y") and noun != "key" else noun + "s"
-    return f"{count:,} {noun}"
 
 
 # -- standard output -------------------------------------------------------------------------------

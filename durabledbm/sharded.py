@@ -21,6 +21,7 @@ from zlib import crc32
 from . import _manifest
 from ._engine.group import Group
 from ._engine.native import FileVolume
+from ._kinds import refuse_for_shards
 from ._manifest import GOLDEN, make_whole, place, shard_path
 from ._shardparts import ShardedSnapshot, ShardedStats, ShardTransaction, merged
 from .check import Problem
@@ -54,7 +55,8 @@ def open_sharded(
     shards: how many, when the database is created. For one that exists it may be left out, and must be right otherwise.
     open_options: those of `open`. `timeout` and `interval` hold for each shard, `cache_size` is for all together.
 
-    Raises what `open` raises, and `error` if the directory holds another number of shards, or holds none.
+    Raises what `open` raises, and `error` if the directory holds another number of shards, or holds none, or if
+    something else has its name.
     """
     if not isinstance(shards, int) or not 0 < shards <= _manifest.SHARDS_MAX:
         raise ValueError(f"shards must be a number from 1 to {_manifest.SHARDS_MAX}, not {shards!r}")
@@ -62,6 +64,9 @@ def open_sharded(
         raise ValueError(f"Flag must be 'r', 'w', 'c', or 'n', perhaps followed by 'f', 's' or 'u', not {flag!r}")
     path = os.path.abspath(os.fsdecode(directory))
     there, kind = _manifest.read(path), flag[0]
+    if there is None:
+        number = errno.ENOENT if kind in ("r", "w") else errno.EEXIST
+        refuse_for_shards(FileVolume(), path, os.fsdecode(directory), number)
     if there is None and kind in ("r", "w"):
         raise error(errno.ENOENT, "no sharded database is there; flag 'c' creates one", path)
     if there is not None and there != shards and kind != "n":

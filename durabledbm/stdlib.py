@@ -18,12 +18,14 @@ from __future__ import annotations
 import dbm
 import importlib
 import os
+import stat
 import threading
 import warnings
 from typing import TYPE_CHECKING, Any
 
 from . import _children
-from ._engine.meta import META_SIZE, has_magic
+from ._engine.native import FileVolume
+from ._kinds import OURS, beside, kind_of
 from .database import Database
 from .database import open as open_database
 from .errors import error
@@ -35,8 +37,6 @@ if TYPE_CHECKING:
     _Path = str | bytes | PathLike[str] | PathLike[bytes]
 
 __all__ = ["Installation", "inherit", "install", "uninstall", "whichdb"]
-
-NAME = "durabledbm"
 
 # dbm's variables are private, which type checkers hold against us.
 _dbm: Any = dbm
@@ -57,16 +57,33 @@ def whichdb(filename: _Path) -> str | None:
 
 def _whichdb(filename: _Path, others: Callable[[Any], str | None]) -> str | None:
     name = os.fsdecode(filename)  # Python 3.10's whichdb takes nothing else
+    volume = FileVolume()
+    kind = kind_of(volume, name)
+    if kind == OURS and not _is_empty(name):
+        return OURS
+    if any(map(_is_special, (name, name + ".pag", name + ".dir", name + ".db", name + ".dat"))):
+        # The standard library would wait for the other end of a pipe.
+        found = beside(volume, name)
+        answer = found.kind if found is not None else "" if os.path.exists(name) else None
+    else:
+        answer = others(name)
+    return kind if answer == "" and kind == OURS else answer
+
+
+def _is_empty(path: str) -> bool:
     try:
-        with open(name, "rb") as file:
-            # Either meta page will do: a crash may have damaged one of them.
-            head = file.read(2 * META_SIZE)
+        return not os.stat(path).st_size
     except OSError:
-        return others(name)
-    if has_magic(head) or has_magic(head[META_SIZE:]):
-        return NAME
-    answer = others(name)
-    return NAME if answer == "" and not head else answer
+        return False
+
+
+def _is_special(path: str) -> bool:
+    """Whether this is a pipe, a socket or a device."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 
 
 class Installation:
@@ -91,7 +108,7 @@ class Installation:
 class _Backend:
     """What `dbm` takes for a module: a name, `open` and `error`."""
 
-    __name__ = NAME
+    __name__ = OURS
     error = error
 
     @staticmethod
@@ -170,7 +187,7 @@ def _patch() -> None:
             except ImportError:
                 continue
             _set_module(name, module)
-    _set_module(NAME, _backend)
+    _set_module(OURS, _backend)
     default = _dbm._defaultmod
     _dbm._defaultmod = _backend
     original = _dbm.whichdb

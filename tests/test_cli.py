@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import datetime
 import errno
 import io
 import json
@@ -563,6 +564,25 @@ def test_load_restores_a_backup_and_a_log_until_a_commit(run: Run, path: str, tm
     assert "exists" in result.err
 
 
+def test_load_says_how_it_chose_where_the_clock_was_set_back(
+    run: Run, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, target = str(tmp_path / "log"), str(tmp_path / "new.db")
+    with durabledbm.open(tmp_path / "live", "c") as db, log_of(log) as changes:
+        db.attach(changes)
+        for key, hour in (("a", 12), ("b", 10)):
+            monkeypatch.setattr(time, "time_ns", lambda hour=hour: hour * 3600 * 10**9 + 10**18)
+            db[key] = "1"
+    monkeypatch.undo()
+    until = datetime.datetime.fromtimestamp(11 * 3600 + 10**9).isoformat()
+    for arguments in (("--log", log), (log,)):
+        result = run("load", target, *arguments, "--until", until)
+        assert (result.status, content(target)) == (0, {b"a": b"1", b"b": b"1"})
+        assert "the clock was set back: commit 3" in result.err
+        assert "give --until the number of a commit" in result.err
+        os.unlink(target)
+
+
 def log_of(directory: str) -> Any:
     from durabledbm.changelog import ChangeLog
 
@@ -827,9 +847,8 @@ def test_no_file_is_created_beside_a_database_of_another_module(
         old["k"] = "old"
     result = run(*(db_path if part == "FILE" else part for part in argv), stdin=b"")
     assert result.status == 2
-    assert result.err.endswith(
-        f"{db_path}: a dbm.dumb database, not one of durabledbm; 'durabledbm migrate {db_path}' converts it\n"
-    )
+    assert f"{db_path}: an old dbm.dumb database has this name (test.db.dir, test.db.dat" in result.err
+    assert result.err.endswith(f"; 'durabledbm migrate {db_path}' converts it, or move it away\n")
     assert not os.path.exists(db_path)
 
 

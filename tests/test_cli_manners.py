@@ -310,7 +310,7 @@ def test_a_name_stands_once_in_an_error_and_as_it_was_given(run: Run, place: Pat
     assert run("salvage", "real", "new")[2] == "durabledbm salvage: real: a directory, not a database file\n"
     assert run("get", "", "k")[2] == "durabledbm get: the name of the file is empty\n"
     assert run("load", "nowhere/new", "n.dump")[2] == "durabledbm load: nowhere/new: there is no directory nowhere\n"
-    unfinished = durabledbm.error(errno.EACCES, "Permission denied", f"{tmp_path}/new.loading-123")
+    unfinished = durabledbm.error(errno.EACCES, "Permission denied", f"{tmp_path}/.durabledbm-0123.tmp")
     assert explain(unfinished, "load", ["new", "n.dump"]).startswith("new: permission denied: no file can be created")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import importlib
 import os
 import sys
@@ -13,12 +12,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from .._text import StandardOutput, plural
-from ..errors import error
 from ..progress import quantity, shown
 from .command import Command, Parser, file_argument, timeout_option
 from .console import message
 from .faults import Usage
-from .opening import is_sharded, open_store, refuse_beside, size_of
+from .opening import is_sharded, open_store, size_of
 from .targets import check_directory, check_target, force_option, is_stream
 
 if TYPE_CHECKING:
@@ -29,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["COMMANDS"]
 
 _STREAM = "-"
+_DAMAGE_SHOWN = 20
 
 _FACTORS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30}
 
@@ -173,6 +172,7 @@ def _load(args: argparse.Namespace) -> int:
     with _target(args.file) as file:
         loaded = _loaded(args, file, source, until)
     message(f"{args.file}: {plural(loaded.changes, 'change')} loaded{_as_of(loaded.commit)}")
+    _explain(args.file, loaded.explanation)
     if loaded.tail is not None:
         message(f"{loaded.tail.file}: the log ends in a torn record at byte {loaded.tail.offset}, as after a crash")
     return 0
@@ -191,20 +191,19 @@ def _target(file: str) -> Iterator[str]:
     if os.path.lexists(file):
         yield file
         return
-    refuse_beside(file)
-    from ..migration import remove_stale, take_name
+    from .._engine.creation import initialise
+    from .._engine.native import FileVolume
+    from .._kinds import refuse_beside
+    from .._tempfiles import new_file
+    from ..database import DEFAULT_PAGE_SIZE
+    from ..migration import take_name
 
+    refuse_beside(FileVolume(), file)
     path = os.path.abspath(file)
-    if not os.path.isdir(os.path.dirname(path)):
-        raise error(errno.ENOENT, os.strerror(errno.ENOENT), file)
-    remove_stale(f"{path}.loading-")
-    fresh = f"{path}.loading-{os.getpid()}"
-    try:
-        yield fresh
-        take_name(fresh, path)
-    finally:
-        if os.path.exists(fresh):
-            os.unlink(fresh)
+    with new_file(path, 0o666) as fresh:
+        initialise(FileVolume(), fresh.disk, DEFAULT_PAGE_SIZE)
+        yield fresh.path
+        take_name(fresh.path, path)
 
 
 def _restore(args: argparse.Namespace, until: Until) -> int:
@@ -215,7 +214,13 @@ def _restore(args: argparse.Namespace, until: Until) -> int:
     with shown("load", "entries") as meter:
         commit = restore(args.file, args.source, args.log, progress=meter, **until)
     message(f"{args.file}: restored{_as_of(commit)}")
+    _explain(args.file, commit.explanation)
     return 0
+
+
+def _explain(file: str, explanation: str) -> None:
+    if explanation:
+        message(f"{file}: {explanation}; to end before one, give --until the number of a commit")
 
 
 def _as_of(commit: Commit | None) -> str:
@@ -232,7 +237,8 @@ def _migrate_arguments(parser: Parser) -> None:
     parser.add_argument(
         "file",
         metavar="SOURCE",
-        help="a database of dbm.dumb, dbm.gnu, dbm.ndbm, dbm.sqlite3 (as it was opened) or LMDB",
+        help="a database of dbm.dumb, dbm.gnu, dbm.ndbm, dbm.sqlite3 (as it was opened, or one of its files), LMDB, "
+        "or Berkeley DB (a hash file)",
     )
     parser.add_argument(
         "target",
@@ -240,15 +246,20 @@ def _migrate_arguments(parser: Parser) -> None:
         nargs="?",
         help="the new file; without it, the new file takes the place of SOURCE",
     )
+    parser.add_argument("--salvage", action="store_true", help="if SOURCE is damaged, copy what can be read")
 
 
 def _migrate(args: argparse.Namespace) -> int:
-    from ..migration import BACKUP, migrate
+    from ..migration import convert
 
+    damage: list[str] = []
     with shown("migrate", "steps") as meter:
-        count = migrate(args.file, args.target, progress=meter)
-    kept = "" if args.target is not None else f"; the old database is now {args.file}{BACKUP}"
-    message(f"{args.target or args.file}: {plural(count, 'entry')}, each compared{kept}")
+        done = convert(args.file, args.target, progress=meter, on_damage=damage.append if args.salvage else None)
+    for line in damage[:_DAMAGE_SHOWN]:
+        message(line)
+    lost = f", {plural(len(damage), 'damaged place')} left out" if damage else ""
+    kept = "" if done.backup is None else f"; the old database is now {done.backup}"
+    message(f"{done.path}: {plural(done.entries, 'entry')}, each compared{lost}{kept}")
     return 0
 
 
@@ -327,6 +338,7 @@ COMMANDS = {
             [
                 ("durabledbm migrate sessions", "in place: programs find the same name"),
                 ("durabledbm migrate old.gdbm new.db", "under a new name"),
+                ("durabledbm migrate --salvage damaged.dat new.db", "what can be read of it"),
             ],
         ),
         Command(

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import shlex
 from collections.abc import Sequence
 
 from .._text import printable
 from ..errors import BusyError, CorruptionError, error
-from .command import PROGRAM
 from .holders import writer
 
 __all__ = ["No", "Usage", "explain", "quoted"]
@@ -38,9 +36,6 @@ _BEGINNERS = {"get", "del", "list", "stat"}
 
 _TEMPORARY = ".durabledbm-"
 """What names of files begin with that are not complete."""
-
-_UNFINISHED = re.compile(r"\.(loading|exporting|migrating)-[^/]*$")
-"""What stands behind the name that a file will have."""
 
 
 class Usage(Exception):
@@ -79,7 +74,7 @@ def _as_given(path: str, names: Sequence[str]) -> str:
         return next((name for name in missing if os.path.dirname(os.path.realpath(name)) == folder), path)
     real = os.path.realpath(path)
     for name in names:
-        if os.path.realpath(name) == real or _UNFINISHED.sub("", os.path.abspath(path)) == os.path.abspath(name):
+        if os.path.realpath(name) == real:
             return name
         if os.path.isabs(path) and real.startswith(os.path.join(os.path.realpath(name), "")) and os.path.isdir(name):
             return os.path.join(name, os.path.relpath(real, os.path.realpath(name)))
@@ -91,6 +86,8 @@ def _said(exc: BaseException, command: str, path: str | None) -> str:
         return _damaged(exc, path)
     if isinstance(exc, BusyError):
         return _busy(path, exc)
+    if isinstance(exc, OSError) and type(exc).__name__ == "OtherKindError":
+        return exc.strerror or str(exc)
     if type(exc).__name__ == "UnknownVersionError":
         return f"{exc}; a newer durabledbm reads it"
     if isinstance(exc, OSError) and exc.errno is not None:
@@ -137,11 +134,15 @@ def _can_enter(folder: str) -> bool:
 
 
 def _missing(path: str, command: str) -> str:
+    from .._engine.native import FileVolume
+    from .._kinds import OtherKindError, refuse_beside
+
     if not path:
         return "the name of the file is empty"
-    kind = _kind_of(path)
-    if kind:
-        return _convert(kind, path)
+    try:
+        refuse_beside(FileVolume(), path)
+    except OtherKindError as exc:
+        return exc.strerror or str(exc)
     folder = os.path.dirname(path) or "."
     if not os.path.isdir(folder):
         return f"there is no directory {folder}"
@@ -151,38 +152,32 @@ def _missing(path: str, command: str) -> str:
 
 
 def _foreign(path: str) -> str:
-    kind = _kind_of(path)
-    if kind and kind != PROGRAM:
-        return _convert(kind, path)
-    return "not a durabledbm database, and of no kind that 'durabledbm migrate' knows; it was left as it is"
+    from .._engine.native import FileVolume
+    from .._kinds import foreign
 
-
-def _convert(kind: str, path: str) -> str:
-    if kind == "dbm.sqlite3":
-        name = quoted(path)
-        hint = f"if dbm.sqlite3 made it, 'durabledbm migrate {name}' converts it"
-        return f"an SQLite database, not one of durabledbm; {hint}"
-    return f"a {kind} database, not one of durabledbm; 'durabledbm migrate {quoted(path)}' converts it"
-
-
-def _kind_of(path: str) -> str | None:
-    from .._foreign import identify
-
-    try:
-        return identify(path)
-    except (OSError, ImportError):
-        return None
+    known = foreign(FileVolume(), path, path)
+    if isinstance(known, CorruptionError):
+        return _damaged(known, path)
+    return known.strerror or f"{str(known).removeprefix(f'{path}: ')}; it was left as it is"
 
 
 def _damaged(exc: CorruptionError, path: str | None) -> str:
     where = "" if exc.page_id is None else f" (page {exc.page_id})"
-    said = f"damaged: {exc.message.split('; ')[0]}{where}"
+    what, _, advice = exc.message.partition("; ")
+    said = f"damaged: {what}{where}"
     if exc.message.startswith("at offset 0: "):
         said = f"neither a dump nor a log, or {said}"
-    if path is None or _kind_of(path) != PROGRAM:
-        return said
+    if path is None or not _is_ours(path):
+        return f"{said}; {advice}" if "'durabledbm " in advice else said
     name = quoted(path)
     return f"{said}; 'durabledbm check {name}' shows how much, 'durabledbm salvage {name} NEW' saves what is readable"
+
+
+def _is_ours(path: str) -> bool:
+    from .._engine.native import FileVolume
+    from .._kinds import OURS, has_our_pages, kind_of
+
+    return kind_of(FileVolume(), path) == OURS or has_our_pages(FileVolume(), path)
 
 
 def _busy(path: str | None, exc: BusyError) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import threading
 from collections.abc import Iterator
@@ -10,7 +9,6 @@ from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from .. import open as open_database
-from ..errors import error
 from .console import message
 from .holders import writer
 
@@ -18,7 +16,7 @@ if TYPE_CHECKING:
     from ..handle import Database
     from ..sharded import ShardedDatabase
 
-__all__ = ["is_sharded", "open_store", "refuse_beside", "size_of"]
+__all__ = ["is_sharded", "open_store", "size_of"]
 
 _SILENT = 1.0
 """Seconds of waiting for another writer that are not worth a word."""
@@ -49,8 +47,6 @@ def _opened(file: str, flag: str, timeout: float | None) -> Database | ShardedDa
         from ..sharded import open_sharded
 
         return open_sharded(file, flag, **options)
-    if flag == "c":
-        refuse_beside(file)
     return open_database(file, flag, **options)
 
 
@@ -80,17 +76,6 @@ def _waiting_told(file: str, timeout: float | None) -> Iterator[None]:
         done.set()
         thread.join()
 
-
-def refuse_beside(file: str) -> None:
-    """Do not create a file whose name another module's files go by: to its user the database would seem empty."""
-    from .._foreign import identify
-
-    if not os.path.lexists(file):
-        try:
-            identify(file)
-        except OSError:
-            return
-        raise error(errno.ENOENT, os.strerror(errno.ENOENT), file)
 
 
 def size_of(file: str) -> int:
