@@ -43,7 +43,12 @@ if not TYPE_CHECKING:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from importlib import import_module
 
-        module = import_module(f".{_LAZY[name] or name}", __name__)
+        try:
+            module = import_module(f".{_LAZY[name] or name}", __name__)
+        except ImportError as exc:
+            if exc.name != "crc32c":
+                raise
+            raise exc.with_traceback(None) from None  # the message says what to do; how it came about helps nobody
         value = getattr(module, name) if _LAZY[name] else module
         globals()[name] = value
         return value

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, Protocol
 from ._engine.native import FileVolume
 from ._streams import Label, Readable, StreamReader, StreamWriter, codec_of, open_stream
 from ._tempfiles import blame_target, new_directory, replacing
+from .backup import check_target
 from .changelog import ChangeLog, Commit, Tail
 from .database import Database
 from .errors import CorruptionError, error
@@ -73,7 +74,8 @@ def dump(
     permissions of the database's file, or if there is none, only its owner may read it. `progress(done, total)`
     is called with numbers of entries.
 
-    Raises `ValueError` if the codec ("binary" or "text") cannot hold an entry, or a file of that size cannot.
+    Raises `ValueError` if the codec ("binary" or "text") cannot hold an entry, or a file of that size cannot, and
+    `error` if the target cannot be written, is no regular file, or is the database itself.
     """
     if codec not in CODECS:
         raise ValueError(f"codec must be 'binary' or 'text', not {codec!r}")
@@ -85,7 +87,9 @@ def dump(
                     raise ValueError("max_file_size is for a directory, not for a file object")
                 _write_stream(entries, target.write, codec, label)
             elif max_file_size is None:
-                _write_file(entries, os.path.realpath(os.fsdecode(target)), codec, label, file)
+                path = os.path.realpath(os.fsdecode(target))
+                check_target(path, _identity(source))
+                _write_file(entries, path, codec, label, file)
             else:
                 path = os.path.abspath(os.fsdecode(target))
                 _write_directory(entries, path, codec, label, source=file, max_file_size=max_file_size)
@@ -108,6 +112,14 @@ def _dumpable(source: Mapping[bytes, bytes]) -> Iterator[tuple[Mapping[bytes, by
         yield source, _label(source), owner._store.disk.status() if isinstance(owner, Database) else None
     else:
         yield source, Label(NO_IDENTITY, 1, time.time_ns()), None
+
+
+def _identity(source: Mapping[bytes, bytes]) -> tuple[int, int] | None:
+    """Which file is dumped, if it is one."""
+    if isinstance(source, Database):
+        return source._store.disk.identity()
+    store = source._pin._store if isinstance(source, Snapshot) else None
+    return None if store is None else store.disk.identity()
 
 
 def _label(snapshot: Snapshot) -> Label:

@@ -236,7 +236,7 @@ class ShardedDatabase(Writable):
 
     def _pop_end(self) -> tuple[bytes, bytes] | None:
         if self.readonly:
-            raise read_only()
+            raise read_only(self.path)
         while (key := next(self._keys(None, None, True), None)) is not None:
             with self.transaction(key) as tx:
                 if next(tx._keys(None, None, True), None) == key:

@@ -261,6 +261,23 @@ class _Failing(dict[bytes, bytes]):
         raise ZeroDivisionError
 
 
+def test_the_database_itself_is_not_replaced_under_any_name_nor_is_a_device(
+    db: durabledbm.Database, db_path: str, tmp_path: Path
+) -> None:
+    os.symlink(db_path, tmp_path / "alias")
+    os.link(db_path, tmp_path / "twin")
+    db["k"] = "v"
+    before = Path(db_path).read_bytes()
+    with db.snapshot() as snapshot:
+        for source in (db, snapshot):
+            for name in (db_path, tmp_path / "alias", tmp_path / "twin"):
+                with pytest.raises(durabledbm.error, match="is the database itself"):
+                    dump(source, name)
+            with pytest.raises(durabledbm.error, match="is not a regular file"):
+                dump(source, os.devnull)
+    assert Path(db_path).read_bytes() == before
+
+
 def test_a_directory_of_that_name_is_not_replaced(db: durabledbm.Database, tmp_path: Path) -> None:
     os.mkdir(tmp_path / "target")
     (tmp_path / "target" / "file").touch()

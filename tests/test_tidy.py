@@ -34,7 +34,7 @@ _engine.pipes
 _engine.deferred  _engine.group
 _engine.pipeline
 _words
-_sorting  _filemap  _readers.*  _shelfparts  _tempfiles  _text  _until  _writeback
+_children.*  _sorting  _filemap  _readers.*  _shelfparts  _tempfiles  _text  _until  _writeback
 mapping  records
 lifetime  _blocks  _folding  _logfiles  _streams  redisdb
 _logwriter  _pages  _manifest

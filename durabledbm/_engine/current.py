@@ -514,7 +514,7 @@ class Current:
         """Raise if the handle may not write."""
         self.check()
         if self.readonly:
-            raise ReadOnlyError("The database is opened for reading only")
+            raise ReadOnlyError(f"{self.path}: the database is opened for reading only")
 
     def poison(self, cause: BaseException) -> None:
         """After a failed write nothing may be assumed about the disk: the next open decides."""

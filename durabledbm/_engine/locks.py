@@ -261,7 +261,7 @@ class WriterLock:
             self.check_self(path)
         turn.lock = self
         if not self._turns.acquire(turn, Patience(timeout), self._dropped):
-            raise BusyError(f"{path}: another thread has this handle's turn for more than {timeout:g} seconds")
+            raise BusyError(f"{path}: another thread has this handle's turn for more than {_seconds(timeout)}")
 
     def acquire(self, turn: Turn, disk: Disk, timeout: float | None) -> None:
         """Wait for the lock, at most `timeout` seconds (None: for ever), then raise `BusyError`."""
@@ -335,7 +335,11 @@ class WriterLock:
 
 
 def _busy(disk: Disk, timeout: float | None) -> BusyError:
-    return BusyError(f"{disk.path}: another writer held the file for more than {timeout:g} seconds")
+    return BusyError(f"{disk.path}: another writer held the file for more than {_seconds(timeout)}")
+
+
+def _seconds(timeout: float | None) -> str:
+    return f"{timeout:g} second{'' if timeout == 1 else 's'}"
 
 
 def _wait(disk: Disk, offset: int, patience: Patience, timeout: float | None) -> None:

@@ -11,11 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from .._text import StandardOutput, plural, printable, write
+from .._text import StandardOutput, plural
 from ..progress import quantity, shown
 from .command import Command, Parser, file_argument, timeout_option
+from .console import message
 from .faults import Usage
-from .opening import open_store, size_of
+from .opening import is_sharded, open_store, size_of
+from .targets import check_directory, check_target, force_option, is_stream
 
 if TYPE_CHECKING:
     from .._until import Until
@@ -30,25 +32,25 @@ _DAMAGE_SHOWN = 20
 _FACTORS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30}
 
 
-def _report(text: str) -> None:
-    """What was done: for people, so not on standard output where that may be the result."""
-    sys.stderr.write(f"{text}\n")
-
-
 # -- backup ------------------------------------------------------------------------------------------
 
 
 def _backup_arguments(parser: Parser) -> None:
     file_argument(parser)
-    parser.add_argument("target", metavar="TARGET", help="the copy; if the file exists, it is replaced")
+    parser.add_argument("target", metavar="TARGET", help="the copy")
+    force_option(parser)
 
 
 def _backup(args: argparse.Namespace) -> int:
+    if is_sharded(args.file):
+        check_directory(args.target)
+    else:
+        check_target(args.target, args.file, force=args.force)
     with open_store(args.file, "r") as db, shown("backup", "entries") as meter:
         db.backup(args.target, progress=meter)
     with open_store(args.target, "r") as copy:
         count = len(copy)
-    write(f"{args.target}: {plural(count, 'entry')}, {quantity(size_of(args.target), 'bytes')}")
+    message(f"{args.target}: {plural(count, 'entry')}, {quantity(size_of(args.target), 'bytes')}")
     return 0
 
 
@@ -71,6 +73,7 @@ def _dump_arguments(parser: Parser) -> None:
         type=_size,
         help="write a directory of files no larger than SIZE bytes; K, M and G are understood",
     )
+    force_option(parser)
 
 
 def _codec_option(parser: Parser, help: str) -> None:
@@ -88,14 +91,7 @@ def _size(text: str) -> int:
 def _dump(args: argparse.Namespace) -> int:
     from ..dump import dump
 
-    target: Any = args.target
-    if target == _STREAM:
-        if args.max_file_size is not None:
-            raise Usage("--max-file-size is for a directory: name a TARGET")
-        if sys.stdout.isatty() and args.codec != "text":
-            raise Usage("a binary dump would not look good on a terminal: name a TARGET, use a pipe, or --codec text")
-        target = StandardOutput()
-    with open_store(args.file, "r") as db, shown("dump", "entries") as meter:
+    with _dump_target(args) as target, open_store(args.file, "r") as db, shown("dump", "entries") as meter:
         try:
             count = dump(
                 db, target, codec=args.codec or "binary", max_file_size=args.max_file_size, progress=meter,
@@ -103,8 +99,28 @@ def _dump(args: argparse.Namespace) -> int:
         except ValueError as exc:
             raise Usage(f"{exc}{'; without --codec text any entry can be dumped' * (args.codec == 'text')}") from exc
     if args.target != _STREAM:
-        write(f"{args.target}: {plural(count, 'entry')}")
+        message(f"{args.target}: {plural(count, 'entry')}")
     return 0
+
+
+@contextmanager
+def _dump_target(args: argparse.Namespace) -> Iterator[Any]:
+    """What the dump is written to: a name, or a stream."""
+    if args.target == _STREAM:
+        if args.max_file_size is not None:
+            raise Usage("--max-file-size is for a directory: name a TARGET")
+        if sys.stdout.isatty() and args.codec != "text":
+            raise Usage("a binary dump would not look good on a terminal: name a TARGET, use a pipe, or --codec text")
+        yield StandardOutput()
+    elif args.max_file_size is not None:
+        yield args.target
+    else:
+        check_target(args.target, args.file, force=args.force)
+        if is_stream(args.target):
+            with open(args.target, "wb") as stream:
+                yield stream
+        else:
+            yield args.target
 
 
 # -- load --------------------------------------------------------------------------------------------
@@ -155,10 +171,10 @@ def _load(args: argparse.Namespace) -> int:
     source: Any = sys.stdin.buffer if args.source in (None, _STREAM) else args.source
     with _target(args.file) as file:
         loaded = _loaded(args, file, source, until)
-    _report(f"{args.file}: {plural(loaded.changes, 'change')} loaded{_as_of(loaded.commit)}")
+    message(f"{args.file}: {plural(loaded.changes, 'change')} loaded{_as_of(loaded.commit)}")
     _explain(args.file, loaded.explanation)
     if loaded.tail is not None:
-        _report(f"{loaded.tail.file}: the log ends in a torn record at byte {loaded.tail.offset}, as after a crash")
+        message(f"{loaded.tail.file}: the log ends in a torn record at byte {loaded.tail.offset}, as after a crash")
     return 0
 
 
@@ -197,14 +213,14 @@ def _restore(args: argparse.Namespace, until: Until) -> int:
         raise Usage("--log needs a SOURCE that is a file, not a pipe")
     with shown("load", "entries") as meter:
         commit = restore(args.file, args.source, args.log, progress=meter, **until)
-    _report(f"{args.file}: restored{_as_of(commit)}")
+    message(f"{args.file}: restored{_as_of(commit)}")
     _explain(args.file, commit.explanation)
     return 0
 
 
 def _explain(file: str, explanation: str) -> None:
     if explanation:
-        _report(f"{file}: {explanation}; to end before one, give --until the number of a commit")
+        message(f"{file}: {explanation}; to end before one, give --until the number of a commit")
 
 
 def _as_of(commit: Commit | None) -> str:
@@ -240,10 +256,10 @@ def _migrate(args: argparse.Namespace) -> int:
     with shown("migrate", "steps") as meter:
         done = convert(args.file, args.target, progress=meter, on_damage=damage.append if args.salvage else None)
     for line in damage[:_DAMAGE_SHOWN]:
-        _report(printable(line))
+        message(line)
     lost = f", {plural(len(damage), 'damaged place')} left out" if damage else ""
-    kept = "" if done.backup is None else f"; the old database is now {printable(done.backup)}"
-    write(f"{printable(done.path)}: {plural(done.entries, 'entry')}, each compared{lost}{kept}")
+    kept = "" if done.backup is None else f"; the old database is now {done.backup}"
+    message(f"{done.path}: {plural(done.entries, 'entry')}, each compared{lost}{kept}")
     return 0
 
 
@@ -265,7 +281,7 @@ def _export(args: argparse.Namespace) -> int:
             raise Usage(f"this Python has no {args.to}: choose another --to") from None
     with shown("export", "steps") as meter:
         count = export(args.file, args.target, args.to, progress=meter)
-    write(f"{args.target}: {plural(count, 'entry')}, each compared")
+    message(f"{args.target}: {plural(count, 'entry')}, each compared")
     return 0
 
 
@@ -278,7 +294,7 @@ COMMANDS = {
             "backup", "make a consistent copy of a file that is in use",
             "Copies one state of the database, whoever reads and writes meanwhile. The copy is compact, and "
             "it appears whole "
-            "or not at all: a failure leaves TARGET as it was.",
+            "or not at all: a failure leaves TARGET as it was, also with --force.",
             _backup_arguments, _backup,
             [("durabledbm backup app.db app.backup", "copy it")],
         ),
@@ -289,7 +305,7 @@ COMMANDS = {
             "output, a file, or a directory of files of limited size. Files appear whole or not at all.",
             _dump_arguments, _dump,
             [
-                ("durabledbm dump app.db app.dump", "into a file"),
+                ("durabledbm dump app.db app.dump --force", "into a file, in place of an older one"),
                 ("durabledbm dump app.db | zstd > app.dump.zst", "compressed"),
                 ("durabledbm dump app.db --codec text | grep user:", "to read"),
                 ("durabledbm dump app.db dumps --max-file-size 64M", "into a directory"),
