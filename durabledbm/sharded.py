@@ -409,8 +409,10 @@ def _wait_for_writers(shard: Database) -> None:
     turn = Turn()
     try:
         shard._store.writer.take_turn(turn, shard.path, shard._pipeline.timeout)
-    finally:
         turn.end()
+    except BaseException:
+        turn.end()  # again: an interrupt may have come in the middle of it
+        raise
 
 
 def _share(progress: Progress | None, done: int, total: int) -> Progress | None:
