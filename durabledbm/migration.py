@@ -33,7 +33,7 @@ from ._engine.disk import Disk
 from ._engine.locks import Turn, WriterLock
 from ._engine.native import FileVolume
 from ._engine.recovery import newest, read_slots
-from ._foreign import Entry, Source, locate, open_source
+from ._foreign import Damaged, Entry, Source, locate, open_source
 from ._kinds import FILES, OURS, Found, beside, refuse_beside, shell_word
 from ._sorting import in_key_order
 from ._tempfiles import Temporary, blame_target, new_file, sweep
@@ -60,11 +60,14 @@ _GROWTH = {"dbm.sqlite3": 10}
 _TIMEOUT = 30.0
 
 Progress = Callable[[int, "int | None"], None]
-Report = Callable[[str], None]
 
 
 def migrate(
-    source: _Path, target: _Path | None = None, *, progress: Progress | None = None, on_damage: Report | None = None
+    source: _Path,
+    target: _Path | None = None,
+    *,
+    progress: Progress | None = None,
+    on_damage: Callable[[str], None] | None = None,
 ) -> int:
     """Copy a database of another kind into a durabledbm file, verify every entry, and return their number.
 
@@ -100,7 +103,7 @@ class Migrated(NamedTuple):
 
 
 def convert(
-    source: str, target: str | None = None, *, progress: Progress | None = None, on_damage: Report | None = None
+    source: str, target: str | None = None, *, progress: Progress | None = None, on_damage: Damaged | None = None
 ) -> Migrated:
     """`migrate()`, and tell what became of the names."""
     try:
@@ -142,7 +145,7 @@ def _check_names(old: Found, target: str | None) -> None:
         raise error(errno.EEXIST, os.strerror(errno.EEXIST), target)
 
 
-def _refusal(source: str, target: str | None) -> Report:
+def _refusal(source: str, target: str | None) -> Damaged:
     """What is done about damage that was not asked for."""
 
     def refuse(text: str) -> None:
@@ -181,7 +184,7 @@ class Meter:
 class _Copying:
     """A copy of one database in the making. `damaged` is called about what cannot be read."""
 
-    def __init__(self, old: Found, fresh: Temporary, meter: Meter, damaged: Report) -> None:
+    def __init__(self, old: Found, fresh: Temporary, meter: Meter, damaged: Damaged) -> None:
         self._old, self._fresh = old, fresh
         self._meter = meter
         self._report = damaged
