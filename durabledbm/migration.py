@@ -24,7 +24,7 @@ import errno
 import filecmp
 import os
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from itertools import zip_longest
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -34,7 +34,7 @@ from ._engine.locks import Turn, WriterLock
 from ._engine.native import FileVolume
 from ._engine.recovery import newest, read_slots
 from ._foreign import Damaged, Entry, Source, locate, open_source
-from ._kinds import FILES, OURS, Found, beside, refuse_beside, shell_word
+from ._kinds import FILES, OURS, Found, beside, migrate_command, refuse_beside, shell_word
 from ._sorting import in_key_order
 from ._tempfiles import Temporary, blame_target, new_file, sweep
 from .database import DEFAULT_PAGE_SIZE
@@ -304,20 +304,28 @@ def _swap(old: Found, fresh: Temporary) -> None:
     """Step 3 in place."""
     volume = FileVolume()
     suffixes = _present(old)
-    for suffix in suffixes:
-        _second_name(old.name + suffix, old.name + BACKUP + suffix)
-    volume.sync_directory(old.name)
-    if "" in suffixes:
-        os.replace(fresh.path, old.name)
+    with ExitStack() as undo:
+        for suffix in suffixes:
+            backup = old.name + BACKUP + suffix
+            if _second_name(old.name + suffix, backup):
+                undo.callback(_unlink, backup)
         volume.sync_directory(old.name)
-    elif os.path.lexists(old.name):
-        with _unwritten(old.name) as disk:
-            disk.resize(0)
+        if "" in suffixes:
             os.replace(fresh.path, old.name)
-            volume.sync_directory(old.name)
-    else:
-        take_name(fresh.path, old.name)
+        elif os.path.lexists(old.name):
+            with _unwritten(old.name) as disk:
+                disk.resize(0)
+                os.replace(fresh.path, old.name)
+        else:
+            take_name(fresh.path, old.name)
+        undo.pop_all()
+    volume.sync_directory(old.name)
     _remove_old_names(old.name, suffixes)
+
+
+def _unlink(path: str) -> None:
+    with suppress(OSError):
+        os.unlink(path)
 
 
 def _remove_old_names(path: str, suffixes: list[str]) -> None:
@@ -364,10 +372,18 @@ def _finish(path: str, target: str | None) -> Migrated:
     """Complete a migration in place that was killed after the new file took its name."""
     leftover = [] if target is not None else _unfinished(path)
     if not leftover:
-        raise error(errno.EINVAL, "is a durabledbm file already", path)
+        raise error(errno.EINVAL, f"is a durabledbm file already{_advice(path)}", path)
     _remove_old_names(path, leftover)
     with open_database(path, "r") as db:
         return Migrated(len(db), path, path + BACKUP)
+
+
+def _advice(path: str) -> str:
+    """What to do about an old database that stands beside a database of ours, if there is one."""
+    old = beside(FileVolume(), path)
+    if old is None:
+        return ""
+    return f"; {migrate_command(path + _present(old)[0], 'NEW')} converts the old database beside it"
 
 
 def _unfinished(path: str) -> list[str]:
@@ -382,24 +398,31 @@ def _same_content(one: str, other: str) -> bool:
     return os.path.samefile(one, other) or filecmp.cmp(one, other, shallow=False)
 
 
-def _second_name(path: str, name: str) -> None:
+def _second_name(path: str, name: str) -> bool:
+    """Give a file a second name; False if it has that already."""
     try:
         os.link(path, name)
     except FileExistsError:
         if not _same_content(path, name):
             raise
+        return False
     except OSError as exc:
         if exc.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
             raise
-        # A file system without hard links. The copy gets its name when it is complete.
-        with new_file(name) as copy, open(path, "rb") as file:
-            offset = 0
-            while piece := file.read(_PIECE):
-                copy.disk.write(offset, (piece,))
-                offset += len(piece)
-            copy.disk.sync()
-            copy.take_owner(os.stat(path))
-            os.rename(copy.path, name)
+        _copy(path, name)
+    return True
+
+
+def _copy(path: str, name: str) -> None:
+    """What there is in place of a second name on a file system without hard links: it is complete or absent."""
+    with new_file(name) as copy, open(path, "rb") as file:
+        offset = 0
+        while piece := file.read(_PIECE):
+            copy.disk.write(offset, (piece,))
+            offset += len(piece)
+        copy.disk.sync()
+        copy.take_owner(os.stat(path))
+        os.rename(copy.path, name)
 
 
 def take_name(fresh: str, target: str) -> None:

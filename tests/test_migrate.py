@@ -354,7 +354,7 @@ def test_one_that_was_written_to_does_not_give_way(path: str, tmp_path: Path) ->
         db["k"] = "v"
     write_dbm("dbm.dumb")(path, ENTRIES)
     before = sorted(os.listdir(tmp_path))
-    with pytest.raises(durabledbm.error, match="a durabledbm file already"):
+    with pytest.raises(durabledbm.error, match=r"a durabledbm file already; 'durabledbm migrate .*\.dir NEW' converts"):
         migrate(path)
     with pytest.raises(durabledbm.error) as info:
         migrate(path + ".dat")
@@ -364,7 +364,7 @@ def test_one_that_was_written_to_does_not_give_way(path: str, tmp_path: Path) ->
     assert sorted(os.listdir(tmp_path)) == sorted([*before, "new"])
 
 
-def test_one_that_is_written_to_meanwhile_does_not_give_way(path: str) -> None:
+def test_one_that_is_written_to_meanwhile_does_not_give_way(path: str, tmp_path: Path) -> None:
     with durabledbm.open(path, "c") as early:
         write_dbm("dbm.dumb")(path, ENTRIES)
         calls = []
@@ -373,10 +373,12 @@ def test_one_that_is_written_to_meanwhile_does_not_give_way(path: str) -> None:
             calls.append(done)
             early["k"] = "v"
 
+        before = sorted(os.listdir(tmp_path))
         with pytest.raises(durabledbm.error) as info:
             migrate(path, progress=progress)
         assert calls
         assert info.value.errno == errno.EEXIST
+        assert sorted(os.listdir(tmp_path)) == before
     assert ours(path) == {b"k": b"v"}
     assert content_of(path, "dbm.dumb") == ENTRIES
 

@@ -38,6 +38,7 @@ _BRANCH, _LEAF, _OVERFLOW = 1, 2, 4
 _KINDS = _BRANCH | _LEAF | _OVERFLOW
 _SEVERAL_VALUES = 4
 _BIG_VALUE, _NAMED_DATABASE = 1, 2
+_DATABASE_SIZE = 48
 _NO_PAGE = 2**64 - 1
 _PAGE_SIZES = [512 << shift for shift in range(8)]
 _DEPTH_MAX = 32
@@ -83,7 +84,7 @@ class LmdbSource:
             raise
         self.ordered = not self._database.flags  # some of them mean another order
         self._pages = min(self._file.size // self._page_size, self._database.last_page + 1)
-        self._last: bytes | None = None
+        self._last = b""
         self._seen: dict[int, bytearray] = {}
         """Which pages were met: a byte a page, in pieces, since the file may have large holes."""
 
@@ -93,7 +94,7 @@ class LmdbSource:
 
     def entries(self) -> Generator[tuple[bytes, bytes], None, None]:
         """All entries."""
-        self._last, self._seen = None, {}
+        self._last, self._seen = b"", {}
         count = 0
         if self._database.root != _NO_PAGE:
             for entry in self._below(self._database.root, self._database.depth):
@@ -119,7 +120,7 @@ class LmdbSource:
                 yield from self._below(node.low | node.high << 16 | node.flags << 32, depth - 1)
             else:
                 value = self._value(page, node)
-                if value is None or (self.ordered and self._last is not None and node.key <= self._last):
+                if value is None or not node.key or (self.ordered and node.key <= self._last):
                     self._damaged(f"{self._path}: the entry {node.key[:50]!r} is damaged")
                 else:
                     self._last = node.key
@@ -144,9 +145,11 @@ class LmdbSource:
         return met
 
     def _value(self, page: bytes, node: _Node) -> bytes | None:
-        if node.flags & _NAMED_DATABASE:
-            raise error(f"{self._path}: an LMDB environment with named databases can't be migrated")
         size = node.low | node.high << 16
+        if node.flags & _NAMED_DATABASE:
+            if size == _DATABASE_SIZE:
+                raise error(f"{self._path}: an LMDB environment with named databases can't be migrated")
+            return None
         if not node.flags & _BIG_VALUE:
             value = page[node.at : node.at + size]
             return value if len(value) == size else None
