@@ -329,9 +329,12 @@ def _unlink(path: str) -> None:
 
 
 def _remove_old_names(path: str, suffixes: list[str]) -> None:
-    for suffix in suffixes:
-        if suffix:
+    for suffix in filter(None, suffixes):
+        try:
             os.unlink(path + suffix)
+        except OSError as exc:
+            text = f"{exc.strerror}: the new file is complete, but this name of the old one cannot be removed"
+            raise error(exc.errno, text, path + suffix) from exc
     FileVolume().sync_directory(path)
 
 

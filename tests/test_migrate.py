@@ -383,6 +383,29 @@ def test_one_that_is_written_to_meanwhile_does_not_give_way(path: str, tmp_path:
     assert content_of(path, "dbm.dumb") == ENTRIES
 
 
+def test_an_old_name_that_cannot_be_removed_is_told_and_the_new_file_is_there(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a directory with the sticky bit, whose old files are another user's."""
+    write_dbm("dbm.dumb")(path, ENTRIES)
+    unlink = os.unlink
+
+    def refuse(name: str) -> None:
+        if name == path + ".dat":
+            raise PermissionError(errno.EPERM, "Operation not permitted", name)
+        unlink(name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", refuse)
+        with pytest.raises(durabledbm.error, match="the new file is complete") as info:
+            migrate(path)
+        assert info.value.filename == path + ".dat"
+    assert ours(path) == ENTRIES
+    assert migrate(path) == len(ENTRIES)  # done again when it may be removed
+    assert content_of(path + ".bak", "dbm.dumb") == ENTRIES
+    assert not os.path.exists(path + ".dat")
+
+
 # Damage
 
 
