@@ -35,8 +35,8 @@ _engine.deferred  _engine.group
 _engine.pipeline
 _sorting  _filemap  _shelfparts  _text  _until  _writeback
 mapping  records
-lifetime  _blocks  _folding  _logfiles  _streams  redisdb
-_logwriter  _pages  _manifest
+lifetime  _blocks  _folding  _logfiles  _streams
+_logwriter  _pages  _manifest  remote.*
 changelog
 _builder
 _treediff
@@ -67,7 +67,7 @@ TOUCHES_THE_SYSTEM = {
 }
 """Modules of the engine that may import os, fcntl, or the like, and why. All others are handed what they need."""
 
-OPTIONAL = {"tqdm", "lmdb", "redis"}
+OPTIONAL = {"tqdm", "lmdb", "psycopg", "redis"}
 """What a module above the engine may import if it is there."""
 
 SYSTEM_MODULES = {
