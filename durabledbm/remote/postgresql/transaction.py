@@ -32,6 +32,8 @@ class PostgresRoot(Root):
     def __init__(self, session: Session, give: Callable[[Session], None], owner: object) -> None:
         super().__init__()
         self.session = session
+        self._lent: Session | None = session
+        """To be given back once: from then on somebody else has it."""
         self._give = give
         self._owner = owner
         self._failure: error | None = None
@@ -90,13 +92,16 @@ class PostgresRoot(Root):
             raise session.failure(exc, committed=committed) from exc
 
     def finish(self) -> None:
-        if not self.session.idle:
-            self.session.roll_back()
-        self._give(self.session)
+        session, self._lent = self._lent, None
+        if session is not None:
+            if not session.idle:
+                session.roll_back()
+            self._give(session)
 
     def __del__(self) -> None:
         try:
             self.abandon()
-            self._give(self.session)  # not idle, so it is closed: nothing is waited for
+            if self._lent is not None:
+                self._give(self._lent)  # not idle, so it is closed: nothing is waited for
         except Exception:  # it was never complete, or the interpreter ends
             pass

@@ -92,8 +92,8 @@ class RedisRoot(Root):
         self._layers = [{}]
 
     def commit(self) -> None:
-        (layer,) = self._layers
-        changes = {where: packed_changes(changes) for where, changes in layer.items() if changes}
+        tables = {where for layer in self._layers for where in layer}  # several if the outermost block ends first
+        changes = {where: packed_changes(merged) for where in tables if (merged := self._merged(where))}
         if not changes:
             return  # what was read was all of one instant
         sections: list[bytes | str | int] = []
@@ -132,9 +132,12 @@ class RedisRoot(Root):
 
     def all_changes(self, table: RedisTable) -> _Changes:
         """The changes of all blocks to a table, as of now."""
+        return self._merged(table.where)
+
+    def _merged(self, where: bytes) -> _Changes:
         merged: _Changes = {}
         for layer in self._layers:
-            merged.update(layer.get(table.where, {}))
+            merged.update(layer.get(where, {}))
         return merged
 
     def changes_in(self, table: RedisTable, keys: KeyRange) -> list[tuple[bytes, bytes | None]]:
