@@ -237,8 +237,9 @@ class Redis(_Server):
         self.url = f"unix://{self.socket}"
 
     def command(self) -> list[str]:
+        place = ["--port", "0", "--unixsocket", self.socket, "--dir", self.directory]
         keep = ["--appendonly", "yes", "--appendfsync", "always"] if self._keep else ["--appendonly", "no"]
-        return ["redis-server", "--port", "0", "--unixsocket", self.socket, "--save", "", "--dir", self.directory, *keep]
+        return ["redis-server", *place, "--save", "", *keep]
 
     def answers(self) -> bool:
         with socket.socket(socket.AF_UNIX) as client:

@@ -78,23 +78,33 @@ def test_a_block_is_one_commit(db: Any, make: Open) -> None:
 
 def test_an_exception_undoes_the_block(db: Any) -> None:
     db["a"] = "old"
-    with pytest.raises(ZeroDivisionError), db.transaction():
-        db["a"] = "new"
-        del db["a"]
-        db.update(b="1", c="2")
-        raise ZeroDivisionError
+
+    def block() -> None:
+        with db.transaction():
+            db["a"] = "new"
+            del db["a"]
+            db.update(b="1", c="2")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        block()
     assert dict(db) == {b"a": b"old"}
 
 
 def test_a_block_in_a_block_is_undone_alone(db: Any) -> None:
     with db.transaction():
         db["a"] = "1"
-        with pytest.raises(ZeroDivisionError), db.transaction():
-            db.update(a="2", b="2")
+
+        def block() -> None:
             with db.transaction():
-                db["c"] = "3"
-            assert dict(db) == {b"a": b"2", b"b": b"2", b"c": b"3"}
-            raise ZeroDivisionError
+                db.update(a="2", b="2")
+                with db.transaction():
+                    db["c"] = "3"
+                assert dict(db) == {b"a": b"2", b"b": b"2", b"c": b"3"}
+                raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            block()
         assert dict(db) == {b"a": b"1"}
         with db.transaction():
             db["d"] = "4"
@@ -128,12 +138,17 @@ def test_rollback_undoes_now_and_the_block_goes_on_reading(db: Any) -> None:
 
 def test_a_block_is_of_all_tables(db: Any, make: Open) -> None:
     users, carts = db.table("users"), db.table("carts")
-    with pytest.raises(ZeroDivisionError), db.transaction() as tx:
-        users["ada"] = "1"
-        tx.table("carts")["ada"] = "2"
-        tx["main"] = "3"
-        assert (dict(users), dict(carts), dict(db)) == ({b"ada": b"1"}, {b"ada": b"2"}, {b"main": b"3"})
-        raise ZeroDivisionError
+
+    def block() -> None:
+        with db.transaction() as tx:
+            users["ada"] = "1"
+            tx.table("carts")["ada"] = "2"
+            tx["main"] = "3"
+            assert (dict(users), dict(carts), dict(db)) == ({b"ada": b"1"}, {b"ada": b"2"}, {b"main": b"3"})
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        block()
     assert (dict(users), dict(carts), dict(db)) == ({}, {}, {})
     with users.transaction() as tx:
         tx["ada"] = "1"
@@ -222,12 +237,17 @@ def test_of_two_blocks_that_read_what_the_other_writes_one_is_refused(db: Any, m
     db.update(ada="on", grace="on")
     other = make()
     first, second = db.transaction(), other.transaction()
-    with pytest.raises(BusyError, match="do it again"), ExitStack() as stack:
-        stack.enter_context(first)
-        stack.enter_context(second)
-        for tx, name in ((first, "ada"), (second, "grace")):
-            if list(tx.values()).count(b"on") > 1:
-                tx[name] = "off"
+
+    def block() -> None:
+        with ExitStack() as stack:
+            stack.enter_context(first)
+            stack.enter_context(second)
+            for tx, name in ((first, "ada"), (second, "grace")):
+                if list(tx.values()).count(b"on") > 1:
+                    tx[name] = "off"
+
+    with pytest.raises(BusyError, match="do it again"):
+        block()
     assert sorted(db.values()) == [b"off", b"on"]
 
 
@@ -240,12 +260,17 @@ def test_what_a_block_has_read_in_whatever_way_is_not_changed_before_it_commits(
 ) -> None:
     """Not even by somebody who writes a key that was not there."""
     other = make()
-    with pytest.raises(BusyError), db.transaction() as tx:
-        read(tx)
-        with other.transaction() as theirs:
-            theirs.get("result")
-            theirs["new"] = "1"
-        tx["result"] = "1"
+
+    def block() -> None:
+        with db.transaction() as tx:
+            read(tx)
+            with other.transaction() as theirs:
+                theirs.get("result")
+                theirs["new"] = "1"
+            tx["result"] = "1"
+
+    with pytest.raises(BusyError):
+        block()
     assert dict(db) == {b"new": b"1"}
 
 
@@ -335,8 +360,7 @@ def test_random_blocks_match_a_dict(db: Any) -> None:
                             raise ZeroDivisionError
                 except ZeroDivisionError:
                     model = before
-                except error as exc:
-                    assert "rolled back" in str(exc)
+                except error:  # something was written after a rollback
                     model = before
             assert list(db.items()) == sorted(model.items())
             assert len(db) == len(model)
@@ -460,11 +484,22 @@ def test_a_snapshot_that_is_closed_says_so(db: Any) -> None:
 
 def test_close_rolls_the_callers_block_back(make: Open) -> None:
     db, other = make(), make()
-    with pytest.raises(ClosedError, match="before its end"), db.transaction():
-        db["a"] = "1"
-        with pytest.raises(ClosedError), db.transaction():
-            db.close()
+
+    def inner() -> None:
+        with db.transaction():
             db["b"] = "2"
+            db.close()
+
+    def outer() -> None:
+        with db.transaction():
+            db["a"] = "1"
+            with pytest.raises(ClosedError, match="before its end"):
+                inner()
+            with pytest.raises(ClosedError):
+                db["c"] = "3"
+
+    with pytest.raises(ClosedError, match="before its end"):
+        outer()
     assert dict(other) == {}
 
 
@@ -523,11 +558,15 @@ def test_a_signal_handler_closes_in_the_middle_of_a_block(make: Open) -> None:
     db, other = make(timeout=5), make()
     previous = signal.signal(signal.SIGALRM, lambda *_: db.close())
     try:
-        with pytest.raises(ClosedError), db.transaction():
-            db["a"] = "1"
-            signal.setitimer(signal.ITIMER_REAL, 0.002)
-            while True:
-                db["b"] = db["a"]
+        def block() -> None:
+            with db.transaction():
+                db["a"] = "1"
+                signal.setitimer(signal.ITIMER_REAL, 0.002)
+                while True:
+                    db["b"] = db["a"]
+
+        with pytest.raises(ClosedError):
+            block()
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)

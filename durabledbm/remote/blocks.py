@@ -6,6 +6,7 @@ The outermost block is a transaction (`Root`), one inside it a savepoint of that
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, TypeVar
@@ -28,6 +29,7 @@ class Root:
 
     def __init__(self) -> None:
         self.task = task()
+        self._pid = os.getpid()
         self.lock = OwnedLock()
         """Held during each operation."""
         self.open: list[int] = []
@@ -42,9 +44,6 @@ class Root:
     def failure(self) -> error | None:
         """Why the transaction can only be undone, or the innermost block that is open; None if it can go on."""
         return None
-
-    def check(self) -> None:
-        """Raise if it is the transaction of a parent process. (The lock is not held.)"""
 
     def carry_out(self, table: TableOperations, operation: Operation[T]) -> T:
         """The result of `operation` in the transaction."""
@@ -79,6 +78,16 @@ class Root:
         raise NotImplementedError
 
     # What follows.
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it was begun in this process."""
+        return self._pid == os.getpid()
+
+    def check(self) -> None:
+        """Raise if it was begun before a fork."""
+        if not self.is_ours:
+            raise error("the transaction was begun before a fork: it belongs to the parent process")
 
     def new_number(self) -> int:
         """The number of a new block."""
@@ -233,7 +242,8 @@ class Transaction(WritableTable, Block):
 
     def abandon(self) -> None:
         """The database is being closed by the caller, who is in the block: roll the whole transaction back."""
-        self._open().close()
+        if self._root is not None:
+            self._root.close()
 
     def _open(self) -> Root:
         root = self._root

@@ -217,7 +217,7 @@ class RemoteDatabase(WritableTable):
         while (block := self._block()) is not None:
             block.abandon()
         patience = Patience(self._pool.timeout)
-        while any(transaction.open for transaction in list(self._transactions)):
+        while any(transaction.open and transaction.is_ours for transaction in list(self._transactions)):
             if not patience.pause():
                 raise BusyError(f"{self.location}: a transaction of another thread is open")
         self._life.end()

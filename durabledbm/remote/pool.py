@@ -24,7 +24,7 @@ from ..errors import BusyError, ClosedError, error
 from .failures import is_conflict
 from .waiting import Patience
 
-__all__ = ["Pool", "PooledSession"]
+__all__ = ["Pool", "PooledSession", "sessions"]
 
 _LOOK_AGAIN = 0.1
 """Seconds after which somebody who waits for a session looks again, should the word that one is free be lost."""
@@ -60,6 +60,9 @@ class PooledSession(Protocol):
 
     def close(self) -> None:
         """End the connection. Doing it twice is harmless."""
+
+    def orphan(self) -> None:
+        """In a child process, after a fork: let go of the connection without a word to the server."""
 
 
 S = TypeVar("S", bound=PooledSession)
@@ -243,9 +246,13 @@ class Pool(Generic[S]):
 
 
 _pools: weakref.WeakSet[Pool[Any]] = weakref.WeakSet()
+sessions: weakref.WeakSet[Any] = weakref.WeakSet()
+"""All that there are. Each adds itself when it is made."""
 
 
 def _after_fork() -> None:
+    for session in list(sessions):  # first of all: a session that is dropped before would say goodbye for the parent
+        session.orphan()
     for pool in list(_pools):
         pool.after_fork()
 

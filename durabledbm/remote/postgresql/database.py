@@ -26,7 +26,7 @@ from .transaction import PostgresRoot
 
 __all__ = ["PostgresDatabase", "open_postgresql"]
 
-_MADE_BY_ANOTHER = ("23505", "42P07")
+_MADE_BY_ANOTHER = ("23505", "42710", "42P07")
 """What the server says to one of two who make a table at the same time."""
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import select
-import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from psycopg.pq import TransactionStatus
 
 from ...errors import error
 from ..failures import ConnectionLostError, as_error
+from ..pool import sessions
 from ..waiting import Life, OwnedLock
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Session:
         """The process forked: the connection is the parent's."""
         self.returned: Callable[[], None] | None = None
         """While it is lent: to be called at the end of that."""
-        _sessions.add(self)
+        sessions.add(self)
 
     def prepare(self, timeout: float | None) -> None:
         """Settings that hold as long as the connection. `timeout`: seconds to wait for the locks of others."""
@@ -231,6 +231,8 @@ def connect(parameters: dict[str, Any], kind: str, where: str, timeout: float | 
     """A new session. `parameters` are those of `psycopg.connect`."""
     try:
         session = Session(psycopg.connect(**parameters, autocommit=True), kind, where)
+    except psycopg.ProgrammingError as exc:
+        raise ValueError(f"the address or an option is wrong: {' '.join(str(exc).split())}") from None
     except Error as exc:
         raise ConnectionLostError(f"{where}: cannot connect: {' '.join(str(exc).split())}") from exc
     try:
@@ -251,14 +253,4 @@ def _input_of(descriptor: int) -> Callable[[], bool]:
     return lambda: bool(poll.poll(0))
 
 
-_sessions: weakref.WeakSet[Session] = weakref.WeakSet()
 _inherited: list[object] = []
-
-
-def _after_fork() -> None:
-    for session in list(_sessions):
-        session.orphan()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

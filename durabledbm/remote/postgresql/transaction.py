@@ -43,9 +43,6 @@ class PostgresRoot(Root):
         """After a failed statement the server accepts nothing but the way back."""
         return (self._failure or error("the server gave up")) if self.session.failed else None
 
-    def check(self) -> None:
-        self.session.check()
-
     def _do(self, statement: str) -> None:
         self.carry_out(None, lambda _, session: session.once(statement))
 

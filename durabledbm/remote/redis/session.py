@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import weakref
 from collections.abc import Callable
 from functools import cache
 from hashlib import sha1
@@ -15,6 +13,7 @@ from redis.retry import Retry
 
 from ...errors import ClosedError, ReadOnlyError, error
 from ..failures import ConnectionLostError
+from ..pool import sessions
 from .scripts import GONE, IDLE
 
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ class Session:
         """The process forked: the connection is the parent's."""
         self.returned: Callable[[], None] | None = None
         """While it is lent: to be called at the end of that."""
-        _sessions.add(self)
+        sessions.add(self)
 
     def command(self, *parts: bytes | str | int) -> Any:
         """What the server answers to a command."""
@@ -142,15 +141,3 @@ def connect(made: ConnectionPool, where: str) -> Session:
     except redis.RedisError as exc:
         raise ConnectionLostError(f"{where}: cannot connect: {' '.join(str(exc).split())}") from exc
     return Session(connection, where)
-
-
-_sessions: weakref.WeakSet[Session] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for session in list(_sessions):
-        session.orphan()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

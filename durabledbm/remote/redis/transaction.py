@@ -51,9 +51,6 @@ class RedisRoot(Root):
         """The savepoints, by number: one for each layer but the first."""
         self._reads: dict[bytes, _Reads] = {}
 
-    def check(self) -> None:
-        self._snapshot._check()
-
     def carry_out(self, table: Any, operation: Operation[T]) -> T:
         return operation(_TableInBlock(self, table), None)
 
