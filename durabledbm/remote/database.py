@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from types import TracebackType
 from typing import Any, NamedTuple, TypeVar
@@ -13,6 +14,7 @@ from ..mapping import read_only
 from .blocks import Root, Transaction
 from .context import innermost
 from .faces import KeyRange, Operation, Table, TableOperations, WritableTable
+from .loading import Batches, Loader, Progress
 from .pool import Pool
 from .waiting import Life, Patience
 
@@ -202,6 +204,20 @@ class RemoteDatabase(WritableTable):
             self._make(table)
             self._known.add(table.name)
         return table
+
+    def loading(self, progress: Progress | None = None) -> AbstractContextManager[Loader]:
+        """A block that takes many changes, in bounded memory, and verifies that they have arrived (see `Loader`).
+
+        On PostgreSQL it is one atomic commit. On Redis the changes are made in batches. `progress(done, total)` is
+        called while they are read back. `durabledbm.dump.load` uses this.
+        """
+        return self._loading_into(self, progress)
+
+    @contextmanager
+    def _loading_into(self, face: WritableTable, progress: Progress | None) -> Iterator[Loader]:
+        batches = Batches(face, self.location)
+        yield batches
+        batches.flush()
 
     # -- ends ----------------------------------------------------------------------------------------------------
 

@@ -253,6 +253,10 @@ class Table(WritableTable):
         """This table as of now, read-only, for as long as wanted."""
         return self._database._snapshot_of(self._table)
 
+    def loading(self, progress: Callable[[int, int | None], None] | None = None) -> Any:
+        """As that of the database, into this table."""
+        return self._database._loading_into(self, progress)
+
     def sync(self) -> None:
         """As that of the database."""
         self._database.sync()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import quote
 
@@ -15,9 +16,12 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
 from ...errors import error
+from ..blocks import Transaction
 from ..database import RemoteDatabase, Stats
-from ..faces import KeyRange
+from ..faces import KeyRange, WritableTable
+from ..loading import Loader, Progress
 from ..pool import Pool
+from .loading import loading
 from .scan import Scan, begin_scan
 from .session import READING, WRITING, Session, connect
 from .snapshot import Snapshot
@@ -100,6 +104,14 @@ class PostgresDatabase(RemoteDatabase):
             pool.give(session)
 
         return Scan(session, session.lock, begun, self._life, done, values=values, owner=self)
+
+    @contextmanager
+    def _loading_into(self, face: WritableTable, progress: Progress | None) -> Iterator[Loader]:
+        table: Any = face._table
+        with Transaction(self, table) as block:
+            root: Any = block._open()
+            with loading(face, root, table, progress) as copying:
+                yield copying
 
     # -- tables --------------------------------------------------------------------------------------------------
 

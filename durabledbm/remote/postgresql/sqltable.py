@@ -79,7 +79,8 @@ class SqlTable:
     def __init__(self, name: str) -> None:
         self.name = name
         table = quoted(name)
-        self._table = table
+        self.sql_name = table
+        """The name as it stands in statements with parameters."""
         here = "WHERE key = %b AND digest = %b"
         target = f"INSERT INTO {table} (key, rest, digest, value)"
         replacing = "ON CONFLICT (key, digest) DO UPDATE SET value = excluded.value"
@@ -109,11 +110,11 @@ class SqlTable:
 
     def exists(self, session: Session) -> bool:
         """Whether there is such a table. Raises `error` if it is not one of ours."""
-        row = session.row("SELECT to_regclass(%s)::text", (self._table.replace("%%", "%"),))
+        row = session.row("SELECT to_regclass(%s)::text", (self.sql_name.replace("%%", "%"),))
         if row is None or row[0] is None:
             return False
         try:
-            types = session.types(f"SELECT key, rest, digest, value FROM {self._table} LIMIT 0")
+            types = session.types(f"SELECT key, rest, digest, value FROM {self.sql_name} LIMIT 0")
         except Error as exc:
             if exc.sqlstate != "42703":  # a column is missing
                 raise
@@ -125,7 +126,7 @@ class SqlTable:
     def create(self, session: Session) -> None:
         """Make the table, unless it is there."""
         session.do(
-            f"CREATE TABLE IF NOT EXISTS {self._table} ("
+            f"CREATE TABLE IF NOT EXISTS {self.sql_name} ("
             "key bytea NOT NULL, rest bytea NOT NULL DEFAULT '', digest bytea NOT NULL DEFAULT '', "
             "value bytea NOT NULL, PRIMARY KEY (key, digest), "
             f"CHECK (octet_length(key) < {KEY_MAX} AND rest = '' AND digest = '' "
@@ -134,11 +135,11 @@ class SqlTable:
 
     def drop(self, session: Session) -> None:
         """Remove the table."""
-        session.do(f"DROP TABLE {self._table}")
+        session.do(f"DROP TABLE {self.sql_name}")
 
     def bytes_on_disk(self, session: Session) -> int:
         """The size of the table and its index, as far as the server tells; else 0."""
-        row = session.row("SELECT pg_total_relation_size(%s::regclass)", (self._table.replace("%%", "%"),))
+        row = session.row("SELECT pg_total_relation_size(%s::regclass)", (self.sql_name.replace("%%", "%"),))
         return 0 if row is None or row[0] is None else int(row[0])
 
     # -- reading -------------------------------------------------------------------------------------------------
@@ -162,13 +163,13 @@ class SqlTable:
 
     def count(self, session: Session) -> int:
         """The number of entries. The server counts them: this takes longer the more there are."""
-        row = session.row(f"SELECT count(*) FROM {self._table}", ())
+        row = session.row(f"SELECT count(*) FROM {self.sql_name}", ())
         assert row is not None
         return int(row[0])
 
     def has_any(self, session: Session) -> bool:
         """Whether there is an entry."""
-        return session.row(f"SELECT 1 FROM {self._table} LIMIT 1", ()) is not None
+        return session.row(f"SELECT 1 FROM {self.sql_name} LIMIT 1", ()) is not None
 
     def first_of(self, session: Session, keys: KeyRange) -> tuple[bytes, bytes] | None:
         """The first entry of the range."""
@@ -182,7 +183,7 @@ class SqlTable:
 
     def _first(self, columns: str, keys: KeyRange) -> tuple[str, tuple[bytes, ...]]:
         part = _Clauses(keys)
-        query = f"SELECT {columns} FROM {self._table} AS t WHERE {part.where} ORDER BY {part.order} LIMIT 1"
+        query = f"SELECT {columns} FROM {self.sql_name} AS t WHERE {part.where} ORDER BY {part.order} LIMIT 1"
         return query, part.parameters
 
     def entries_of(self, keys: KeyRange, *, values: bool) -> tuple[str, str, tuple[bytes, ...]]:
@@ -195,7 +196,7 @@ class SqlTable:
         size = "octet_length(t.rest) + octet_length(t.value)" if values else "octet_length(t.rest)"
         small = f"{size} <= {WHOLE_MAX}"
         value = "t.value" if values else "NULL"
-        behind = f"FROM {self._table} AS t WHERE {part.where}"
+        behind = f"FROM {self.sql_name} AS t WHERE {part.where}"
         rows = f"SELECT t.key, CASE WHEN {small} THEN t.rest END, CASE WHEN {small} THEN {value} END {behind}"
         large = f"SELECT t.key, t.rest, {value} {behind} AND {size} > {WHOLE_MAX}"
         return f"{rows} ORDER BY {part.order}", f"{large} ORDER BY {part.order}", part.parameters
@@ -259,7 +260,7 @@ class SqlTable:
 
     def clear(self, session: Session) -> None:
         """Delete all entries. (TRUNCATE would be faster, and empty the snapshots of others.)"""
-        session.do(f"DELETE FROM {self._table}")
+        session.do(f"DELETE FROM {self.sql_name}")
 
 
 def _batches(changes: Mapping[bytes, bytes | None]) -> Iterator[list[tuple[bytes, bytes | None]]]:

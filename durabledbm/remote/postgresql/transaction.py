@@ -50,9 +50,10 @@ class PostgresRoot(Root):
         try:
             return operation(table, self.session)
         except Error as exc:
-            raise self._noted(exc) from exc
+            raise self.noted(exc) from exc
 
-    def _noted(self, exc: Error) -> error:
+    def noted(self, exc: Error) -> error:
+        """`exc`, which a statement raised, as one of ours, kept as the reason why the transaction has failed."""
         if exc.sqlstate == _IN_FAILED_TRANSACTION and self._failure is not None:
             text = f"the transaction can only be rolled back: an earlier operation in it failed ({self._failure})"
             return BusyError(text) if isinstance(self._failure, BusyError) else error(text)
