@@ -219,8 +219,9 @@ def load(
     """Apply the changes of a dump or a log to `db`: entries that it does not mention stay.
 
     `source` is a directory, a file, or a file object open for reading bytes; the codec is recognized unless given. Into
-    a `Database` this is one transaction, so if anything raises, it is as before, and so it is into one of
-    `durabledbm.remote` on PostgreSQL; any other mapping gets the changes in batches. `until_txid` and `until_time_ns` stop before the first commit beyond (of a file: only into a `Database`).
+    a `Database`, and into one of `durabledbm.remote` on PostgreSQL, this is one transaction, so if anything raises, it
+    is as before; any other mapping gets the changes in batches. `until_txid` and `until_time_ns` stop before the first
+    commit beyond (of a file: only into a `Database`).
     `progress(done, total)` is called with numbers of changes, total None.
 
     Raises `CorruptionError` for a dump that is damaged or incomplete, `error` if it holds no commit to stop at. A log

@@ -51,6 +51,7 @@ dump
 restore  _foreign  sharded  shelve
 migration  reshard
 export
+mirror
 tour.*
 cli.*
 __main__

@@ -11,9 +11,10 @@ from ..errors import error
 
 if TYPE_CHECKING:
     from ..handle import Database
+    from ..remote.database import RemoteDatabase
     from ..sharded import ShardedDatabase
 
-__all__ = ["is_sharded", "open_store", "refuse_beside", "size_of"]
+__all__ = ["is_sharded", "open_remote", "open_store", "refuse_beside", "size_of"]
 
 
 def is_sharded(file: str) -> bool:
@@ -35,6 +36,13 @@ def open_store(file: str, flag: str, timeout: float | None = 30.0) -> Database |
     if flag == "c":
         refuse_beside(file)
     return open_database(file, flag, **options)
+
+
+def open_remote(url: str, table: str, timeout: float | None = 30.0, flag: str = "c") -> RemoteDatabase:
+    """Open a table on a server. Raises what `durabledbm.remote.open` raises."""
+    from ..remote import open as open_url
+
+    return open_url(url, flag, table=table, timeout=timeout)
 
 
 def refuse_beside(file: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from types import TracebackType
@@ -14,7 +14,7 @@ from ..mapping import read_only
 from .blocks import Root, Transaction
 from .context import innermost
 from .faces import KeyRange, Operation, Table, TableOperations, WritableTable
-from .loading import Batches, Loader, Progress
+from .loading import Batches, Loader, Progress, batched
 from .pool import Pool
 from .waiting import Life, Patience
 
@@ -205,19 +205,26 @@ class RemoteDatabase(WritableTable):
             self._known.add(table.name)
         return table
 
-    def loading(self, progress: Progress | None = None) -> AbstractContextManager[Loader]:
+    def loading(self, progress: Progress | None = None, *, replace: bool = False) -> AbstractContextManager[Loader]:
         """A block that takes many changes, in bounded memory, and verifies that they have arrived (see `Loader`).
 
-        On PostgreSQL it is one atomic commit. On Redis the changes are made in batches. `progress(done, total)` is
-        called while they are read back. `durabledbm.dump.load` uses this.
+        On PostgreSQL it is one atomic commit. On Redis the changes are made in batches. With `replace` what was there
+        before is deleted. `progress(done, total)` is called while they are read back. `durabledbm.dump.load` uses this.
         """
-        return self._loading_into(self, progress)
+        return self._loading_into(self, progress, replace=replace)
 
     @contextmanager
-    def _loading_into(self, face: WritableTable, progress: Progress | None) -> Iterator[Loader]:
+    def _loading_into(self, face: WritableTable, progress: Progress | None, *, replace: bool) -> Iterator[Loader]:
+        if replace:
+            face.clear()
         batches = Batches(face, self.location)
         yield batches
         batches.flush()
+
+    def _apply_all(self, changes: Iterable[tuple[bytes, bytes | None]]) -> None:
+        """Make changes as they come, in bounded memory: as one change where the server can, else in batches."""
+        for batch in batched(changes):
+            self._apply(batch)
 
     # -- ends ----------------------------------------------------------------------------------------------------
 

@@ -253,9 +253,11 @@ class Table(WritableTable):
         """This table as of now, read-only, for as long as wanted."""
         return self._database._snapshot_of(self._table)
 
-    def loading(self, progress: Callable[[int, int | None], None] | None = None) -> Any:
+    def loading(
+        self, progress: Callable[[int, int | None], None] | None = None, *, replace: bool = False
+    ) -> Any:
         """As that of the database, into this table."""
-        return self._database._loading_into(self, progress)
+        return self._database._loading_into(self, progress, replace=replace)
 
     def sync(self) -> None:
         """As that of the database."""

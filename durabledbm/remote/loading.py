@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 from ..errors import error
 from .faces import WritableTable
 
-__all__ = ["BATCH_BYTES", "BATCH_ENTRIES", "Batches", "Loader", "Progress"]
+__all__ = ["Batches", "Loader", "Progress", "batched"]
 
 Progress = Callable[[int, "int | None"], None]
 
-BATCH_ENTRIES = 1000
-BATCH_BYTES = 2**20
+_ENTRIES = 1000
+_BYTES = 2**20
 """What is changed at a time."""
 
 
@@ -37,7 +37,7 @@ class Batches:
         """See `Loader`."""
         self._batch[key] = value
         self._size += len(key) + len(value or b"")
-        if self._size >= BATCH_BYTES or len(self._batch) >= BATCH_ENTRIES:
+        if self._size >= _BYTES or len(self._batch) >= _ENTRIES:
             self.flush()
 
     def flush(self) -> None:
@@ -48,3 +48,17 @@ class Batches:
             found = self._face.get_many(batch)
             if found != {key: value for key, value in batch.items() if value is not None}:
                 raise error(f"{self._where}: what was read back is not what was written")
+
+
+def batched(changes: Iterable[tuple[bytes, bytes | None]]) -> Iterator[dict[bytes, bytes | None]]:
+    """The changes in dicts of limited size, in which the last change of a key counts."""
+    batch: dict[bytes, bytes | None] = {}
+    size = 0
+    for key, value in changes:
+        batch[key] = value
+        size += len(key) + len(value or b"")
+        if size >= _BYTES or len(batch) >= _ENTRIES:
+            yield batch
+            batch, size = {}, 0
+    if batch:
+        yield batch

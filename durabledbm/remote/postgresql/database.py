@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import quote
@@ -106,12 +106,16 @@ class PostgresDatabase(RemoteDatabase):
         return Scan(session, session.lock, begun, self._life, done, values=values, owner=self)
 
     @contextmanager
-    def _loading_into(self, face: WritableTable, progress: Progress | None) -> Iterator[Loader]:
+    def _loading_into(self, face: WritableTable, progress: Progress | None, *, replace: bool) -> Iterator[Loader]:
         table: Any = face._table
         with Transaction(self, table) as block:
             root: Any = block._open()
-            with loading(face, root, table, progress) as copying:
+            with loading(face, root, table, progress, replace=replace) as copying:
                 yield copying
+
+    def _apply_all(self, changes: Iterable[tuple[bytes, bytes | None]]) -> None:
+        with self.transaction():
+            super()._apply_all(changes)
 
     # -- tables --------------------------------------------------------------------------------------------------
 

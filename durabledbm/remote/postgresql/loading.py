@@ -83,7 +83,9 @@ class _Copying:
 
 
 @contextmanager
-def loading(face: WritableTable, root: PostgresRoot, table: SqlTable, progress: Progress | None) -> Iterator[_Copying]:
+def loading(
+    face: WritableTable, root: PostgresRoot, table: SqlTable, progress: Progress | None, *, replace: bool
+) -> Iterator[_Copying]:
     """A block that takes changes, in the transaction `root`. They are there when it ends."""
     session = root.session
     with root.lock:
@@ -98,6 +100,8 @@ def loading(face: WritableTable, root: PostgresRoot, table: SqlTable, progress: 
                 copying = _Copying(copy, face._check_size)
                 yield copying
             session.once(f"ANALYZE {_ARRIVED}")
+            if replace:
+                table.clear(session)
             _merge(session, table, once_each=copying.once_each)
             _verify(session, table, copying, progress)
             session.once(f"DROP TABLE {_ARRIVED}")
