@@ -247,18 +247,6 @@ class ChangeLog:
         last_time = 2**64 if until_time_ns is None else until_time_ns
         return self._records(after_txid, last_txid, last_time)
 
-    def follow(self, after_txid: int) -> Iterator[Change | Commit | None]:
-        """As `records`, and on: None stands for the log's end for now; asking again looks for what was appended since.
-
-        Only what is new is read then.
-        """
-        self._check_open()
-        place = _Place()
-        while True:
-            yield from self._records(after_txid, 2**64, 2**64, place)
-            yield None
-            self._check_open()
-
     def span(self) -> Span:
         """Which commits of which database the log holds."""
         self._check_open()
@@ -340,16 +328,12 @@ class ChangeLog:
         next(iter(reading), None)
         return reading.base_txid
 
-    def _records(
-        self, after_txid: int | None, last_txid: int, last_time: int, place: _Place | None = None
-    ) -> Iterator[Change | Commit]:
-        """`place`: where to begin, which is brought up to date with each commit."""
-        place = _Place() if place is None else place
-        numbers = [number for number in self._files.numbers() if number >= place.number]
-        if after_txid is not None and not place.number and after_txid < (base_txid := self._base_txid(numbers)):
+    def _records(self, after_txid: int | None, last_txid: int, last_time: int) -> Iterator[Change | Commit]:
+        numbers = self._files.numbers()
+        if after_txid is not None and after_txid < (base_txid := self._base_txid(numbers)):
             gap = f"{self.directory}: the log begins after commit {base_txid}, not after {after_txid}"
             raise error(gap)
-        reading = Reading(self._files, self._codec, numbers, place.offset)
+        reading = Reading(self._files, self._codec, numbers)
         group: _Group | None = None
         for number, record in reading:
             if not record.flags & GROUPED:
@@ -372,7 +356,6 @@ class ChangeLog:
                         lost = f"the beginning of commit {commit.txid} is missing"
                         raise CorruptionError(lost, path=self._files.path(number))
                     yield commit
-                place.number, place.offset = number, record.offset + record.size
                 group = None
             elif group is not None:
                 group.add(record)
@@ -380,13 +363,6 @@ class ChangeLog:
         if group is not None and self.tail is None:
             path = self._files.path(group.number)
             self.tail = Tail(path, group.offset, "the commit that begins here was not finished")
-
-
-class _Place:
-    """Where in a log reading goes on: a file, 0 for the first there is, and an offset."""
-
-    def __init__(self) -> None:
-        self.number = self.offset = 0
 
 
 class _Group:

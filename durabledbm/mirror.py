@@ -8,11 +8,13 @@
             mirror.catch_up()             # what was committed since, again and again
         mirror.finish()                   # nobody writes to the file any more: the last of it
 
-The file is in use meanwhile. What was committed is found in one of two ways. With the log of changes that the program
-has attached to the file, its commits are read from there, and the file is left alone. Without one, the mirror holds a
-snapshot of what it has brought over, and compares it with the present state; the trees of two states share all that
-has not changed, so that costs what has changed. The snapshot keeps the pages that are replaced from being used again,
-so the file grows with what is changed between two looks.
+The file is in use meanwhile, by whatever programs, and they need to do nothing for it. The mirror holds a snapshot of
+what it has brought over, and compares it with the present state: the trees of two states share all that has not
+changed, so that costs what has changed. The snapshot keeps the pages that are replaced from being used again, so the
+file grows with what is changed between two looks.
+
+A log of changes that is attached to the file would be no better source. Commits that its program had no time to log
+one by one stand in it as one, and a snapshot that was taken among them cannot be continued from there.
 
 Everything that is applied is a step from one commit of the file to a later one.
 """
@@ -20,15 +22,12 @@ Everything that is applied is a step from one commit of the file to a later one.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from ._treediff import differences
-from .changelog import Change, ChangeLog, Commit
-from .database import Database
+from .changelog import Commit
 from .database import open as open_database
-from .dump import open_log
 from .errors import error
 from .snapshot import Snapshot
 
@@ -39,25 +38,8 @@ __all__ = ["Mirror"]
 
 Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 Progress = Callable[[int, "int | None"], None]
-_Changes = Iterator[tuple[bytes, "bytes | None"]]
 
 _REPORT_EVERY = 1024
-
-_STEP = 1000
-"""Changes after which a step ends with the commit that they belong to."""
-
-
-class _Source(Protocol):
-    """What tells the changes behind a commit."""
-
-    def changes(self) -> _Changes | None:
-        """Those of the next step, or None if there are none yet."""
-
-    def done(self) -> Commit:
-        """The step was made. Returns the commit that it led to."""
-
-    def again(self) -> None:
-        """The step was not made, or it is not known whether: tell it again."""
 
 
 class Mirror:
@@ -65,25 +47,25 @@ class Mirror:
 
     file: a database file. It is only read, but by `finish`.
     target: a database of `durabledbm.remote`, which nobody else writes to.
-    log: the directory of the log of changes that is attached to the file. Without it the file is compared with itself.
     replace: delete what `target` holds. Otherwise `load` refuses one that is not empty.
     timeout: seconds that `finish` waits for a writer.
     """
 
     def __init__(
-        self, file: Path, target: RemoteDatabase, *, log: Path | None = None, replace: bool = False,
-        timeout: float | None = 30.0,
-    ) -> None:  # fmt: skip
+        self, file: Path, target: RemoteDatabase, *, replace: bool = False, timeout: float | None = 30.0
+    ) -> None:
         self.path = os.fsdecode(file)
         self.target = target
-        self.commit: Commit | None = None
-        """The commit of the file that the target shows; None before `load`."""
-        self._log = log
         self._replace = replace
         self._timeout = timeout
-        self._stack = ExitStack()
-        self._db = self._stack.enter_context(open_database(self.path, "r"))
-        self._source: _Source | None = None
+        self._db = open_database(self.path, "r")
+        self._shown: Snapshot | None = None
+        """The state of the file that the target shows."""
+
+    @property
+    def commit(self) -> Commit | None:
+        """The commit of the file that the target shows; None before `load` and after `close`."""
+        return None if self._shown is None else _commit_of(self._shown)
 
     # -- the three steps -----------------------------------------------------------------------------------------
 
@@ -91,13 +73,12 @@ class Mirror:
         """Bring one state of the file over, and return the number of its entries.
 
         On PostgreSQL it is one commit. `progress(done, total)` is called with numbers of entries, those that are read
-        back to compare them included. Raises `error` if the target is not empty, or the log does not belong to the
-        file; what the file and the server raise.
+        back to compare them included. Raises `error` if the target is not empty, and what the file and the server
+        raise.
         """
-        snapshot = self._stack.enter_context(self._db.snapshot())
-        source: _Source = _Differences(self._db, snapshot) if self._log is None else _Log(self._log, snapshot)
         if not self._replace and self.target:
             raise error(f"{self.target.location}: the table {self.target.name!r} is not empty")
+        snapshot = self._db.snapshot()
         total, count = 2 * len(snapshot), 0
         with self.target.loading(progress, replace=self._replace) as loader:
             for key, value in snapshot.items():
@@ -107,10 +88,7 @@ class Mirror:
                     progress(count, total)
         if progress is not None:
             progress(total, total)
-        self.commit = _commit_of(snapshot)
-        self._source = source
-        if self._log is not None:
-            snapshot.close()  # from now on the log tells
+        self._shown = snapshot
         return count
 
     def catch_up(self) -> Commit | None:
@@ -119,40 +97,39 @@ class Mirror:
         On PostgreSQL it is one commit, on Redis one for each thousand changes. If it raises, `ConnectionLostError` or
         `BusyError` for example, it may be called again.
         """
-        if self._source is None:
+        before = self._shown
+        if before is None:
             raise error("load() comes before catch_up()")
-        changes = self._source.changes()
-        if changes is None:
+        after = self._db.snapshot()
+        if after.txid == before.txid:
+            after.close()
             return None
         try:
-            self.target._apply_all(changes)
+            old = before._state
+            self.target._apply_all(differences(old.view.tree, after._state, old.meta.changes))
         except BaseException:
-            self._source.again()
+            after.close()
             raise
-        self.commit = self._source.done()
-        return self.commit
+        self._shown = after
+        before.close()
+        return _commit_of(after)
 
     def finish(self) -> Commit:
         """Bring over the last of it, while nobody can write to the file, and return the file's last commit.
 
         Who writes to the file after this writes to nobody. Raises `BusyError` if somebody is writing for longer than
-        `timeout`, or has the log attached and has not caught up; `error` if the target has not as many entries as the
-        file, since then somebody else has written there.
+        `timeout`; `error` if the target has not as many entries as the file, since then somebody else has written
+        there.
         """
-        with ExitStack() as stack:
-            writer = stack.enter_context(open_database(self.path, "w", timeout=self._timeout))
-            while self.catch_up() is not None:
-                pass  # most of it, before anybody has to wait
-            if self._log is not None and self.commit != _newest(writer):  # the program has ended without its log
-                log = stack.enter_context(ChangeLog(self._log))
-                writer.attach(log).detach()
-            with writer.transaction():
-                while self.catch_up() is not None:
-                    pass
-                with self._db.snapshot() as snapshot:
-                    if self.commit != _commit_of(snapshot) or len(snapshot) != len(self.target):
-                        raise error(f"{self.target.location}: {self.target.name!r} is not what the file is")
-                    return _commit_of(snapshot)
+        while self.catch_up() is not None:
+            pass  # most of it, before anybody has to wait
+        with open_database(self.path, "w", timeout=self._timeout) as writer, writer.transaction():
+            self.catch_up()
+            shown = self._shown
+            assert shown is not None
+            if len(shown) != len(self.target):
+                raise error(f"{self.target.location}: {self.target.name!r} is not what the file is")
+            return _commit_of(shown)
 
     def verify(self, progress: Progress | None = None) -> int:
         """Compare every entry of the file with the target's, and return their number. Raises `error` at a difference.
@@ -173,8 +150,8 @@ class Mirror:
 
     def close(self) -> None:
         """Let go of the file. The target stays open. Closing twice is harmless."""
-        self._source = None
-        self._stack.close()
+        self._shown = None
+        self._db.close()
 
     def __enter__(self) -> Mirror:
         return self
@@ -186,73 +163,3 @@ class Mirror:
 def _commit_of(snapshot: Snapshot) -> Commit:
     meta = snapshot._state.meta
     return Commit(meta.txid, meta.time_ns)
-
-
-def _newest(db: Database) -> Commit:
-    with db.snapshot() as snapshot:
-        return _commit_of(snapshot)
-
-
-class _Differences:
-    """What changed between a snapshot and the present."""
-
-    def __init__(self, db: Database, snapshot: Snapshot) -> None:
-        self._db = db
-        self._before = snapshot
-        self._after: Snapshot | None = None
-
-    def changes(self) -> _Changes | None:
-        after = self._db.snapshot()
-        if after.txid == self._before.txid:
-            after.close()
-            return None
-        self._after = after
-        before = self._before._state
-        return differences(before.view.tree, after._state, before.meta.changes)
-
-    def done(self) -> Commit:
-        assert self._after is not None
-        self._before.close()
-        self._before, self._after = self._after, None
-        return _commit_of(self._before)
-
-    def again(self) -> None:
-        if self._after is not None:
-            self._after.close()
-            self._after = None
-
-
-class _Log:
-    """What an attached log has behind the commit of a snapshot."""
-
-    def __init__(self, directory: Path, snapshot: Snapshot) -> None:
-        self._log = open_log(directory, "binary")
-        if self._log.span().identity != snapshot._state.meta.database_id:
-            raise error(f"{self._log.directory}: is not a log of this file")
-        self._commit = self._reached = _commit_of(snapshot)
-        self._items = self._log.follow(self._commit.txid)
-
-    def changes(self) -> _Changes | None:
-        first = next(self._items)
-        return None if first is None else self._step(first)
-
-    def _step(self, item: Change | Commit | None) -> _Changes:
-        """The changes of whole commits, until they are enough, or there are no more for now."""
-        count = 0
-        while item is not None:
-            if isinstance(item, Commit):
-                self._reached = item
-                if count >= _STEP:
-                    return
-            else:
-                yield item.key, item.value
-                count += 1
-            item = next(self._items)
-
-    def done(self) -> Commit:
-        self._commit = self._reached
-        return self._commit
-
-    def again(self) -> None:
-        self._reached = self._commit
-        self._items = self._log.follow(self._commit.txid)

@@ -99,48 +99,32 @@ def test_a_write_whose_connection_breaks_is_not_repeated_and_says_that_its_outco
     assert db["a"] == b"2"
 
 
-def test_a_block_whose_connection_breaks_is_rolled_back(db: Any, postgres: Postgres) -> None:
-    if db.location.startswith("unix:"):
-        pytest.skip("on Redis a block has no connection")
+def test_a_block_whose_connection_breaks_is_rolled_back(postgres: Postgres) -> None:
+    with remote.open(postgres.url, "n", table="failures") as db:
 
-    def block() -> None:
-        with db.transaction():
-            db["a"] = "1"
-            postgres.kill_connections()
-            db["b"] = "2"
-
-    with pytest.raises(ConnectionLostError) as caught:
-        block()
-    assert caught.value.committed is False
-
-    def block() -> None:
-        with db.transaction():
-            db["a"] = "1"
-            postgres.kill_connections()
-            with suppress(ConnectionLostError), db.transaction():
+        def simple() -> None:
+            with db.transaction():
+                db["a"] = "1"
+                postgres.kill_connections()
                 db["b"] = "2"
 
-    with pytest.raises(ConnectionLostError) as caught:
-        block()
-    assert caught.value.committed is False
-    assert dict(db) == {}
+        def nested() -> None:
+            with db.transaction():
+                db["a"] = "1"
+                postgres.kill_connections()
+                with suppress(ConnectionLostError), db.transaction():
+                    db["b"] = "2"
 
+        def at_the_end() -> None:
+            with db.transaction():
+                db["a"] = "1"
+                postgres.kill_connections()
 
-def test_it_is_known_that_nothing_was_committed_if_the_connection_broke_before_the_end_of_the_block(
-    db: Any, postgres: Postgres
-) -> None:
-    if db.location.startswith("unix:"):
-        pytest.skip("on Redis a block has no connection")
-
-    def block() -> None:
-        with db.transaction():
-            db["a"] = "1"
-            postgres.kill_connections()
-
-    with pytest.raises(ConnectionLostError) as caught:
-        block()
-    assert caught.value.committed is False
-    assert dict(db) == {}
+        for block in (simple, nested, at_the_end):
+            with pytest.raises(ConnectionLostError) as caught:
+                block()
+            assert caught.value.committed is False, "it is known that nothing was"
+            assert dict(db) == {}
 
 
 def test_it_is_not_known_if_the_connection_breaks_at_the_end_of_the_block(

@@ -37,10 +37,6 @@ def _mirror_arguments(parser: Parser) -> None:
         "--table", metavar="NAME", default="durabledbm",
         help="the table there, which must be empty (default: durabledbm)",
     )  # fmt: skip
-    parser.add_argument(
-        "--log", metavar="DIRECTORY",
-        help="the log of changes that is attached to FILE: what is committed is read from it, and not from FILE",
-    )  # fmt: skip
     parser.add_argument("--once", action="store_true", help="do not wait for Ctrl-C: end as soon as all is there")
     parser.add_argument("--verify", action="store_true", help="at the end, compare every entry with FILE's")
     parser.add_argument("--force", action="store_true", help="delete what the table holds")
@@ -52,7 +48,7 @@ def _mirror(args: argparse.Namespace) -> int:
 
     with (
         open_remote(args.url, args.table, args.timeout) as target,
-        Mirror(args.file, target, log=args.log, replace=args.force, timeout=args.timeout) as mirror,
+        Mirror(args.file, target, replace=args.force, timeout=args.timeout) as mirror,
     ):
         with shown("mirror", "entries") as meter:
             count = mirror.load(meter)
