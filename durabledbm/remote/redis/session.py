@@ -125,7 +125,7 @@ def connections(url: str, options: dict[str, Any]) -> ConnectionPool:
     try:
         # The driver would send a command again whose connection broke. Whether that is right is for the pool to say.
         made: ConnectionPool = redis.ConnectionPool.from_url(url, retry=Retry(NoBackoff(), 0), **options)
-        made.make_connection()
+        _new(made)
     except (TypeError, ValueError) as exc:
         raise ValueError(f"the address or an option is wrong: {exc}") from None
     if made.connection_kwargs.get("decode_responses"):
@@ -133,9 +133,14 @@ def connections(url: str, options: dict[str, Any]) -> ConnectionPool:
     return made
 
 
+def _new(made: ConnectionPool) -> Any:
+    """A connection that the driver's pool knows nothing of: it would count it for ever."""
+    return made.connection_class(**made.connection_kwargs)
+
+
 def connect(made: ConnectionPool, where: str) -> Session:
     """A new session."""
-    connection: Any = made.make_connection()
+    connection = _new(made)
     try:
         connection.connect()
     except redis.RedisError as exc:
