@@ -36,8 +36,8 @@ _engine.pipeline
 _words
 _children.*  _sorting  _filemap  _readers.*  _shelfparts  _tempfiles  _text  _until  _writeback
 mapping  records
-lifetime  _blocks  _folding  _logfiles  _streams  redisdb
-_logwriter  _pages  _manifest
+lifetime  _blocks  _folding  _logfiles  _streams
+_logwriter  _pages  _manifest  remote.*
 _kinds
 _builder
 _treediff
@@ -52,6 +52,7 @@ dump
 restore  _foreign  sharded  shelve
 migration  reshard
 export
+mirror
 tour.*
 cli.*
 __main__
@@ -68,7 +69,7 @@ TOUCHES_THE_SYSTEM = {
 }
 """Modules of the engine that may import os, fcntl, or the like, and why. All others are handed what they need."""
 
-OPTIONAL = {"tqdm", "lmdb", "redis"}
+OPTIONAL = {"tqdm", "lmdb", "psycopg", "redis"}
 """What a module above the engine may import if it is there."""
 
 SYSTEM_MODULES = {

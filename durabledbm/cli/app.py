@@ -29,6 +29,7 @@ GROUPS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("data", "Reading and writing", ("get", "put", "del", "list")),
     ("care", "Looking after a file", ("stat", "check", "salvage", "compact")),
     ("copies", "Copies and other formats", ("backup", "dump", "load", "migrate", "export")),
+    ("moving", "Moving to a server", ("mirror",)),
     ("programs", "Programs and pictures", ("exec", "inspect", "tour", "completion")),
 )
 """Modules, what their commands have in common, and their commands. A module is imported when it is needed."""

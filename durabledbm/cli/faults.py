@@ -54,6 +54,9 @@ def quoted(path: str) -> str:
 def explain(exc: BaseException, command: str, names: Sequence[str]) -> str:
     """One line about `exc`, which befell `command` on the files `names`, the one that it is about first."""
     path = names[0] if names else None
+    if isinstance(exc, OSError) and _is_address(exc.filename or str(exc)):  # of a server, not of a file
+        said = f"{exc.filename}: {exc.strerror}" if exc.filename else str(exc)
+        return printable(" ".join(said.split()))
     if isinstance(exc, CorruptionError) and exc.path is not None:
         path = _as_given(exc.path, names)
     elif isinstance(exc, OSError) and isinstance(exc.filename, (str, bytes)):
@@ -63,6 +66,10 @@ def explain(exc: BaseException, command: str, names: Sequence[str]) -> str:
     if colon and (head == path or _as_given(head, names) != head or head in names):
         path, text = _as_given(head, names), rest  # it begins with a name of its own
     return printable((f"{path}: " if path else "") + " ".join(text.split()))
+
+
+def _is_address(text: object) -> bool:
+    return isinstance(text, str) and "://" in text.partition(" ")[0]
 
 
 def _as_given(path: str, names: Sequence[str]) -> str:

@@ -14,9 +14,10 @@ from .holders import writer
 
 if TYPE_CHECKING:
     from ..handle import Database
+    from ..remote.database import RemoteDatabase
     from ..sharded import ShardedDatabase
 
-__all__ = ["is_sharded", "open_store", "size_of"]
+__all__ = ["is_sharded", "open_remote", "open_store", "size_of"]
 
 _SILENT = 1.0
 """Seconds of waiting for another writer that are not worth a word."""
@@ -48,6 +49,13 @@ def _opened(file: str, flag: str, timeout: float | None) -> Database | ShardedDa
 
         return open_sharded(file, flag, **options)
     return open_database(file, flag, **options)
+
+
+def open_remote(url: str, table: str, timeout: float | None = 30.0, flag: str = "c") -> RemoteDatabase:
+    """Open a table on a server. Raises what `durabledbm.remote.open` raises."""
+    from ..remote import open as open_url
+
+    return open_url(url, flag, table=table, timeout=timeout)
 
 
 @contextmanager
