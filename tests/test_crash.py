@@ -29,7 +29,8 @@ def test_every_crash_leaves_whole_commits_and_all_that_were_promised(
 
 @pytest.mark.parametrize("workload", [crashes.creation, crashes.one_leaf], ids=lambda workload: workload.__name__)
 def test_small_workloads_survive_every_combination_of_lost_writes(workload: crashes.Workload) -> None:
-    explore(workload, "full", 2, options=Options(limit=4096, deeper=0.001, again=0.02, below=100), tally=TALLY, enough=3000)
+    options = Options(limit=4096, deeper=0.001, again=0.02, below=100)
+    explore(workload, "full", 2, options=options, tally=TALLY, enough=3000)
 
 
 @pytest.mark.parametrize("page_size", [8192, 65536])
