@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import stat
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import Generator, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -26,6 +30,11 @@ _passed = pytest.StashKey[bool]()
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "leaves_damage: damages a database file on purpose; it is not checked")
+    if sys.dont_write_bytecode and "PYTHONPYCACHEPREFIX" not in os.environ:
+        # Tests start hundreds of processes. Each would compile the package; so they share a directory for bytecode.
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        os.environ["PYTHONPYCACHEPREFIX"] = bytecode = tempfile.mkdtemp(prefix="durabledbm-bytecode-")
+        config.add_cleanup(partial(shutil.rmtree, bytecode, ignore_errors=True))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1018,7 +1018,8 @@ def test_ctrl_c_ends_the_command_quietly_and_as_the_shell_expects(path: str) -> 
 
 
 LOAD_AND_SAY = """
-import sys, durabledbm.__main__, durabledbm.dump
+import signal, sys, durabledbm.__main__, durabledbm.dump
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has it ignored in what runs in its background
 load = durabledbm.dump.load
 def say(*args, **options):
     print("begun", flush=True)

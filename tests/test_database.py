@@ -741,7 +741,7 @@ def churned(db: durabledbm.Database, count: int, step: int, rounds: int) -> int:
 def test_space_is_used_again_and_given_back(volume: SimVolume) -> None:
     """However often it is overwritten, a file does not grow without bound. (The exact bound: the long test below.)"""
     with open_on(volume, FILE, "c") as db:
-        live = churned(db, 3000, 500, rounds=5)
+        live = churned(db, 3000, 500, rounds=3)
         assert len(volume.content(FILE)) <= 2.2 * live
         db.reorganize()
         assert len(volume.content(FILE)) <= 1.15 * live
