@@ -361,6 +361,7 @@ class Database(Upkeep, Writable):
             snapshot.close()
         if self._store.observer is not None:
             self._store.observer.close()
+        self._store.writer.reserved = False
         self._store.close()
         lifetime.ended(self)
 

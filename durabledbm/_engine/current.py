@@ -521,9 +521,7 @@ class Current:
         self.failure = cause
 
     def keep(self) -> None:
-        """Keep the disk open until `close`, whatever the garbage collector does. In a reference cycle it would
-        finalize the disk before the handle, which may have something left to write to it.
-        """
+        """Keep the disk open until `close`: in a reference cycle it might be finalized before the handle is."""
         _kept.add(self.disk)
 
     def _use(self, disk: Disk) -> None:
