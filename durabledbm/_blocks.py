@@ -53,7 +53,8 @@ class Root:
     """What a transaction and its nested ones share."""
 
     __slots__ = (
-        "__weakref__", "caller", "doomed", "life", "lives", "orphaned", "outermost", "spill", "top", "uses", "work",
+        "__weakref__", "busy", "caller", "doomed", "life", "lives", "orphaned", "outermost", "spill", "top", "uses",
+        "work",
     )  # fmt: skip
 
     def __init__(self, work: Work, caller: Caller, outermost: Block) -> None:
@@ -71,6 +72,8 @@ class Root:
         """Iterators that exist."""
         self.doomed: BaseException | None = None
         """What went wrong: all that is left to do is to roll back."""
+        self.busy = False
+        """An operation is going on that a write must not come between: a spill, or the end of a block."""
         self.orphaned = False
         """The process forked: the transaction is the parent's."""
 

@@ -24,6 +24,7 @@ from ._engine.group import Group
 from ._engine.locks import Turn
 from ._engine.native import FileVolume
 from ._engine.work import Work
+from ._kinds import refuse_for_shards
 from ._manifest import GOLDEN, make_whole, place, shard_path
 from ._parallel import Call, Threads
 from ._shardparts import Merged, ShardedSnapshot, ShardedStats, ShardTransaction
@@ -57,7 +58,8 @@ def open_sharded(
     shards: how many, when the database is created. For one that exists it may be left out, and must be right otherwise.
     open_options: those of `open`. `timeout` and `interval` hold for each shard, `cache_size` is for all together.
 
-    Raises what `open` raises, and `error` if the directory holds another number of shards, or holds none.
+    Raises what `open` raises, and `error` if the directory holds another number of shards, or holds none, or if
+    something else has its name.
     """
     if not isinstance(shards, int) or not 0 < shards <= _manifest.SHARDS_MAX:
         raise ValueError(f"shards must be a number from 1 to {_manifest.SHARDS_MAX}, not {shards!r}")
@@ -65,6 +67,9 @@ def open_sharded(
         raise ValueError(f"Flag must be 'r', 'w', 'c', or 'n', perhaps followed by 'f', 's' or 'u', not {flag!r}")
     path = os.path.abspath(os.fsdecode(directory))
     there, kind = _manifest.read(path), flag[0]
+    if there is None:
+        number = errno.ENOENT if kind in ("r", "w") else errno.EEXIST
+        refuse_for_shards(FileVolume(), path, os.fsdecode(directory), number)
     if there is None and kind in ("r", "w"):
         raise error(errno.ENOENT, "no sharded database is there; flag 'c' creates one", path)
     if there is not None and there != shards and kind != "n":
@@ -231,7 +236,7 @@ class ShardedDatabase(Writable):
 
     def _pop_end(self) -> tuple[bytes, bytes] | None:
         if self.readonly:
-            raise read_only()
+            raise read_only(self.path)
         while (key := next(self._keys(None, None, True), None)) is not None:
             with self.transaction(key) as tx:
                 if next(tx._keys(None, None, True), None) == key:

@@ -29,8 +29,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ._shelfparts import ClosedMapping, ShelfItems, ShelfValues
 from ._writeback import Codec, WriteBackCache, close_at_exit
 from .database import open as open_database
-from .errors import error
-from .stdlib import whichdb
 
 if TYPE_CHECKING:
     _Serializer = Callable[[Any, int], Any]
@@ -361,9 +359,6 @@ class DbfilenameShelf(Shelf[_V], _stdlib.DbfilenameShelf[_V]):
     ) -> None:  # fmt: skip
         own = {name: options.pop(name) for name in _SHELF_OPTIONS if name in options}
         _checked(own.get("serializer"), own.get("deserializer"))  # complain before a file is created
-        if not os.path.exists(filename) and (kind := whichdb(filename)):
-            # dbm.dumb and dbm.ndbm append to the name. A new, empty shelf beside theirs would look like loss.
-            raise error(f"{os.fsdecode(filename)} is a {kind} database: durabledbm.migrate() converts it")
         Shelf.__init__(self, open_database(filename, flag, **options), protocol, writeback, **own)
 
 

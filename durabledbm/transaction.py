@@ -25,7 +25,7 @@ from ._engine import operations
 from ._engine.locks import Turn
 from ._engine.view import Life, View
 from ._engine.work import Work
-from .errors import ClosedError, error
+from .errors import BusyError, ClosedError, error
 from .mapping import Key, Value, Writable, as_bytes
 
 if TYPE_CHECKING:
@@ -138,14 +138,17 @@ class Transaction(Writable):
         if self._block.fate is not Fate.NEW:
             raise error("a transaction is used once; call transaction() again")
         try:
-            self._begin()
-            _active.set((*_still_in(), weakref.ref(self)))
+            self.database._store.inside.run(self._begin)
         except BaseException:
             self._drop()
             raise
         return self
 
     def _begin(self) -> None:
+        self._take_hold()
+        _active.set((*_still_in(), weakref.ref(self)))
+
+    def _take_hold(self) -> None:
         database, block = self.database, self._block
         outer = own_transaction(database, to_write=True)
         if outer is None:
@@ -157,6 +160,8 @@ class Transaction(Writable):
             return
         root = outer._root()
         assert root.top is not None
+        if root.busy:
+            raise outer._interrupted()
         block.outer, block.rolled_back, block.outer_life = root.top, root.top.rolled_back, root.life
         block.owner = weakref.ref(self, partial(_given_up, weakref.ref(root)))
         self._root_ = root
@@ -179,16 +184,26 @@ class Transaction(Writable):
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         try:
-            if self._block.fate is Fate.OPEN:
-                self._end_block(kind)
-            else:
-                self._end_late(kind, value)
+            self.database._store.inside.run(self._end, kind, value)
         finally:
+            self._drop()  # if this has interrupted another operation, it could not even begin
+
+    def _end(self, kind: type[BaseException] | None, value: BaseException | None) -> None:
+        root = self._root_
+        try:
+            if self._block.fate is not Fate.OPEN:
+                self._end_late(kind, value)
+                return
+            assert root is not None
+            root.busy = True
+            self._end_block(root, kind)
+        finally:
+            if root is not None:
+                root.busy = False
             self._drop()
 
-    def _end_block(self, kind: type[BaseException] | None) -> None:
-        root, block = self._root_, self._block
-        assert root is not None
+    def _end_block(self, root: Root, kind: type[BaseException] | None) -> None:
+        block = self._block
         if root.orphaned:
             if kind is None:
                 raise error("the transaction belongs to the parent process: it does not go across a fork")
@@ -232,6 +247,7 @@ class Transaction(Writable):
         root, block, database = self._root_, self._block, self.database
         if block.outer is None:
             if root is not None and block.fate is not Fate.ENDED:
+                root.work.hold = None  # what went wrong in the transaction may keep it alive in a circle
                 root.end_lives()
                 _leave_block(root, block, database)
             self.turn.end()
@@ -316,6 +332,8 @@ class Transaction(Writable):
         """The process forked, and this is the child."""
         if self._root_ is not None:
             self._root_.orphaned = True
+            for life in self._root_.lives:
+                life.end()  # nothing keeps the pages that its iterators read
 
     def _root(self) -> Root:
         root, fate = self._root_, self._block.fate
@@ -331,8 +349,16 @@ class Transaction(Writable):
         kept = "counts" if self._block.fate is Fate.KEPT else "was undone"
         return ClosedError(f"this block can do nothing more: {_OUTLASTED}; what was written in it before {kept}")
 
+    def _interrupted(self) -> BusyError:
+        return BusyError(
+            f"{self.database.path}: this call has interrupted the transaction amid an operation of its own, "
+            "so nothing can be written in it now"
+        )
+
     def _writing(self) -> Work:
         root = self._root()
+        if root.busy:
+            raise self._interrupted()
         if root.doomed is not None:
             raise error(f"the transaction can only be rolled back: an earlier write in it failed ({root.doomed})")
         if self._block.rolled_back:
@@ -374,7 +400,10 @@ class Transaction(Writable):
         if type(value) is not bytes:
             value = as_bytes(value, "value")
         root, block = self._root_, self._block
-        if root is None or root.top is not block or block.rolled_back or root.doomed is not None or root.orphaned:
+        if (
+            root is None or root.top is not block or block.rolled_back or root.busy or root.doomed is not None
+            or root.orphaned
+        ):  # fmt: skip
             self._writing()  # says what is wrong
         work = root.work  # type: ignore[union-attr]
         work.put(key, value)
@@ -422,11 +451,19 @@ class Transaction(Writable):
     def _spill(self) -> None:
         """Move the changes from memory to pages that no meta names yet."""
         root = self._root()
+        root.busy = True
+        try:
+            self.database._store.inside.run(self._move, root)
+        finally:
+            root.busy = False
+
+    def _move(self, root: Root) -> None:
         work = root.work
         if root.spill is None:
             root.spill = self.database._spill(work)
         reuse = not work.has_savepoints and not root.uses
         try:
+            self.database._store.check_place()
             tree, count = root.spill.add(work.changes(), reuse=reuse)
         except BaseException as exc:
             root.doomed = exc
