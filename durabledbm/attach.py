@@ -173,14 +173,12 @@ class Attachment:
         """
         seen, held = self._seen, self._held
         self._held = None  # so an interrupt in what follows loses no commit
-        if seen is None or held is None or before is not seen or changes is None:
+        if seen is None or before is not seen or changes is None or self._held_count + len(changes) > _HELD_MAX:
             held = None
-        elif self._held_count + len(changes) > _HELD_MAX:
-            held = None
-        else:
+        if held is not None:
             commit = Commit(state.meta.txid, state.meta.time_ns)
-            held.append((commit, list(_real(cast("Changes", changes.items()), seen))))
-            self._held_count += len(changes)
+            held.append((commit, list(_real(cast("Changes", changes.items()), cast("State", seen)))))  # type: ignore[union-attr]
+            self._held_count += len(changes)  # type: ignore[arg-type]
         self._seen, self._held = state, held
 
     def finish(self) -> None:
