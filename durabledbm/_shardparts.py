@@ -10,7 +10,6 @@ from heapq import merge
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from ._engine.view import BROKEN_OFF
 from ._manifest import place
 from .database import Database
 from .errors import ClosedError, error
@@ -46,7 +45,7 @@ class Merged(Iterator[T]):
         if self._owner.closed:
             raise ClosedError
         if self._broken:
-            raise error(BROKEN_OFF)
+            raise error("an error or an interrupt has ended the iteration before its end: begin it again")
         self._broken = True  # until the item is handed out: an interrupt may come anywhere
         item: T | None = next(self._items, None)
         self._broken = False

@@ -464,11 +464,9 @@ def test_at_the_end_of_the_interpreter_it_can_be_written_and_closed(tmp_path: An
 
 
 @traced
-@pytest.mark.parametrize("sharded", [False, True])
-def test_an_iteration_that_was_interrupted_does_not_seem_to_be_complete(*, sharded: bool) -> None:
+def test_an_iteration_that_was_interrupted_does_not_seem_to_be_complete() -> None:
     """It goes on where it was, or says that it cannot."""
-    with opened(SimVolume(), "full") as whole:
-        db: Any = whole if sharded else whole._shards[0]
+    with opened(SimVolume(), "full") as db:
         db.update({b"%05d" % number: b"x" for number in range(1500)})
         expected = sorted(db)
         draw, moments, broken = random.Random(1), 0, 0

@@ -17,13 +17,11 @@ from ..errors import ClosedError, error
 from .node import Overflow
 from .tree import Chunk, Tree
 
-__all__ = ["BROKEN_OFF", "EMPTY_LAYER", "ENDLESS", "Layer", "Life", "View"]
+__all__ = ["EMPTY_LAYER", "ENDLESS", "Layer", "Life", "View"]
 
 
 _STRIDE = 256
 """Changes that are taken at a time where there is no leaf to set the pace."""
-
-BROKEN_OFF = "an error or an interrupt has ended the iteration before its end: begin it again"
 
 _NO_CHANGES: Mapping[bytes, bytes | None] = {}
 
@@ -97,30 +95,6 @@ class Life:
 ENDLESS = Life()
 
 
-class _Runs(Iterator[Iterable[Any]]):
-    """The runs that a generator gives.
-
-    A generator that has raised something has ended, and would seem to have given all. Who asks for more is told here.
-    """
-
-    __slots__ = ("_broken", "_life", "_runs")
-
-    def __init__(self, runs: Iterator[Iterable[Any]], life: Life) -> None:
-        self._runs = runs
-        self._life = life
-        self._broken = False
-
-    def __next__(self) -> Iterable[Any]:
-        if self._broken:
-            raise self._life.over() if self._life.ended else error(BROKEN_OFF)
-        self._broken = True  # until the run is handed out: an interrupt may come anywhere
-        run = next(self._runs, None)
-        self._broken = False
-        if run is None:
-            raise StopIteration
-        return run
-
-
 class View:
     """`tree` under `layers`, the newest layer first."""
 
@@ -156,14 +130,14 @@ class View:
         `pin` is kept for as long as the iterator is, started or not. When `life` has ended, so has the iteration, with
         `ClosedError`.
         """  # fmt: skip
-        return chain.from_iterable(_Runs(self._runs(start, stop, reverse, life, pin, with_values=True), life))
+        return chain.from_iterable(self._runs(start, stop, reverse, life, pin, with_values=True))
 
     def keys(
         self, start: bytes | None = None, stop: bytes | None = None, *, reverse: bool = False,
         life: Life = ENDLESS, pin: object = None,
     ) -> Iterator[bytes]:
         """The keys with `start <= key < stop`, as `items` gives entries."""  # fmt: skip
-        return chain.from_iterable(_Runs(self._runs(start, stop, reverse, life, pin, with_values=False), life))
+        return chain.from_iterable(self._runs(start, stop, reverse, life, pin, with_values=False))
 
     def _runs(
         self, start: bytes | None, stop: bytes | None, reverse: bool, life: Life, pin: object, *, with_values: bool
