@@ -20,7 +20,7 @@ from ._engine.space import Space
 from ._engine.store import Store
 from ._filemap import FileMap, Run, Step
 from ._pages import intact_run
-from ._text import plural
+from ._words import plural
 from .errors import CorruptionError
 
 __all__ = ["Survey", "cut_off", "meta_runs", "unreachable"]

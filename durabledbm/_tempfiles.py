@@ -11,6 +11,8 @@ is swept.
 While there are temporary files, SIGTERM and SIGHUP remove them before they end the process, unless the program handles
 or ignores the signal itself. Python installs handlers in the main thread only; if all temporary files were made by
 other threads, the next run removes what a signal left.
+
+What takes time to import is not imported here: every open handle has this module at hand, for `backup`.
 """
 
 from __future__ import annotations
@@ -18,29 +20,27 @@ from __future__ import annotations
 import atexit
 import errno
 import os
-import re
-import shutil
-import signal
 import stat
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import suppress
-from types import FrameType, TracebackType
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType, ModuleType, TracebackType
 
-from ._engine.creation import temporary_name
+from ._engine.creation import TEMPORARY_LOCK, temporary_name
 from ._engine.disk import Disk
-from ._engine.native import FileDisk, FileVolume
+from ._engine.native import FileDisk, FileVolume, take_owner
 from .errors import error
 
-__all__ = ["Temporary", "blame_target", "new_directory", "new_file", "sweep", "take_owner"]
+__all__ = [
+    "Temporary", "blame_target", "new_directory", "new_file", "own_directory", "permissions_of", "replacing",
+    "sweep", "take_name", "take_owner",
+]  # fmt: skip
 
-_SUFFIX = ".tmp"
-_NAME = re.compile(r"\.durabledbm-[0-9a-f]{16}\.tmp")
-_LOCK = (1 << 62) - 4  # just below the bytes that `_engine.locks` uses
+_DIGITS = frozenset("0123456789abcdef")
 _LOCK_FILE = "lock"
 _ATTEMPTS = 100
-_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+_SIGNALS = ("SIGTERM", "SIGHUP")
 
 _living: dict[str, Temporary] = {}
 """The temporary files of this process. Each is recorded before it exists, and forgotten after it is gone."""
@@ -128,32 +128,85 @@ def sweep(target: str) -> None:
     with suppress(OSError):
         for name in os.listdir(directory or "."):
             path = os.path.join(directory, name)
-            if _NAME.fullmatch(name) and path not in _living:
+            if _is_temporary(name) and path not in _living:
                 with suppress(OSError):
                     _remove_if_dead(path)
 
 
+def _is_temporary(name: str) -> bool:
+    """Whether a file of that name is one of ours: `creation.temporary_name` makes them."""
+    digits = name.removeprefix(".durabledbm-").removesuffix(".tmp")
+    return name == f".durabledbm-{digits}.tmp" and len(digits) == 16 and _DIGITS.issuperset(digits)
+
+
 def blame_target(exc: OSError, target: str) -> None:
     """Let an error about a temporary file be one about its target, which is the name that the user knows."""
-    if isinstance(exc.filename, str) and _NAME.search(exc.filename):
+    if isinstance(exc.filename, str) and any(map(_is_temporary, exc.filename.split(os.sep))):
         exc.filename = target
 
 
-def take_owner(fd: int, like: os.stat_result) -> None:
-    """Give an open file the owner, group and permissions that `like` tells, as far as the system permits.
+def permissions_of(source: os.stat_result | None) -> os.stat_result:
+    """What a new file must be like that is made from the file `source`: no less private, but this process's own.
 
-    If the group cannot be kept, another group must not get its permissions: it gets those of others.
+    Without a source, only this process's user may read and write it.
     """
+    owner = 0 if sys.platform == "win32" else os.geteuid()
+    if source is None:
+        return os.stat_result((0o600, 0, 0, 0, owner, 0 if sys.platform == "win32" else os.getegid(), 0, 0, 0, 0))
+    return os.stat_result((source.st_mode, 0, 0, 0, owner, source.st_gid, 0, 0, 0, 0))
+
+
+def own_directory(path: str, source: os.stat_result | None) -> None:
+    """Give a directory that was just made the permissions of the file `source`: who may read that may look into it."""
     if sys.platform == "win32":
         return
-    mode = like.st_mode & 0o777
-    for owner in (like.st_uid, -1):
-        with suppress(OSError):
-            os.fchown(fd, owner, like.st_gid)
-            break
-    if os.fstat(fd).st_gid != like.st_gid:
-        mode = mode & 0o707 | (mode & 0o007) << 3
-    os.fchmod(fd, mode)
+    like = permissions_of(source)
+    mode = like.st_mode | (like.st_mode & 0o444) >> 2
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        take_owner(fd, os.stat_result((mode, 0, 0, 0, like.st_uid, like.st_gid, 0, 0, 0, 0)))
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def replacing(target: str, source: os.stat_result | None = None) -> Iterator[Disk]:
+    """A block that fills a new file, which has the name `target` when the block is done, durably, or not at all.
+
+    It takes the place of a file of that name, with its owner, group and permissions. Where there is none, it has the
+    permissions of `source`, which it is made from; without that its owner alone may read it.
+    """
+    volume = FileVolume()
+    try:
+        with new_file(target, like=_like(target, source)) as temporary:
+            yield temporary.disk
+            temporary.disk.sync()
+            volume.replace(temporary.path, target)
+        volume.sync_directory(target)
+    except OSError as exc:
+        blame_target(exc, target)
+        raise
+
+
+def _like(target: str, source: os.stat_result | None) -> os.stat_result:
+    try:
+        return os.stat(target)
+    except FileNotFoundError:
+        return permissions_of(source)
+
+
+def take_name(fresh: str, target: str) -> None:
+    """Give the file `fresh` the name `target`, which must be free. Raises FileExistsError if it is not."""
+    volume = FileVolume()
+    try:
+        volume.link(fresh, target)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        if os.path.lexists(target):
+            raise
+        volume.replace(fresh, target)
+    volume.sync_directory(target)
 
 
 # -- making --------------------------------------------------------------------------------------------------------
@@ -162,7 +215,7 @@ def take_owner(fd: int, like: os.stat_result) -> None:
 def _locked(target: str, create: Callable[[str], Disk | None]) -> Temporary:
     """What `create` makes, once the lock on it is held."""
     for _ in range(_ATTEMPTS):
-        made = Temporary(temporary_name(target) + _SUFFIX)
+        made = Temporary(temporary_name(target))
         _living[made.path] = made
         try:
             _watch_signals()
@@ -177,15 +230,10 @@ def _locked(target: str, create: Callable[[str], Disk | None]) -> Temporary:
 
 
 def _create_file(path: str, mode: int, like: os.stat_result | None) -> Disk:
-    if like is None or sys.platform == "win32":
-        return FileVolume().create(path, mode)
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        take_owner(fd, like)
-    except BaseException:
-        os.close(fd)
-        raise
-    return FileDisk(fd, path, writable=True)
+    disk = FileVolume().create(path, mode if like is None else 0o600)
+    if like is not None:
+        disk.take_owner(like)
+    return disk
 
 
 def _create_directory(path: str) -> Disk | None:
@@ -199,7 +247,7 @@ def _create_directory(path: str) -> Disk | None:
 
 def _lock(disk: Disk, *, exclusive: bool = True) -> bool:
     try:
-        return disk.lock(_LOCK, exclusive=exclusive)
+        return disk.lock(TEMPORARY_LOCK, exclusive=exclusive)
     except OSError:
         return exclusive  # without locks the owner goes on, and a sweep leaves everything alone
 
@@ -225,7 +273,8 @@ def _empty(directory: str) -> None:
     for name in sorted(os.listdir(directory), key=lambda name: name == _LOCK_FILE):
         path = os.path.join(directory, name)
         if stat.S_ISDIR(os.lstat(path).st_mode):
-            shutil.rmtree(path, ignore_errors=True)
+            _empty(path)
+            os.rmdir(path)
         else:
             os.unlink(path)
 
@@ -252,7 +301,7 @@ def _shows(lock_path: str) -> bool:
     """Whether the lock that was just taken can be seen through another open file: some file systems pretend."""
     twin = _open(lock_path)
     try:
-        return twin.lowest_lock(_LOCK, _LOCK + 1) is not None
+        return twin.lowest_lock(TEMPORARY_LOCK, TEMPORARY_LOCK + 1) is not None
     finally:
         twin.close()
 
@@ -275,14 +324,17 @@ def _remove_all() -> None:
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
     _remove_all()
+    signal = _signal_module()
+    assert signal is not None
     signal.signal(number, signal.SIG_DFL)
     signal.raise_signal(number)  # ends the process as if this handler had never been
 
 
 def _watch_signals() -> None:
     """Handle the signals that would end the process."""
-    if threading.current_thread() is threading.main_thread():
-        for number in _SIGNALS:
+    signal = _signal_module()
+    if signal is not None and threading.current_thread() is threading.main_thread():
+        for number in _numbers(signal):
             if signal.getsignal(number) is signal.SIG_DFL:
                 with suppress(ValueError):  # not in the main interpreter
                     signal.signal(number, _on_signal)
@@ -290,10 +342,24 @@ def _watch_signals() -> None:
 
 def _release_signals() -> None:
     """Undo `_watch_signals` when there is no temporary file any more."""
-    if not _living and threading.current_thread() is threading.main_thread():
-        for number in _SIGNALS:
+    signal = _signal_module()
+    if signal is not None and not _living and threading.current_thread() is threading.main_thread():
+        for number in _numbers(signal):
             if signal.getsignal(number) is _on_signal:
                 signal.signal(number, signal.SIG_DFL)
+
+
+def _numbers(signal: ModuleType) -> list[int]:
+    return [getattr(signal, name) for name in _SIGNALS if hasattr(signal, name)]
+
+
+def _signal_module() -> ModuleType | None:
+    """The module `signal`. None if it cannot be imported any more, as after `chroot`: then the next run cleans up."""
+    try:
+        import signal
+    except (ImportError, OSError):
+        return None
+    return signal
 
 
 def _after_fork() -> None:

@@ -14,6 +14,7 @@ import shutil
 import sys
 from typing import Any, ClassVar, TextIO
 
+from ._words import plural
 from .errors import error
 
 __all__ = [
@@ -107,15 +108,6 @@ def as_json(data: bytes) -> Any:
 def shorten(text: str, width: int) -> str:
     """`text`, or as much of its beginning as fits, with an ellipsis."""
     return text if len(text) <= width else text[: max(width - 1, 0)] + "\N{HORIZONTAL ELLIPSIS}"
-
-
-def plural(count: int, noun: str) -> str:
-    """ "1 entry", "2 entries", "1,234 pages", "3 leaves"."""
-    if count != 1 and noun.endswith("leaf"):
-        noun = noun[:-1] + "ves"
-    elif count != 1:
-        noun = noun[:-1] + "ies" if noun.endswith("y") and noun != "key" else noun + "s"
-    return f"{count:,} {noun}"
 
 
 # -- standard output -------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ import os
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from ._engine.page import REF
 from ._engine.state import State
@@ -37,12 +37,14 @@ from ._engine.store import Store
 from ._engine.tree import Tree
 from ._folding import folded
 from ._treediff import differences
-from .changelog import ChangeLog, Commit
 from .errors import CorruptionError, error
-from .records import BINARY, COMMIT, COMMIT_FIELDS, MARK, PUT
+from .records import BINARY, COMMIT, COMMIT_FIELDS, MARK, PUT, Commit
 from .snapshot import Pin
 
-__all__ = ["Attachment", "attach"]
+if TYPE_CHECKING:
+    from .changelog import ChangeLog
+
+__all__ = ["Attachment", "Turn", "attach"]
 
 _NOTE = struct.Struct(f"<{REF.size}sI")
 """Ref of the root, depth of the tree; then for each key in the meta page its size and the key."""
@@ -53,6 +55,8 @@ _HELD_MAX = 4096
 """So many changes of commits that are not durable yet are held; for more, the trees are compared instead."""
 
 Turn = Callable[[], AbstractContextManager[object]]
+"""Makes a block in which this process writes, and nobody else."""
+
 Changes = Iterable[tuple[bytes, "bytes | None"]]
 
 

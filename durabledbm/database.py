@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import os
 
-from ._engine.creation import create, replace
-from ._engine.disk import Volume
+from ._engine.creation import replace
+from ._engine.disk import Disk, Volume
 from ._engine.locks import locks_work
 from ._engine.meta import ForeignFileError, UnknownVersionError
 from ._engine.native import FileVolume
@@ -135,52 +135,38 @@ def _refuse_hiding(volume: Volume, name: str, path: str, number: int = errno.EEX
         refuse_beside(volume, path, number)
 
 
-class _NoLocksError(error):
-    """The file cannot be opened for writing where it is, whatever it holds."""
-
-
 def _opened(volume: Volume, name: str, flag: str, mode: int, page_size: int, cache_size: int) -> Store:
     path = _place(name)
-    created = False
     try:
         for _ in range(100):
             try:
-                disk = volume.open(path, writable=flag != "r")
+                disk, created = volume.open(path, writable=flag != "r"), False
             except FileNotFoundError:
                 _refuse_hiding(volume, name, path, errno.ENOENT if flag in "rw" else errno.EEXIST)
                 if flag in "rw":
                     raise
-                create(volume, path, mode, page_size)
-                created = True
-                continue
+                try:
+                    disk, created = volume.create(path, mode), True
+                except FileExistsError:
+                    continue  # another process was faster
             try:
                 if disk.writable and not locks_work(disk):
-                    raise _NoLocksError(
+                    raise error(
                         errno.ENOLCK, "the file system keeps no locks, so writers could not be kept apart; "
                         "copy the file to a local disk, or open it with flag 'r'", name,
                     )  # fmt: skip
-                store = Store(volume, disk, page_size=page_size, cache_size=cache_size)
-                if store.state.meta.txid <= 1 and not created:
-                    # Nothing was ever written to it: it may have been made, by mistake, where an old database stands.
-                    _refuse_hiding(volume, name, path)
-                return store
-            except (_NoLocksError, OtherKindError):
-                disk.close()
-                raise
-            except error as exc:
-                disk.close()
-                if flag != "n":
-                    if type(exc) is UnknownVersionError:
-                        raise UnknownVersionError(f"{name}: {exc}") from None
-                    if type(exc) is ForeignFileError:
-                        raise foreign(volume, path, name) from None
-                    raise
-                # Whatever it is, flag "n" means that it is not wanted any more.
-                _refuse_hiding(volume, name, path)
-                replace(volume, path, mode, page_size)
+                store = _store(volume, disk, name, flag, page_size, cache_size)
+                if store is not None:
+                    if created:
+                        store.initialise()
+                    elif store.state.meta.txid <= 1:
+                        # Nothing was ever written to it: perhaps it was made, by mistake, beside an old database.
+                        _refuse_hiding(volume, name, path)
+                    return store
             except BaseException:
                 disk.close()
                 raise
+            disk.close()
     except OSError as exc:
         if isinstance(exc, error):
             raise
@@ -190,3 +176,19 @@ def _opened(volume: Volume, name: str, flag: str, mode: int, page_size: int, cac
                 raise known from exc
         raise error.wrap(exc, name) from exc
     raise error(f"{name}: the file is created and removed again and again")
+
+
+def _store(volume: Volume, disk: Disk, name: str, flag: str, page_size: int, cache_size: int) -> Store | None:
+    """The store of an open file, or None if it was no database and, as flag "n" wants it, has been replaced by one."""
+    try:
+        return Store(volume, disk, page_size=page_size, cache_size=cache_size)
+    except error as exc:
+        if flag == "n":
+            _refuse_hiding(volume, name, disk.path)
+            replace(volume, disk, page_size)
+            return None
+        if type(exc) is UnknownVersionError:
+            raise UnknownVersionError(f"{name}: {exc}") from None
+        if type(exc) is ForeignFileError:
+            raise foreign(volume, disk.path, name) from None
+        raise

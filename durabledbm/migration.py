@@ -36,7 +36,7 @@ from ._engine.recovery import newest, read_slots
 from ._foreign import Damaged, Entry, Source, locate, open_source
 from ._kinds import FILES, OURS, Found, beside, migrate_command, refuse_beside, shell_word
 from ._sorting import in_key_order
-from ._tempfiles import Temporary, blame_target, new_file, sweep
+from ._tempfiles import Temporary, blame_target, new_file, sweep, take_name
 from .database import DEFAULT_PAGE_SIZE
 from .database import open as open_database
 from .errors import CorruptionError, error
@@ -196,7 +196,7 @@ class _Copying:
         with closing(open_source(self._old, self._damaged)) as source:
             expected = source.count()
             self._meter.total = None if expected is None else 2 * expected
-            initialise(self._fresh.disk, DEFAULT_PAGE_SIZE)
+            initialise(FileVolume(), self._fresh.disk, DEFAULT_PAGE_SIZE)
             with (
                 open_database(self._fresh.path, "w", cache_size=_CACHE_SIZE) as db,
                 closing(self._ordered(source)) as entries,
@@ -354,7 +354,7 @@ def _is_unwritten(path: str) -> bool:
 
 def _has_no_commit(disk: Disk) -> bool:
     slots = read_slots(disk)
-    return not slots.size or newest(disk, slots)[0].txid <= 1
+    return slots.uninitialised or newest(disk, slots)[0].txid <= 1
 
 
 @contextmanager
@@ -426,17 +426,3 @@ def _copy(path: str, name: str) -> None:
         copy.disk.sync()
         copy.take_owner(os.stat(path))
         os.rename(copy.path, name)
-
-
-def take_name(fresh: str, target: str) -> None:
-    """Give the file `fresh` the name `target`, which must be free. Raises FileExistsError if it is not."""
-    volume = FileVolume()
-    try:
-        volume.link(fresh, target)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without hard links
-        if os.path.lexists(target):
-            raise
-        volume.replace(fresh, target)
-    volume.sync_directory(target)

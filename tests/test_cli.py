@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import datetime
 import errno
 import io
 import json
@@ -261,6 +262,23 @@ def test_list_as_json_keeps_every_byte(run: Run, path: str) -> None:
 def test_list_with_nul_prints_the_bytes_as_they_are(run: Run, path: str) -> None:
     assert run("list", path, "-0", "-k").out == b"".join(key + b"\0" for key in sorted(ENTRIES))
     assert run("list", path, "--null", "-n", 1).out == b"a\x001\x00"
+
+
+def test_json_moves_no_cursor_and_still_says_the_same(run: Run, path: str) -> None:
+    """Not by escape sequences, nor by the control characters of ISO 6429 beyond ASCII, nor by the direction of text."""
+    odd = "a\x1b]0;title\x07\x7f\x9b31m\u202e\u2028\ud7ff\U000e0001é中\n"
+    with durabledbm.open(path, "n") as db:
+        db[odd] = odd
+    for arguments in (("list", path, "--json"), ("list", path, "--json", "-k"), ("get", path, odd, "--json")):
+        (line,) = run(*arguments).text.splitlines()
+        assert line.isprintable()
+        assert "é中" in line
+        assert json.loads(line) in (odd, {"key": odd, "value": odd})
+    with durabledbm.open(path, "n") as db:
+        db["object"] = pickle.dumps({"a": [odd, b"\x9b"], (1,): "\ud800"})
+    (line,) = run("list", path, "--json", "--pickle").text.splitlines()
+    assert line.isprintable()
+    assert json.loads(line)["key"] == "object"
 
 
 @pytest.mark.parametrize("options", [["-k", "-v"], ["-0", "--json"], ["-n", "-1"], ["-n", "x"]])
@@ -561,6 +579,25 @@ def test_load_restores_a_backup_and_a_log_until_a_commit(run: Run, path: str, tm
     result = run("load", path, backup, "--log", log)
     assert result.status == 2
     assert "exists" in result.err
+
+
+def test_load_says_how_it_chose_where_the_clock_was_set_back(
+    run: Run, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, target = str(tmp_path / "log"), str(tmp_path / "new.db")
+    with durabledbm.open(tmp_path / "live", "c") as db, log_of(log) as changes:
+        db.attach(changes)
+        for key, hour in (("a", 12), ("b", 10)):
+            monkeypatch.setattr(time, "time_ns", lambda hour=hour: hour * 3600 * 10**9 + 10**18)
+            db[key] = "1"
+    monkeypatch.undo()
+    until = datetime.datetime.fromtimestamp(11 * 3600 + 10**9).isoformat()
+    for arguments in (("--log", log), (log,)):
+        result = run("load", target, *arguments, "--until", until)
+        assert (result.status, content(target)) == (0, {b"a": b"1", b"b": b"1"})
+        assert "the clock was set back: commit 3" in result.err
+        assert "give --until the number of a commit" in result.err
+        os.unlink(target)
 
 
 def log_of(directory: str) -> Any:

@@ -26,7 +26,9 @@ def test_every_crash_leaves_whole_commits_and_all_that_were_promised(
     explore(workload, mode, 1, tally=TALLY, enough=320)
 
 
-@pytest.mark.parametrize("workload", [crashes.creation, crashes.one_leaf], ids=lambda workload: workload.__name__)
+@pytest.mark.parametrize(
+    "workload", [crashes.creation, crashes.empty_file, crashes.one_leaf], ids=lambda workload: workload.__name__
+)
 def test_small_workloads_survive_every_combination_of_lost_writes(workload: crashes.Workload) -> None:
     explore(workload, "full", 2, options=Options(limit=4096, deeper=0.001, again=0.02), tally=TALLY, enough=3000)
 

@@ -399,6 +399,63 @@ def test_changes_of_no_commit_cannot_be_loaded_until_one(
     assert dict(other) == {}
 
 
+@pytest.fixture
+def set_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """Times of a history in whose middle the clock was set back. There is a log, and a backup of its second commit."""
+    minute = 60 * 10**9
+    noon = int(datetime(2026, 5, 1, 12, tzinfo=timezone.utc).timestamp()) * 10**9
+    times = {"a": noon, "b": noon + 10 * minute, "c": noon - 45 * minute, "d": noon - 30 * minute}
+    with durabledbm.open(tmp_path / "live", "c") as db, ChangeLog(tmp_path / "log") as log:
+        db.attach(log)
+        for name, moment in times.items():
+            monkeypatch.setattr(time, "time_ns", lambda moment=moment: moment)
+            db[name] = "1"
+            if name == "b":
+                db.backup(tmp_path / "backup")
+    monkeypatch.undo()
+    return times
+
+
+def test_where_the_clock_was_set_back_a_restore_goes_by_the_order_of_the_log_and_says_so(
+    set_back: dict[str, int], tmp_path: Path
+) -> None:
+    log, backup = tmp_path / "log", tmp_path / "backup"
+    for number, (base, moment, expected, explained) in enumerate((
+        (None, set_back["c"] + 1, "abc", True),
+        (backup, set_back["c"] + 1, "abc", True),
+        (None, set_back["d"], "abcd", True),
+        (None, set_back["a"], "abcd", True),
+        (None, set_back["b"], "abcd", False),
+        (backup, set_back["b"], "abcd", False),
+    )):  # fmt: skip
+        restored = restore(tmp_path / str(number), base, log, until_time_ns=moment)
+        assert "".join(key.decode() for key in content(tmp_path / str(number))) == expected
+        assert restored == Commit(len(expected) + 1, set_back[expected[-1]])
+        assert ("the clock was set back" in restored.explanation) == explained
+        with durabledbm.open(tmp_path / "loaded", "n") as db:
+            loaded = load(log, db, until_time_ns=moment)
+            assert b"".join(db).decode() == expected
+            assert ("the clock was set back" in loaded.explanation) == explained
+    assert restore(tmp_path / "by number", None, log, until_txid=2).explanation == ""
+    with pytest.raises(error, match="newer"):
+        restore(tmp_path / "too early", backup, log, until_time_ns=set_back["c"] - 1)
+    with pytest.raises(error, match="newer"):
+        restore(tmp_path / "too early", backup, until_time_ns=set_back["a"])
+    assert not (tmp_path / "too early").exists()
+
+
+def test_a_stream_cannot_be_loaded_until_a_time_that_comes_twice(
+    set_back: dict[str, int], tmp_path: Path, other: durabledbm.Database
+) -> None:
+    data = (tmp_path / "log" / "00000001.log").read_bytes()
+    with pytest.raises(error, match="set back: commit 4 follows commits that bear later times"):
+        load(io.BytesIO(data), other, until_time_ns=set_back["c"])
+    assert len(other) == 0
+    assert load(io.BytesIO(data), other, until_txid=3).changes == 2
+    assert load(io.BytesIO(data), other, until_time_ns=set_back["b"]).changes == 4
+    assert load(io.BytesIO(data[:-5]), other, until_txid=3).changes == 2
+
+
 def test_a_time_before_the_first_commit_is_an_error(history: History, other: durabledbm.Database) -> None:
     log, _, times = history
     with pytest.raises(error, match="no commit of that time or before"):

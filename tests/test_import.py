@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from test_tidy import imported as imported_by
+from test_tidy import tree
 
 import durabledbm
 
@@ -51,3 +54,77 @@ def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
         durabledbm.opne  # type: ignore[attr-defined]
     with pytest.raises(ImportError):
         exec("from durabledbm import opne")
+
+
+USES = """
+import os, sys
+import durabledbm
+db = durabledbm.open("db", "c", durability=sys.argv[1])
+log = durabledbm.changelog.ChangeLog("log")
+LOST
+assert db.stats().entries == 0
+db.update({b"%d" % number: bytes(1000) for number in range(300)})
+with db.transaction():
+    db["a"] = "1"
+    del db["1"]
+with db.snapshot() as snapshot:
+    assert len(list(snapshot)) == len(list(db.items())) == 300
+assert db.check() == []
+db.reorganize()
+db.sync()
+"""
+
+FILES = """
+with durabledbm.changelog.ChangeLog("log in the new root") as log, db.attach(log):
+    db["b"] = "2"
+db.backup("copy")
+assert durabledbm.open("copy").stats().entries == len(db) == 301
+db.close()
+"""
+
+WITHOUT_DESCRIPTORS = """
+for use in (lambda: db.attach(log), lambda: db.backup("copy"), lambda: durabledbm.open("db")):
+    try:
+        use()
+    except durabledbm.error as exc:
+        assert exc.errno == 24, exc
+    else:
+        raise AssertionError("there are descriptors")
+db.close()
+"""
+
+
+def run(program: str, place: Path, *arguments: str) -> None:
+    site = [path for path in sys.path if path.endswith("-packages")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *site])}
+    subprocess.run([sys.executable, "-S", "-c", program, *arguments], check=True, cwd=place, env=environment)
+
+
+@pytest.mark.parametrize("durability", ["full", "interval"])
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can change the root directory")
+def test_an_open_handle_needs_no_python_from_the_file_system(tmp_path: Path, durability: str) -> None:
+    run(USES.replace("LOST", "os.chroot('.')") + FILES, tmp_path, durability)
+
+
+@pytest.mark.parametrize("durability", ["full", "interval"])
+def test_an_open_handle_needs_no_descriptors_but_for_other_files(tmp_path: Path, durability: str) -> None:
+    lost = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir('/dev/fd')) - 1,) * 2)"
+    run(USES.replace("LOST", lost) + WITHOUT_DESCRIPTORS, tmp_path, durability)
+
+
+def test_what_a_handle_offers_is_imported_with_it() -> None:
+    """The same, said of the source: none of the modules that a handle or a log needs imports anything later."""
+    late = {("_tempfiles", "signal"): "if it cannot be imported any more, the next run cleans up",
+            ("_engine.checksum", "crc32c"): "at once, if the extension is not found by itself"}  # fmt: skip
+    needed, found = {"changelog", "handle"}, set()
+    while more := {other for module in needed for other in imported_by(module)} - needed:
+        needed |= more
+    for module in needed:
+        for function in ast.walk(tree(module)):
+            if isinstance(function, (ast.FunctionDef, ast.Lambda)):
+                for node in ast.walk(function):
+                    if isinstance(node, ast.Import):
+                        found |= {(module, alias.name) for alias in node.names}
+                    elif isinstance(node, ast.ImportFrom):
+                        found.add((module, node.module or ""))
+    assert found == set(late)

@@ -86,8 +86,9 @@ def test_what_was_renamed_or_linked_is_kept(tmp_path: Path) -> None:
 def test_a_planted_link_is_not_followed(tmp_path: Path, maker: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not even by someone who knew the random name."""
     (tmp_path / "victim").write_text("precious")
-    monkeypatch.setattr(_tempfiles, "temporary_name", lambda target: str(tmp_path / (".durabledbm-" + "0" * 16)))
-    os.symlink("victim", tmp_path / (".durabledbm-" + "0" * 16 + ".tmp"))
+    planted = tmp_path / f".durabledbm-{'0' * 16}.tmp"
+    monkeypatch.setattr(_tempfiles, "temporary_name", lambda target: str(planted))
+    planted.symlink_to("victim")
     with pytest.raises(FileExistsError):
         MAKERS[maker](str(tmp_path / "target"))
     assert (tmp_path / "victim").read_text() == "precious"

@@ -21,8 +21,8 @@ LAYERS = """
 errors  progress  _engine.checksum
 _engine.cells  _engine.page  _engine.rows  _engine.observer  _engine.freepages  _engine.disk
 _engine.meta  _engine.node  _engine.space  _engine.locks  _engine.posix  _engine.windows
-_engine.creation  _engine.draft  _engine.pager  _engine.pins  _engine.recovery  _engine.kernel32
-_engine.native  _engine.tree  _engine.writer
+_engine.draft  _engine.pager  _engine.pins  _engine.recovery  _engine.kernel32
+_engine.creation  _engine.native  _engine.reentry  _engine.tree  _engine.writer
 _engine.joining  _engine.view  _engine.walk
 _engine.merge
 _engine.state  _engine.vacuum
@@ -33,16 +33,17 @@ _engine.flusher
 _engine.pipes
 _engine.deferred  _engine.group
 _engine.pipeline
+_words
 _sorting  _filemap  _readers.*  _shelfparts  _tempfiles  _text  _until  _writeback
 mapping  records
 lifetime  _blocks  _folding  _logfiles  _streams  redisdb
 _logwriter  _pages  _manifest
-changelog  _kinds
+_kinds
 _builder
 _treediff
 _survey  snapshot  check  reorganize  stats  transaction  backup
 attach  inspect  _picture.*
-upkeep
+changelog  upkeep
 handle
 database
 _shardparts  stdlib  salvage

@@ -11,13 +11,18 @@ The contract that durability rests on:
   take them back. Nothing is promised about a power failure.
 * `sync` returns when everything written to this file before, by whatever process, is on the medium, the file's size
   included. If it raises, nothing may be assumed about any of these writes, nor about a later `sync` that succeeds.
-* A name created, linked or replaced in a directory is on the medium when `sync_directory` has returned.
+* A file that `resize` makes longer holds zeros there, also after a power failure, until something is written.
+* A name created, linked or replaced in a directory is on the medium when `sync_directory` has returned; where a system
+  cannot do that, it does what it can (see docs/durability.md).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    import os
 
 __all__ = ["Disk", "LockOwner", "Volume"]
 
@@ -58,6 +63,15 @@ class Disk(Protocol):
     def linked(self) -> bool:
         """Whether `path` still names this file."""
 
+    def status(self) -> os.stat_result:
+        """Owner, group and permissions, among other things."""
+
+    def take_owner(self, like: os.stat_result) -> None:
+        """Take over the owner, the group and the permissions of another file, as far as the system permits.
+
+        If the group cannot be had, another group must not get its permissions: it gets those of others.
+        """
+
     def lock(self, offset: int, *, exclusive: bool) -> bool:
         """Try to lock the one byte at `offset`; False if someone else's lock is in the way. Never waits for one.
 
@@ -95,10 +109,16 @@ class Volume(Protocol):
         """Give the file `source` the second name `target`; `FileExistsError` if that is taken."""
 
     def replace(self, source: str, target: str) -> None:
-        """Rename `source` to `target`, in place of whatever had that name, whose permissions it takes over."""
+        """Rename `source` to `target`, in place of whatever had that name.
+
+        It takes over owner, group and permissions of that (see `Disk.take_owner`).
+        """
 
     def remove(self, path: str) -> None:
         """Remove a name."""
 
     def sync_directory(self, path: str) -> None:
-        """Return when the names in the directory that holds `path` are on the medium."""
+        """Return when the names in the directory that holds `path` are on the medium.
+
+        Where the directory cannot be synced, the file at `path` is, which on most file systems does the same.
+        """

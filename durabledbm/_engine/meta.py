@@ -31,7 +31,9 @@ __all__ = [
     "MAX_TXID",
     "META_AREA",
     "META_SIZE",
+    "SECTOR",
     "SLOTS",
+    "UNFINISHED",
     "Extent",
     "ForeignFileError",
     "Meta",
@@ -41,6 +43,7 @@ __all__ = [
     "encode_meta",
     "first_page",
     "has_magic",
+    "is_uninitialised",
     "look_of",
     "room_for",
     "steady_copy",
@@ -62,6 +65,12 @@ MAGIC = b"\x8bdurabledbm\r\n\x1a\n\x00"
 """First 16 bytes of the file. Not text, and not what a text-mode copy would leave unchanged."""
 
 FORMAT_VERSION = 1
+
+SECTOR = 512
+"""Bytes that a power failure does not tear: all of them arrive, or none."""
+
+UNFINISHED = (MAGIC + b"the initialisation of this database has not finished\n").ljust(SECTOR, b"\0")
+"""The first sector of a file while it is being initialised (see `creation`)."""
 
 _FIXED = struct.Struct("<16sQIIIIQQQ16sII16sQQ16sIHH")
 """magic, txid, version, features, page size, flags, page count, entry count, tree count, root, depth, reserved, space,
@@ -182,6 +191,19 @@ def steady_copy(slot: bytes) -> bytes:
 def has_magic(slot: bytes) -> bool:
     """Whether the bytes claim to be a meta page of ours."""
     return slot.startswith(MAGIC)
+
+
+def is_uninitialised(area: bytes, size: int) -> bool:
+    """Whether a file is a database that was not initialised yet. It has `size` bytes and begins with `area`.
+
+    Either the file is empty, or a crash interrupted `creation.initialise`: the file is one sector of zeros, or begins
+    with `UNFINISHED` while slot 1 holds no meta. A read that came short tells nothing.
+    """
+    if len(area) != min(size, META_AREA):
+        return False
+    if not size or (size == SECTOR and area == bytes(SECTOR)):
+        return True
+    return area.startswith(UNFINISHED) and decode_meta(area[META_SIZE:]) is None
 
 
 def decode_meta(slot: bytes) -> Meta | None:

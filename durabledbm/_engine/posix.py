@@ -20,12 +20,18 @@ from .disk import LockOwner
 
 assert sys.platform != "win32", "see windows"
 
-__all__ = ["NO_LOCKS", "FileDisk", "FileVolume"]
+__all__ = ["NO_LOCKS", "FileDisk", "FileVolume", "take_owner"]
 
 _VECTOR_MAX = 512  # buffers in one writev: below every platform's IOV_MAX
 
 NO_LOCKS = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL})
 """What a file system or a kernel says that does not keep locks of this kind."""
+
+
+_NO_SYNC = frozenset(
+    {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EROFS, errno.EACCES, errno.EPERM}
+)
+"""What a system says that does not sync directories, or not this one: network and shared folders, or no permission."""
 
 
 class FileDisk:
@@ -68,6 +74,12 @@ class FileDisk:
         except OSError:
             return False
         return (status.st_dev, status.st_ino) == self._identity
+
+    def status(self) -> os.stat_result:
+        return os.fstat(self._fd)
+
+    def take_owner(self, like: os.stat_result) -> None:
+        take_owner(self._fd, like)
 
     def lock(self, offset: int, *, exclusive: bool) -> bool:
         if self._fd < 0:
@@ -151,20 +163,66 @@ class FileVolume:
 
     def replace(self, source: str, target: str) -> None:
         try:
-            os.chmod(source, stat.S_IMODE(os.stat(target).st_mode))
+            like = os.stat(target)
         except FileNotFoundError:
             pass
+        else:
+            _give_name_owner(source, like)
         os.replace(source, target)
 
     def remove(self, path: str) -> None:
         os.unlink(path)
 
     def sync_directory(self, path: str) -> None:
-        fd = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+            _sync_names(os.path.dirname(path) or ".")
+        except OSError as exc:
+            if exc.errno not in _NO_SYNC:
+                raise
+            # A journal has the names of a file, too, when it has the file.
+            try:
+                _sync_names(path)
+            except OSError:
+                pass
+
+
+def take_owner(fd: int, like: os.stat_result) -> None:
+    """See `Disk.take_owner`."""
+    mode = like.st_mode & 0o777
+    for owner in (like.st_uid, -1):
+        try:
+            os.fchown(fd, owner, like.st_gid)
+            break
+        except OSError:
+            continue  # only root may give files away; a group must be one of our own
+    if os.fstat(fd).st_gid != like.st_gid:
+        mode = mode & 0o707 | (mode & 0o007) << 3
+    try:
+        os.fchmod(fd, mode)
+    except OSError:
+        pass  # a file system without permissions
+
+
+def _give_name_owner(path: str, like: os.stat_result) -> None:
+    """`take_owner` of a file that is not open; but whoever may write the directory must not divert it to another."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except PermissionError:
+        return
+    try:
+        status = os.fstat(fd)
+        if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
+            take_owner(fd, like)
+    finally:
+        os.close(fd)
+
+
+def _sync_names(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _identity(fd: int, path: str) -> tuple[int, int]:

@@ -15,7 +15,18 @@ from ..errors import CorruptionError
 from .checksum import crc32c
 from .disk import Disk
 from .locks import writer_present
-from .meta import META_AREA, META_SIZE, Extent, ForeignFileError, Meta, decode_meta, has_magic, look_of
+from .meta import (
+    META_AREA,
+    META_SIZE,
+    UNFINISHED,
+    Extent,
+    ForeignFileError,
+    Meta,
+    decode_meta,
+    has_magic,
+    is_uninitialised,
+    look_of,
+)
 from .page import CRC_SIZE, HEADER, self_consistent
 
 __all__ = ["Slots", "Visible", "crc_if_whole", "extent_arrived", "newest", "read_slots", "visible"]
@@ -37,8 +48,8 @@ class Slots(NamedTuple):
     """The bytes by which to notice the next commit; empty if that is not to be trusted now."""
     ours: bool
     """Whether the file looks like one of ours at all."""
-    size: int
-    """Bytes that could be read: 0 for an empty file."""
+    uninitialised: bool
+    """Whether the file is a database of ours that was not initialised yet: an empty file, mostly."""
 
 
 def read_slots(disk: Disk) -> Slots:
@@ -47,8 +58,10 @@ def read_slots(disk: Disk) -> Slots:
         area = disk.read(META_AREA, 0)
         slot0, slot1 = area[:META_SIZE], area[META_SIZE:]
         metas = decode_meta(slot0), decode_meta(slot1)
+        if slot0.startswith(UNFINISHED):
+            metas = metas[1], metas[1]  # the mark stands for the copy that is to take its place (see `creation`)
         if None not in metas:
-            return Slots(metas, look_of(slot0, slot1), True, len(area))
+            return Slots(metas, look_of(slot0, slot1), True, False)
         if not writer_present(disk):
             if area == disk.read(META_AREA, 0):
                 break
@@ -56,7 +69,7 @@ def read_slots(disk: Disk) -> Slots:
             time.sleep(50e-6)
     settled = not writer_present(disk)
     ours = has_magic(slot0) or has_magic(slot1)
-    return Slots(metas, look_of(slot0, slot1) if settled else b"", ours, len(area))
+    return Slots(metas, look_of(slot0, slot1) if settled else b"", ours, is_uninitialised(area, disk.size()))
 
 
 def newest(disk: Disk, slots: Slots) -> tuple[Meta, int]:

@@ -10,19 +10,17 @@ import time
 from collections.abc import Callable, Mapping
 from math import inf
 
-from ..errors import CorruptionError, error
-from .creation import initialise, replace
+from ..errors import BusyError, CorruptionError, error
+from .creation import initialise, noise
 from .current import NEVER, Current
-from .locks import Turn, WriterLock
+from .locks import Turn
 from .merge import Touch
 from .meta import LOOK_OFFSET, LOOK_SIZE, META_SIZE, steady_copy
-from .recovery import newest, read_slots
+from .recovery import Slots, newest, read_slots
 from .state import State
 from .work import Work
 
 __all__ = ["Store"]
-
-_DEFAULT_MODE = 0o666
 
 _LARGE = 256
 """A commit of more pages looks whether it has left the file much larger than it must be."""
@@ -40,15 +38,17 @@ class Store(Current):
         Waits at most `timeout` seconds, then raises `BusyError`.
         """
         self.check_writable()
+        self.inside.check_file()
         if self._forked:
             self._reopen()
         self.writer.acquire(turn, self.disk, timeout)
         try:
             self.check_writable()
             if not self.writer.writing or self.underway:
-                if not self.state.meta.txid and not self._born():
+                if not self.state.meta.txid and (successor := self._successor()) is not None:
                     turn.end()
-                    self._follow()
+                    with self.mutex:
+                        self._go_on_with(successor)
                     return self.begin(turn, timeout)
                 self.settle()
         except BaseException as exc:
@@ -58,27 +58,24 @@ class Store(Current):
             raise
         return self.state
 
-    def _born(self) -> bool:
-        """Make a file of 0 bytes a database; False if the name leads to another file now, which is to be used."""
-        if not self.disk.size():
-            if not self.disk.linked():
-                return False
-            try:
-                replace(self._volume, self.path, _DEFAULT_MODE, self._page_size)
-                return False
-            except PermissionError:
-                initialise(self.disk, self._page_size)
-        with self.mutex:
-            self._load_from(read_slots(self.disk))
-        return True
+    def initialise(self) -> None:
+        """Make the file, which was just created, a database. If somebody else holds the writer lock, they do it.
 
-    def _follow(self) -> None:
-        """Go on with the file that has the name now."""
-        with self.mutex:
-            self._use(self._volume.open(self.path, writable=True))
-            self.file = self.disk.identity()
-            self.writer = WriterLock(self.file)
-            self._load_from(read_slots(self.disk))
+        If that fails the file is removed again. Others may have opened it meanwhile: they find out before they write.
+        """
+        turn = Turn()
+        try:
+            self.inside.check_file()
+            self.writer.acquire(turn, self.disk, 0.0)
+            self.settle()
+        except BusyError:
+            pass
+        except BaseException:
+            if read_slots(self.disk).uninitialised:
+                self._volume.remove(self.path)
+            raise
+        finally:
+            turn.end()
 
     def settle(self) -> None:
         """Make sure that the newest commit in the file is on the disk, whoever made it and however it ended.
@@ -95,7 +92,7 @@ class Store(Current):
             self.writer.writing = True
 
     def _settle(self) -> None:
-        slots = read_slots(self.disk)
+        slots = self._initialised()
         meta, slot = newest(self.disk, slots)
         first, second = slots.metas
         twins = first is not None and second is not None and first.txid == second.txid
@@ -105,15 +102,13 @@ class Store(Current):
             self._sync()
             self.disk.forget()
             self.pager.clear()
-            slots = read_slots(self.disk)
+            slots = self._initialised()
             meta, slot = newest(self.disk, slots)
             other = slots.metas[1 - slot]
             if other is None or other.txid > meta.txid:
                 # A commit stands there of which something is missing. What is written from now on, even half of it,
                 # could complete it, so nothing of it may be left: noise agrees with no sector of anything.
-                from secrets import token_bytes
-
-                self.disk.write((1 - slot) * META_SIZE, (token_bytes(META_SIZE),))
+                self.disk.write((1 - slot) * META_SIZE, (noise(META_SIZE),))
                 self._sync()
             page = self.read(META_SIZE, slot * META_SIZE)
             self.disk.write((1 - slot) * META_SIZE, (steady_copy(page),))
@@ -124,6 +119,17 @@ class Store(Current):
         self.look = self.read(LOOK_SIZE, LOOK_OFFSET)
         self.committer.settled(meta)
         self._settled = True
+
+    def _initialised(self) -> Slots:
+        """The two slots, of a file that is a database afterwards."""
+        slots = read_slots(self.disk)
+        if slots.uninitialised:
+            initialise(self._volume, self.disk, self._page_size)
+            slots = read_slots(self.disk)
+            self._load_from(slots)
+        elif not self.state.meta.txid:
+            self._load_from(slots)
+        return slots
 
     def _sync(self) -> None:
         try:
@@ -183,6 +189,7 @@ class Store(Current):
         assert self.writer.kept
         self.check()
         with self._committing:
+            self.committer.note_synced(self.state.meta)
             if self.underway:
                 raise error(f"{self.path}: an earlier commit was interrupted; this one was to build on it")
             self.underway = True
@@ -223,7 +230,17 @@ class Store(Current):
     @property
     def unsynced(self) -> bool:
         """Whether something that was committed here may not be on the disk."""
-        return self.committer.is_loose or self.underway
+        return self.underway or (self.committer.is_loose and self.committer.synced_txid < self.state.meta.txid)
+
+    def sync_file(self) -> None:
+        """Sync what was committed here, waiting for no other writer: the writer lock need not be held.
+
+        That is all that a relaxed commit lacks to survive anything. Its meta is not marked steady by this, which
+        `harden` does, so whoever writes next verifies it once more, or syncs again.
+        """
+        txid = self.state.meta.txid
+        self._sync()
+        self.committer.synced_txid = max(self.committer.synced_txid, txid)
 
     def harden(self) -> None:
         """Sync what was committed with `sync=False`. The writer lock must be held."""

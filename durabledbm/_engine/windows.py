@@ -41,7 +41,7 @@ from typing import NewType, Protocol
 from ..errors import ClosedError
 from .disk import LockOwner
 
-__all__ = ["Handle", "Kernel", "WindowsDisk", "WindowsVolume"]
+__all__ = ["Handle", "Kernel", "WindowsDisk", "WindowsVolume", "take_owner"]
 
 Handle = NewType("Handle", int)
 """An open file, as Windows knows it."""
@@ -156,6 +156,12 @@ class WindowsDisk:
 
     def identity(self) -> tuple[int, int]:
         return self._kernel.identity(self._open_handle())
+
+    def status(self) -> os.stat_result:
+        return os.stat(self.path)
+
+    def take_owner(self, like: os.stat_result) -> None:
+        """Nothing: see `WindowsVolume.create`."""
 
     def linked(self) -> bool:
         try:
@@ -297,6 +303,10 @@ class WindowsVolume:
             self._kernel.flush(handle)
         finally:
             self._kernel.close(handle)
+
+
+def take_owner(fd: int, like: os.stat_result) -> None:
+    """Nothing: see `WindowsVolume.create`."""
 
 
 def _read_closed(length: int, offset: int) -> bytes:

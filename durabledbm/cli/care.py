@@ -108,8 +108,8 @@ def _stat_sharded(args: argparse.Namespace) -> int:
 
 def _lines(about: _About) -> list[tuple[str, str]]:
     stats = about.stats
-    if not stats.file_bytes:
-        return [("entries", "0"), ("file", "0 B: a database that nothing was written to yet")]
+    if not stats.txid:
+        return [("entries", "0"), ("file", f"{_size(stats.file_bytes)}: a database that nothing was written to yet")]
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(stats.time_ns / 1e9))
     kinds = [
         plural(stats.depth, "level"),

@@ -156,6 +156,7 @@ def _load(args: argparse.Namespace) -> int:
     with _target(args.file) as file:
         loaded = _loaded(args, file, source, until)
     _report(f"{args.file}: {plural(loaded.changes, 'change')} loaded{_as_of(loaded.commit)}")
+    _explain(args.file, loaded.explanation)
     if loaded.tail is not None:
         _report(f"{loaded.tail.file}: the log ends in a torn record at byte {loaded.tail.offset}, as after a crash")
     return 0
@@ -184,7 +185,7 @@ def _target(file: str) -> Iterator[str]:
     refuse_beside(FileVolume(), file)
     path = os.path.abspath(file)
     with new_file(path, 0o666) as fresh:
-        initialise(fresh.disk, DEFAULT_PAGE_SIZE)
+        initialise(FileVolume(), fresh.disk, DEFAULT_PAGE_SIZE)
         yield fresh.path
         take_name(fresh.path, path)
 
@@ -197,7 +198,13 @@ def _restore(args: argparse.Namespace, until: Until) -> int:
     with shown("load", "entries") as meter:
         commit = restore(args.file, args.source, args.log, progress=meter, **until)
     _report(f"{args.file}: restored{_as_of(commit)}")
+    _explain(args.file, commit.explanation)
     return 0
+
+
+def _explain(file: str, explanation: str) -> None:
+    if explanation:
+        _report(f"{file}: {explanation}; to end before one, give --until the number of a commit")
 
 
 def _as_of(commit: Commit | None) -> str:
