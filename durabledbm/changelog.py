@@ -81,7 +81,7 @@ def _date(commit: Commit) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(commit.time_ns / 1e9))
 
 
-class _Database(Protocol):
+class _Store(Protocol):
     """What `load_into` asks of a database."""
 
     def transaction(self) -> AbstractContextManager[Any]: ...
@@ -292,7 +292,7 @@ class ChangeLog:
 
     def load_into(
         self,
-        db: _Database,
+        db: _Store,
         *,
         after_txid: int | None = None,
         until_txid: int | None = None,
@@ -455,7 +455,7 @@ class _Group:
             yield place[1].change()
 
 
-def _apply(batch: dict[bytes, bytes | None], db: _Database) -> None:
+def _apply(batch: dict[bytes, bytes | None], db: _Store) -> None:
     db.update({key: value for key, value in batch.items() if value is not None})
     for key, value in batch.items():
         if value is None:

@@ -197,8 +197,10 @@ class Transaction(Writable):
         self._statement, self._ended = None, True
         root = self._root_
         if self._point is None:
-            for life in () if root is None else root.lives:
-                life.end()
+            if root is not None:
+                root.work.hold = None  # what went wrong in the transaction may keep it alive in a circle
+                for life in root.lives:
+                    life.end()
             self.database._forget(self)
             self.turn.end()
         elif root is not None:

@@ -264,6 +264,23 @@ def test_list_with_nul_prints_the_bytes_as_they_are(run: Run, path: str) -> None
     assert run("list", path, "--null", "-n", 1).out == b"a\x001\x00"
 
 
+def test_json_moves_no_cursor_and_still_says_the_same(run: Run, path: str) -> None:
+    """Not by escape sequences, nor by the control characters of ISO 6429 beyond ASCII, nor by the direction of text."""
+    odd = "a\x1b]0;title\x07\x7f\x9b31m\u202e\u2028\ud7ff\U000e0001é中\n"
+    with durabledbm.open(path, "n") as db:
+        db[odd] = odd
+    for arguments in (("list", path, "--json"), ("list", path, "--json", "-k"), ("get", path, odd, "--json")):
+        (line,) = run(*arguments).text.splitlines()
+        assert line.isprintable()
+        assert "é中" in line
+        assert json.loads(line) in (odd, {"key": odd, "value": odd})
+    with durabledbm.open(path, "n") as db:
+        db["object"] = pickle.dumps({"a": [odd, b"\x9b"], (1,): "\ud800"})
+    (line,) = run("list", path, "--json", "--pickle").text.splitlines()
+    assert line.isprintable()
+    assert json.loads(line)["key"] == "object"
+
+
 @pytest.mark.parametrize("options", [["-k", "-v"], ["-0", "--json"], ["-n", "-1"], ["-n", "x"]])
 def test_options_that_exclude_each_other_are_refused(run: Run, path: str, options: list[str]) -> None:
     result = run("list", path, *options)

@@ -239,7 +239,7 @@ class Current:
     def pin(self, reader: Reader) -> State:
         """Pin the current state for `reader` and return it: its pages stay until `unpin`."""
         self.check()
-        if self.inside.holds_lock():
+        if held_here(self.mutex) or held_here(self.rows.lock):
             return self._pin_apart(reader)
         if self._forked:
             self._reopen()

@@ -44,11 +44,18 @@ def pickled(value: bytes, *, in_json: bool) -> str:
 
 
 def dumps(obj: Any) -> str:
-    """`obj` as a line of JSON. What JSON lacks becomes text."""
+    """`obj` as a line of JSON. What JSON lacks becomes text, and what cannot be printed is written as \\uXXXX."""
     try:
-        return json.dumps(obj, ensure_ascii=False, default=_substitute)
+        text = json.dumps(obj, ensure_ascii=False, default=_substitute)
     except (TypeError, ValueError):  # keys that JSON cannot have, or circles
-        return json.dumps(repr(obj), ensure_ascii=False)
+        text = json.dumps(repr(obj), ensure_ascii=False)
+    # JSON itself asks for this only below U+0020: a terminal obeys U+0080 to U+009F, too.
+    return text if text.isprintable() else "".join(map(_shown, text))
+
+
+def _shown(char: str) -> str:
+    """A character of a JSON text: what cannot be printed stands in a string, where it may be an escape."""
+    return char if char.isprintable() else json.dumps(char)[1:-1]
 
 
 def _substitute(obj: object) -> Any:
