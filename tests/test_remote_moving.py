@@ -145,6 +145,24 @@ def test_while_something_is_loaded_others_read_and_the_loader_does_not_write_bes
         assert dict(there) == {b"a": b"1"}
 
 
+def test_an_engine_that_knows_no_temporary_tables_is_loaded_in_batches(
+    postgres: Postgres, monkeypatch: pytest.MonkeyPatch, db: durabledbm.Database, tmp_path: Path
+) -> None:
+    from durabledbm.remote.postgresql.session import Session
+
+    original = Session.once
+
+    def once(self: Any, statement: str, *args: Any) -> Any:
+        return original(self, statement.replace("CREATE TEMPORARY TABLE", "CREATE NO SUCH TABLE"), *args)
+
+    monkeypatch.setattr(Session, "once", once)
+    db.update(ENTRIES)
+    dump(db, tmp_path / "dump")
+    with remote.open(postgres.url, "n", table="moved") as there:
+        load(tmp_path / "dump", there)
+        assert there == db
+
+
 # -- mirror --------------------------------------------------------------------------------------------------------
 
 

@@ -155,7 +155,7 @@ class Current:
         self.check()
         if self.inside.holds_lock():
             return self.state  # the newest that is installed: this call has interrupted one that was looking
-        self.hold()
+        self.attend()
         try:
             with self.mutex:
                 self._drain()
@@ -329,7 +329,7 @@ class Current:
         self.failure = CorruptionError(self._foreign, path=self.path)
         return CorruptionError(self._foreign, path=self.path)
 
-    def hold(self) -> None:
+    def attend(self) -> None:
         """See to it that the open file is this handle's."""
         if not self.disk.held():
             self._regain()
@@ -382,7 +382,7 @@ class Current:
         self.check()
         if held_here(self.mutex) or held_here(self.rows.lock):
             return self._pin_apart(reader)
-        self.hold()
+        self.attend()
         if not displaced:
             self.check_name()
         try:
@@ -431,7 +431,7 @@ class Current:
                 return state
             unpin(disk, txid)
 
-    def hold_pages(self) -> Hold:
+    def hold(self) -> Hold:
         """Keep the pages of the current state. The writer lock must be held, so the file needs no lock for it."""
         with self.mutex:
             return Hold(self.pins, self.state.meta.txid, self.unpin)
@@ -586,7 +586,7 @@ def _adopt(store: weakref.ref[Current], readers: list[Reader]) -> None:
     if this is None:
         raise ClosedError
     this.check()
-    this.hold()
+    this.attend()
     with this.mutex:
         for reader in readers:
             if txid := reader.txid:

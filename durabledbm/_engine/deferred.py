@@ -153,7 +153,7 @@ class Deferred(Pipeline):
             work = self._current_work()
             self._transaction = turn
             # What is pending may be committed while the transaction goes on reading what that replaces.
-            return Work(work.view(), work.count, hold=self.store.hold_pages() if work.size else None)
+            return Work(work.view(), work.count, hold=self.store.hold() if work.size else None)
 
     def spill(self, work: Work) -> Spill:
         with self._mutex:

@@ -377,7 +377,8 @@ def _part_from_parent() -> None:
             disk.part()
 
 
-os.register_at_fork(after_in_child=_part_from_parent)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_part_from_parent)
 
 
 def _identity(fd: int, path: str) -> tuple[int, int]:

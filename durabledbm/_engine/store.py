@@ -44,7 +44,7 @@ class Store(Current):
         except OSError:
             if self.closed or self.disk.held():
                 raise
-            self.hold()
+            self.attend()
             self.writer.acquire(turn, self.disk, timeout)
         try:
             self.check_writable()
@@ -231,7 +231,7 @@ class Store(Current):
         if not same:
             if self.disk.held():
                 raise self._replaced()
-            self.hold()
+            self.attend()
 
     def _publish(self, state: State, changes: Mapping[bytes, object] | None) -> None:
         """Show the commit to all at once: other processes see what is written here, threads of this one what is
@@ -268,7 +268,7 @@ class Store(Current):
         That is all that a relaxed commit lacks to survive anything. Its meta is not marked steady by this, which
         `harden` does, so whoever writes next verifies it once more, or syncs again.
         """
-        self.hold()
+        self.attend()
         txid = self.state.meta.txid
         self._sync()
         self.check_name()

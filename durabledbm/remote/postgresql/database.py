@@ -21,7 +21,7 @@ from ..database import RemoteDatabase, Stats
 from ..faces import KeyRange, WritableTable
 from ..loading import Loader, Progress
 from ..pool import Pool
-from .loading import loading
+from .loading import can_load, loading
 from .scan import Scan, begin_scan
 from .session import READING, WRITING, Session, connect
 from .snapshot import Snapshot
@@ -108,10 +108,16 @@ class PostgresDatabase(RemoteDatabase):
     @contextmanager
     def _loading_into(self, face: WritableTable, progress: Progress | None, *, replace: bool) -> Iterator[Loader]:
         table: Any = face._table
-        with Transaction(self, table) as block:
+        block = Transaction(self, table)
+        with block:
             root: Any = block._open()
-            with loading(face, root, table, progress, replace=replace) as copying:
-                yield copying
+            if can_load(root, table):
+                with loading(face, root, table, progress, replace=replace) as copying:
+                    yield copying
+                return
+            block.rollback()
+        with super()._loading_into(face, progress, replace=replace) as batches:
+            yield batches
 
     def _apply_all(self, changes: Iterable[tuple[bytes, bytes | None]]) -> None:
         with self.transaction():

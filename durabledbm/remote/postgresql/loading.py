@@ -24,7 +24,10 @@ from .sqltable import SqlTable
 if TYPE_CHECKING:
     from .transaction import PostgresRoot
 
-__all__ = ["loading"]
+__all__ = ["can_load", "loading"]
+
+_UNSUPPORTED = ("0A000", "42601")
+"""What an engine says to a statement of PostgreSQL's that it does not know."""
 
 _MODULUS = 2**256
 
@@ -82,6 +85,22 @@ class _Copying:
         self.sent.add(self.sent.count, key, value)
 
 
+def can_load(root: PostgresRoot, table: SqlTable) -> bool:
+    """Prepare the transaction for `loading`. False if the server cannot do it: then the transaction has failed."""
+    try:
+        with root.lock:
+            root.do(f"LOCK TABLE {table.sql_name} IN SHARE ROW EXCLUSIVE MODE")  # writers wait, readers do not
+            root.do(
+                "CREATE TEMPORARY TABLE durabledbm_arrived "
+                "(number int8, key bytea, rest bytea, digest bytea, value bytea) ON COMMIT DROP"
+            )
+    except error as exc:
+        if getattr(exc.__cause__, "sqlstate", None) not in _UNSUPPORTED:
+            raise
+        return False
+    return True
+
+
 @contextmanager
 def loading(
     face: WritableTable, root: PostgresRoot, table: SqlTable, progress: Progress | None, *, replace: bool
@@ -90,11 +109,6 @@ def loading(
     session = root.session
     with root.lock:
         try:
-            session.once(f"LOCK TABLE {table.sql_name} IN SHARE ROW EXCLUSIVE MODE")  # writers wait, readers do not
-            session.once(
-                "CREATE TEMPORARY TABLE durabledbm_arrived "
-                "(number int8, key bytea, rest bytea, digest bytea, value bytea) ON COMMIT DROP"
-            )
             with session.copy_in(f"COPY {_ARRIVED} FROM STDIN (FORMAT BINARY)") as copy:
                 copy.set_types(_TYPES)
                 copying = _Copying(copy, face._check_size)

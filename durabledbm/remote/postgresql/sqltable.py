@@ -139,7 +139,12 @@ class SqlTable:
 
     def bytes_on_disk(self, session: Session) -> int:
         """The size of the table and its index, as far as the server tells; else 0."""
-        row = session.row("SELECT pg_total_relation_size(%s::regclass)", (self.sql_name.replace("%%", "%"),))
+        try:
+            row = session.row("SELECT pg_total_relation_size(%s::regclass)", (self.sql_name.replace("%%", "%"),))
+        except Error:
+            if session.lost:
+                raise
+            return 0
         return 0 if row is None or row[0] is None else int(row[0])
 
     # -- reading -------------------------------------------------------------------------------------------------

@@ -43,7 +43,8 @@ class PostgresRoot(Root):
         """After a failed statement the server accepts nothing but the way back."""
         return (self._failure or error("the server gave up")) if self.session.failed else None
 
-    def _do(self, statement: str) -> None:
+    def do(self, statement: str) -> None:
+        """Carry out a statement. The lock is held."""
         self.carry_out(None, lambda _, session: session.once(statement))
 
     def carry_out(self, table: Any, operation: Operation[T]) -> T:
@@ -66,17 +67,17 @@ class PostgresRoot(Root):
         return Scan(session, self.lock, begun, life, session.leave, values=values, owner=self._owner)
 
     def save(self, number: int) -> None:
-        self._do(f"SAVEPOINT s{number}")
+        self.do(f"SAVEPOINT s{number}")
 
     def undo(self, number: int) -> None:
-        self._do(f"ROLLBACK TO s{number}")
+        self.do(f"ROLLBACK TO s{number}")
 
     def release(self, number: int) -> None:
-        self._do(f"RELEASE s{number}")
+        self.do(f"RELEASE s{number}")
 
     def restart(self) -> None:
-        self._do("ROLLBACK")
-        self._do("BEGIN")
+        self.do("ROLLBACK")
+        self.do("BEGIN")
 
     def commit(self) -> None:
         session = self.session
