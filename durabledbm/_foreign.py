@@ -101,7 +101,8 @@ def _ours(path: str, who: str, kind: type[Exception] = Exception) -> Iterator[No
         raise
     except OSError as exc:
         if exc.errno:
-            raise error(exc.errno, exc.strerror or os.strerror(exc.errno), path) from exc
+            name = exc.filename if isinstance(exc.filename, str) else path
+            raise error(exc.errno, exc.strerror or os.strerror(exc.errno), name) from exc
         raise error(f"{path}: {exc}") from exc
     except MemoryError as exc:
         raise error(errno.ENOMEM, os.strerror(errno.ENOMEM), path) from exc

@@ -24,7 +24,7 @@ import errno
 import filecmp
 import os
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from itertools import zip_longest
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -33,8 +33,8 @@ from ._engine.disk import Disk
 from ._engine.locks import Turn, WriterLock
 from ._engine.native import FileVolume
 from ._engine.recovery import newest, read_slots
-from ._foreign import Entry, Source, locate, open_source
-from ._kinds import FILES, OURS, Found, beside, refuse_beside, shell_word
+from ._foreign import Damaged, Entry, Source, locate, open_source
+from ._kinds import FILES, OURS, Found, beside, migrate_command, refuse_beside, shell_word
 from ._sorting import in_key_order
 from ._tempfiles import Temporary, blame_target, new_file, sweep, take_name
 from .database import DEFAULT_PAGE_SIZE
@@ -60,11 +60,14 @@ _GROWTH = {"dbm.sqlite3": 10}
 _TIMEOUT = 30.0
 
 Progress = Callable[[int, "int | None"], None]
-Report = Callable[[str], None]
 
 
 def migrate(
-    source: _Path, target: _Path | None = None, *, progress: Progress | None = None, on_damage: Report | None = None
+    source: _Path,
+    target: _Path | None = None,
+    *,
+    progress: Progress | None = None,
+    on_damage: Callable[[str], None] | None = None,
 ) -> int:
     """Copy a database of another kind into a durabledbm file, verify every entry, and return their number.
 
@@ -100,7 +103,7 @@ class Migrated(NamedTuple):
 
 
 def convert(
-    source: str, target: str | None = None, *, progress: Progress | None = None, on_damage: Report | None = None
+    source: str, target: str | None = None, *, progress: Progress | None = None, on_damage: Damaged | None = None
 ) -> Migrated:
     """`migrate()`, and tell what became of the names."""
     try:
@@ -142,7 +145,7 @@ def _check_names(old: Found, target: str | None) -> None:
         raise error(errno.EEXIST, os.strerror(errno.EEXIST), target)
 
 
-def _refusal(source: str, target: str | None) -> Report:
+def _refusal(source: str, target: str | None) -> Damaged:
     """What is done about damage that was not asked for."""
 
     def refuse(text: str) -> None:
@@ -181,7 +184,7 @@ class Meter:
 class _Copying:
     """A copy of one database in the making. `damaged` is called about what cannot be read."""
 
-    def __init__(self, old: Found, fresh: Temporary, meter: Meter, damaged: Report) -> None:
+    def __init__(self, old: Found, fresh: Temporary, meter: Meter, damaged: Damaged) -> None:
         self._old, self._fresh = old, fresh
         self._meter = meter
         self._report = damaged
@@ -301,26 +304,37 @@ def _swap(old: Found, fresh: Temporary) -> None:
     """Step 3 in place."""
     volume = FileVolume()
     suffixes = _present(old)
-    for suffix in suffixes:
-        _second_name(old.name + suffix, old.name + BACKUP + suffix)
-    volume.sync_directory(old.name)
-    if "" in suffixes:
-        os.replace(fresh.path, old.name)
+    with ExitStack() as undo:
+        for suffix in suffixes:
+            backup = old.name + BACKUP + suffix
+            if _second_name(old.name + suffix, backup):
+                undo.callback(_unlink, backup)
         volume.sync_directory(old.name)
-    elif os.path.lexists(old.name):
-        with _unwritten(old.name) as disk:
-            disk.resize(0)
+        if "" in suffixes:
             os.replace(fresh.path, old.name)
-            volume.sync_directory(old.name)
-    else:
-        take_name(fresh.path, old.name)
+        elif os.path.lexists(old.name):
+            with _unwritten(old.name) as disk:
+                disk.resize(0)
+                os.replace(fresh.path, old.name)
+        else:
+            take_name(fresh.path, old.name)
+        undo.pop_all()
+    volume.sync_directory(old.name)
     _remove_old_names(old.name, suffixes)
 
 
+def _unlink(path: str) -> None:
+    with suppress(OSError):
+        os.unlink(path)
+
+
 def _remove_old_names(path: str, suffixes: list[str]) -> None:
-    for suffix in suffixes:
-        if suffix:
+    for suffix in filter(None, suffixes):
+        try:
             os.unlink(path + suffix)
+        except OSError as exc:
+            text = f"{exc.strerror}: the new file is complete, but this name of the old one cannot be removed"
+            raise error(exc.errno, text, path + suffix) from exc
     FileVolume().sync_directory(path)
 
 
@@ -361,10 +375,18 @@ def _finish(path: str, target: str | None) -> Migrated:
     """Complete a migration in place that was killed after the new file took its name."""
     leftover = [] if target is not None else _unfinished(path)
     if not leftover:
-        raise error(errno.EINVAL, "is a durabledbm file already", path)
+        raise error(errno.EINVAL, f"is a durabledbm file already{_advice(path)}", path)
     _remove_old_names(path, leftover)
     with open_database(path, "r") as db:
         return Migrated(len(db), path, path + BACKUP)
+
+
+def _advice(path: str) -> str:
+    """What to do about an old database that stands beside a database of ours, if there is one."""
+    old = beside(FileVolume(), path)
+    if old is None:
+        return ""
+    return f"; {migrate_command(path + _present(old)[0], 'NEW')} converts the old database beside it"
 
 
 def _unfinished(path: str) -> list[str]:
@@ -379,21 +401,28 @@ def _same_content(one: str, other: str) -> bool:
     return os.path.samefile(one, other) or filecmp.cmp(one, other, shallow=False)
 
 
-def _second_name(path: str, name: str) -> None:
+def _second_name(path: str, name: str) -> bool:
+    """Give a file a second name; False if it has that already."""
     try:
         os.link(path, name)
     except FileExistsError:
         if not _same_content(path, name):
             raise
+        return False
     except OSError as exc:
         if exc.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
             raise
-        # A file system without hard links. The copy gets its name when it is complete.
-        with new_file(name) as copy, open(path, "rb") as file:
-            offset = 0
-            while piece := file.read(_PIECE):
-                copy.disk.write(offset, (piece,))
-                offset += len(piece)
-            copy.disk.sync()
-            copy.take_owner(os.stat(path))
-            os.rename(copy.path, name)
+        _copy(path, name)
+    return True
+
+
+def _copy(path: str, name: str) -> None:
+    """What there is in place of a second name on a file system without hard links: it is complete or absent."""
+    with new_file(name) as copy, open(path, "rb") as file:
+        offset = 0
+        while piece := file.read(_PIECE):
+            copy.disk.write(offset, (piece,))
+            offset += len(piece)
+        copy.disk.sync()
+        copy.take_owner(os.stat(path))
+        os.rename(copy.path, name)

@@ -19,6 +19,7 @@ import pytest
 from test_attach import write_at_random
 
 import durabledbm
+from durabledbm import _streams
 from durabledbm._until import parse_until
 from durabledbm.changelog import Change, ChangeLog, Commit
 from durabledbm.dump import Loaded, dump, load
@@ -143,6 +144,44 @@ def test_deferred_changes_are_in_the_dump(tmp_path: Path, other: durabledbm.Data
         dump(db, target)
     load(target, other)
     assert other["a"] == b"1"
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.2])
+def test_a_named_pipe_is_read_if_somebody_writes_to_it(
+    db: durabledbm.Database, other: durabledbm.Database, target: str, tmp_path: Path, pause: float
+) -> None:
+    db.update(ANY)
+    dump(db, target)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+
+    def write() -> None:
+        time.sleep(pause / 2)
+        with open(pipe, "wb", buffering=0) as file:
+            time.sleep(pause)
+            file.write(Path(target).read_bytes())
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    assert load(pipe, other).changes == len(ANY)
+    thread.join()
+    assert other == db
+
+
+def test_nobody_waits_for_a_pipe_that_nobody_writes_to(
+    other: durabledbm.Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_streams, "_PATIENCE", 0.05)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(error, match="a pipe that nobody writes to"):
+        load(tmp_path / "pipe", other)
+    (tmp_path / "log").mkdir()
+    os.mkfifo(tmp_path / "log" / "00000001.log")
+    with pytest.raises(error, match="not a regular file"):
+        load(tmp_path / "log", other)
+    for snapshot in ("pipe", "log"):
+        with pytest.raises(error, match="not a regular file"):
+            restore(tmp_path / "new", tmp_path / snapshot)
 
 
 def test_loading_keeps_what_the_dump_does_not_mention(db: durabledbm.Database, other: durabledbm.Database) -> None:

@@ -198,7 +198,7 @@ def test_a_file_of_another_kind_is_told_with_its_kind_and_the_command(tmp_path: 
 
 def test_a_berkeley_file_under_its_own_name_is_told_too(db_path: str) -> None:
     put_berkeley(db_path)
-    with pytest.raises(durabledbm.error, match=r"a file of a dbm\.ndbm database.*db\.db' converts that into 'test\.db'"):
+    with pytest.raises(durabledbm.error, match=r"a file of a dbm\.ndbm.*db\.db' converts that into 'test\.db'"):
         durabledbm.open(db_path + ".db", "c")
 
 

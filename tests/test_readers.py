@@ -181,6 +181,17 @@ def test_a_circle_of_overflow_pages_ends(tmp_path: Path) -> None:
     assert set(entries) < set(ENTRIES.items())
 
 
+@pytest.mark.parametrize("page", [0, 1])
+def test_one_meta_page_of_lmdb_will_do(tmp_path: Path, page: int) -> None:
+    path = Path(put_lmdb(tmp_path))
+    data = bytearray(path.read_bytes())
+    data[4096 * page : 4096 * page + 200] = bytes(200)
+    path.write_bytes(data)
+    entries, _ = read(LmdbSource, str(path))
+    assert set(entries) <= set(HELD[LmdbSource].items())
+    assert len(entries) > 100
+
+
 def test_a_circle_in_the_tree_of_lmdb_ends(tmp_path: Path) -> None:
     path = Path(put_lmdb(tmp_path))
     data = bytearray(path.read_bytes())

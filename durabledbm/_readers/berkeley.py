@@ -20,10 +20,11 @@ from .file import Damaged, OldFile
 __all__ = ["BerkeleySource", "is_berkeley_2"]
 
 _MAGIC = 0x061561
-_META = "12xIIIBxBx4xI52xI"
+_META = "12xIIIBxBx4xI12xI"
 """Behind a log number and the page's own: magic, version, page size, whether it is encrypted, whether there are
-checksums, last page, and, after more, the number of entries."""
-_META_SIZE = 92
+checksums; after the list of free pages the last page; after three counts the flags."""
+_META_SIZE = 52
+_SEVERAL_VALUES = 1
 _HEADER = "8xIIIHHBB"
 """Behind a log number: page number, the one before, the next one, items, where the items begin, level, type."""
 _HEADER_SIZE = 26
@@ -42,7 +43,8 @@ def is_berkeley_2(head: bytes) -> bool:
 class BerkeleySource:
     """The entries of a hash file of Berkeley DB. `damaged` is told what cannot be read.
 
-    Raises `error` for one with several values for a key, or encrypted, and `CorruptionError` if nothing can be read.
+    Raises `error` for one that has several values for a key, is encrypted or has checksums, and `CorruptionError` if
+    nothing can be read.
     """
 
     ordered = False
@@ -64,17 +66,24 @@ class BerkeleySource:
         self._place = struct.Struct(order + _PLACE)
         self._number = struct.Struct(order + "H")
         fields: tuple[int, ...] = struct.unpack_from(order + _META, head)
-        magic, _, self._page_size, encrypted, checksums, last_page, self._entries = fields
+        magic, _, self._page_size, encrypted, checksums, last_page, flags = fields
         if magic != _MAGIC or self._page_size not in _PAGE_SIZES:
             raise CorruptionError("its meta page is damaged, or of Berkeley DB 1.85", path=path)
         if encrypted or checksums:
             raise error(f"{path}: a Berkeley DB file that is encrypted or has checksums can't be migrated")
+        if flags & _SEVERAL_VALUES:
+            raise error(f"{path}: a Berkeley DB file with several values for one key can't be migrated")
         self._pages = min(last_page + 1, self._file.size // self._page_size)
         self._is_cut = self._pages <= last_page
 
     def count(self) -> int | None:
-        """The number of entries, as the file says: about right, which is how Berkeley DB keeps it."""
-        return self._entries
+        """The sum of what the pages say. The meta page has a count too, but Berkeley DB does not keep it exact."""
+        total = 0
+        for number in range(1, self._pages):
+            header = self._file.read(number * self._page_size, _HEADER_SIZE)
+            if header is not None and (fields := self._header.unpack(header))[6] in (_HASH, _UNSORTED):
+                total += fields[3] // 2
+        return total
 
     def entries(self) -> Generator[tuple[bytes, bytes], None, None]:
         """All entries, page by page."""
@@ -113,8 +122,6 @@ class BerkeleySource:
         if item[0] == _PLAIN:
             return item[1:]
         if item[0] != _ELSEWHERE or len(item) != self._place.size:
-            if item[0] in (2, 4):
-                raise error(f"{self._file.path}: a Berkeley DB file with several values for one key can't be migrated")
             return None
         number, size = self._place.unpack(item)
         return self._chain(number, size)

@@ -64,21 +64,28 @@ class GnuSource:
         try:
             self._lock = _shared_lock(name)
             self._header = _read_header(self._file)
+            # In a bucket stand the count of free blocks, these, the bits of the bucket, and the count of its elements.
+            self._count_at = self._header.offset_size + _AVAILABLE * 2 * self._header.offset_size + 4
         except BaseException:
             self.close()
             raise
 
     def count(self) -> int | None:
-        """Not known before all buckets are read."""
-        return None
+        """The sum of what the buckets say; None if one cannot be read."""
+        total = 0
+        for number in self._buckets():
+            count = self._file.read(number + self._count_at, 4)
+            if count is None:
+                return None
+            total += int.from_bytes(count, "little" if self._header.order == "<" else "big")
+        return total
 
     def entries(self) -> Generator[tuple[bytes, bytes], None, None]:
         """All entries, bucket by bucket."""
         header = self._header
         element = struct.Struct(f"{header.order}I4s{header.offset_code}II")
-        table_size = element.size * header.bucket_elements
-        # The count of free blocks, those blocks, the bits of the bucket, and the count of its elements.
-        table_at = header.offset_size + _AVAILABLE * 2 * header.offset_size + 8
+        table_at = self._count_at + 4
+        table_end = table_at + element.size * header.bucket_elements
         sound = True
         for number in self._buckets():
             bucket = self._file.read(number, header.bucket_size)
@@ -87,9 +94,7 @@ class GnuSource:
                 self._damaged(f"{self._file.path}: the bucket at {number} cannot be read")
                 continue
             found = 0
-            for hash_value, start, offset, key_size, value_size in element.iter_unpack(
-                bucket[table_at : table_at + table_size]
-            ):
+            for hash_value, start, offset, key_size, value_size in element.iter_unpack(bucket[table_at:table_end]):
                 if hash_value == _UNUSED:
                     continue
                 found += 1
@@ -99,7 +104,7 @@ class GnuSource:
                     self._damaged(f"{self._file.path}: the entry at {offset} cannot be read")
                 else:
                     yield data[:key_size], data[key_size:]
-            (expected,) = struct.unpack_from(f"{header.order}I", bucket, table_at - 4)
+            (expected,) = struct.unpack_from(f"{header.order}I", bucket, self._count_at)
             if found != expected:
                 self._damaged(f"{self._file.path}: the bucket at {number} has {found} entries instead of {expected}")
         self._verified = sound

@@ -20,10 +20,9 @@ from .file import Damaged, OldFile
 
 __all__ = ["LmdbSource"]
 
-_META = struct.Struct("<16xIIQQ 48x IHHQQQQQ QQ")
-"""Behind the page's header: magic, version, address, size of the map; the list of free pages, which is skipped; of the
-main database: a pad, flags, depth, branch, leaf and overflow pages, entries, root; last page, transaction number."""
-_PAGE_SIZE = struct.Struct("<40xI")
+_META = struct.Struct("<16xIIQQ I44x 4xHHQQQQQ QQ")
+"""Behind the page's header: magic, version, address, size of the map; page size, and the list of free pages, which is
+skipped; of the main database: flags, depth, branch, leaf and overflow pages, entries, root; last page, transaction."""
 _HEADER = struct.Struct("<Q2xHHH")
 """Page number, flags, and the ends of the table of nodes and of the free space."""
 _OVERFLOW_HEADER = struct.Struct("<Q2xHI")
@@ -38,6 +37,7 @@ _BRANCH, _LEAF, _OVERFLOW = 1, 2, 4
 _KINDS = _BRANCH | _LEAF | _OVERFLOW
 _SEVERAL_VALUES = 4
 _BIG_VALUE, _NAMED_DATABASE = 1, 2
+_DATABASE_SIZE = 48
 _NO_PAGE = 2**64 - 1
 _PAGE_SIZES = [512 << shift for shift in range(8)]
 _DEPTH_MAX = 32
@@ -54,16 +54,6 @@ class _Database(NamedTuple):
     last_page: int
 
 
-class _Node(NamedTuple):
-    """A node of a page of the tree: what its header says, its key, and where its value begins."""
-
-    low: int
-    high: int
-    flags: int
-    key: bytes
-    at: int
-
-
 class LmdbSource:
     """The entries of an LMDB environment without named databases. `damaged` is told what cannot be read.
 
@@ -71,9 +61,8 @@ class LmdbSource:
     """
 
     def __init__(self, path: str, damaged: Damaged) -> None:
-        self._path = os.path.join(path, "data.mdb") if os.path.isdir(path) else path
         self._damaged = damaged
-        self._file = OldFile(self._path)
+        self._file = OldFile(os.path.join(path, "data.mdb") if os.path.isdir(path) else path)
         try:
             self._page_size, self._database = _find(self._file)
             if self._database.flags & _SEVERAL_VALUES:
@@ -83,7 +72,6 @@ class LmdbSource:
             raise
         self.ordered = not self._database.flags  # some of them mean another order
         self._pages = min(self._file.size // self._page_size, self._database.last_page + 1)
-        self._last: bytes | None = None
         self._seen: dict[int, bytearray] = {}
         """Which pages were met: a byte a page, in pieces, since the file may have large holes."""
 
@@ -93,37 +81,50 @@ class LmdbSource:
 
     def entries(self) -> Generator[tuple[bytes, bytes], None, None]:
         """All entries."""
-        self._last, self._seen = None, {}
-        count = 0
-        if self._database.root != _NO_PAGE:
-            for entry in self._below(self._database.root, self._database.depth):
-                yield entry
-                count += 1
+        self._seen = {}
+        count, last = 0, b""
+        for page in self._leaves(self._database.root, self._database.depth):
+            for low, high, flags, key, at in self._nodes(page):
+                value = self._value(page, low | high << 16, flags, at)
+                if value is None or not key or (self.ordered and key <= last):
+                    self._damaged(f"{self._file.path}: the entry {key[:50]!r} is damaged")
+                else:
+                    yield key, value
+                    last = key
+                    count += 1
         if count != self._database.entries:
-            self._damaged(f"{self._path}: of {self._database.entries} entries {count} could be read")
+            self._damaged(f"{self._file.path}: of {self._database.entries} entries {count} could be read")
 
     def close(self) -> None:
         """Release the file."""
         self._file.close()
 
-    def _below(self, number: int, depth: int) -> Generator[tuple[bytes, bytes], None, None]:
-        """The entries under a page of the tree. `depth` counts down to 1 at the leaves."""
+    def _leaves(self, number: int, depth: int) -> Iterator[bytes]:
+        """The leaves under a page of the tree, in order. `depth` counts down to 1 there."""
+        if number == _NO_PAGE:
+            return
         page = self._page(number, _LEAF if depth == 1 else _BRANCH)
         if page is None:
-            self._damaged(f"{self._path}: page {number} is damaged, or is none of the tree")
-            return
-        for node in _nodes(page):
-            if node is None:
-                self._damaged(f"{self._path}: an entry in page {number} is damaged")
-            elif depth > 1:
-                yield from self._below(node.low | node.high << 16 | node.flags << 32, depth - 1)
-            else:
-                value = self._value(page, node)
-                if value is None or (self.ordered and self._last is not None and node.key <= self._last):
-                    self._damaged(f"{self._path}: the entry {node.key[:50]!r} is damaged")
-                else:
-                    self._last = node.key
-                    yield node.key, value
+            self._damaged(f"{self._file.path}: page {number} is damaged, or is none of the tree")
+        elif depth == 1:
+            yield page
+        else:
+            for low, middle, high, _, _ in self._nodes(page):
+                yield from self._leaves(low | middle << 16 | high << 32, depth - 1)
+
+    def _nodes(self, page: bytes) -> Iterator[tuple[int, int, int, bytes, int]]:
+        """The nodes of a page, in order: three numbers of its header, the key, and where the value begins."""
+        number, _, table_end, _ = _HEADER.unpack_from(page)
+        for at in range(_HEADER.size, table_end - 1, 2):
+            start = page[at] | page[at + 1] << 8
+            if table_end <= start <= len(page) - _NODE.size:
+                low, high, flags, key_size = _NODE.unpack_from(page, start)
+                start += _NODE.size
+                end = start + key_size
+                if end <= len(page):
+                    yield low, high, flags, page[start:end], end
+                    continue
+            self._damaged(f"{self._file.path}: an entry in page {number} is damaged")
 
     def _page(self, number: int, kind: int) -> bytes | None:
         """A page of the tree, if it is one of this kind, and was not met before."""
@@ -143,61 +144,44 @@ class LmdbSource:
         self._seen[piece][at] = 1
         return met
 
-    def _value(self, page: bytes, node: _Node) -> bytes | None:
-        if node.flags & _NAMED_DATABASE:
-            raise error(f"{self._path}: an LMDB environment with named databases can't be migrated")
-        size = node.low | node.high << 16
-        if not node.flags & _BIG_VALUE:
-            value = page[node.at : node.at + size]
+    def _value(self, page: bytes, size: int, flags: int, at: int) -> bytes | None:
+        if not flags:
+            value = page[at : at + size]
             return value if len(value) == size else None
-        if node.at + _NUMBER.size > len(page):
+        if flags & _NAMED_DATABASE and size == _DATABASE_SIZE:
+            raise error(f"{self._file.path}: an LMDB environment with named databases can't be migrated")
+        if flags != _BIG_VALUE or at + _NUMBER.size > len(page):
             return None
-        (number,) = _NUMBER.unpack_from(page, node.at)
+        (number,) = _NUMBER.unpack_from(page, at)
         if not 1 < number < self._pages:
             return None
         offset = number * self._page_size
         head = self._file.read(offset, _OVERFLOW_HEADER.size)
         if head is None:
             return None
-        own_number, flags, pages = _OVERFLOW_HEADER.unpack(head)
+        own_number, kind, pages = _OVERFLOW_HEADER.unpack(head)
         room = pages * self._page_size - _OVERFLOW_HEADER.size
-        if own_number != number or flags & _KINDS != _OVERFLOW or size > room:
+        if own_number != number or kind & _KINDS != _OVERFLOW or size > room:
             return None
         return self._file.read(offset + _OVERFLOW_HEADER.size, size)
 
 
 def _find(file: OldFile) -> tuple[int, _Database]:
-    """The page size, and the newest state of the main database that is whole."""
-    path = file.path
-    first = file.read(0, _META.size) or bytes(_META.size)
-    (page_size,) = _PAGE_SIZE.unpack_from(first)
-    if page_size not in _PAGE_SIZES:
-        raise CorruptionError("the first meta page is damaged, or of a machine of another kind", path=path)
+    """The page size, and the newest state of the main database that is told by a meta page."""
     states = []
-    for meta in (first, file.read(page_size, _META.size) or bytes(_META.size)):
-        magic, version, _, _, _, flags, depth, _, _, _, entries, root, last_page, txid = _META.unpack(meta)
-        if magic != _MAGIC:
+    for at in (0, *_PAGE_SIZES):  # the second one begins where the first page ends
+        meta = file.read(at, _META.size)
+        if meta is None:
+            break
+        magic, version, _, _, page_size, flags, depth, _, _, _, entries, root, last_page, txid = _META.unpack(meta)
+        if magic != _MAGIC or page_size not in _PAGE_SIZES or at not in (0, page_size):
             continue
         if version & 0xFFFF != _VERSION:
-            raise error(f"{path}: LMDB's format {version & 0xFFFF}; only format {_VERSION} can be migrated")
-        states.append((txid, _Database(flags, depth, entries, root, last_page)))
+            raise error(f"{file.path}: LMDB's format {version & 0xFFFF}; only format {_VERSION} can be migrated")
+        states.append((txid, page_size, _Database(flags, depth, entries, root, last_page)))
     if not states:
-        raise CorruptionError("both meta pages are damaged", path=path)
-    _, database = max(states)
+        raise CorruptionError("both meta pages are damaged, or of a machine of another kind", path=file.path)
+    _, page_size, database = max(states)
     if database.root != _NO_PAGE and not 0 < database.depth <= _DEPTH_MAX:
-        raise CorruptionError(f"its tree cannot be {database.depth} pages deep", path=path)
+        raise CorruptionError(f"its tree cannot be {database.depth} pages deep", path=file.path)
     return page_size, database
-
-
-def _nodes(page: bytes) -> Iterator[_Node | None]:
-    """The nodes of a page, in order. None for one that is damaged."""
-    table_end = _HEADER.unpack_from(page)[2]
-    for at in range(_HEADER.size, table_end - 1, 2):
-        start = int.from_bytes(page[at : at + 2], "little")
-        if not table_end <= start <= len(page) - _NODE.size:
-            yield None
-            continue
-        low, high, flags, key_size = _NODE.unpack_from(page, start)
-        start += _NODE.size
-        end = start + key_size
-        yield _Node(low, high, flags, page[start:end], end) if end <= len(page) else None

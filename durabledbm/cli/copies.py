@@ -322,7 +322,7 @@ COMMANDS = {
             [
                 ("durabledbm migrate sessions", "in place: programs find the same name"),
                 ("durabledbm migrate old.gdbm new.db", "under a new name"),
-                ("durabledbm migrate --salvage damaged.dat new.db", "what can be read of it"),
+                ("durabledbm migrate --salvage sessions saved.db", "what can be read, if it is damaged"),
             ],
         ),
         Command(
