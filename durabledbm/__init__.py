@@ -11,7 +11,7 @@ TYPE_CHECKING = False
 """What `typing` has under this name, without the time that importing it takes."""
 
 if TYPE_CHECKING:
-    from . import changelog
+    from . import changelog, remote
     from . import shelve as shelve
     from .database import open  # noqa: A004
     from .handle import Database
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BusyError", "ClosedError", "CorruptionError", "Database", "ReadOnlyError", "ShardedDatabase", "Snapshot",
-    "Transaction", "__version__", "changelog", "error", "install", "migrate", "open", "open_sharded", "uninstall",
-    "whichdb",
+    "Transaction", "__version__", "changelog", "error", "install", "migrate", "open", "open_sharded", "remote",
+    "uninstall", "whichdb",
 ]  # fmt: skip
 
 __version__ = "0.1.0"
@@ -32,7 +32,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "Database": "handle", "ShardedDatabase": "sharded", "Snapshot": "snapshot", "Transaction": "transaction",
     "changelog": "", "install": "stdlib", "migrate": "migration", "open": "database", "open_sharded": "sharded",
-    "shelve": "", "uninstall": "stdlib", "whichdb": "stdlib",
+    "remote": "", "shelve": "", "uninstall": "stdlib", "whichdb": "stdlib",
 }  # fmt: skip
 """What is imported when it is first asked for, as `dbm` does: `import durabledbm` alone costs next to nothing."""
 
@@ -43,7 +43,12 @@ if not TYPE_CHECKING:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from importlib import import_module
 
-        module = import_module(f".{_LAZY[name] or name}", __name__)
+        try:
+            module = import_module(f".{_LAZY[name] or name}", __name__)
+        except ImportError as exc:
+            if exc.name != "crc32c":
+                raise
+            raise exc.with_traceback(None) from None  # the message says what to do; how it came about helps nobody
         value = getattr(module, name) if _LAZY[name] else module
         globals()[name] = value
         return value

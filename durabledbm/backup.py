@@ -27,7 +27,7 @@ from ._engine.store import Store
 from ._tempfiles import replacing
 from .errors import error
 
-__all__ = ["Pace", "Progress", "backup", "write_whole"]
+__all__ = ["Pace", "Progress", "backup", "check_target", "write_whole"]
 
 Progress = Callable[[int, int], None]
 """Called with (entries done, entries in all)."""
@@ -59,7 +59,7 @@ def backup(
     if the target cannot be written, or is the database itself, `CorruptionError` if the database is damaged.
     """
     path = os.path.realpath(os.fsdecode(target))
-    _refuse(path, store)
+    check_target(path, store.disk.identity())
     write_whole(path, state.meta, store.disk.status(), lambda builder: _copy(store, state, builder, progress))
 
 
@@ -121,13 +121,16 @@ class Pace:
         self._worked = worked
 
 
-def _refuse(path: str, store: Store) -> None:
-    """Raise if the target must not be replaced."""
+def check_target(path: str, source: tuple[int, int] | None) -> None:
+    """Raise if the target must not be replaced: a directory, a device, or the database itself.
+
+    `source` is its `Disk.identity()`, None if what is copied is in no file.
+    """
     try:
         status = os.stat(path)
     except FileNotFoundError:
         return
-    if (status.st_dev, status.st_ino) == store.disk.identity():
+    if (status.st_dev, status.st_ino) == source:
         raise error(errno.EINVAL, "is the database itself", path)
     if not stat.S_ISREG(status.st_mode):
         raise error(errno.EINVAL, "is not a regular file", path)

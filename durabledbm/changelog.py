@@ -234,14 +234,15 @@ class ChangeLog:
         """Return when everything appended is on the disk."""
         with self._own_lock():
             self._check_open()
-            if self._writer is not None and self._writer.sync(0.0):
-                self._writer.mark()
+            writer = self._kept()
+            if writer is not None and writer.sync(0.0):
+                writer.mark()
 
     def close(self) -> None:
         """Sync, and let others append. Closing twice is harmless; if the sync raises it is closed too."""
         with self._own_lock():
             self.closed = True
-            writer, self._writer = self._writer, None
+            writer, self._writer = self._kept(), None
             if writer is not None:
                 writer.close()
 
@@ -366,9 +367,20 @@ class ChangeLog:
 
     def _ready(self) -> Writer:
         self._check_open()
-        if self._writer is None:
+        writer = self._kept()
+        if writer is None:
+            writer = self._writer = Writer(self._files, self._codec, self.max_file_size)
+            self.tail = writer.tail
+        return writer
+
+    def _kept(self) -> Writer | None:
+        """The writer, if there is one. If somebody else has closed its files, it is another one, which has synced what
+        was written.
+        """
+        if self._writer is not None and self._writer.lost:
+            self._writer.release()
+            self._writer = None
             self._writer = Writer(self._files, self._codec, self.max_file_size)
-            self.tail = self._writer.tail
         return self._writer
 
     def _base_txid(self, numbers: list[int]) -> int:

@@ -28,6 +28,7 @@ from ._engine.pager import MALFORMED, Pager
 from ._engine.recovery import crc_if_whole
 from ._pages import guess_page_size
 from ._tempfiles import blame_target, new_file, permissions_of, take_name
+from ._words import plural
 from .database import Database
 from .database import open as open_database
 from .errors import CorruptionError, error
@@ -77,7 +78,8 @@ class Report:
             self.losses.append(what)
 
     def __str__(self) -> str:
-        lines = [f"{self.entries:,} entries saved, {self.from_lost_pages:,} of them from pages outside of the tree"]
+        saved = plural(self.entries, "entry")
+        lines = [f"{saved} saved, {self.from_lost_pages:,} of them from pages outside of the tree"]
         if self.commit is None:
             lines.append("no meta page was usable: the newest small changes, which stood there, are lost")
         if self.deleted_may_reappear:

@@ -207,6 +207,19 @@ def create(path: str, key: str) -> None:
     say("done")
 
 
+def create_sharded(attempts: list[tuple[str, int]]) -> None:
+    """Create sharded databases at the same moments as others; tell what each turned out to have."""
+    for path, shards in attempts:
+        say("ready")
+        heard()
+        try:
+            with durabledbm.open_sharded(path, "c", shards=shards) as db:
+                db[str(os.getpid())] = "1"
+                say("made", f"has {db.shards}")
+        except durabledbm.error as exc:
+            say("made", str(exc))
+
+
 def write_numbers(path: str, options: dict[str, Any], sync_every: int) -> None:
     """Write 1, 2, 3 ... each under a key of its own; report each as soon as it is acknowledged.
 

@@ -7,6 +7,7 @@ it is needed. Where the extension module is not found so, the package is importe
 
 from __future__ import annotations
 
+import sys
 from importlib.machinery import ExtensionFileLoader, PathFinder
 from typing import Any, Protocol
 
@@ -37,8 +38,20 @@ def from_extension(package: str) -> Checksum | None:
 
 
 def _imported() -> Checksum:
-    from crc32c import crc32c
-
+    try:
+        from crc32c import crc32c
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            f"the package crc32c is missing, which durabledbm needs: "
+            f"'{sys.executable} -m pip install crc32c' installs it",
+            name="crc32c",
+        ) from None
+    except ImportError as exc:
+        raise ImportError(
+            f"the package crc32c, which durabledbm needs, can't be imported ({exc}): "
+            f"'{sys.executable} -m pip install --force-reinstall crc32c' may mend it",
+            name="crc32c",
+        ) from None
     return crc32c
 
 

@@ -31,7 +31,7 @@ from .locks import Turn, WriterLock
 from .meta import META_SIZE, SECTOR, UNFINISHED, Meta, encode_meta, first_page, steady_copy
 from .recovery import newest, read_slots
 
-__all__ = ["TEMPORARY_LOCK", "initialise", "noise", "replace", "temporary_name"]
+__all__ = ["TEMPORARY_LOCK", "initialise", "random_bytes", "replace", "temporary_name"]
 
 TEMPORARY_LOCK = (1 << 62) - 4
 """The byte that whoever makes a temporary file locks in it: a file without that lock is left over from a killed run."""
@@ -63,7 +63,7 @@ def _first_meta(page_size: int) -> Meta:
     )  # fmt: skip
 
 
-def noise(size: int) -> bytes:
+def random_bytes(size: int) -> bytes:
     """Random bytes, which agree with no sector of anything that was ever written."""
     return os.urandom(size)
 
