@@ -49,7 +49,7 @@ def _imported() -> Checksum:
     except ImportError as exc:
         raise ImportError(
             f"the package crc32c, which durabledbm needs, can't be imported ({exc}): "
-            f"'{sys.executable} -m pip install --force-reinstall crc32c' may mend it",
+            f"'{sys.executable} -m pip install crc32c --force-reinstall' may mend it",
             name="crc32c",
         ) from None
     return crc32c
