@@ -6,7 +6,7 @@ everything else follows.
 
 from __future__ import annotations
 
-from collections.abc import ItemsView, Iterable, Iterator, Mapping, MutableMapping, ValuesView
+from collections.abc import ItemsView, Iterable, Iterator, Mapping, MutableMapping, Reversible, ValuesView
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -97,7 +97,7 @@ class Values(ValuesView[bytes]):
         return any(value == other for other in self)
 
 
-class Readable(Mapping[bytes, bytes]):
+class Readable(Reversible[bytes], Mapping[Any, bytes]):
     """A read-only mapping of bytes to bytes, in the order of the keys.
 
     A look-up in a database sees every commit that was acknowledged before it began, by whatever thread or process; in
@@ -231,7 +231,7 @@ class Readable(Mapping[bytes, bytes]):
         return next(self._keys(as_bytes(key, "key") + b"\0", None, False), None)
 
 
-class Writable(Readable, MutableMapping[bytes, bytes]):
+class Writable(Readable, MutableMapping[Any, bytes]):
     """A mapping of bytes to bytes that can be written.
 
     Each method is one atomic change: all of it is there or nothing, also after a crash. In a database it is a commit,
@@ -293,6 +293,10 @@ class Writable(Readable, MutableMapping[bytes, bytes]):
             default = None  # type: ignore[assignment]
         return self._set_default(data, as_bytes(default, "value"))
 
+    @overload
+    def pop(self, key: Key) -> bytes: ...
+    @overload
+    def pop(self, key: Key, default: bytes | T) -> bytes | T: ...
     def pop(self, key: Key, default: Any = _REQUIRED) -> Any:
         """Delete `key` and return its value; if it is not there, return `default` or raise `KeyError`."""
         data = as_bytes(key, "key")

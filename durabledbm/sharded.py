@@ -15,7 +15,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from zlib import crc32
 
 from . import _manifest
@@ -24,11 +24,14 @@ from ._engine.native import FileVolume
 from ._manifest import GOLDEN, make_whole, place, shard_path
 from ._shardparts import ShardedSnapshot, ShardedStats, ShardTransaction, merged
 from .check import Problem
-from .database import DEFAULT_CACHE_SIZE, Database
+from .database import DEFAULT_CACHE_SIZE, Database, Flag, OpenOptions
 from .database import open as open_database
 from .errors import ClosedError, error
 from .mapping import Key, Writable, as_bytes, read_only
 from .transaction import own_transaction
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["ShardTransaction", "ShardedDatabase", "ShardedSnapshot", "ShardedStats", "open_sharded"]
 
@@ -45,8 +48,9 @@ DEFAULT_SHARDS = _Default(8)
 
 
 def open_sharded(
-    directory: Path, flag: str = "r", mode: int = 0o666, *, shards: int = DEFAULT_SHARDS, **open_options: Any
-) -> ShardedDatabase:
+    directory: Path, flag: Flag = "r", mode: int = 0o666, *, shards: int = DEFAULT_SHARDS,
+    **open_options: Unpack[OpenOptions],
+) -> ShardedDatabase:  # fmt: skip
     """Open a sharded database, and return it as a `ShardedDatabase`.
 
     directory: the directory that holds its files and nothing else. It is created if only its parent exists.
@@ -103,7 +107,7 @@ def _make_directory(path: str) -> bool:
     return True
 
 
-def _open_shards(path: str, flag: str, mode: int, shards: int, options: dict[str, Any]) -> list[Database]:
+def _open_shards(path: str, flag: Any, mode: int, shards: int, options: OpenOptions) -> list[Database]:
     options = {**options, "cache_size": options.get("cache_size", DEFAULT_CACHE_SIZE) // shards}
     opened: list[Database] = []
     try:

@@ -23,13 +23,15 @@ import types
 from typing import TYPE_CHECKING, Any
 
 from ._engine.meta import META_SIZE, has_magic
-from .database import Database
+from .database import Database, OpenOptions
 from .database import open as open_database
 from .errors import error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from os import PathLike
+
+    from typing_extensions import Unpack
 
     _Path = str | bytes | PathLike[str] | PathLike[bytes]
 
@@ -70,7 +72,7 @@ def _whichdb(filename: _Path, others: Callable[[Any], str | None]) -> str | None
 class Installation:
     """One call of `install()`, in effect until `uninstall()`, or until the end of a `with` block over it."""
 
-    def __init__(self, options: dict[str, Any]) -> None:
+    def __init__(self, options: OpenOptions) -> None:
         self.options = options
 
     def __enter__(self) -> Installation:
@@ -91,9 +93,9 @@ class _Backend:
     error = error
 
     @staticmethod
-    def open(file: Any, flag: str = "r", mode: int = 0o666) -> Database:
+    def open(file: Any, flag: Any = "r", mode: int = 0o666) -> Database:
         """`durabledbm.open` with the options of the newest `install()`."""
-        options = _installations[-1].options if _installations else {}
+        options: OpenOptions = _installations[-1].options if _installations else {}
         return open_database(file, flag, mode, **options)
 
     whichdb = staticmethod(whichdb)
@@ -102,7 +104,7 @@ class _Backend:
 _backend = _Backend()
 
 
-def install(**open_options: Any) -> Installation:
+def install(**open_options: Unpack[OpenOptions]) -> Installation:
     """Let `dbm.open` and `shelve.open` create durabledbm files, and `dbm.whichdb` know them.
 
     `open_options` are those of `durabledbm.open` (durability, timeout and others) for every file of ours
@@ -128,7 +130,7 @@ def uninstall() -> None:
         _restore()
 
 
-def run_script(path: str, argv: Sequence[str] = (), **open_options: Any) -> None:
+def run_script(path: str, argv: Sequence[str] = (), **open_options: Unpack[OpenOptions]) -> None:
     """Run a Python script as `python path argv...` would, with `install(**open_options)` in effect.
 
     Meant to be the last thing that a process does: threads and exit handlers of the script may outlive it,

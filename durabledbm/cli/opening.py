@@ -10,6 +10,7 @@ from .. import open as open_database
 from ..errors import error
 
 if TYPE_CHECKING:
+    from ..database import Flag
     from ..handle import Database
     from ..sharded import ShardedDatabase
 
@@ -25,7 +26,7 @@ def is_sharded(file: str) -> bool:
     return os.path.exists(os.path.join(file, NAME))
 
 
-def open_store(file: str, flag: str, timeout: float | None = 30.0) -> Database | ShardedDatabase:
+def open_store(file: str, flag: Flag, timeout: float | None = 30.0) -> Database | ShardedDatabase:
     """Open it. Raises what `durabledbm.open` raises."""
     options: dict[str, Any] = {"timeout": timeout}
     if is_sharded(file):
