@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple, Protocol
 
 from ._engine.creation import temporary_name
+from ._engine.meta import now_ns
 from ._engine.native import FileVolume
 from ._streams import Label, Readable, StreamReader, StreamWriter, codec_of
 from .backup import mode_of
@@ -106,7 +106,7 @@ def _dumpable(source: Mapping[bytes, bytes]) -> Iterator[tuple[Mapping[bytes, by
     elif isinstance(source, Snapshot):
         yield source, _label(source), _NEW_FILE
     else:
-        yield source, Label(NO_IDENTITY, 1, time.time_ns()), _NEW_FILE
+        yield source, Label(NO_IDENTITY, 1, now_ns()), _NEW_FILE
 
 
 def _label(snapshot: Snapshot) -> Label:

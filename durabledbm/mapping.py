@@ -7,6 +7,7 @@ everything else follows.
 from __future__ import annotations
 
 from collections.abc import ItemsView, Iterable, Iterator, Mapping, MutableMapping, Reversible, ValuesView
+from itertools import zip_longest
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -40,7 +41,8 @@ def as_bytes(data: object, what: str) -> bytes:
 
 def as_changes(other: Any, more: Mapping[str, Any]) -> dict[bytes, bytes]:
     """What `dict.update(other, **more)` would set, as bytes. Raises before anything is written."""
-    if type(other) in (dict, list, tuple) and not more:  # what can be gone through twice, if need be
+    # What can be gone through twice, if need be: a dict, or pairs that are no iterators.
+    if not more and (type(other) is dict or (type(other) in (list, tuple) and {*map(type, other)} <= {tuple, list})):
         try:
             changes: dict[bytes, bytes] = dict(other)
         except (TypeError, ValueError):
@@ -167,15 +169,17 @@ class Readable(Reversible[bytes], Mapping[Any, bytes]):
         return len(self) > 0
 
     def __eq__(self, other: object) -> bool:
-        """Whether `other` is a mapping with the same entries; the keys of a dict must be bytes to be equal."""
+        """Whether `other` is a mapping with the same entries; its keys must be bytes to be equal."""
         if not isinstance(other, Mapping):
             return NotImplemented
         if len(self) != len(other):
             return False
-        try:
-            return all(other[key] == value for key, value in self.range())
-        except KeyError:
-            return False
+        if isinstance(other, Readable):
+            return all(mine == theirs for mine, theirs in zip_longest(self.range(), other.range()))
+        if isinstance(other, dict):  # asked in a way that lets no defaultdict add what it has not
+            return all(dict.get(other, key, _REQUIRED) == value for key, value in self.range())
+        mine = self.get
+        return all(isinstance(key, bytes) and mine(key, _REQUIRED) == value for key, value in other.items())
 
     # Order
 

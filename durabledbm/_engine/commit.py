@@ -32,13 +32,22 @@ slot, the list grows, and pages freed since the last durable commit are not reus
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 
 from ..errors import CorruptionError
 from .disk import Disk
 from .merge import Change, Merged, Touch, merge
-from .meta import CHANGE_OVERHEAD, META_SIZE, Meta, encode_changes, encode_meta, first_page, room_for, steady_copy
+from .meta import (
+    CHANGE_OVERHEAD,
+    META_SIZE,
+    Meta,
+    encode_changes,
+    encode_meta,
+    first_page,
+    now_ns,
+    room_for,
+    steady_copy,
+)
 from .page import ref_parts
 from .pager import MALFORMED, Pager
 from .space import Space
@@ -234,7 +243,7 @@ class Committer:
             steady_txid=self.durable_txid,
             steady=False,
             relaxed=not sync,
-            time_ns=time.time_ns(),
+            time_ns=now_ns(),
         )
         page = encode_meta(meta, self._encoded[1] if meta.changes is self._encoded[0] else None)
         self._cut = self._cut or meta.page_count < state.meta.page_count

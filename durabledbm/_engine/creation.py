@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import errno
 import os
-import time
 
 from .disk import Disk, Volume
-from .meta import Meta, encode_meta, first_page
+from .meta import Meta, encode_meta, first_page, now_ns
 
 __all__ = ["create", "empty_database", "initialise", "replace", "temporary_name"]
 
@@ -23,7 +22,7 @@ def empty_database(page_size: int) -> bytes:
     """The content of a new file: two equal, steady metas."""
     meta = Meta(
         txid=1, page_size=page_size, database_id=os.urandom(16), page_count=first_page(page_size),
-        steady_txid=1, steady=True, time_ns=time.time_ns(),
+        steady_txid=1, steady=True, time_ns=now_ns(),
     )  # fmt: skip
     return encode_meta(meta) * 2
 

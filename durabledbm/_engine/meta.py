@@ -15,6 +15,7 @@ Pure: bytes in, bytes out. The layout is documented in docs/format.md.
 from __future__ import annotations
 
 import struct
+import time
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -41,6 +42,7 @@ __all__ = [
     "first_page",
     "has_magic",
     "look_of",
+    "now_ns",
     "room_for",
     "steady_copy",
 ]  # fmt: skip
@@ -122,9 +124,14 @@ class Meta(NamedTuple):
     steady: bool = False
     relaxed: bool = False
     time_ns: int = 0
-    """When the commit was made, nanoseconds since 1970, by the clock of the machine that made it."""
+    """When the commit was made, nanoseconds since 1970, by the clock of the machine that made it; 0 if unknown."""
     extents: tuple[Extent, ...] = ()
     changes: Mapping[bytes, bytes | None] = _NO_CHANGES
+
+
+def now_ns() -> int:
+    """Nanoseconds since 1970, as files hold them: 0, which means "unknown", if the clock shows an earlier time."""
+    return min(max(time.time_ns(), 0), 2**64 - 1)
 
 
 def first_page(page_size: int) -> int:
