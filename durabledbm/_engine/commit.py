@@ -32,14 +32,23 @@ slot, the list grows, and pages freed since the last durable commit are not reus
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 
 from ..errors import CorruptionError
 from .creation import random_bytes
 from .disk import Disk
 from .merge import Change, Merged, Touch, merge
-from .meta import CHANGE_OVERHEAD, META_SIZE, Meta, encode_changes, encode_meta, first_page, room_for, steady_copy
+from .meta import (
+    CHANGE_OVERHEAD,
+    META_SIZE,
+    Meta,
+    encode_changes,
+    encode_meta,
+    first_page,
+    now_ns,
+    room_for,
+    steady_copy,
+)
 from .page import ref_parts
 from .pager import MALFORMED, Pager
 from .space import Space
@@ -245,7 +254,7 @@ class Committer:
             steady_txid=self.durable_txid,
             steady=False,
             relaxed=not sync,
-            time_ns=time.time_ns(),
+            time_ns=now_ns(),
         )
         if not self._has_begun:
             meta = meta._replace(generation=random_bytes(8), generation_txid=meta.txid)

@@ -20,6 +20,7 @@ Pure: bytes in, bytes out. The layout is documented in docs/format.md.
 from __future__ import annotations
 
 import struct
+import time
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -52,6 +53,7 @@ __all__ = [
     "look_of",
     "look_with",
     "may_follow",
+    "now_ns",
     "room_for",
     "steady_copy",
 ]  # fmt: skip
@@ -143,13 +145,18 @@ class Meta(NamedTuple):
     steady: bool = False
     relaxed: bool = False
     time_ns: int = 0
-    """When the commit was made, nanoseconds since 1970, by the clock of the machine that made it."""
+    """When the commit was made, nanoseconds since 1970, by the clock of the machine that made it; 0 if unknown."""
     generation: bytes = bytes(8)
     """The name of the generation that the commit belongs to; zeros if no handle has committed anything yet."""
     generation_txid: int = 0
     """The first commit of that generation."""
     extents: tuple[Extent, ...] = ()
     changes: Mapping[bytes, bytes | None] = _NO_CHANGES
+
+
+def now_ns() -> int:
+    """Nanoseconds since 1970, as files hold them: 0, which means "unknown", if the clock shows an earlier time."""
+    return min(max(time.time_ns(), 0), 2**64 - 1)
 
 
 def first_page(page_size: int) -> int:
