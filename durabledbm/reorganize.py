@@ -14,8 +14,10 @@ Pages that a snapshot pins stay where they are, so while one is open the file ma
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
+from heapq import nlargest
+from operator import itemgetter
 
 from ._engine.merge import TOUCH, Touch
 from ._engine.store import Store
@@ -25,6 +27,9 @@ __all__ = ["Progress", "reorganize"]
 
 Progress = Callable[[int, int], None]
 """Called with (steps done, steps in all)."""
+
+_Run = tuple[int, bytes, Touch]
+"""Page id, a key that leads there, and how to touch it."""
 
 _BATCH = 256
 """Runs written anew by one commit: others may write between two of them."""
@@ -62,7 +67,7 @@ def _pack(
     while True:
         with writing():
             tree = store.state.view.tree
-            leaves = leaf_batches(tree, after, _BATCH)
+            leaves = leaf_batches(tree, store.state.pages(), after, _BATCH)
             if not leaves:
                 return packed
             if spare_pages(tree, leaves.values()) > _FULL:
@@ -89,7 +94,7 @@ def _move(
         with writing():
             store.rewrite({}, packing=False)
             end = store.committer.space(store.state, store.oldest_txid()).used_count
-            size = _rewritten(store, end, store.state.meta.page_count)
+            size = _rewritten(store, _standing(store, end, store.state.meta.page_count))
         if cleared >= end and smallest < before * (1 - _COMPACT):
             cleared, before = 0, smallest  # once more, since it was worth it
         if size < smallest:
@@ -97,7 +102,11 @@ def _move(
         elif cleared < end and _is_loose(store, writing):
             # What stands at the end is too long for the holes at the front: make larger ones, bit by bit.
             with writing():
-                _rewritten(store, cleared, cleared + _BATCH)
+                runs = list(_standing(store, cleared, cleared + _BATCH))
+                if not runs:  # on to where something stands
+                    cleared = min((page_id for page_id, _, _ in _standing(store, cleared, end)), default=end)
+                    runs = list(_standing(store, cleared, cleared + _BATCH))
+                _rewritten(store, runs)
             cleared += _BATCH
         else:
             patience -= 1
@@ -105,11 +114,15 @@ def _move(
             progress(total - min(total // 2, max(size - end, 1)), total)
 
 
-def _rewritten(store: Store, start: int, end: int) -> int:
-    """Move what stands between these pages, the last runs first, and not too many; the page count after that."""
-    runs = sorted(standing(store.state.view.tree, start, end), key=lambda run: run[0], reverse=True)
+def _standing(store: Store, start: int, end: int) -> Iterator[_Run]:
+    """The runs of the tree that have a page from `start` up to `end`."""
+    return standing(store.state.view.tree, store.state.pages(), start, end)
+
+
+def _rewritten(store: Store, runs: Iterable[_Run]) -> int:
+    """Move runs, the last ones first, and not too many; the page count after that."""
     touches: dict[bytes, Touch] = {}
-    for _, key, touch in runs[:_BATCH]:
+    for _, key, touch in nlargest(_BATCH, runs, key=itemgetter(0)):
         if key not in touches or touch.moves_value:
             touches[key] = touch
     return store.rewrite(touches, packing=False).meta.page_count

@@ -40,6 +40,11 @@ class Disk(Protocol):
     def size(self) -> int:
         """Length of the file in bytes."""
 
+    def data(self, start: int, stop: int) -> tuple[int, int]:
+        """The first stretch of the bytes in [start, stop) that the file system really keeps; `(stop, stop)` if there is
+        none. The bytes before it are a hole: zeros that take no space. Where the platform does not tell, it keeps all.
+        """
+
     def write(self, offset: int, parts: Sequence[bytes]) -> None:
         """Write the concatenation of `parts` at `offset`, all of it, growing the file if needed."""
 

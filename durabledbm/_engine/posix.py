@@ -22,6 +22,9 @@ assert sys.platform != "win32", "see windows"
 
 __all__ = ["NO_LOCKS", "FileDisk", "FileVolume"]
 
+# Where a system has none, a number that no kernel knows: seeking fails with EINVAL, and all bytes count as kept.
+_SEEK_DATA, _SEEK_HOLE = getattr(os, "SEEK_DATA", -1), getattr(os, "SEEK_HOLE", -1)
+
 _VECTOR_MAX = 512  # buffers in one writev: below every platform's IOV_MAX
 
 NO_LOCKS = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL})
@@ -43,6 +46,15 @@ class FileDisk:
 
     def size(self) -> int:
         return os.fstat(self._fd).st_size
+
+    def data(self, start: int, stop: int) -> tuple[int, int]:
+        if self._fd < 0:
+            raise ClosedError
+        try:  # these seeks move an offset that nothing else here uses
+            first = os.lseek(self._fd, start, _SEEK_DATA)
+            return (first, min(os.lseek(self._fd, first, _SEEK_HOLE), stop)) if first < stop else (stop, stop)
+        except OSError as exc:
+            return (stop, stop) if exc.errno == errno.ENXIO else (start, stop)
 
     def write(self, offset: int, parts: Sequence[bytes]) -> None:
         if len(parts) == 1 and os.pwrite(self._fd, parts[0], offset) == len(parts[0]):
