@@ -14,14 +14,16 @@ Pages that a snapshot pins stay where they are, so while one is open the file ma
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from heapq import nlargest
 from operator import itemgetter
 
-from ._engine.merge import TOUCH, Touch
+from ._engine.merge import MOVE, TOUCH, Touch
+from ._engine.state import State
 from ._engine.store import Store
-from ._engine.vacuum import leaf_batches, spare_pages, standing
+from ._engine.vacuum import leaf_batches, spare_pages
+from ._engine.walk import walk
 
 __all__ = ["Progress", "reorganize"]
 
@@ -89,40 +91,57 @@ def _is_loose(store: Store, writing: Callable[[], AbstractContextManager[object]
 def _move(
     store: Store, writing: Callable[[], AbstractContextManager[object]], progress: Progress | None, total: int
 ) -> None:
-    smallest, patience, cleared, before = 1 << 62, 3, 0, 1 << 62
+    smallest, patience, cleared, before, stuck = 1 << 62, 3, 0, 1 << 62, False
     while patience:
         with writing():
             store.rewrite({}, packing=False)
             end = store.committer.space(store.state, store.oldest_txid()).used_count
-            size = _rewritten(store, _standing(store, end, store.state.meta.page_count))
+            found = _Found(store.state, cleared, end)
+            if stuck:
+                # What stands at the end is too long for the holes at the front: make larger ones, bit by bit.
+                _rewritten(store, found.between)
+                cleared = found.next
+            size = _rewritten(store, found.behind)
         if cleared >= end and smallest < before * (1 - _COMPACT):
             cleared, before = 0, smallest  # once more, since it was worth it
+        stuck = False
         if size < smallest:
             smallest, patience = size, 3
         elif cleared < end and _is_loose(store, writing):
-            # What stands at the end is too long for the holes at the front: make larger ones, bit by bit.
-            with writing():
-                runs = list(_standing(store, cleared, cleared + _BATCH))
-                if not runs:  # on to where something stands
-                    cleared = min((page_id for page_id, _, _ in _standing(store, cleared, end)), default=end)
-                    runs = list(_standing(store, cleared, cleared + _BATCH))
-                _rewritten(store, runs)
-            cleared += _BATCH
+            stuck = True
         else:
             patience -= 1
         if progress is not None:
             progress(total - min(total // 2, max(size - end, 1)), total)
 
 
-def _standing(store: Store, start: int, end: int) -> Iterator[_Run]:
-    """The runs of the tree that have a page from `start` up to `end`."""
-    return standing(store.state.view.tree, store.state.pages(), start, end)
+class _Found:
+    """What one walk through the tree finds: the last of what stands `behind` page `end`, all that stands `between` page
+    `cleared` and one not far behind it, and the `next` page from which on there is more.
+    """
+
+    def __init__(self, state: State, cleared: int, end: int) -> None:
+        self.between: list[_Run] = []
+        self.next = end
+        self.behind = nlargest(_BATCH, self._sorted(state, cleared, end), key=itemgetter(0))
+
+    def _sorted(self, state: State, cleared: int, end: int) -> Iterator[_Run]:
+        stop = cleared + _BATCH
+        for visit in walk(state.view.tree, state.pages()):
+            run = visit.page_id, visit.low, TOUCH if visit.level else MOVE
+            if visit.page_id >= stop:
+                if visit.page_id < self.next:
+                    self.next = visit.page_id
+            elif visit.page_id + visit.page_count > cleared:
+                self.between.append(run)
+            if visit.page_id + visit.page_count > end:
+                yield run
 
 
-def _rewritten(store: Store, runs: Iterable[_Run]) -> int:
+def _rewritten(store: Store, runs: list[_Run]) -> int:
     """Move runs, the last ones first, and not too many; the page count after that."""
     touches: dict[bytes, Touch] = {}
-    for _, key, touch in nlargest(_BATCH, runs, key=itemgetter(0)):
+    for _, key, touch in sorted(runs, key=itemgetter(0), reverse=True)[:_BATCH]:
         if key not in touches or touch.moves_value:
             touches[key] = touch
     return store.rewrite(touches, packing=False).meta.page_count

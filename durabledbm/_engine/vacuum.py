@@ -7,7 +7,7 @@ commit, and may be interrupted at any moment.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from ..errors import CorruptionError
 from .disk import Disk
@@ -20,7 +20,7 @@ from .space import Space
 from .tree import Tree
 from .walk import walk
 
-__all__ = ["at_the_end", "is_wasteful", "leaf_batches", "spare_pages", "standing"]
+__all__ = ["at_the_end", "is_wasteful", "leaf_batches", "spare_pages"]
 
 _WASTEFUL = 0.2
 """Pages that a file may have beyond those in use, in proportion to them: room to write in..."""
@@ -105,16 +105,6 @@ def _key_of(disk: Disk, tree: Tree, page_id: int) -> tuple[bytes, Touch] | None:
     except MALFORMED:
         return None
     return (keys[0], TOUCH) if keys else None
-
-
-def standing(tree: Tree, pages: PageSet, start: int, end: int) -> Iterator[tuple[int, bytes, Touch]]:
-    """Page id, and a key that leads there, of every run of the tree that has a page from `start` up to `end`.
-
-    `pages` are those of the file, for the walk to claim.
-    """
-    for visit in walk(tree, pages):
-        if visit.page_id < end and visit.page_id + visit.page_count > start:
-            yield visit.page_id, visit.low, TOUCH if visit.level else MOVE
 
 
 def leaf_batches(tree: Tree, pages: PageSet, after: bytes | None, limit: int) -> dict[bytes, bytes]:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from ..errors import CorruptionError, error
 from .node import Branch, Overflow, decode_branch, decode_leaf, has_overflow
 from .page import BRANCH, HEADER, LEAF, OVERFLOW, REF
-from .pager import MALFORMED, Pager
+from .pager import MALFORMED
 from .pageset import PageSet
 from .tree import Tree
 
@@ -85,12 +85,12 @@ class Visit:
         assert self.branch is not None
         return [self.low, *self.branch.separators]
 
-    def _read(self, pager: Pager, *, all_entries: bool) -> Flaw | None:
-        """Read and decode it; what is wrong with it. Raises `CorruptionError` if it is not what is pointed at."""
-        run = self.run = pager.read(self.ref, self.kind)
+    def _decode(self, run: bytes, *, entries: bool) -> Flaw | None:
+        """Decode a branch, or a leaf of which the `entries` will be asked for; what is wrong with it."""
+        self.run = run
         try:
             if self.level == 1:
-                if all_entries or has_overflow(run):
+                if entries:
                     self.entries()
                 return None
             self.branch = decode_branch(run)
@@ -99,19 +99,20 @@ class Visit:
         bounds = self.lows() if self.high is None else [*self.lows(), self.high]
         return None if all(map(lt, bounds, bounds[1:])) else Flaw(2, "the separators are out of order")
 
-    def _below(self, after: bytes | None) -> Iterator[Visit]:
-        """What it leads to, from the last to the first: of children only those that may hold keys behind `after`."""
-        if self.branch is None:
-            if has_overflow(self.run):
-                for key, value in zip(*map(reversed, self.entries()), strict=True):
-                    if type(value) is Overflow:
-                        yield Visit(value.ref, 0, key, None, self, value)
-            return
+    def _children(self, after: bytes | None) -> Iterator[Visit]:
+        """What a branch leads to, from the last to the first: only what may hold keys behind `after`."""
+        assert self.branch is not None
         separators, refs, _ = self.branch
         lows, highs = self.lows(), [*separators, self.high]
         first = 0 if after is None else bisect_right(separators, after)
         for at in range(len(refs) - 1, first - 1, -1):
             yield Visit(refs[at], self.level - 1, lows[at], highs[at], self)
+
+    def _large_values(self) -> Iterator[Visit]:
+        """What a leaf leads to, from the last to the first."""
+        for key, value in zip(*map(reversed, self.entries()), strict=True):
+            if type(value) is Overflow:
+                yield Visit(value.ref, 0, key, None, self, value)
 
 
 def walk(
@@ -125,26 +126,33 @@ def walk(
     reading fails; but what is `tolerated` only becomes the visit's flaw.
     """
     stack = [Visit(tree.root, tree.depth, b"", None, None)] if tree.depth else []
+    read, malformed = tree.pager.read, tree.pager.malformed
     while stack:
         visit = stack.pop()
+        level = visit.level
         flaw = _claimed(visit, pages)
-        if flaw is None and visit.level > min(down_to, 1):
+        if flaw is None and (level > 1 or level > down_to):
             try:
-                flaw = visit._read(tree.pager, all_entries=tolerated != ())
+                run = read(visit.ref, BRANCH if level > 1 else LEAF)
+                flaw = visit._decode(run, entries=tolerated != () or has_overflow(run))
             except tolerated as exc:
                 flaw = Flaw(3, exc.message if isinstance(exc, CorruptionError) else str(exc))
-        if flaw is None:
-            if visit.level > down_to:
-                stack += visit._below(after)
-        elif tolerated == ():
-            raise tree.pager.malformed(visit.ref, flaw.message)
-        visit.flaw = flaw
+        if flaw is not None:
+            if tolerated == ():
+                raise malformed(visit.ref, flaw.message)
+            visit.flaw = flaw
+        elif level > 1:
+            if level > down_to:
+                stack += visit._children(after)
+        elif level > down_to and has_overflow(visit.run):
+            stack += visit._large_values()
         yield visit
 
 
 def _claimed(visit: Visit, pages: PageSet) -> Flaw | None:
     """Claim the pages of a run; what is wrong with them."""
-    if not pages.holds(visit.page_id, visit.page_count):
-        return Flaw(4, f"a run of {visit.page_count} pages that is not inside the file")
-    taken = pages.claim(visit.page_id, visit.page_count)
+    page_id, page_count = visit.page_id, visit.page_count
+    if page_id < pages.first_page or page_count < 1 or page_id + page_count > pages.page_count:
+        return Flaw(4, f"a run of {page_count} pages that is not inside the file")
+    taken = pages.claim(page_id, page_count)
     return None if taken is None else Flaw(1, f"page {taken} is in use twice")
