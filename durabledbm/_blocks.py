@@ -28,7 +28,7 @@ def task() -> object:
 class Root:
     """What a transaction and its nested ones share."""
 
-    __slots__ = ("doomed", "life", "lives", "orphaned", "spill", "task", "thread", "uses", "work")
+    __slots__ = ("busy", "doomed", "life", "lives", "orphaned", "spill", "task", "thread", "uses", "work")
 
     def __init__(self, work: Work) -> None:
         self.work = work
@@ -42,6 +42,8 @@ class Root:
         """Iterators that exist."""
         self.doomed: BaseException | None = None
         """What went wrong while changes were moved out of memory: all that is left to do is to roll back."""
+        self.busy = False
+        """An operation is going on that a write must not come between: a spill, or the end of a block."""
         self.orphaned = False
         """The process forked: the transaction is the parent's."""
 

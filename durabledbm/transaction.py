@@ -20,7 +20,7 @@ from ._engine import operations
 from ._engine.locks import Turn
 from ._engine.view import ENDLESS, Life, View
 from ._engine.work import Savepoint, Work
-from .errors import ClosedError, error
+from .errors import BusyError, ClosedError, error
 from .mapping import Key, Value, Writable, as_bytes
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class Transaction(Writable):
         self._outer_life, self._first_life = ENDLESS, 0
         self._ended = False
         self._rolled_back = False
-        self.turn = Turn()
+        self.turn = Turn(transaction=True)
         """Of the outermost block."""
         self._statement: weakref.ref[Callable[..., None]] | None = None
 
@@ -109,14 +109,17 @@ class Transaction(Writable):
         if self._root_ is not None:
             raise error("a transaction is used once; call transaction() again")
         try:
-            self._begin()
-            _active.set((*_active.get(), weakref.ref(self)))
+            self.database._store.inside.run(self._begin)
         except BaseException:
             self._drop()
             raise
         return self
 
     def _begin(self) -> None:
+        self._take_hold()
+        _active.set((*_active.get(), weakref.ref(self)))
+
+    def _take_hold(self) -> None:
         outer = own_transaction(self.database)
         database = self.database
         if outer is None:
@@ -124,6 +127,8 @@ class Transaction(Writable):
             database._join(weakref.ref(self, partial(_abandoned, weakref.ref(database), self.turn, root.lives)))
             return
         root = outer._root()
+        if root.busy:
+            raise self._interrupted()
         self._rolled_back = outer._rolled_back
         self._root_ = root
         self._point = root.work.savepoint()
@@ -145,6 +150,12 @@ class Transaction(Writable):
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         try:
+            self.database._store.inside.run(self._end, kind)
+        finally:
+            self._drop()  # if this has interrupted another operation, it could not even begin
+
+    def _end(self, kind: type[BaseException] | None) -> None:
+        try:
             self._end_block(kind)
         except BaseException as exc:
             if self._root_ is not None and self._point is not None:
@@ -160,6 +171,13 @@ class Transaction(Writable):
             if kind is None:
                 raise ClosedError
             return
+        root.busy = True
+        try:
+            self._end_open_block(root, kind)
+        finally:
+            root.busy = False
+
+    def _end_open_block(self, root: Root, kind: type[BaseException] | None) -> None:
         if root.orphaned:
             if kind is None:
                 raise error("the transaction belongs to the parent process: it does not go across a fork")
@@ -179,8 +197,10 @@ class Transaction(Writable):
         self._statement, self._ended = None, True
         root = self._root_
         if self._point is None:
-            for life in () if root is None else root.lives:
-                life.end()
+            if root is not None:
+                root.work.hold = None  # what went wrong in the transaction may keep it alive in a circle
+                for life in root.lives:
+                    life.end()
             self.database._forget(self)
             self.turn.end()
         elif root is not None:
@@ -269,8 +289,16 @@ class Transaction(Writable):
             raise error("the transaction belongs to the parent process: it does not go across a fork")
         return root
 
+    def _interrupted(self) -> BusyError:
+        return BusyError(
+            f"{self.database.path}: this call has interrupted the transaction amid an operation of its own, "
+            "so nothing can be written in it now"
+        )
+
     def _writing(self) -> Work:
         root = self._root()
+        if root.busy:
+            raise self._interrupted()
         if root.doomed is not None:
             raise error(f"the transaction can only be rolled back: an earlier write in it failed ({root.doomed})")
         if self._rolled_back:
@@ -310,7 +338,7 @@ class Transaction(Writable):
         if type(value) is not bytes:
             value = as_bytes(value, "value")
         root = self._root_
-        if root is None or self._ended or self._rolled_back or root.doomed is not None or root.orphaned:
+        if root is None or self._ended or self._rolled_back or root.busy or root.doomed is not None or root.orphaned:
             self._writing()  # says what is wrong
         work = root.work  # type: ignore[union-attr]
         work.put(key, value)
@@ -356,6 +384,13 @@ class Transaction(Writable):
     def _spill(self) -> None:
         """Move the changes from memory to pages that no meta names yet."""
         root = self._root()
+        root.busy = True
+        try:
+            self.database._store.inside.run(self._move, root)
+        finally:
+            root.busy = False
+
+    def _move(self, root: Root) -> None:
         work = root.work
         if root.spill is None:
             root.spill = self.database._spill(work)

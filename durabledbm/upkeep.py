@@ -106,7 +106,7 @@ class Upkeep:
         self._raise_background_failure()
         turn = Turn()
         try:
-            reorganize(self._store, partial(self._pipeline.turn, turn), progress)
+            self._store.inside.run(reorganize, self._store, partial(self._pipeline.turn, turn), progress)
         except OSError as exc:
             raise self._error(exc) from exc
         finally:
@@ -146,4 +146,4 @@ class Upkeep:
         if not isinstance(log, ChangeLog):
             raise TypeError(f"attach() needs a ChangeLog, not {type(log).__name__}")
         self._store.check_writable()
-        return attach(self._store, self._pipeline.turn, log)
+        return self._store.inside.run(attach, self._store, self._pipeline.turn, log)

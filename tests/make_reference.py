@@ -173,7 +173,7 @@ def _methods(node: ast.ClassDef) -> dict[str, list[ast.FunctionDef]]:
 
 
 _PLUMBING = {
-    "sync_in_a_hurry", "before_fork", "after_fork", "abandon", "mine", "orphan", "admit", "committed", "start", "lost",
+    "finish", "before_fork", "after_fork", "abandon", "mine", "orphan", "admit", "committed", "start", "lost",
     "wrap",
 }  # fmt: skip
 """Methods that are public for other modules."""

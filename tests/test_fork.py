@@ -512,6 +512,7 @@ class Twin:
         """What the system's own hooks do, in the child. The parent's threads are not in it."""
         if self.child._pipeline.flusher is not None:
             self.child._pipeline.flusher.stop()
+            self.child._pipeline.flusher.join(60)
         forget_owners()
         self.child.after_fork()
 

@@ -22,7 +22,7 @@ errors  progress  _engine.checksum
 _engine.cells  _engine.page  _engine.rows  _engine.observer  _engine.freepages  _engine.disk  _engine.pageset
 _engine.longruns  _engine.meta  _engine.node  _engine.space  _engine.locks  _engine.posix  _engine.windows
 _engine.creation  _engine.draft  _engine.pager  _engine.pins  _engine.recovery  _engine.kernel32
-_engine.native  _engine.tree  _engine.writer
+_engine.native  _engine.reentry  _engine.tree  _engine.writer
 _engine.joining  _engine.view  _engine.walk
 _engine.merge
 _engine.state  _engine.vacuum

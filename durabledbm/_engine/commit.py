@@ -86,6 +86,8 @@ class Committer:
         """The newest commit that is known to be on the disk, with everything it reaches."""
         self.in_doubt = False
         """A commit was started and neither acknowledged nor known to have failed: only the file knows."""
+        self.synced_txid = -1
+        """The newest commit made here that a sync outside of a commit has covered (see `Store.sync_file`)."""
         self.sync_failed = False
         """Nothing may be assumed about what is on the disk."""
         self._reusable = -1
@@ -293,8 +295,14 @@ class Committer:
         self._set_durable(state.meta)
         self._visible = (1 - state.slot) * META_SIZE, steady_copy(self._loose)
 
+    def note_synced(self, meta: Meta) -> None:
+        """The newest commit is `meta`. If a sync has covered it meanwhile, it is durable."""
+        if self._loose is not None and meta.txid <= self.synced_txid:
+            self._set_durable(meta)
+
     def settled(self, meta: Meta) -> None:
         """The newest commit of all is on the disk, whoever made it."""
+        self.synced_txid = min(self.synced_txid, meta.txid)
         self._set_durable(meta)
         self._loose = None
 

@@ -21,10 +21,11 @@ from .observer import Observer
 from .pager import Pager
 from .pins import Pins, PinTable, Reader
 from .recovery import Slots, newest, read_slots, visible
+from .reentry import Inside, held_here
 from .rows import RowCache
 from .state import State
 
-__all__ = ["NEVER", "Current"]
+__all__ = ["NEVER", "Current", "Hold"]
 
 NEVER = b"never"
 """A look that no read can equal: the file must be asked."""
@@ -38,6 +39,25 @@ _ROW_RARITY = 4
 soon enough, and what is asked for once does not push out the rest."""
 
 
+_kept: set[Disk] = set()
+"""The disks of open handles."""
+
+
+class Hold:
+    """Keeps the pages of a handle's current state from being reused by the handle's own commits, while it exists."""
+
+    __slots__ = ("_reader", "_store")
+
+    def __init__(self, store: Current) -> None:
+        self._reader = Reader()
+        self._store = store
+        store.pins.add(self._reader, store.state.meta.txid)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_store"):
+            self._store.unpin(self._reader)
+
+
 class Current:
     """One open database file, as readers see it. Any thread may call anything here at any time, but `close`."""
 
@@ -47,13 +67,12 @@ class Current:
         self.disk = disk
         self.path = disk.path
         self.readonly = not disk.writable
-        self.mutex = threading.Lock()
-        self._committing = threading.Lock()
-        """Held while a commit is under way; so if one is when nobody holds this, it was interrupted."""
         self.file = disk.identity()
+        self.inside = Inside(disk.path, self.file)
+        self.rows = RowCache(cache_size // 2)
+        self._make_locks()
         self.writer = WriterLock(self.file)
         self.pins = PinTable()
-        self.rows = RowCache(cache_size // 2)
         self.failure: BaseException | None = None
         self.closed = False
         self.lost = False
@@ -76,6 +95,13 @@ class Current:
         self._load()
         self.committer = Committer(disk, self.pager)
 
+    def _make_locks(self) -> None:
+        self.mutex = threading.RLock()
+        self._committing = threading.RLock()
+        """Held while a commit is under way; so if one is when nobody holds this, it was interrupted."""
+        self.rows.lock = threading.RLock()
+        self.inside.locks = self.mutex, self._committing, self.rows.lock
+
     # -- the current state -------------------------------------------------------------------------
 
     def current(self) -> State:
@@ -87,18 +113,23 @@ class Current:
     def refresh(self) -> State:
         """Look again for newer commits. While this handle writes, nobody else can have committed."""
         self.check()
+        if self.inside.holds_lock():
+            return self.state  # the newest that is installed: this call has interrupted one that was looking
         if self._forked:
             self._reopen()
-        with self.mutex:
-            self._drain()
-            if not self.writer.writing:
-                self._refresh()
-            return self.state
+        try:
+            with self.mutex:
+                self._drain()
+                if not self.writer.writing:
+                    self._refresh()
+                return self.state
+        finally:
+            self._released()
 
     def _refresh(self) -> None:
         if not self.state.meta.txid and not self.disk.linked():
             self._use(self._volume.open(self.path, writable=not self.readonly))
-            self.file = self.disk.identity()
+            self.file = self.inside.file = self.disk.identity()
             self.writer = WriterLock(self.file)
         look = self.read(LOOK_SIZE, LOOK_OFFSET)
         if look == self.look or (look == self._doubtful and writer_present(self.disk)):
@@ -199,6 +230,8 @@ class Current:
         return self.rows.young.get(key) or self.fetch(key)
 
     def _keep_row(self, state: State, key: bytes, value: bytes) -> None:
+        if held_here(self.rows.lock):
+            return  # interrupted while it was put in order
         with self.rows.lock:
             if self.state is state:  # else a commit may just have taken out what would be put in
                 self.rows.keep(key, value)
@@ -208,8 +241,16 @@ class Current:
     def pin(self, reader: Reader) -> State:
         """Pin the current state for `reader` and return it: its pages stay until `unpin`."""
         self.check()
+        if self.inside.holds_lock():
+            return self._pin_apart(reader)
         if self._forked:
             self._reopen()
+        try:
+            return self._pin(reader)
+        finally:
+            self._released()
+
+    def _pin(self, reader: Reader) -> State:
         with self.mutex:
             while True:
                 self._drain()
@@ -231,16 +272,53 @@ class Current:
                 if txid:
                     self.pins.ended.append((reader, txid))
 
-    def unpin(self, reader: Reader) -> None:
-        """End a `pin`, if it began. May be called at any moment, also by the garbage collector in a thread that has the
-        mutex.
+    def _pin_apart(self, reader: Reader) -> State:
+        """Pin a state for a call that has interrupted its own thread amid the bookkeeping of pins.
+
+        That is left alone: the pin is a lock of an open file of its own, which ends with it.
         """
+        disk = reader.disk = self.disk.reopen()
+        while True:
+            # While something is pending nobody else commits, and what is pending builds on the state installed here.
+            slots = None if self.writer.reserved else read_slots(disk)
+            found = None if slots is None else visible(disk, slots)
+            state = self.state if found is None else State.make(found.meta, found.slot, self.pager)
+            txid = state.meta.txid
+            if not txid:
+                return state
+            if not pin(disk, txid):
+                raise error(errno.ENOLCK, "the file system refuses locks", self.path)
+            if slots is None or read_slots(disk).metas == slots.metas:
+                return state
+            unpin(disk, txid)
+
+    def hold(self) -> Hold:
+        """Keep the pages of the current state. The writer lock must be held, so the file needs no lock for it."""
+        with self.mutex:
+            return Hold(self)
+
+    def unpin(self, reader: Reader) -> None:
+        """End a `pin`, if it began. May be called at any moment, also by the garbage collector; it never waits."""
+        if reader.disk is not None:
+            reader.disk.close()
         if not reader.txid:
             return
         self.pins.ended.append((reader, reader.txid))
-        if not self.mutex.locked():  # else it may be this thread's, which will see to it
-            with self.mutex:
-                self._drain()
+        self._released()
+
+    def _released(self) -> None:
+        """The mutex was let go of: see to what came in meanwhile from those who could not wait for it."""
+        while self.pins.ended and not self.inside.holds_lock():
+            try:
+                try:
+                    if self.mutex.acquire(blocking=False):
+                        self._drain()
+                finally:
+                    self.mutex.release()  # the first thing in the `finally`: no interrupt comes before it
+            except RuntimeError:
+                break  # it was not to be had: whoever has it comes here, too
+        if self.inside.postponed:
+            self.inside.came_out()
 
     def _drain(self) -> None:
         """Release the locks of pins that have ended. The mutex must be held."""
@@ -250,9 +328,14 @@ class Current:
 
     def oldest_pin(self) -> Pins | None:
         """The oldest commit that any handle of any process has pinned."""
-        with self.mutex:
-            self._drain()
+        if self.inside.holds_lock():
             return self.pins.oldest(self.disk)
+        try:
+            with self.mutex:
+                self._drain()
+                return self.pins.oldest(self.disk)
+        finally:
+            self._released()
 
     def oldest_txid(self) -> int | None:
         """The oldest commit that any handle of any process has pinned, or None."""
@@ -281,9 +364,18 @@ class Current:
         """After a failed write nothing may be assumed about the disk: the next open decides."""
         self.failure = cause
 
+    def keep(self) -> None:
+        """Keep the disk open until `close`, whatever the garbage collector does. In a reference cycle it would
+        finalize the disk before the handle, which may have something left to write to it.
+        """
+        _kept.add(self.disk)
+
     def _use(self, disk: Disk) -> None:
         """Go on with another `Disk`: another file of the same name, or the same file after a fork."""
         old, self.disk = self.disk, disk
+        if old in _kept:
+            _kept.add(disk)
+            _kept.discard(old)
         self.read = disk.read
         self.pager.use(disk)
         if hasattr(self, "committer"):
@@ -298,9 +390,7 @@ class Current:
         """
         if self.closed:
             return
-        self.mutex = threading.Lock()
-        self._committing = threading.Lock()
-        self.rows.lock = threading.Lock()
+        self._make_locks()
         self.writer.forget()
         self.writer = WriterLock(self.file)
         self._settled = self.underway = False
@@ -326,7 +416,9 @@ class Current:
     def close(self) -> None:
         """Release the file. No thread may be writing."""
         with self.mutex:
+            self._drain()
             self.closed = True
+            _kept.discard(self.disk)
             self.disk.close()
             self.read = self.disk.read
             self.pager.clear()

@@ -102,9 +102,11 @@ class Turn:
     nobody refers to it any more: whoever is interrupted even on the way out leaves nothing locked.
     """
 
-    __slots__ = ("__weakref__", "gate", "lock", "place")
+    __slots__ = ("__weakref__", "gate", "lock", "place", "thread")
 
-    def __init__(self) -> None:
+    def __init__(self, *, transaction: bool = False) -> None:
+        self.thread = None if transaction else threading.get_ident()
+        """The thread whose single operation it is for. If that does something else now, the turn is left over."""
         self.lock: WriterLock | None = None
         self.place: weakref.ref[Turn] | None = None
         """What stands for it in the queue, without keeping it alive."""
@@ -145,8 +147,12 @@ class FairLock:
         gate.acquire()
         deadline = None if timeout is None else time.monotonic() + timeout
         while (first := queue[0]) is not place:
-            if first() is None:
+            holder = first()
+            if holder is None:
                 self.leave(first)
+                continue
+            if holder.thread == turn.thread is not None:
+                holder.end()  # an interrupt struck amid the end of an earlier operation of this thread
                 continue
             left = _LOOK if deadline is None else deadline - time.monotonic()
             if left <= 0:
@@ -185,7 +191,7 @@ class WriterLock:
     strikes, too much is given back, never too little.
     """
 
-    __slots__ = ("_asked", "_at_gate", "_disk", "_file", "_turns", "kept", "reserved", "writing")
+    __slots__ = ("_asked", "_at_gate", "_disk", "_file", "_turns", "kept", "lasting", "reserved", "writing")
 
     def __init__(self, file: tuple[int, int]) -> None:
         self._turns = FairLock()
@@ -197,6 +203,8 @@ class WriterLock:
         """The lock in the file is this handle's, whether or not a thread has its turn."""
         self.reserved = False
         """It stays when a turn ends: the handle has something in memory that is to come before what others write."""
+        self.lasting = False
+        """What it is reserved for stays until a call of the program: no thread flushes it."""
         self.writing = False
         """It is this handle's, whose state is the newest: there is no need to look for commits."""
 
@@ -206,9 +214,31 @@ class WriterLock:
         return self.kept and bool(self._turns.queue)
 
     def check_self(self, path: str) -> None:
-        """Raise `BusyError` if this very thread has the lock, through whatever handle: it would wait for itself."""
-        if _owners and _owners.get(self._file) == threading.get_ident():
-            raise BusyError(f"{path}: this thread already writes to the file, in a transaction that is still open")
+        """Raise `BusyError` if this very thread has the lock, through whatever handle: it would wait for itself.
+
+        It has it, too, while another handle keeps it for what this thread has written there.
+        """
+        if self.kept and not self._turns.queue:
+            return  # this handle keeps it, and no thread of it writes
+        if _owners and _owners.get(self._file) == threading.get_ident() and not self._ends_leftover():
+            raise BusyError(
+                f"{path}: this thread already writes to the file: in a transaction that is still open, or through "
+                "another handle that has not been synced"
+            )
+
+    def _ends_leftover(self) -> bool:
+        """End the turn of an operation of this thread that was interrupted amid its end. False if there is none."""
+        place = next(iter(self._turns.queue), None)
+        if place is None:
+            return False
+        holder = place()
+        if holder is None:
+            self.release(place)
+        elif holder.thread == threading.get_ident():
+            holder.end()
+        else:
+            return False
+        return True
 
     def take_turn(self, turn: Turn, path: str, timeout: float | None) -> None:
         """Wait until no thread writes through this handle. The lock in the file is not asked for."""
@@ -242,7 +272,7 @@ class WriterLock:
         """Let the next writer in: any, or only one of this handle if the lock is reserved."""
         queue = self._turns.queue
         if queue and queue[0] is place:
-            if self.kept:
+            if self.kept and not (self.reserved and self.lasting):
                 _owners.pop(self._file, None)
             try:
                 if not self.reserved:

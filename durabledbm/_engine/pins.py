@@ -28,9 +28,11 @@ class Pins(NamedTuple):
 class Reader:
     """Somebody who reads one commit for longer."""
 
-    __slots__ = ("txid",)
+    __slots__ = ("disk", "txid")
 
     def __init__(self) -> None:
+        self.disk: Disk | None = None
+        """The open file that holds the lock, if it is not the handle's (see `Current.pin`)."""
         self.txid = 0
         """The commit; 0 before it is pinned."""
 

@@ -40,6 +40,7 @@ class Store(Current):
         Waits at most `timeout` seconds, then raises `BusyError`.
         """
         self.check_writable()
+        self.inside.check_file()
         if self._forked:
             self._reopen()
         self.writer.acquire(turn, self.disk, timeout)
@@ -76,7 +77,7 @@ class Store(Current):
         """Go on with the file that has the name now."""
         with self.mutex:
             self._use(self._volume.open(self.path, writable=True))
-            self.file = self.disk.identity()
+            self.file = self.inside.file = self.disk.identity()
             self.writer = WriterLock(self.file)
             self._load_from(read_slots(self.disk))
 
@@ -183,6 +184,7 @@ class Store(Current):
         assert self.writer.kept
         self.check()
         with self._committing:
+            self.committer.note_synced(self.state.meta)
             if self.underway:
                 raise error(f"{self.path}: an earlier commit was interrupted; this one was to build on it")
             self.underway = True
@@ -223,7 +225,17 @@ class Store(Current):
     @property
     def unsynced(self) -> bool:
         """Whether something that was committed here may not be on the disk."""
-        return self.committer.is_loose or self.underway
+        return self.underway or (self.committer.is_loose and self.committer.synced_txid < self.state.meta.txid)
+
+    def sync_file(self) -> None:
+        """Sync what was committed here, waiting for no other writer: the writer lock need not be held.
+
+        That is all that a relaxed commit lacks to survive anything. Its meta is not marked steady by this, which
+        `harden` does, so whoever writes next verifies it once more, or syncs again.
+        """
+        txid = self.state.meta.txid
+        self._sync()
+        self.committer.synced_txid = max(self.committer.synced_txid, txid)
 
     def harden(self) -> None:
         """Sync what was committed with `sync=False`. The writer lock must be held."""

@@ -43,11 +43,14 @@ class Work:
     """Changes on top of `state`."""
 
     __slots__ = (
-        "_base_count", "_floors", "_growth", "_live", "_origin", "_present", "base", "cleared", "layers", "size",
+        "_base_count", "_floors", "_growth", "_live", "_origin", "_present", "base", "cleared", "hold", "layers",
+        "size",
     )  # fmt: skip
 
-    def __init__(self, base: View, count: Callable[[], int]) -> None:
+    def __init__(self, base: View, count: Callable[[], int], *, hold: object = None) -> None:
         self.base = base
+        self.hold = hold
+        """What keeps the pages of the base, if anything must."""
         self._base_count = count
         self._origin = base, count
         self.cleared = False
@@ -93,13 +96,25 @@ class Work:
             layer.shared = True
         return View(self.base.tree, layers + self.base.layers)
 
+    def copied_view(self) -> View:
+        """The same, for a call that has interrupted a change: what is being changed is copied, not handed out."""
+        layers = tuple(Layer(layer.copy()) for layer in self.layers if layer)
+        return View(self.base.tree, layers + self.base.layers)
+
     def count(self) -> int:
         """How many entries there are. The first call looks up every changed key; after that it is kept up to date."""
         if self._present is None:
             changes = self.changes()
-            self._growth = sum((value is not None) - self._in_base(key) for key, value in changes.items())
+            self._growth = self._growth_by(changes)
             self._present = {key: value is not None for key, value in changes.items()}
         return self._base_count() + self._growth
+
+    def counted_afresh(self) -> int:
+        """The same, for a call that has interrupted a change: nothing is kept up to date by it."""
+        return self._base_count() + self._growth_by(self.changes().copy())
+
+    def _growth_by(self, changes: dict[bytes, bytes | None]) -> int:
+        return sum((value is not None) - self._in_base(key) for key, value in changes.items())
 
     def _in_base(self, key: bytes) -> bool:
         return self.base.find(key) is not None
@@ -120,9 +135,12 @@ class Work:
             raise ValueError(_TOO_LONG)
         known, self._present = self._present, None  # if this is interrupted, entries are counted anew
         live[key] = value
+        if live is not self._live:  # a signal handler has written too, and has moved the changes elsewhere
+            self._live[key] = value
+            known = None
         self.size += size + CHANGE_MEMORY
         if known is not None:
-            self._note(known, key, present=True)
+            self._note(known, key, self.size, present=True)
 
     def delete(self, key: bytes) -> None:
         """Delete `key`, which may be absent."""
@@ -132,7 +150,7 @@ class Work:
         self._live[key] = None
         self.size += len(key) + CHANGE_MEMORY
         if known is not None:
-            self._note(known, key, present=False)
+            self._note(known, key, self.size, present=False)
 
     def update(self, changes: dict[bytes, bytes | None], size: int) -> None:
         """Make many changes; `size` is their memory."""
@@ -144,13 +162,14 @@ class Work:
         self._live.update(changes)
         self.size += size
 
-    def _note(self, known: dict[bytes, bool], key: bytes, *, present: bool) -> None:
+    def _note(self, known: dict[bytes, bool], key: bytes, size: int, *, present: bool) -> None:
         before = known.get(key)
         if before is None:
             before = self._in_base(key)
-        self._growth += present - before
-        known[key] = present
-        self._present = known
+        if self.size == size:  # else a signal handler has written meanwhile: entries are counted anew
+            self._growth += present - before
+            known[key] = present
+            self._present = known
 
     def _start_layer(self) -> Layer:
         """Write to a new layer: the present one was handed out."""
