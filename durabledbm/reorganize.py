@@ -91,24 +91,22 @@ def _is_loose(store: Store, writing: Callable[[], AbstractContextManager[object]
 def _move(
     store: Store, writing: Callable[[], AbstractContextManager[object]], progress: Progress | None, total: int
 ) -> None:
-    smallest, patience, cleared, before, stuck = 1 << 62, 3, 0, 1 << 62, False
+    smallest, patience, cleared, before = 1 << 62, 3, 0, 1 << 62
     while patience:
         with writing():
             store.rewrite({}, packing=False)
             end = store.committer.space(store.state, store.oldest_txid()).used_count
             found = _Found(store.state, cleared, end)
-            if stuck:
-                # What stands at the end is too long for the holes at the front: make larger ones, bit by bit.
-                _rewritten(store, found.between)
-                cleared = found.next
             size = _rewritten(store, found.behind)
         if cleared >= end and smallest < before * (1 - _COMPACT):
             cleared, before = 0, smallest  # once more, since it was worth it
-        stuck = False
         if size < smallest:
             smallest, patience = size, 3
         elif cleared < end and _is_loose(store, writing):
-            stuck = True
+            # What stands at the end is too long for the holes at the front: make larger ones, bit by bit.
+            with writing():
+                _rewritten(store, found.between)
+            cleared = found.next
         else:
             patience -= 1
         if progress is not None:
@@ -118,6 +116,8 @@ def _move(
 class _Found:
     """What one walk through the tree finds: the last of what stands `behind` page `end`, all that stands `between` page
     `cleared` and one not far behind it, and the `next` page from which on there is more.
+
+    When its turn comes, a run may have been moved already; then it is moved once more.
     """
 
     def __init__(self, state: State, cleared: int, end: int) -> None:
