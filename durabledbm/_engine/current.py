@@ -280,7 +280,7 @@ class Current:
         if pager.misses == misses:
             self.hits += 1
         if type(value) is Overflow:
-            return pager.value(value)
+            return pager.value(value, key)
         self._fetched += 1
         if value is not None and not (rows.aged and self._fetched % _ROW_RARITY):
             self._keep_row(state, key, value)

@@ -34,6 +34,7 @@ __all__ = [
     "LOOK_SIZE",
     "MAGIC",
     "MAX_DEPTH",
+    "MAX_LISTED",
     "MAX_TXID",
     "META_AREA",
     "META_SIZE",
@@ -48,6 +49,7 @@ __all__ = [
     "encode_changes",
     "encode_meta",
     "first_page",
+    "flaw_of",
     "has_magic",
     "is_uninitialised",
     "look_of",
@@ -66,6 +68,9 @@ META_AREA = SLOTS * META_SIZE
 
 MAX_DEPTH = 64
 """Levels of the deepest tree that is believed: far more than any disk could hold."""
+
+MAX_LISTED = 1 << 12
+"""Pages that all extents of a meta have together at most: verifying them must not take long."""
 
 MAX_TXID = 1 << 62
 """Commits are numbered below this: the locks that pin them have no room for more."""
@@ -164,6 +169,25 @@ def first_page(page_size: int) -> int:
     return -(-META_AREA // page_size)
 
 
+def flaw_of(meta: Meta) -> str | None:
+    """Which number in a meta cannot be, or None if all of them can.
+
+    None is written with such a number; but checksums do not keep out a file that was made to hurt.
+    """
+    if not 0 < meta.txid < MAX_TXID:
+        return f"{meta.txid} as the number of a commit"
+    if meta.depth > MAX_DEPTH:
+        return f"a tree of {meta.depth} levels"
+    if meta.page_count < first_page(meta.page_size):
+        return f"{meta.page_count} pages"
+    low, high = sorted((meta.entry_count, meta.tree_count))
+    if low < 0 or high > meta.page_count * meta.page_size:
+        return f"{low if low < 0 else high} entries"
+    if meta.extents and sum(extent.page_count for extent in meta.extents) > MAX_LISTED:
+        return "a list of too many pages"
+    return None
+
+
 def room_for(extent_count: int) -> int:
     """Bytes that are left for changes in a meta with so many extents."""
     return META_SIZE - _FIXED.size - _TRAILER.size - extent_count * _EXTENT.size
@@ -258,8 +282,6 @@ def decode_meta(slot: bytes) -> Meta | None:
         raise UnknownVersionError(f"the file uses features that this durabledbm does not know: {features:#x}")
     if not (MIN_PAGE_SIZE <= page_size <= MAX_PAGE_SIZE) or page_size & (page_size - 1):
         return None
-    if depth > MAX_DEPTH or txid >= MAX_TXID or max(entry_count, tree_count) > page_count * page_size:
-        return None  # nothing of ours: the checksum does not keep out a file that was made to hurt
     at = _FIXED.size + extent_count * _EXTENT.size
     if at + changes_size > LOOK_OFFSET:
         return None
@@ -267,10 +289,11 @@ def decode_meta(slot: bytes) -> Meta | None:
     changes = _decode_changes(slot, at, at + changes_size, change_count) if change_count else _NO_CHANGES
     if changes is None:
         return None
-    return Meta(
+    meta = Meta(
         txid, page_size, database_id, page_count, entry_count, tree_count, root, depth, space, steady_txid,
         bool(flags & _STEADY), bool(flags & _RELAXED), time_ns, generation, generation_txid, extents, changes,
     )  # fmt: skip
+    return None if flaw_of(meta) else meta
 
 
 def _decode_changes(slot: bytes, at: int, end: int, count: int) -> dict[bytes, bytes | None] | None:
