@@ -134,6 +134,7 @@ class Current:
             return
         slots = read_slots(self.disk)
         if slots.uninitialised:
+            self.check_not_emptied()
             return
         found = visible(self.disk, slots)
         if found is None:
@@ -178,6 +179,11 @@ class Current:
             if hasattr(self, "committer"):
                 self.committer = Committer(self.disk, self.pager)
         self._install(State.make(meta, slot, self.pager), None)
+
+    def check_not_emptied(self) -> None:
+        """Raise if there was a database in the file, which has none now: what was committed must not seem undone."""
+        if self.state.meta.txid:
+            raise CorruptionError("the file was emptied while it was open", path=self.path)
 
     def _uninitialised(self) -> State:
         """The state of a file that was not initialised yet."""
