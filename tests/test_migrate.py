@@ -352,6 +352,20 @@ def test_a_program_that_has_the_empty_one_open_loses_no_write_without_knowing(pa
             assert ours(path) == ENTRIES | {b"k": b"v"}
 
 
+@pytest.mark.parametrize("size", ["0 bytes", "no commit"])
+def test_a_program_that_reads_the_empty_one_does_not_take_it_for_empty_any_more(path: str, size: str) -> None:
+    hidden(path, size)
+    os.rename(path + ".dat", path + ".away")
+    with durabledbm.open(path) as early:
+        os.rename(path + ".away", path + ".dat")
+        assert len(early) == 0
+        migrate(path)
+        try:
+            assert len(early) == len(ENTRIES)
+        except durabledbm.error as exc:
+            assert "emptied while it was open" in str(exc)  # noqa: PT017 - the other outcome is as good
+
+
 def test_one_that_was_written_to_does_not_give_way(path: str, tmp_path: Path) -> None:
     with durabledbm.open(path, "c") as db:
         db["k"] = "v"

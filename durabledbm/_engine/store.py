@@ -130,6 +130,7 @@ class Store(Current):
         """The two slots, of a file that is a database afterwards."""
         slots = read_slots(self.disk)
         if slots.uninitialised:
+            self.check_not_emptied()
             initialise(self._volume, self.disk, self._page_size)
             slots = read_slots(self.disk)
             self._load_from(slots)
