@@ -32,16 +32,25 @@ slot, the list grows, and pages freed since the last durable commit are not reus
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 
 from ..errors import CorruptionError
 from .creation import random_bytes
 from .disk import Disk
 from .merge import Change, Merged, Touch, merge
-from .meta import CHANGE_OVERHEAD, META_SIZE, Meta, encode_changes, encode_meta, first_page, room_for, steady_copy
-from .page import ref_parts
-from .pager import MALFORMED, Pager
+from .meta import (
+    CHANGE_OVERHEAD,
+    META_SIZE,
+    Meta,
+    encode_changes,
+    encode_meta,
+    first_page,
+    flaw_of,
+    now_ns,
+    room_for,
+    steady_copy,
+)
+from .pager import Pager
 from .space import Space
 from .state import State
 from .tree import Tree
@@ -214,7 +223,10 @@ class Committer:
         writer.release_place()
         space.reopen()
         space.cut_tail(all_of_it=fold)
-        space_ref = space.save(writer.txid, writer.write, fold=fold)
+        try:
+            space_ref = space.save(writer.txid, writer.write, fold=fold)
+        except ValueError as exc:
+            raise CorruptionError(str(exc), path=self.disk.path) from exc
         extents = writer.finish()
         self._space = space
         self.pages_written += writer.pages_written
@@ -245,10 +257,12 @@ class Committer:
             steady_txid=self.durable_txid,
             steady=False,
             relaxed=not sync,
-            time_ns=time.time_ns(),
+            time_ns=now_ns(),
         )
         if not self._has_begun:
             meta = meta._replace(generation=random_bytes(8), generation_txid=meta.txid)
+        if (flaw := flaw_of(meta)) is not None:  # following from what the one before said
+            raise CorruptionError(f"after this commit, the meta page would say: {flaw}", path=self.disk.path)
         page = encode_meta(meta, self._encoded[1] if meta.changes is self._encoded[0] else None)
         self._cut = self._cut or meta.page_count < state.meta.page_count
         self.in_doubt = True
@@ -374,14 +388,13 @@ class Committer:
         self._space = None
 
     def _load_space(self, state: State) -> Space:
-        meta = state.meta
-        first = first_page(meta.page_size)
         try:
-            return Space.load(meta.space, meta.page_size, first, meta.page_count, self._pager.read)
-        except (*MALFORMED, CorruptionError):
+            return state.space(self._pager)
+        except CorruptionError:
             # Nothing is lost with the free-space map: what the tree does not use is free.
-            used = (ref_parts(ref)[:2] for ref, _ in walk(state.view.tree))
-            return Space.rebuilt(meta.page_size, first, meta.page_count, used, meta.txid + 1)
+            meta = state.meta
+            used = ((visit.page_id, visit.page_count) for visit in walk(state.view.tree, state.pages()))
+            return Space.rebuilt(meta.page_size, first_page(meta.page_size), meta.page_count, used, meta.txid + 1)
 
 
 def expected_pages(changes: Mapping[bytes, Change], depth: int, page_size: int) -> int:

@@ -23,12 +23,11 @@ from __future__ import annotations
 
 import errno
 import os
-import time
 
 from ..errors import error
 from .disk import Disk, Volume
 from .locks import Turn, WriterLock
-from .meta import META_SIZE, SECTOR, UNFINISHED, Meta, encode_meta, first_page, steady_copy
+from .meta import META_SIZE, SECTOR, UNFINISHED, Meta, encode_meta, first_page, now_ns, steady_copy
 from .recovery import newest, read_slots
 
 __all__ = ["TEMPORARY_LOCK", "initialise", "random_bytes", "replace", "temporary_name"]
@@ -59,7 +58,7 @@ def initialise(volume: Volume, disk: Disk, page_size: int) -> None:
 def _first_meta(page_size: int) -> Meta:
     return Meta(
         txid=1, page_size=page_size, database_id=os.urandom(16), page_count=first_page(page_size),
-        time_ns=time.time_ns(),
+        time_ns=now_ns(),
     )  # fmt: skip
 
 

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 from .failures import ConnectionLostError, not_installed
 
 if TYPE_CHECKING:
-    from .postgresql.database import PostgresDatabase
-    from .redis.database import RedisDatabase
+    from .database import RemoteDatabase
 
 __all__ = ["ConnectionLostError", "open"]
 
@@ -27,7 +26,7 @@ _REDIS = ("redis", "rediss", "unix")
 def open(
     url: str, flag: str = "c", *, table: str = "durabledbm", timeout: float | None = 30.0, max_connections: int = 16,
     **options: Any,
-) -> PostgresDatabase | RedisDatabase:  # fmt: skip
+) -> RemoteDatabase:  # fmt: skip
     """Connect to a server, and return a database there.
 
     url: `postgresql://user@host:port/database` or `redis://host:port/number`, with what else the driver understands.

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, TypeVar
 
 from .._caller import Caller
 from ..errors import BusyError, ClosedError, error
 from .context import Block, enter, innermost, leave
-from .faces import KeyRange, Operation, Table, TableOperations, WritableTable
+from .faces import KeyRange, Operation, TableOperations, WritableTable
+from .loading import Loader, Progress
+from .snapshots import Snapshot
 from .waiting import Life, OwnedLock
 
-__all__ = ["Root", "Transaction"]
+__all__ = ["Root", "Table", "Transaction"]
 
 T = TypeVar("T")
 
@@ -286,3 +289,51 @@ class Transaction(WritableTable, Block):
     def __repr__(self) -> str:
         state = "not begun" if self._root is None else "open" if self.is_open else "ended"
         return f"<{type(self).__name__} on {self.database.location!r}, {state}>"
+
+
+class Table(WritableTable):
+    """The mapping face of a further table. Made by `table()` of a database or of a transaction, and over with it."""
+
+    __slots__ = ("_database", "_owner", "_table", "name")
+
+    def __init__(self, owner: WritableTable, database: Any, table: TableOperations, name: str) -> None:
+        self._owner = owner
+        self._database = database
+        self._table = table
+        self.name = name
+
+    def _check(self) -> None:
+        self._owner._check()
+
+    def _read(self, table: TableOperations, operation: Operation[T]) -> T:
+        return self._owner._read(table, operation)
+
+    def _write(self, table: TableOperations, operation: Operation[T]) -> T:
+        return self._owner._write(table, operation)
+
+    def _scan(self, table: TableOperations, keys: KeyRange, *, values: bool) -> Iterator[Any]:
+        return self._owner._scan(table, keys, values=values)
+
+    def _writable(self) -> bool:
+        return self._owner._writable()
+
+    def transaction(self) -> Transaction:
+        """A block of the database. What is written through it goes to this table."""
+        return Transaction(self._database, self._table)
+
+    def snapshot(self) -> Snapshot:
+        """This table as of now, read-only, for as long as wanted."""
+        snapshot: Snapshot = self._database._snapshot_of(self._table)
+        return snapshot
+
+    def loading(self, progress: Progress | None = None, *, replace: bool = False) -> AbstractContextManager[Loader]:
+        """As that of the database, into this table."""
+        loading: AbstractContextManager[Loader] = self._database._loading_into(self, progress, replace=replace)
+        return loading
+
+    def sync(self) -> None:
+        """As that of the database."""
+        self._database.sync()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r} of {self._database!r}>"
