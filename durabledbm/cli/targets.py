@@ -67,6 +67,6 @@ def write_file(target: str, data: bytes, source: str, *, force: bool) -> None:
             return
         except OSError as exc:
             if exc.errno not in _IN_PLACE or not os.path.exists(target):
-                raise
+                raise error.wrap(exc, target) from exc
     with open(target, "wb") as file:
         file.write(data)
