@@ -44,8 +44,6 @@ _GDBM = {0x13579ACD, 0x13579ACE, 0x13579ACF, 0x13579AD0, 0x13579AD1}
 _BERKELEY_HASH = 0x061561  # at 12, in Berkeley DB 1.85 at 0
 _OUR_PAGES = 1024
 """How many pages of a file without a meta page are looked at."""
-_OUR_RUN = 4
-"""How many pages a run may have to be looked at: no leaf has more."""
 
 
 class Found(NamedTuple):
@@ -118,7 +116,7 @@ def located(volume: Volume, path: str) -> Found | None:
 
 def has_our_pages(volume: Volume, path: str) -> bool:
     """Whether a file holds pages of ours, although neither of its meta pages says so."""
-    from ._pages import guess_page_size, intact_run
+    from ._pages import guess_page_size, intact_runs
 
     try:
         disk = volume.open(path, writable=False)
@@ -127,9 +125,7 @@ def has_our_pages(volume: Volume, path: str) -> bool:
     try:
         page_size = guess_page_size(disk)
         pages = min(disk.size() // page_size, _OUR_PAGES)
-        return any(
-            intact_run(disk, page_size, page_id, min(page_id + _OUR_RUN, pages)) for page_id in range(1, pages)
-        )
+        return any(run is not None for _, run in intact_runs(disk, page_size, 1, pages))
     except OSError:
         return False
     finally:

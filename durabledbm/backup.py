@@ -21,13 +21,14 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 
 from ._builder import Builder
+from ._engine.creation import first_meta
 from ._engine.meta import Meta
 from ._engine.state import State
 from ._engine.store import Store
 from ._tempfiles import replacing
 from .errors import error
 
-__all__ = ["Pace", "Progress", "backup", "write_whole"]
+__all__ = ["Pace", "Progress", "backup", "check_target", "write_whole"]
 
 Progress = Callable[[int, int], None]
 """Called with (entries done, entries in all)."""
@@ -54,13 +55,13 @@ def backup(
     """Write a copy of `state`, which must be pinned, to the file `target`.
 
     A file that is there already is replaced, at the end, and keeps its owner, group and permissions; a new one has the
-    permissions of the database's file.
-    `progress(done, total)` is called with numbers of entries; if it raises, there is no copy. Raises `error`
+    permissions of the database's file. `progress(done, total)` is called with numbers of entries; if it raises, there is no copy. Raises `error`
     if the target cannot be written, or is the database itself, `CorruptionError` if the database is damaged.
     """
     path = os.path.realpath(os.fsdecode(target))
-    _refuse(path, store)
-    write_whole(path, state.meta, store.disk.status(), lambda builder: _copy(store, state, builder, progress))
+    check_target(path, store.disk.identity())
+    meta = state.meta if state.meta.txid else first_meta(state.meta.page_size)  # it was not initialised yet
+    write_whole(path, meta, store.disk.status(), lambda builder: _copy(store, state, builder, progress))
 
 
 def write_whole(path: str, meta: Meta, source: os.stat_result | None, fill: Callable[[Builder], None]) -> None:
@@ -121,13 +122,16 @@ class Pace:
         self._worked = worked
 
 
-def _refuse(path: str, store: Store) -> None:
-    """Raise if the target must not be replaced."""
+def check_target(path: str, source: tuple[int, int] | None) -> None:
+    """Raise if the target must not be replaced: a directory, a device, or the database itself.
+
+    `source` is its `Disk.identity()`, None if what is copied is in no file.
+    """
     try:
         status = os.stat(path)
     except FileNotFoundError:
         return
-    if (status.st_dev, status.st_ino) == store.disk.identity():
+    if (status.st_dev, status.st_ino) == source:
         raise error(errno.EINVAL, "is the database itself", path)
     if not stat.S_ISREG(status.st_mode):
         raise error(errno.EINVAL, "is not a regular file", path)

@@ -21,6 +21,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from ._engine.disk import Volume
+from ._engine.meta import now_ns
 from ._engine.native import FileVolume
 from ._logfiles import BATCH, Files, Reading, Tail, last_note, read_end
 from ._logwriter import Writer
@@ -164,7 +165,7 @@ class ChangeLog:
         be recorded (`ValueError`), or `changes` raises, the commit is not recorded; the log can be used on.
         A `note` is left in a mark behind the commit, for whoever attaches the log to its database again.
         """
-        moment = time.time_ns() if time_ns is None else time_ns
+        moment = now_ns() if time_ns is None else time_ns
         if not (0 < txid < 2**64 and 0 <= moment < 2**64):
             raise ValueError("txid and time_ns must fit into 64 bits, and txid be positive")
         end = COMMIT_FIELDS.pack(txid, moment)
@@ -234,14 +235,15 @@ class ChangeLog:
         """Return when everything appended is on the disk."""
         with self._own_lock():
             self._check_open()
-            if self._writer is not None and self._writer.sync(0.0):
-                self._writer.mark()
+            writer = self._kept()
+            if writer is not None and writer.sync(0.0):
+                writer.mark()
 
     def close(self) -> None:
         """Sync, and let others append. Closing twice is harmless; if the sync raises it is closed too."""
         with self._own_lock():
             self.closed = True
-            writer, self._writer = self._writer, None
+            writer, self._writer = self._kept(), None
             if writer is not None:
                 writer.close()
 
@@ -366,9 +368,20 @@ class ChangeLog:
 
     def _ready(self) -> Writer:
         self._check_open()
-        if self._writer is None:
+        writer = self._kept()
+        if writer is None:
+            writer = self._writer = Writer(self._files, self._codec, self.max_file_size)
+            self.tail = writer.tail
+        return writer
+
+    def _kept(self) -> Writer | None:
+        """The writer, if there is one. If somebody else has closed its files, it is another one, which has synced what
+        was written.
+        """
+        if self._writer is not None and self._writer.lost:
+            self._writer.release()
+            self._writer = None
             self._writer = Writer(self._files, self._codec, self.max_file_size)
-            self.tail = self._writer.tail
         return self._writer
 
     def _base_txid(self, numbers: list[int]) -> int:

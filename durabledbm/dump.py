@@ -12,14 +12,15 @@ Memory does not grow with the database.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import ExitStack, closing, contextmanager
 from typing import Any, NamedTuple, Protocol
 
+from ._engine.meta import now_ns
 from ._engine.native import FileVolume
 from ._streams import Label, Readable, StreamReader, StreamWriter, codec_of, open_stream
 from ._tempfiles import blame_target, new_directory, replacing
+from .backup import check_target
 from .changelog import ChangeLog, Commit, Tail
 from .database import Database
 from .errors import CorruptionError, error
@@ -73,7 +74,8 @@ def dump(
     permissions of the database's file, or if there is none, only its owner may read it. `progress(done, total)`
     is called with numbers of entries.
 
-    Raises `ValueError` if the codec ("binary" or "text") cannot hold an entry, or a file of that size cannot.
+    Raises `ValueError` if the codec ("binary" or "text") cannot hold an entry, or a file of that size cannot, and
+    `error` if the target cannot be written, is no regular file, or is the database itself.
     """
     if codec not in CODECS:
         raise ValueError(f"codec must be 'binary' or 'text', not {codec!r}")
@@ -85,7 +87,9 @@ def dump(
                     raise ValueError("max_file_size is for a directory, not for a file object")
                 _write_stream(entries, target.write, codec, label)
             elif max_file_size is None:
-                _write_file(entries, os.path.realpath(os.fsdecode(target)), codec, label, file)
+                path = os.path.realpath(os.fsdecode(target))
+                check_target(path, _identity(source))
+                _write_file(entries, path, codec, label, file)
             else:
                 path = os.path.abspath(os.fsdecode(target))
                 _write_directory(entries, path, codec, label, source=file, max_file_size=max_file_size)
@@ -107,7 +111,15 @@ def _dumpable(source: Mapping[bytes, bytes]) -> Iterator[tuple[Mapping[bytes, by
         owner = source._owner
         yield source, _label(source), owner._store.disk.status() if isinstance(owner, Database) else None
     else:
-        yield source, Label(NO_IDENTITY, 1, time.time_ns()), None
+        yield source, Label(NO_IDENTITY, 1, now_ns()), None
+
+
+def _identity(source: Mapping[bytes, bytes]) -> tuple[int, int] | None:
+    """Which file is dumped, if it is one."""
+    if isinstance(source, Database):
+        return source._store.disk.identity()
+    store = source._pin._store if isinstance(source, Snapshot) else None
+    return None if store is None else store.disk.identity()
 
 
 def _label(snapshot: Snapshot) -> Label:
@@ -208,9 +220,10 @@ def load(
     """Apply the changes of a dump or a log to `db`: entries that it does not mention stay.
 
     `source` is a directory, a file, or a file object open for reading bytes; the codec is recognized unless given. Into
-    a `Database` this is one transaction, so if anything raises, it is as before; any other mapping gets the changes in
-    batches. `until_txid` and `until_time_ns` stop behind the commit of that number, or the last one whose time is not
-    later (of a file: only into a `Database`); see `Loaded.explanation` for clocks that were set back.
+    a `Database`, and into one of `durabledbm.remote` on PostgreSQL, this is one transaction, so if anything raises, it
+    is as before; any other mapping gets the changes in batches. `until_txid` and `until_time_ns` stop behind the
+    commit of that number, or the last one whose time is not later (of a file: only into a `Database`); see
+    `Loaded.explanation` for clocks that were set back.
     `progress(done, total)` is called with numbers of changes, total None.
 
     Raises `CorruptionError` for a dump that is damaged or incomplete, `error` if it holds no commit to stop at. A log
@@ -219,10 +232,11 @@ def load(
     with ExitStack() as stack:
         if isinstance(db, Database):
             stack.enter_context(db.transaction())
+        loader = stack.enter_context(db.loading(progress)) if hasattr(db, "loading") else None
         if isinstance(source, (str, bytes, os.PathLike)) and os.path.isdir(source):
             log = stack.enter_context(open_log(source, codec))
             explanation = "" if until_time_ns is None else log.at(until_time_ns).explanation()
-            loading = _Loading(db, progress)
+            loading = _Loading(db, loader, progress)
             for item in log.records(until_txid=until_txid, until_time_ns=until_time_ns):
                 if isinstance(item, Commit):
                     loading.commit = item
@@ -233,7 +247,7 @@ def load(
             loaded = loading.finish(log.tail)._replace(explanation=explanation)
         else:
             reader = stack.enter_context(_reader(source, codec))
-            loaded = _load_stream(reader, db, until_txid, until_time_ns, progress)
+            loaded = _load_stream(reader, db, _Loading(db, loader, progress), until_txid, until_time_ns)
         if loaded.commit is None and (until_txid is not None or until_time_ns is not None):
             raise error("it holds no commit of that time or before")
         return loaded
@@ -271,8 +285,10 @@ def open_log(directory: Path, codec: str | None = None) -> ChangeLog:
 class _Loading:
     """Changes on their way into a mapping."""
 
-    def __init__(self, db: MutableMapping[bytes, bytes], progress: Progress | None) -> None:
+    def __init__(self, db: MutableMapping[bytes, bytes], loader: Any, progress: Progress | None) -> None:
         self._db: Any = db
+        self._loader = loader
+        """What takes the changes in the place of the mapping, if the mapping has it so."""
         self._progress = progress
         self._batch: dict[bytes, bytes] | None = None if isinstance(db, Database) else {}
         self._batch_size = 0
@@ -281,7 +297,9 @@ class _Loading:
 
     def apply(self, key: bytes, value: bytes | None) -> None:
         """Make one change."""
-        if value is None:
+        if self._loader is not None:
+            self._loader.change(key, value)
+        elif value is None:
             self._flush()
             self._db.pop(key, None)
         elif self._batch is None:
@@ -316,9 +334,9 @@ class _Beyond(Exception):
 def _load_stream(
     reader: StreamReader,
     db: MutableMapping[bytes, bytes],
+    loading: _Loading,
     until_txid: int | None,
     until_time_ns: int | None,
-    progress: Progress | None,
 ) -> Loaded:
     """A stream tells a commit's number behind its changes: they are made first, and undone if need be."""
     limited = until_txid is not None or until_time_ns is not None
@@ -327,7 +345,6 @@ def _load_stream(
     last = Commit(
         2**64 if until_txid is None else until_txid, 2**64 if until_time_ns is None else until_time_ns
     )
-    loading = _Loading(db, progress)
     records = iter(reader)
     record = next(records, None)
     if record is None and reader.codec == "binary":

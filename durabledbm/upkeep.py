@@ -49,7 +49,7 @@ class Upkeep:
     def _check(self) -> None:
         self._store.check()
 
-    def _pin(self) -> Pin:
+    def _pin(self, *, displaced: bool = False) -> Pin:
         raise NotImplementedError
 
     def _error(self, cause: OSError) -> error:
@@ -117,10 +117,13 @@ class Upkeep:
         A file that is there is replaced. The copy has the database's identity, permissions and commit number. Others
         may read and write meanwhile. `progress(done, total)` is called with numbers of entries. Raises `error` if the
         target cannot be written or is the database itself, and `CorruptionError` if the database is damaged.
+
+        A file that was moved or removed while it was open is copied, too, as of its last commit: nothing else can be
+        done with it any more.
         """
-        if not self.readonly and not self._transactions:
+        if not self.readonly and not self._transactions and self._store.in_place():
             self.sync()
-        pin = self._pin()
+        pin = self._pin(displaced=True)
         try:
             backup(self._store, pin.state, target, progress)
         except OSError as exc:

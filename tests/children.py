@@ -58,6 +58,7 @@ def open_directory() -> Iterator[Path]:
 _UNPRIVILEGED = """
 import os, sys, durabledbm
 import durabledbm.attach, durabledbm.database, durabledbm.dump, durabledbm.salvage
+import durabledbm.cli.targets
 if not os.getuid():
     os.setgroups([])
     os.setgid(65534)
@@ -205,6 +206,19 @@ def create(path: str, key: str) -> None:
     with durabledbm.open(path, "c") as db:
         db[key] = "created"
     say("done")
+
+
+def create_sharded(attempts: list[tuple[str, int]]) -> None:
+    """Create sharded databases at the same moments as others; tell what each turned out to have."""
+    for path, shards in attempts:
+        say("ready")
+        heard()
+        try:
+            with durabledbm.open_sharded(path, "c", shards=shards) as db:
+                db[str(os.getpid())] = "1"
+                say("made", f"has {db.shards}")
+        except durabledbm.error as exc:
+            say("made", str(exc))
 
 
 def write_numbers(path: str, options: dict[str, Any], sync_every: int) -> None:

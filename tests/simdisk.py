@@ -59,7 +59,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from durabledbm._engine.disk import LockOwner
+from durabledbm._engine.disk import ELSEWHERE, LockOwner
 from durabledbm.errors import ClosedError
 
 BLOCK = 4096
@@ -216,11 +216,13 @@ class SimDisk:
         self._volume = volume
         self._file = file
         self._token = next(_numbers)
-        self._closed = False
+        self._closed = self._lost = False
 
     def read(self, length: int, offset: int) -> bytes:
         if self._closed:
             raise ClosedError
+        if self._lost:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         volume = self._volume
         volume.reads += 1
         if volume._armed or volume.before is not None:
@@ -233,6 +235,10 @@ class SimDisk:
 
     def size(self) -> int:
         return self._open().size
+
+    def data(self, start: int, stop: int) -> tuple[int, int]:
+        self._open()
+        return start, stop
 
     def write(self, offset: int, parts: Sequence[bytes]) -> None:
         file = self._open(write=True)
@@ -254,7 +260,7 @@ class SimDisk:
                 self._volume.log.append(Operation("forget", self.path, file.number))
 
     def identity(self) -> tuple[int, int]:
-        return self._volume.device, self._open().number
+        return self._volume.device, self._file.number
 
     def status(self) -> os.stat_result:
         return os.stat_result((0o100600, *[0] * 9))
@@ -263,7 +269,7 @@ class SimDisk:
         self._open()
 
     def linked(self) -> bool:
-        return self._volume._names.get(posixpath.normpath(self.path)) is self._open()
+        return self._volume._names.get(posixpath.normpath(self.path)) is self._file
 
     def lock(self, offset: int, *, exclusive: bool) -> bool:
         file, volume = self._open(write=exclusive), self._volume
@@ -282,7 +288,7 @@ class SimDisk:
 
     def unlock(self, offset: int) -> None:
         with self._volume._mutex:
-            self._open().locks.get(self._token, {}).pop(offset, None)
+            self._file.locks.get(self._token, {}).pop(offset, None)
 
     def lowest_lock(self, start: int, stop: int) -> LockOwner | None:
         with self._volume._mutex:
@@ -293,6 +299,26 @@ class SimDisk:
     def reopen(self) -> SimDisk:
         return SimDisk(self._volume, self._open(), self.path, writable=self.writable)
 
+    def lose(self) -> None:
+        """Somebody else closes the descriptor."""
+        self._lost = True
+        self._file.locks.pop(self._token, None)
+
+    def held(self) -> bool:
+        return not (self._lost or self._closed)
+
+    def regain(self) -> None:
+        if self._closed:
+            raise ClosedError
+        if self._volume._names.get(posixpath.normpath(self.path)) is not self._file:
+            raise FileNotFoundError(errno.ENOENT, ELSEWHERE, self.path)
+        self._lost = False
+
+    def part(self) -> Callable[[], None]:
+        """What a fork does to the child's disk, and what ends the parent's."""
+        token, self._token = self._token, next(_numbers)
+        return lambda: self._file.locks.pop(token, None) and None
+
     def close(self) -> None:
         self._closed = True
         self._file.locks.pop(self._token, None)
@@ -301,7 +327,7 @@ class SimDisk:
         self.close()
 
     def _open(self, *, write: bool = False) -> _File:
-        if self._closed or (write and not self.writable):
+        if self._closed or self._lost or (write and not self.writable):
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         return self._file
 

@@ -375,10 +375,11 @@ def test_more_files_than_eight_digits_can_number_are_read_in_numeric_order(place
 
 
 @pytest.mark.parametrize("codec", CODECS)
-def test_replay_of_1000_random_logs_equals_the_stores_they_were_written_from(
-    tmp_path: Path, codec: str
+@pytest.mark.parametrize("seeds", [range(200), pytest.param(range(200, 2000), marks=pytest.mark.long)], ids=str)
+def test_replay_of_random_logs_equals_the_stores_they_were_written_from(
+    tmp_path: Path, codec: str, seeds: range
 ) -> None:
-    for seed in range(1000):
+    for seed in seeds:
         rng = random.Random(seed)
         changes = random_changes(rng, codec, rng.randrange(1, 25))
         limit = rng.choice((HEADER + RECORD + 24, 150, 400))
@@ -492,7 +493,7 @@ def test_a_log_cut_at_any_byte_replays_a_prefix_and_appending_goes_on_from_there
     place: Path, codec: str
 ) -> None:
     shorter = 0
-    for seed in range(4):
+    for seed in range(2):
         changes, whole = small_log(place, codec, seed)
         names = sorted(whole)
         for last, name in enumerate(names):
@@ -516,7 +517,7 @@ def test_a_log_cut_at_any_byte_replays_a_prefix_and_appending_goes_on_from_there
                     assert log.tail is None
                 if tail is not None and tail.offset:
                     assert files(place)[name].startswith(whole[name][: tail.offset])
-    assert shorter > 100
+    assert shorter > 50
 
 
 def test_a_cut_tells_where_the_torn_record_begins(place: Path) -> None:
@@ -544,8 +545,9 @@ def test_a_cut_in_any_file_but_the_last_is_corruption(place: Path, codec: str) -
 
 
 def flips(whole: dict[str, bytes]) -> Iterator[tuple[str, int, dict[str, bytes]]]:
+    """Three bits of eight, in each byte others."""
     for name, data in whole.items():
-        for bit in range(len(data) * 8):
+        for bit in range(0, len(data) * 8, 3):
             flipped = bytearray(data)
             flipped[bit // 8] ^= 1 << bit % 8
             yield name, bit // 8, whole | {name: bytes(flipped)}
@@ -591,7 +593,7 @@ def test_a_flipped_bit_of_a_log_that_was_not_closed_is_a_tail_only_in_the_last_r
             else:
                 with pytest.raises(CorruptionError):
                     list(log)
-    assert tails == 8 * (len(whole[last]) - begin)
+    assert tails > 2 * (len(whole[last]) - begin)
 
 
 @pytest.mark.parametrize("close", [False, True])
@@ -1233,7 +1235,7 @@ def images(steps: Sequence[tuple[Any, ...]], rng: random.Random, block: int) -> 
 
 
 @pytest.mark.parametrize("sync", ["record", "interval", "manual"])
-@pytest.mark.parametrize("seeds", [range(20), pytest.param(range(20, 1000), marks=pytest.mark.long)], ids=str)
+@pytest.mark.parametrize("seeds", [range(8), pytest.param(range(8, 1000), marks=pytest.mark.long)], ids=str)
 def test_after_a_power_failure_at_any_step_a_prefix_is_left_that_has_all_that_was_synced(
     place: Path, sync: str, seeds: range
 ) -> None:

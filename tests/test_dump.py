@@ -206,8 +206,8 @@ def test_progress_is_told(db: durabledbm.Database, other: durabledbm.Database, t
 def test_memory_does_not_grow_with_the_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("durabledbm.transaction.SPILL_SIZE", 2 * 2**20)
     with durabledbm.open(tmp_path / "db", "c", cache_size=2**20) as db:
-        for start in range(0, 10_000, 2000):
-            db.update({b"%08d" % number: bytes(1000) for number in range(start, start + 2000)})
+        for start in range(0, 5000, 1000):
+            db.update({b"%08d" % number: bytes(2000) for number in range(start, start + 1000)})
     peaks = []
     tracemalloc.start()
     for step in ("dump", "directory", "load", "restore"):
@@ -219,7 +219,7 @@ def test_memory_does_not_grow_with_the_database(tmp_path: Path, monkeypatch: pyt
         elif step == "load":
             with durabledbm.open(tmp_path / "loaded", "c", cache_size=2**20) as db:
                 load(tmp_path / "dump", db)
-                assert len(db) == 10_000
+                assert len(db) == 5000
         else:
             restore(tmp_path / "restored", tmp_path / "dump")
         peaks.append(tracemalloc.get_traced_memory()[1] - before)
@@ -298,6 +298,23 @@ class _Failing(dict[bytes, bytes]):
     def items(self) -> Iterator[tuple[bytes, bytes]]:  # type: ignore[override]
         yield b"a", b"1"
         raise ZeroDivisionError
+
+
+def test_the_database_itself_is_not_replaced_under_any_name_nor_is_a_device(
+    db: durabledbm.Database, db_path: str, tmp_path: Path
+) -> None:
+    os.symlink(db_path, tmp_path / "alias")
+    os.link(db_path, tmp_path / "twin")
+    db["k"] = "v"
+    before = Path(db_path).read_bytes()
+    with db.snapshot() as snapshot:
+        for source in (db, snapshot):
+            for name in (db_path, tmp_path / "alias", tmp_path / "twin"):
+                with pytest.raises(durabledbm.error, match="is the database itself"):
+                    dump(source, name)
+            with pytest.raises(durabledbm.error, match="is not a regular file"):
+                dump(source, os.devnull)
+    assert Path(db_path).read_bytes() == before
 
 
 def test_a_directory_of_that_name_is_not_replaced(db: durabledbm.Database, tmp_path: Path) -> None:

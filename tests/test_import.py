@@ -15,6 +15,8 @@ from test_tidy import tree
 import durabledbm
 
 ROOT = Path(__file__).parent.parent
+MODULES = ("dump", "errors", "export", "redisdb", "reshard", "restore", "salvage", "shelve")
+"""Public modules that are no names of `__all__`: `from durabledbm import *` must not hide the stdlib's `shelve`."""
 
 
 def imported(code: str) -> set[str]:
@@ -40,13 +42,18 @@ def test_opening_a_file_needs_neither_the_command_line_nor_what_costs_time(db_pa
     assert {name for name in modules if name.startswith(("durabledbm.cli", "durabledbm.tour"))} == set()
 
 
-@pytest.mark.parametrize("name", [*durabledbm.__all__, "shelve"])
+@pytest.mark.parametrize("name", [*durabledbm.__all__, *MODULES])
 def test_every_name_is_there_when_it_is_asked_for(name: str) -> None:
     assert getattr(durabledbm, name) is getattr(durabledbm, name)
     assert name in dir(durabledbm)
     namespace: dict[str, object] = {}
     exec(f"from durabledbm import {name}", namespace)
     assert namespace[name] is getattr(durabledbm, name)
+
+
+def test_dir_shows_what_is_public_and_nothing_else() -> None:
+    shown = {name for name in dir(durabledbm) if not name.startswith("__")}
+    assert shown == {name for name in (*durabledbm.__all__, *MODULES) if not name.startswith("__")}
 
 
 def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
@@ -56,6 +63,42 @@ def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
         exec("from durabledbm import opne")
 
 
+# Without crc32c: `-S` leaves out the packages that are installed.
+
+
+def without_packages(*words: str, packages: Path | None = None) -> subprocess.CompletedProcess[str]:
+    path = str(ROOT) if packages is None else f"{packages}{os.pathsep}{ROOT}"
+    command = [sys.executable, "-S", *words]
+    environment = {**os.environ, "PYTHONPATH": path}
+    return subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
+
+
+@pytest.mark.parametrize(
+    "words", [("get", "x", "k"), ("--help",), ("list", "-h"), ("exec", "x.py"), ("tour",), ("completion", "bash"), ()]
+)
+def test_without_crc32c_a_command_is_one_line_with_the_way_to_install_it(words: tuple[str, ...]) -> None:
+    for program in (["-m", "durabledbm"], ["-c", "from durabledbm.__main__ import main; main()"]):
+        done = without_packages(*program, *words)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+        assert f"'{sys.executable} -m pip install crc32c'" in done.stderr
+
+
+@pytest.mark.parametrize("code", ["durabledbm.open('x', 'c')", "from durabledbm import whichdb", "durabledbm.shelve"])
+def test_without_crc32c_the_first_use_says_how_to_install_it_and_shows_next_to_no_traceback(code: str) -> None:
+    done = without_packages("-c", f"import durabledbm; {code}")
+    assert done.returncode == 1
+    assert done.stderr.count("  File ") == 2
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("ModuleNotFoundError: the package crc32c is missing")
+    assert f"'{sys.executable} -m pip install crc32c'" in last
+
+
+def test_a_crc32c_that_cannot_be_imported_is_told_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "crc32c.py").write_text("raise ImportError('undefined symbol')")
+    done = without_packages("-m", "durabledbm", "list", "x", packages=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "(undefined symbol)" in done.stderr
+    assert "pip install crc32c --force-reinstall" in done.stderr
 USES = """
 import os, sys
 import durabledbm

@@ -10,10 +10,13 @@ import gzip
 import importlib
 import os
 import random
+import shutil
 import signal
 import sqlite3
+import stat
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -360,7 +363,7 @@ def test_a_program_that_reads_the_empty_one_does_not_take_it_for_empty_any_more(
         try:
             assert len(early) == len(ENTRIES)
         except durabledbm.error as exc:
-            assert "emptied while it was open" in str(exc)  # noqa: PT017 - the other outcome is as good
+            assert "while it was open" in str(exc)  # noqa: PT017 - the other outcome is as good
 
 
 def test_one_that_was_written_to_does_not_give_way(path: str, tmp_path: Path) -> None:
@@ -958,7 +961,7 @@ def test_killed_at_random_a_migration_loses_nothing(tmp_path: Path, in_place: bo
     entries = {b"%d" % i: b"value %d" % i for i in range(20_000)}
     numbers = random.Random(7)
     duration = 0.0
-    for attempt in range(6):
+    for attempt in range(3):
         directory = tmp_path / str(attempt)
         directory.mkdir()
         path = str(directory / "old")
@@ -993,6 +996,30 @@ def test_export_writes_a_database_that_the_other_module_reads(path: str, tmp_pat
     for suffix in FILES[to]:
         if os.path.exists(target + suffix):
             assert os.stat(target + suffix).st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize("to", ["dbm.dumb", "dbm.sqlite3"])
+def test_export_of_a_file_that_nobody_may_write(path: str, to: str) -> None:
+    directory = tempfile.mkdtemp()  # where somebody who is not root gets to
+    try:
+        os.chmod(directory, 0o777)
+        source = os.path.join(directory, "source")
+        with durabledbm.open(source, "c") as db:
+            db["a"] = "b"
+        os.chmod(source, 0o444)
+        export(source, os.path.join(directory, "first"), to)  # imports what nobody else may be able to read
+        if os.getuid() == 0:
+            os.seteuid(65534)
+        try:
+            assert export(source, os.path.join(directory, "target"), to) == 1
+        finally:
+            if os.getuid() == 0:
+                os.seteuid(0)
+        made = [name for name in os.listdir(directory) if name.startswith("target")]
+        assert made
+        assert {stat.S_IMODE(os.stat(os.path.join(directory, name)).st_mode) for name in made} == {0o444}
+    finally:
+        shutil.rmtree(directory)
 
 
 def test_export_refuses_what_it_can_not_do(path: str, tmp_path: Path) -> None:

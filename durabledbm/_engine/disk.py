@@ -14,6 +14,14 @@ The contract that durability rests on:
 * A file that `resize` makes longer holds zeros there, also after a power failure, until something is written.
 * A name created, linked or replaced in a directory is on the medium when `sync_directory` has returned; where a system
   cannot do that, it does what it can (see docs/durability.md).
+
+A `Disk` refers to its file through a number of the operating system, and others can take that number away: a daemon
+closes every descriptor that it does not know, and opens its logs. So a `Disk` never writes to, syncs, locks or closes
+a number that has become another file's; those calls raise `OSError` instead. `held` tells, and `regain` opens the file
+again by its name. Reading does not ask each time, since that would cost half as much as the read: whoever uses the
+bytes verifies them, and asks `held` when they are not what they should be.
+
+After a fork a `Disk` of the child refers to an open file of its own, so that the child shares no lock with its parent.
 """
 
 from __future__ import annotations
@@ -24,7 +32,10 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 if TYPE_CHECKING:
     import os
 
-__all__ = ["Disk", "LockOwner", "Volume"]
+__all__ = ["ELSEWHERE", "Disk", "LockOwner", "Readable", "Volume"]
+
+ELSEWHERE = "the file was moved or removed while it was open, or another was put in its place"
+"""What is said of a name that does not lead to the open file any more."""
 
 
 class LockOwner(NamedTuple):
@@ -32,6 +43,24 @@ class LockOwner(NamedTuple):
 
     offset: int
     pid: int | None
+
+
+class Readable(Protocol):
+    """What reading alone needs of a `Disk`."""
+
+    @property
+    def path(self) -> str:
+        """The file's name."""
+
+    @property
+    def read(self) -> Callable[[int, int], bytes]:
+        """`read(length, offset)`, as `Disk.read`."""
+
+    def size(self) -> int:
+        """Length of the file in bytes."""
+
+    def data(self, start: int, stop: int) -> tuple[int, int]:
+        """As `Disk.data`."""
 
 
 class Disk(Protocol):
@@ -44,6 +73,11 @@ class Disk(Protocol):
 
     def size(self) -> int:
         """Length of the file in bytes."""
+
+    def data(self, start: int, stop: int) -> tuple[int, int]:
+        """The first stretch of the bytes in [start, stop) that the file system really keeps; `(stop, stop)` if there is
+        none. The bytes before it are a hole: zeros that take no space. Where the platform does not tell, it keeps all.
+        """
 
     def write(self, offset: int, parts: Sequence[bytes]) -> None:
         """Write the concatenation of `parts` at `offset`, all of it, growing the file if needed."""
@@ -61,7 +95,16 @@ class Disk(Protocol):
         """What tells this file from every other on the machine, whatever its name: device and inode."""
 
     def linked(self) -> bool:
-        """Whether `path` still names this file."""
+        """Whether `path` still names this file. True also where that cannot be told, as after a change of the root."""
+
+    def held(self) -> bool:
+        """Whether the open file is still this `Disk`'s. If not, its locks are gone; see `regain`."""
+
+    def regain(self) -> None:
+        """Open the file again, after `held` has said no. `read` is another then.
+
+        Raises `OSError` if `path` does not lead to the file, or it cannot be opened.
+        """
 
     def status(self) -> os.stat_result:
         """Owner, group and permissions, among other things."""
@@ -80,7 +123,7 @@ class Disk(Protocol):
         """
 
     def unlock(self, offset: int) -> None:
-        """Release the byte at `offset`."""
+        """Release the byte at `offset`, if it is locked."""
 
     def lowest_lock(self, start: int, stop: int) -> LockOwner | None:
         """The lowest byte in [start, stop) that another `Disk` has locked, in whatever process, or None.
@@ -90,7 +133,7 @@ class Disk(Protocol):
         """
 
     def reopen(self) -> Disk:
-        """The same file, whatever its name is now, as a `Disk` of its own: for a child process after `fork`."""
+        """The same file, whatever its name is now, as a `Disk` of its own."""
 
     def close(self) -> None:
         """Release file and locks. Closing twice is harmless."""

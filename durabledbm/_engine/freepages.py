@@ -143,10 +143,12 @@ class FreePages:
 
     def _reuse(self, page_id: int, page_count: int) -> None:
         if page_count == 1:
+            self.free_count += not self._free[page_id]
             self._free[page_id] = 1
         else:
-            self._free[page_id : page_id + page_count] = b"\1" * page_count
-        self.free_count += page_count
+            end = page_id + page_count
+            self.free_count += self._free.count(0, page_id, end)
+            self._free[page_id:end] = b"\1" * page_count
         self._longest = _POWERS
         self._touch(page_id, page_count)
         self._reused_from = min(self._reused_from, page_id)

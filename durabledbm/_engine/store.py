@@ -10,12 +10,12 @@ import time
 from collections.abc import Callable, Mapping
 from math import inf
 
-from ..errors import BusyError, CorruptionError, error
-from .creation import initialise, noise
+from ..errors import BusyError, error
+from .creation import initialise, random_bytes
 from .current import NEVER, Current
 from .locks import Turn
 from .merge import Touch
-from .meta import LOOK_OFFSET, LOOK_SIZE, META_SIZE, steady_copy
+from .meta import LOOK_OFFSET, LOOK_SIZE, META_SIZE, look_with, steady_copy
 from .recovery import Slots, newest, read_slots
 from .state import State
 from .work import Work
@@ -39,9 +39,13 @@ class Store(Current):
         """
         self.check_writable()
         self.inside.check_file()
-        if self._forked:
-            self._reopen()
-        self.writer.acquire(turn, self.disk, timeout)
+        try:
+            self.writer.acquire(turn, self.disk, timeout)
+        except OSError:
+            if self.closed or self.disk.held():
+                raise
+            self.attend()
+            self.writer.acquire(turn, self.disk, timeout)
         try:
             self.check_writable()
             if not self.writer.writing or self.underway:
@@ -51,6 +55,7 @@ class Store(Current):
                         self._go_on_with(successor)
                     return self.begin(turn, timeout)
                 self.settle()
+            self.check_name()
         except BaseException as exc:
             turn.end()
             if isinstance(exc, OSError):
@@ -94,6 +99,8 @@ class Store(Current):
     def _settle(self) -> None:
         slots = self._initialised()
         meta, slot = newest(self.disk, slots)
+        self._compare(slots)
+        look = slots.look or self.read(LOOK_SIZE, LOOK_OFFSET)
         first, second = slots.metas
         twins = first is not None and second is not None and first.txid == second.txid
         if not (twins and (first.steady or second.steady)):  # type: ignore[union-attr]
@@ -104,19 +111,18 @@ class Store(Current):
             self.pager.clear()
             slots = self._initialised()
             meta, slot = newest(self.disk, slots)
-            other = slots.metas[1 - slot]
+            look, other = slots.look or self.read(LOOK_SIZE, LOOK_OFFSET), slots.metas[1 - slot]
             if other is None or other.txid > meta.txid:
                 # A commit stands there of which something is missing. What is written from now on, even half of it,
                 # could complete it, so nothing of it may be left: noise agrees with no sector of anything.
-                self.disk.write((1 - slot) * META_SIZE, (noise(META_SIZE),))
+                self.disk.write((1 - slot) * META_SIZE, (random_bytes(META_SIZE),))
                 self._sync()
-            page = self.read(META_SIZE, slot * META_SIZE)
-            self.disk.write((1 - slot) * META_SIZE, (steady_copy(page),))
-        if self.state.meta.txid and meta.database_id != self.state.meta.database_id:
-            raise CorruptionError("the file was replaced by another database while it was open", path=self.path)
+            page = steady_copy(self.read(META_SIZE, slot * META_SIZE))
+            self.disk.write((1 - slot) * META_SIZE, (page,))
+            look = look_with(look, 1 - slot, page)
         if meta.txid != self.state.meta.txid or slot != self.state.slot:
             self._install(State.make(meta, slot, self.pager), None)
-        self.look = self.read(LOOK_SIZE, LOOK_OFFSET)
+        self.look = look
         self.committer.settled(meta)
         self._settled = True
 
@@ -124,7 +130,8 @@ class Store(Current):
         """The two slots, of a file that is a database afterwards."""
         slots = read_slots(self.disk)
         if slots.uninitialised:
-            self.check_not_emptied()
+            if self.state.meta.txid:
+                raise self._replaced()  # emptied: what was committed must not seem undone
             initialise(self._volume, self.disk, self._page_size)
             slots = read_slots(self.disk)
             self._load_from(slots)
@@ -189,12 +196,16 @@ class Store(Current):
         """Run a step that makes a commit, and make its result current. Whatever it raises leaves the handle sound."""
         assert self.writer.kept
         self.check()
+        observer, before = self.observer, self.state
+        if observer is not None:
+            observer.expect()
         with self._committing:
             self.committer.note_synced(self.state.meta)
             if self.underway:
                 raise error(f"{self.path}: an earlier commit was interrupted; this one was to build on it")
             self.underway = True
             try:
+                self.check_place()
                 state = step()
                 self._publish(state, changes)
                 self.underway = False
@@ -204,19 +215,39 @@ class Store(Current):
                 if isinstance(exc, OSError):
                     raise error.wrap(exc, self.path) from exc
                 raise
-        if self.observer is not None:
-            self.observer.committed(changes)
+        if observer is not None:
+            observer.committed(before, changes)
+        self.check_name()  # what nobody will find is not acknowledged
         return state
+
+    def check_place(self) -> None:
+        """Raise if something that knows no locks has written to the file since this handle has the writer lock: pages
+        that are free here may be in use there.
+        """
+        try:
+            same = self.read(LOOK_SIZE, LOOK_OFFSET) == self.look
+        except OSError as exc:
+            if not self.may_pass(exc):
+                raise
+            same = False
+        if not same:
+            if self.disk.held():
+                raise self._replaced()
+            self.attend()
 
     def _publish(self, state: State, changes: Mapping[bytes, object] | None) -> None:
         """Show the commit to all at once: other processes see what is written here, threads of this one what is
         installed. Were this interrupted, whoever looks would find out from the file what there is.
         """
         with self.mutex:
+            look = self.look
             self.writer.writing, self.look = False, NEVER
-            self.committer.publish(state)
+            for slot, page in self.committer.publish(state):
+                look = look_with(look, slot, page)
             self._install(state, changes)
-            self.look = self.read(LOOK_SIZE, LOOK_OFFSET)
+            if self.read(LOOK_SIZE, LOOK_OFFSET) != look:
+                raise self._replaced()
+            self.look = look
             self.writer.writing = True
 
     def _give_up(self, cause: BaseException) -> None:
@@ -239,8 +270,10 @@ class Store(Current):
         That is all that a relaxed commit lacks to survive anything. Its meta is not marked steady by this, which
         `harden` does, so whoever writes next verifies it once more, or syncs again.
         """
+        self.attend()
         txid = self.state.meta.txid
         self._sync()
+        self.check_name()
         self.committer.synced_txid = max(self.committer.synced_txid, txid)
 
     def harden(self) -> None:

@@ -7,10 +7,10 @@ such; `--pickle` loads it, after a warning.
 from __future__ import annotations
 
 import json
-import sys
 from typing import Any
 
-from .._text import as_json, escape, printable, style
+from .._text import as_json, escape, printable
+from .console import complain
 
 __all__ = ["PICKLE_HELP", "looks_pickled", "pickled", "warn_of_pickles"]
 
@@ -26,11 +26,7 @@ def looks_pickled(value: bytes) -> bool:
 
 def warn_of_pickles(file: str) -> None:
     """Say it before the first object is loaded."""
-    colour = style(stream=sys.stderr)
-    sys.stderr.write(
-        f"{colour('warning:', 'yellow')} --pickle runs code that {file} may contain; use it on files that you trust\n"
-    )
-    sys.stderr.flush()
+    complain("warning", f"--pickle runs code that {file} may contain; use it on files that you trust", "yellow")
 
 
 def pickled(value: bytes, *, in_json: bool) -> str:

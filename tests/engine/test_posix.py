@@ -143,7 +143,7 @@ def test_where_only_the_name_tells_the_file_another_of_that_name_is_refused(disk
     again.close()
     os.rename(path, path + ".old")
     Path(path).write_bytes(b"other")
-    with pytest.raises(FileNotFoundError, match="replaced while it was open"):
+    with pytest.raises(FileNotFoundError, match="moved or removed while it was open"):
         disk.reopen()
     assert Path(path).read_bytes() == b"other"
 
