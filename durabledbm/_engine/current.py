@@ -180,7 +180,8 @@ class Current:
             return
         slots = read_slots(self.disk)
         if slots.uninitialised:
-            self.check_not_emptied()
+            if seen.txid:
+                raise self._replaced()
             return
         found = visible(self.disk, slots)
         if found is None:
@@ -240,11 +241,6 @@ class Current:
         pager = Pager(self.disk, page_size, self._cache_size)
         pager.mend = partial(_mend, weakref.ref(self))  # weakly: handles that are dropped are freed at once
         return pager
-
-    def check_not_emptied(self) -> None:
-        """Raise if there was a database in the file, which has none now: what was committed must not seem undone."""
-        if self.state.meta.txid:
-            raise self._replaced()
 
     def _uninitialised(self) -> State:
         """The state of a file that was not initialised yet."""

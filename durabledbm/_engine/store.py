@@ -130,7 +130,8 @@ class Store(Current):
         """The two slots, of a file that is a database afterwards."""
         slots = read_slots(self.disk)
         if slots.uninitialised:
-            self.check_not_emptied()
+            if self.state.meta.txid:
+                raise self._replaced()  # emptied: what was committed must not seem undone
             initialise(self._volume, self.disk, self._page_size)
             slots = read_slots(self.disk)
             self._load_from(slots)
