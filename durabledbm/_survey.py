@@ -23,7 +23,7 @@ from ._engine.tree import Tree
 from ._engine.walk import Visit, walk
 from ._filemap import FileMap, Run, Step
 from ._pages import IntactRun, intact_runs
-from ._text import plural
+from ._words import plural
 from .errors import CorruptionError
 
 __all__ = ["Survey", "cut_off", "meta_runs", "unreachable"]

@@ -28,7 +28,7 @@ from ._engine.state import State
 from ._engine.store import Store
 from ._engine.tree import Tree
 from ._engine.walk import Visit, walk
-from ._text import plural
+from ._words import plural
 from .errors import CorruptionError, error
 
 __all__ = ["Problem", "Progress", "check_state"]
@@ -84,7 +84,7 @@ class _Check:
         meta = self._meta
         slots = read_slots(self._store.disk)
         for slot, other in enumerate(slots.metas):
-            if other is None and slots.size:
+            if other is None and not slots.uninitialised:
                 yield Problem(4, f"meta page {slot} is damaged")
             elif other is not None and other.database_id != meta.database_id:
                 yield Problem(4, f"meta page {slot} belongs to another database")

@@ -17,13 +17,12 @@ from ._engine import operations
 from ._engine.deferred import Deferred
 from ._engine.group import Group
 from ._engine.locks import Turn
-from ._engine.meta import LOOK_OFFSET, LOOK_SIZE
 from ._engine.spill import Spill
 from ._engine.state import State
 from ._engine.store import Store
 from ._engine.view import Life, View
-from ._engine.work import CHANGE_MEMORY, Work
-from .errors import BusyError, CorruptionError, error
+from ._engine.work import Work
+from .errors import BusyError, error
 from .mapping import Key, Writable, as_bytes
 from .snapshot import Pin, Snapshot
 from .transaction import Transaction, own_transaction
@@ -88,13 +87,13 @@ class Database(Upkeep, Writable):
         if self._plain and type(key) is bytes:
             # The common case, in as few steps as can be: nobody has committed, and the row was read before.
             try:
-                if store.read(LOOK_SIZE, LOOK_OFFSET) == store.look:
+                if next(store.looks, b"") == store.look or store.glance():
                     value = store.rows.young.get(key) or store.fetch(key)
                     if value is not None:
                         return value
                     raise KeyError(key)
             except OSError as exc:
-                if not isinstance(exc, CorruptionError):  # overtaken by writers, or damage: the long way tells
+                if not store.may_pass(exc):  # else the long way tells
                     raise self._error(exc) from exc
         value = self._find(key if type(key) is bytes else as_bytes(key, "key"))
         if value is None:
@@ -105,10 +104,10 @@ class Database(Upkeep, Writable):
         store = self._store
         if self._plain:
             try:
-                if store.read(LOOK_SIZE, LOOK_OFFSET) == store.look:
+                if next(store.looks, b"") == store.look or store.glance():
                     return store.rows.young.get(key) or store.fetch(key)
             except OSError as exc:
-                if not isinstance(exc, CorruptionError):
+                if not store.may_pass(exc):
                     raise self._error(exc) from exc
         if self._transactions and (transaction := own_transaction(self)) is not None:
             return transaction._find(key)
@@ -205,41 +204,40 @@ class Database(Upkeep, Writable):
         return not self._store.readonly
 
     def _put(self, key: bytes, value: bytes) -> None:
-        if self._transactions and (transaction := own_transaction(self)) is not None:
+        if self._transactions and (transaction := own_transaction(self, to_write=True)) is not None:
             transaction._put(key, value)
         elif not self._pipeline.put(key, value):
             self._run(lambda work: work.put(key, value))
 
     def _delete(self, key: bytes) -> bool:
-        if self._transactions and (transaction := own_transaction(self)) is not None:
+        if self._transactions and (transaction := own_transaction(self, to_write=True)) is not None:
             return transaction._delete(key)
         return self._run(lambda work: operations.delete(work, key))
 
     def _pop(self, key: bytes) -> bytes | None:
-        if self._transactions and (transaction := own_transaction(self)) is not None:
+        if self._transactions and (transaction := own_transaction(self, to_write=True)) is not None:
             return transaction._pop(key)
         return self._run(lambda work: operations.pop(work, key))
 
     def _pop_end(self) -> tuple[bytes, bytes] | None:
-        if self._transactions and (transaction := own_transaction(self)) is not None:
+        if self._transactions and (transaction := own_transaction(self, to_write=True)) is not None:
             return transaction._pop_end()
         return self._run(operations.pop_end)
 
     def _set_default(self, key: bytes, default: bytes) -> bytes:
-        if self._transactions and (transaction := own_transaction(self)) is not None:
+        if self._transactions and (transaction := own_transaction(self, to_write=True)) is not None:
             return transaction._set_default(key, default)
         return self._run(lambda work: operations.set_default(work, key, default))
 
     def _update(self, changes: dict[bytes, bytes]) -> None:
-        if self._transactions and (transaction := own_transaction(self)) is not None:
+        if self._transactions and (transaction := own_transaction(self, to_write=True)) is not None:
             transaction._update(changes)
         else:
-            size = sum(map(len, changes)) + sum(map(len, changes.values())) + CHANGE_MEMORY * len(changes)
-            self._run(lambda work: work.update(changes, size))  # type: ignore[arg-type]
+            self._run(lambda work: operations.update(work, changes))
 
     def clear(self) -> None:
         """Delete all entries in one atomic commit."""
-        if self._transactions and (transaction := own_transaction(self)) is not None:
+        if self._transactions and (transaction := own_transaction(self, to_write=True)) is not None:
             transaction.clear()
         else:
             self._run(Work.clear)
@@ -281,10 +279,10 @@ class Database(Upkeep, Writable):
     def _spill(self, work: Work) -> Spill:
         return self._pipeline.spill(work)
 
-    def _pin(self) -> Pin:
+    def _pin(self, *, displaced: bool = False) -> Pin:
         self._raise_background_failure()
         try:
-            return Pin(self._store)
+            return Pin(self._store, displaced=displaced)
         except OSError as exc:
             raise self._error(exc) from exc
 
@@ -328,6 +326,8 @@ class Database(Upkeep, Writable):
                 self._pipeline.flush()
                 if tidy:
                     self._pipeline.tidy()
+                    if self._store.observer is not None:
+                        self._store.observer.finish()
         except BusyError:
             raise
         except BaseException as exc:
@@ -339,7 +339,7 @@ class Database(Upkeep, Writable):
         self._release(flushed=failure is None)
         self._raise_background_failure()
         if failure is not None and (self._store.lost or self._pipeline.pending() is not None):
-            raise error(f"{self.path}: closed, but what was pending could not be written: {failure}") from failure
+            raise error.because(failure, "closed, but what was pending could not be written", self.path) from failure
 
     def _release(self, *, flushed: bool) -> None:
         """Close the file, but not while a thread writes: its number may be another file's a moment later."""
@@ -363,6 +363,7 @@ class Database(Upkeep, Writable):
             snapshot.close()
         if self._store.observer is not None:
             self._store.observer.close()
+        self._store.writer.reserved = False
         self._store.close()
         lifetime.ended(self)
 
@@ -413,6 +414,8 @@ class Database(Upkeep, Writable):
                 transaction.orphan()
                 if not transaction.mine():
                     self._forget(transaction)
+        for snapshot in self._snapshots.all():
+            snapshot.after_fork()
         self._store.after_fork()
         self._pipeline.after_fork()
 
@@ -420,4 +423,4 @@ class Database(Upkeep, Writable):
         flusher = self._pipeline.flusher
         if flusher is not None and flusher.failure is not None:
             failure, flusher.failure = flusher.failure, None
-            raise error(f"{self.path}: writing in the background failed: {failure}") from failure
+            raise error.because(failure, "writing in the background failed", self.path) from failure

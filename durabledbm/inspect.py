@@ -46,7 +46,7 @@ def inspect(
     except OSError as exc:
         raise error.wrap(exc, name) from exc
     try:
-        if not disk.size():
+        if read_slots(disk).uninitialised:
             return FileMap(name, MIN_PAGE_SIZE, 0, 0, 0, 0, 0, 0, 0, None, [], [], [], False)
         try:
             store = Store(FileVolume(), disk, page_size=MIN_PAGE_SIZE, cache_size=0)

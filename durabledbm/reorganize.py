@@ -130,8 +130,7 @@ class _Found:
         for visit in walk(state.view.tree, state.pages()):
             run = visit.page_id, visit.low, TOUCH if visit.level else MOVE
             if visit.page_id >= stop:
-                if visit.page_id < self.next:
-                    self.next = visit.page_id
+                self.next = min(self.next, visit.page_id)
             elif visit.page_id + visit.page_count > cleared:
                 self.between.append(run)
             if visit.page_id + visit.page_count > end:

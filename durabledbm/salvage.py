@@ -15,9 +15,10 @@ import errno
 import os
 from bisect import bisect_right
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 
-from ._engine.creation import temporary_name
+from ._engine.creation import initialise
 from ._engine.disk import Disk
 from ._engine.meta import META_AREA, META_SIZE, Meta, UnknownVersionError, decode_meta, first_page, has_magic
 from ._engine.native import FileVolume
@@ -28,6 +29,8 @@ from ._engine.pageset import PageSet
 from ._engine.tree import Tree
 from ._engine.walk import walk
 from ._pages import IntactRun, guess_page_size, intact_runs
+from ._tempfiles import blame_target, new_file, permissions_of, take_name
+from ._words import plural
 from .database import Database
 from .database import open as open_database
 from .errors import CorruptionError, error
@@ -74,7 +77,8 @@ class Report:
             self.losses.append(what)
 
     def __str__(self) -> str:
-        lines = [f"{self.entries:,} entries saved, {self.from_lost_pages:,} of them from pages outside of the tree"]
+        saved = plural(self.entries, "entry")
+        lines = [f"{saved} saved, {self.from_lost_pages:,} of them from pages outside of the tree"]
         if self.commit is None:
             lines.append("no meta page was usable: the newest small changes, which stood there, are lost")
         if self.deleted_may_reappear:
@@ -93,48 +97,33 @@ def salvage(
 ) -> Report:
     """Save every entry that can be read of the broken database `source` into the new database `target`.
 
-    `target` must not exist; it appears when it is complete, or not at all. `source` is only read; nobody should write
-    it meanwhile. `progress(done, total)` is called with numbers of pages, now and then.
+    `target` must not exist; it appears when it is complete, or not at all, with the permissions of `source`. That is
+    only read; nobody should write it meanwhile. `progress(done, total)` is called with numbers of pages, now and then.
 
     Raises `error` with errno ENOENT or EEXIST for the files, and `error` if `source` holds nothing of durabledbm's.
     """
     source, target = os.fsdecode(source), os.fsdecode(target)
     if os.path.lexists(target):
         raise error(errno.EEXIST, os.strerror(errno.EEXIST), target)
-    volume = FileVolume()
-    temporary = temporary_name(os.path.realpath(target))
     try:
-        disk = volume.open(source, writable=False)
-        try:
-            report = _salvaged(disk, temporary, progress)
-        finally:
-            disk.close()
-        volume.link(temporary, target)
-        volume.sync_directory(os.path.realpath(target))
+        with closing(FileVolume().open(source, writable=False)) as disk:
+            return _salvaged(disk, os.path.realpath(target), progress)
     except OSError as exc:
-        raise error.wrap(exc, source) from exc
-    finally:
-        _remove(temporary)
-    return report
+        blame_target(exc, target)
+        raise error.wrap(exc, source if exc.filename is None else None) from exc
 
 
-def _salvaged(disk: Disk, temporary: str, progress: Progress | None) -> Report:
-    ranks = temporary + "-r"
-    try:
+def _salvaged(disk: Disk, target: str, progress: Progress | None) -> Report:
+    like = permissions_of(disk.status())
+    with new_file(target, like=like) as fresh, new_file(target, like=like) as ranks:
+        initialise(FileVolume(), fresh.disk, _page_size(disk))
         with (
-            open_database(temporary, "n", durability="manual", page_size=_page_size(disk)) as entries,
-            open_database(ranks, "n", durability="manual") as versions,
+            open_database(fresh.path, "w", durability="manual") as entries,
+            open_database(ranks.path, "w", durability="manual") as versions,
         ):
-            return _Salvage(disk, _Sink(entries, versions), progress).run()
-    finally:
-        _remove(ranks)
-
-
-def _remove(path: str) -> None:
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        pass
+            report = _Salvage(disk, _Sink(entries, versions), progress).run()
+        take_name(fresh.path, target)
+    return report
 
 
 def _metas(disk: Disk) -> list[Meta]:

@@ -204,7 +204,7 @@ def test_snapshots_of_many_threads_show_one_commit_each(db_path: str) -> None:
         crew = Crew()
         for client in range(3):
             crew.start(read, client)
-        for number in range(400):
+        for number in range(150):
             db.update(dict.fromkeys(keys, b"%0100d" % number))
         end.set()
         assert min(crew.join()) > 0

@@ -11,6 +11,7 @@ whole and of its beginning (`of_the_end`, where many overlapping runs are to be 
 
 from __future__ import annotations
 
+import sys
 from importlib.machinery import ExtensionFileLoader, PathFinder
 from typing import Any, Protocol
 
@@ -41,8 +42,20 @@ def from_extension(package: str) -> Checksum | None:
 
 
 def _imported() -> Checksum:
-    from crc32c import crc32c
-
+    try:
+        from crc32c import crc32c
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            f"the package crc32c is missing, which durabledbm needs: "
+            f"'{sys.executable} -m pip install crc32c' installs it",
+            name="crc32c",
+        ) from None
+    except ImportError as exc:
+        raise ImportError(
+            f"the package crc32c, which durabledbm needs, can't be imported ({exc}): "
+            f"'{sys.executable} -m pip install crc32c --force-reinstall' may mend it",
+            name="crc32c",
+        ) from None
     return crc32c
 
 

@@ -33,10 +33,10 @@ slot, the list grows, and pages freed since the last durable commit are not reus
 from __future__ import annotations
 
 import errno
-import time
 from collections.abc import Callable, Iterator, Mapping
 
 from ..errors import CorruptionError
+from .creation import random_bytes
 from .disk import Disk
 from .merge import Change, Merged, Touch, merge
 from .meta import (
@@ -47,9 +47,10 @@ from .meta import (
     encode_meta,
     first_page,
     flaw_of,
+    now_ns,
     room_for,
     steady_copy,
-)  # fmt: skip
+)
 from .page import NO_REF
 from .pager import Pager
 from .space import Space
@@ -108,6 +109,10 @@ class Committer:
         self._reusable = -1
         """What was freed by commits up to this one, no crash can bring back."""
         self._visible: tuple[int, bytes] | None = None
+        self._written_slots: list[tuple[int, bytes]] = []
+        """The slots that were written since the last commit was published, and what was written there."""
+        self._has_begun = False
+        """A commit made here was published, so the generation is the one that it began, or a later one."""
         self._encoded: tuple[Mapping[bytes, bytes | None], bytes] = {}, b""
         """The changes that were last put in a meta, and how they stand there: the next commit may just append."""
         self._loose: bytes | None = None
@@ -120,6 +125,10 @@ class Committer:
         self.syncs = 0
         self.commits = 0
         self.pages_written = 0
+
+    def use(self, pager: Pager) -> None:
+        """Read through another pager from now on."""
+        self._pager = pager
 
     # -- the ways to commit ------------------------------------------------------------------------
 
@@ -357,32 +366,40 @@ class Committer:
             steady_txid=self.durable_txid,
             steady=False,
             relaxed=not sync,
-            time_ns=time.time_ns(),
+            time_ns=now_ns(),
         )
+        if not self._has_begun:
+            meta = meta._replace(generation=random_bytes(8), generation_txid=meta.txid)
         if (flaw := flaw_of(meta)) is not None:  # following from what the one before said
             raise CorruptionError(f"after this commit, the meta page would say: {flaw}", path=self.disk.path)
         page = encode_meta(meta, self._encoded[1] if meta.changes is self._encoded[0] else None)
         self._cut = self._cut or meta.page_count < state.meta.page_count
         self.in_doubt = True
         if sync:
-            self._visible = (1 - slot) * META_SIZE, steady_copy(page)
-            self.disk.write(slot * META_SIZE, (page,))
+            self._visible = 1 - slot, steady_copy(page)
+            self._write(slot, page)
             self.sync()
             self._set_durable(meta)
         else:
-            self._visible = slot * META_SIZE, page
+            self._visible = slot, page
         return State.make(meta, slot, self._pager)
 
-    def publish(self, state: State) -> None:
+    def _write(self, slot: int, page: bytes) -> None:
+        self._written_slots.append((slot, page))
+        self.disk.write(slot * META_SIZE, (page,))
+
+    def publish(self, state: State) -> list[tuple[int, bytes]]:
         """Let everybody see the commit that has been made: the write that does it is left to this moment.
 
-        For a synced commit it is the steady copy of the meta, for a relaxed one the meta itself.
+        For a synced commit it is the steady copy of the meta, for a relaxed one the meta itself. Returns the slots that
+        the commit has written, and what it wrote there.
         """
         assert self._visible is not None
-        offset, page = self._visible
+        slot, page = self._visible
         self._visible = None
-        self.disk.write(offset, (page,))
+        self._write(slot, page)
         self.in_doubt = False
+        self._has_begun = True
         self.commits += 1
         if state.meta.txid > self.durable_txid:
             self._loose = page
@@ -391,6 +408,8 @@ class Committer:
             if self._cut:
                 self._cut = False
                 self.disk.resize(state.meta.page_count * state.meta.page_size)
+        written, self._written_slots = self._written_slots, []
+        return written
 
     @property
     def is_loose(self) -> bool:
@@ -402,7 +421,7 @@ class Committer:
         assert self._loose is not None
         self.sync()
         self._set_durable(state.meta)
-        self._visible = (1 - state.slot) * META_SIZE, steady_copy(self._loose)
+        self._visible = 1 - state.slot, steady_copy(self._loose)
 
     def note_synced(self, meta: Meta) -> None:
         """The newest commit is `meta`. If a sync has covered it meanwhile, it is durable."""
@@ -432,7 +451,13 @@ class Committer:
         this is the child of a process that goes on with all that.
         """
         self._space = self._visible = self._loose = None
+        self._written_slots = []
         self.in_doubt = False
+
+    def after_fork(self) -> None:
+        """In a child process: what was prepared is the parent's, and what is committed from now on is not."""
+        self.give_up()
+        self._has_begun = False
 
     def sync(self) -> None:
         """Sync. If it fails, nothing may be assumed any more."""

@@ -9,13 +9,14 @@ looking now and then whether its turn still exists.
 from __future__ import annotations
 
 import threading
-import time
 import weakref
 from collections.abc import Callable
+from copy import copy
 from typing import Any, TypeVar
 
 from ..errors import BusyError, error
 from .locks import Turn
+from .patience import Patience
 from .pipes import Pipeline
 from .state import State
 from .store import Store
@@ -74,7 +75,7 @@ class Group(Pipeline):
 
     def run(self, operation: Callable[[Work], T]) -> T:
         self.store.writer.check_self(self.store.path)
-        started = time.monotonic()
+        patience = Patience(self.timeout)
         while True:
             ticket, turn = _Ticket(operation), Turn()
             batch: _Batch | None = None
@@ -88,7 +89,7 @@ class Group(Pipeline):
                 if leads:
                     self._lead(batch, turn)
                 else:
-                    self._follow(batch)
+                    self._follow(batch, patience)
             except BaseException as exc:  # an interrupt: whatever else goes wrong is noted in the tickets
                 self._leave(batch, turn, exc)
                 raise
@@ -98,11 +99,8 @@ class Group(Pipeline):
                 self._close(batch)  # its leader was interrupted before it did anything, perhaps even before this
                 continue
             # Whoever joined a batch late has not waited for as long as its leader.
-            if leads or type(ticket.failure) is not BusyError or not self._may_wait(started):
+            if leads or type(ticket.failure) is not BusyError or patience.over:
                 raise ticket.failure
-
-    def _may_wait(self, started: float) -> bool:
-        return self.timeout is None or time.monotonic() < started + self.timeout
 
     def _lead(self, batch: _Batch, turn: Turn) -> None:
         try:
@@ -136,8 +134,8 @@ class Group(Pipeline):
             return None
         return self.store.state.meta.txid > before
 
-    def _follow(self, batch: _Batch) -> None:
-        while not batch.done.acquire(timeout=_LOOK):
+    def _follow(self, batch: _Batch, patience: Patience) -> None:
+        while not patience.acquire(batch.done, _LOOK):
             if batch.leader() is None and not batch.over:
                 self._end(batch, error("the thread that was to commit this write was interrupted"))
         batch.wake()
@@ -271,8 +269,6 @@ def _is_interrupt(cause: BaseException) -> bool:
 
 
 def _copy(cause: BaseException) -> BaseException:
-    from copy import copy
-
     twin = copy(cause)
     twin.__cause__ = cause
     return twin

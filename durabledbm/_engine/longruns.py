@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .checksum import crc32c, with_zeros
-from .disk import Disk
+from .disk import Readable
 from .page import CRC_SIZE, self_consistent
 
 __all__ = ["LONG", "checksum_of", "crc_if_whole", "is_sparse", "keeps", "stretches"]
@@ -22,7 +22,7 @@ _PIECE = 1 << 24
 """Bytes that are read at a time."""
 
 
-def stretches(disk: Disk, start: int, stop: int) -> Iterator[tuple[int, int]]:
+def stretches(disk: Readable, start: int, stop: int) -> Iterator[tuple[int, int]]:
     """The parts of the bytes from `start` up to `stop` that are no holes, as offsets: from, and up to."""
     while start < stop:
         first, end = disk.data(start, stop)
@@ -31,12 +31,12 @@ def stretches(disk: Disk, start: int, stop: int) -> Iterator[tuple[int, int]]:
         start = max(end, start + 1)
 
 
-def is_sparse(disk: Disk, start: int, stop: int) -> bool:
+def is_sparse(disk: Readable, start: int, stop: int) -> bool:
     """Whether there are holes among the bytes from `start` up to `stop`."""
     return disk.data(start, stop) != (start, stop)
 
 
-def keeps(disk: Disk, size: int) -> bool:
+def keeps(disk: Readable, size: int) -> bool:
     """Whether the file takes `size` bytes of the disk or more."""
     for start, stop in stretches(disk, 0, disk.size()):
         size -= stop - start
@@ -45,7 +45,7 @@ def keeps(disk: Disk, size: int) -> bool:
     return size <= 0
 
 
-def checksum_of(disk: Disk, start: int, stop: int) -> int | None:
+def checksum_of(disk: Readable, start: int, stop: int) -> int | None:
     """The checksum of the bytes from `start` up to `stop`; None if the file ends before."""
     if stop > disk.size():
         return None
@@ -62,7 +62,7 @@ def checksum_of(disk: Disk, start: int, stop: int) -> int | None:
     return with_zeros(checksum, stop - at)
 
 
-def crc_if_whole(disk: Disk, offset: int, size: int) -> bytes | None:
+def crc_if_whole(disk: Readable, offset: int, size: int) -> bytes | None:
     """The CRC field of the run there, or None if the run does not match it."""
     if size <= LONG:
         run = disk.read(size, offset)

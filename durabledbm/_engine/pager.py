@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from ..errors import CorruptionError, error
 from .checksum import crc32c
-from .disk import Disk
+from .disk import Readable
 from .longruns import LONG, crc_if_whole, is_sparse
 from .node import Branch, Overflow, decode_branch, find_child
 from .page import BRANCH, CRC_SIZE, HEADER, LEAF, OVERFLOW, REF, mismatch, pages_for
@@ -47,12 +47,18 @@ _CHUNK = 1 << 24
 """Bytes of a large value that are read and checked at a time."""
 
 
+def _nothing_to_mend(cause: error) -> bool:
+    return False
+
+
 class Pager:
     """Reads of one file. `cache_size` is in bytes; what is in use by readers meanwhile comes on top."""
 
-    __slots__ = ("__weakref__", "_disk", "_half", "_old", "_raw", "_room", "hits", "misses", "page_size", "young")
+    __slots__ = (
+        "__weakref__", "_disk", "_half", "_old", "_raw", "_room", "hits", "mend", "misses", "page_size", "young",
+    )  # fmt: skip
 
-    def __init__(self, disk: Disk, page_size: int, cache_size: int) -> None:
+    def __init__(self, disk: Readable, page_size: int, cache_size: int) -> None:
         self._disk = disk
         self.page_size = page_size
         self._half = cache_size // 2
@@ -64,10 +70,21 @@ class Pager:
         """Branches as bytes that were searched once, by ref."""
         self.hits = 0
         self.misses = 0
+        self.mend: Callable[[error], bool] = _nothing_to_mend
+        """Called when a run cannot be read or is not what it should be. It may raise an error that says more; True if
+        it has mended something, so that the run is to be read again."""
 
-    def use(self, disk: Disk) -> None:
+    def use(self, disk: Readable) -> None:
         """Read from another `Disk` of the same file from now on."""
         self._disk = disk
+
+    def successor(self) -> Pager:
+        """Another pager for the same file, which takes over what this one has in memory."""
+        other = Pager(self._disk, self.page_size, 2 * self._half)
+        other.young, other._old, other._raw, other._room = self.young, self._old, self._raw, self._room
+        other.mend = self.mend
+        self.clear()
+        return other
 
     def file_size(self) -> int:
         """Bytes of the file."""
@@ -145,8 +162,8 @@ class Pager:
                 places.append((page_id, count))
             try:
                 run = self._disk.read((high - low) * size, low * size)
-            except OSError as exc:
-                raise error.wrap(exc, self._disk.path) from exc
+            except OSError:
+                run = b""  # reading them one by one tells what is wrong
             for page_id, count in places:
                 leaf = run[(page_id - low) * size : (page_id - low + count) * size]
                 if len(leaf) < count * size or mismatch(leaf, refs[at], _LEAF_ONLY) is not None:
@@ -176,6 +193,14 @@ class Pager:
 
     def read(self, ref: bytes, kind: int) -> bytes:
         """The run at `ref`, from the disk, verified. Raises `CorruptionError`."""
+        try:
+            return self._read(ref, kind)
+        except error as exc:
+            if not self.mend(exc):
+                raise
+        return self._read(ref, kind)
+
+    def _read(self, ref: bytes, kind: int) -> bytes:
         page_id, page_count, _ = REF.unpack(ref)
         size = page_count * self.page_size
         try:
@@ -196,6 +221,14 @@ class Pager:
 
     def value(self, overflow: Overflow, key: bytes) -> bytes:
         """The large value that `overflow` stands for, as the value of `key`, read and verified in pieces."""
+        try:
+            return self._whole_value(overflow, key)
+        except error as exc:
+            if not self.mend(exc):
+                raise
+        return self._whole_value(overflow, key)
+
+    def _whole_value(self, overflow: Overflow, key: bytes) -> bytes:
         try:
             return self._value(overflow, key)
         except OSError as exc:

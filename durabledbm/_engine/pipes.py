@@ -101,7 +101,7 @@ class Pipeline(ABC):
     def tidy(self) -> None:
         """Before closing: give back space that the handle's commits have left at the end of the file."""
         store = self.store
-        if not store.readonly and store.committer.leaves_waste():
+        if not store.readonly and store.committer.leaves_waste() and store.in_place():
             try:
                 with self.turn():
                     store.shrink(max(store.committer.pages_written, 1), seconds=_TIDYING)

@@ -11,12 +11,23 @@ from __future__ import annotations
 import time
 from typing import NamedTuple
 
-from ..errors import CorruptionError, error
+from ..errors import CorruptionError
 from .checksum import crc32c
 from .disk import Disk
 from .locks import writer_present
 from .longruns import crc_if_whole, keeps
-from .meta import META_AREA, META_SIZE, Extent, Meta, decode_meta, has_magic, look_of
+from .meta import (
+    META_AREA,
+    META_SIZE,
+    UNFINISHED,
+    Extent,
+    ForeignFileError,
+    Meta,
+    decode_meta,
+    has_magic,
+    is_uninitialised,
+    look_of,
+)
 from .page import HEADER
 
 __all__ = ["Slots", "Visible", "extent_arrived", "newest", "read_slots", "visible"]
@@ -39,8 +50,8 @@ class Slots(NamedTuple):
     """The bytes by which to notice the next commit; empty if that is not to be trusted now."""
     ours: bool
     """Whether the file looks like one of ours at all."""
-    size: int
-    """Bytes that could be read: 0 for an empty file."""
+    uninitialised: bool
+    """Whether the file is a database of ours that was not initialised yet: an empty file, mostly."""
 
 
 def read_slots(disk: Disk) -> Slots:
@@ -49,8 +60,10 @@ def read_slots(disk: Disk) -> Slots:
         area = disk.read(META_AREA, 0)
         slot0, slot1 = area[:META_SIZE], area[META_SIZE:]
         metas = decode_meta(slot0), decode_meta(slot1)
+        if slot0.startswith(UNFINISHED):
+            metas = metas[1], metas[1]  # the mark stands for the copy that is to take its place (see `creation`)
         if None not in metas:
-            return Slots(metas, look_of(slot0, slot1), True, len(area))
+            return Slots(metas, look_of(slot0, slot1), True, False)
         if not writer_present(disk):
             if area == disk.read(META_AREA, 0):
                 break
@@ -58,19 +71,19 @@ def read_slots(disk: Disk) -> Slots:
             time.sleep(50e-6)
     settled = not writer_present(disk)
     ours = has_magic(slot0) or has_magic(slot1)
-    return Slots(metas, look_of(slot0, slot1) if settled else b"", ours, len(area))
+    return Slots(metas, look_of(slot0, slot1) if settled else b"", ours, is_uninitialised(area, disk.size()))
 
 
 def newest(disk: Disk, slots: Slots) -> tuple[Meta, int]:
     """The meta that is the database, and the slot that was synced with it.
 
-    Raises `error` for a file that is not ours, `CorruptionError` for one that is but has no usable meta.
+    Raises `ForeignFileError` for a file that is not ours, `CorruptionError` for one that is but has no usable meta.
     """
     meta0, meta1 = slots.metas
     if meta0 is None and meta1 is None:
         if slots.ours:
             raise CorruptionError("both meta pages are damaged; 'durabledbm salvage' may help", path=disk.path)
-        raise error(f"{disk.path}: not a durabledbm database")
+        raise ForeignFileError(f"{disk.path}: not a durabledbm database")
     first = meta0 is not None and (
         meta1 is None or meta0.txid > meta1.txid or (meta0.txid == meta1.txid and meta1.steady)
     )

@@ -357,7 +357,7 @@ class Guard:
             assert not written & pages, "a page that a snapshot reads is written"
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 2**32), durability=st.sampled_from(["full", "process", "manual"]))
 def test_no_page_that_a_crash_or_a_snapshot_may_lead_to_is_ever_written(seed: int, durability: str) -> None:
     """Invariant: no page reachable from the steady meta or from a locked snapshot is ever written."""

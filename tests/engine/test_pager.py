@@ -309,7 +309,7 @@ def test_a_large_value_of_another_key_is_refused(key: bytes, size: int) -> None:
     engine = Engine()
     cell, _ = large(engine, size)
     for use in (engine.pager.value, engine.pager.check_value):
-        with pytest.raises(CorruptionError, match="another key|not the large value"):
+        with pytest.raises(CorruptionError, match=r"another key|not the large value"):
             use(cell, key)
 
 

@@ -78,7 +78,7 @@ def test_a_file_of_others_is_not_damage(content: bytes) -> None:
 
 def test_an_empty_file_has_no_slots() -> None:
     slots = read_slots(disk_with(b""))
-    assert slots.size == 0
+    assert slots.uninitialised
     assert slots.metas == (None, None)
 
 
