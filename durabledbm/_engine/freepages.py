@@ -98,6 +98,13 @@ class FreePages:
         found = self._find(want)
         return self._grown(want) if found < 0 else self._claimed(found, want)
 
+    def reserve(self, count: int, *, soon: bool) -> int:
+        """See to it that `count` pages are free, or may be `soon`, if need be at the end of the file; from where on."""
+        start, missing = len(self._free), count - self.free_count - soon * self.pending_count
+        if missing > 0:
+            self._reuse(*self._grown(missing))
+        return start
+
     def _may_grow(self, want: int, grow: bool) -> bool:
         if self.free_count == 0:
             return True

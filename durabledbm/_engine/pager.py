@@ -85,6 +85,7 @@ class Pager:
         other.mend = self.mend
         self.clear()
         return other
+
     def file_size(self) -> int:
         """Bytes of the file."""
         return self._disk.size()

@@ -37,6 +37,9 @@ _CHUNK = struct.Struct("<16sQ")
 
 _EXTENT = struct.Struct("<QI")
 
+_ANCIENT = 1
+"""The commit that made the file, which has freed all that has never been used."""
+
 _LOG_PAGES = 2
 """Fold when the log would take more pages than this."""
 
@@ -143,23 +146,26 @@ class Space(FreePages):
 
     # -- persistence -------------------------------------------------------------------------------
 
-    def save(self, txid: int, write: Callable[[bytes, int], bytes], *, fold: bool = False) -> bytes:
+    def save(
+        self, txid: int, write: Callable[[bytes, int], bytes], *, fold: bool = False, log_pages: int | None = None
+    ) -> bytes:
         """Close the books of commit `txid`: write what changed with `write(run, page_id) -> ref`, return the ref.
 
-        Allocates the pages it needs itself; `fold` makes it write the map even if the log is short. Raises `ValueError`
-        if what was freed cannot have been in use.
+        Allocates the pages it needs itself. It writes the map if the log would take more than `log_pages`, and with
+        `fold` in any case. Raises `ValueError` if what was freed cannot have been in use.
         """
+        log_pages = log_pages or _LOG_PAGES
         self._free_ref(self.ref)
         freed, dropped = self._disjoint(self._freed), self._disjoint(self._dropped)
         log_count = self._log_count + len(freed) + len(dropped) + 2
-        if self._log_pages(log_count) <= _LOG_PAGES:
-            log_count += sum(1 for _ in self._taken_records(txid))
-        if fold or self._unwritten or self._log_pages(log_count) > _LOG_PAGES:
+        if self._log_pages(log_count) <= log_pages:
+            log_count += sum(1 for _ in self._taken_records())
+        if fold or self._unwritten or self._log_pages(log_count) > log_pages:
             self._fold(txid, write)
             freed = self._disjoint(self._freed)
             log_count = self._log_count + len(freed) + len(dropped) + 2
         where = self.take_run(self._size_pages(log_count))
-        self._log += b"".join(_LOG.pack(*record) for record in self._taken_records(txid))
+        self._log += b"".join(_LOG.pack(*record) for record in self._taken_records())
         self._log += b"".join(_LOG.pack(page_id, page_count, txid) for page_id, page_count in freed)
         self._log += b"".join(_LOG.pack(page_id, page_count, txid + 1) for page_id, page_count in dropped)
         if freed:
@@ -196,7 +202,7 @@ class Space(FreePages):
                 raise ValueError(f"of the pages {page_id} to {page_id + page_count - 1} some are free, and in the tree")
         return few
 
-    def _taken_records(self, txid: int) -> Iterator[tuple[int, int, int]]:
+    def _taken_records(self) -> Iterator[tuple[int, int, int]]:
         """What to log of the pages taken: those that were given back again count only where the map lacks them."""
         for page_id, page_count in coalesced(self._taken):
             at, end = page_id, min(page_id + page_count, len(self._free))
@@ -208,7 +214,7 @@ class Space(FreePages):
                     yield at, stop - at, 0
                 elif stop > self._base:
                     start = max(at, self._base)
-                    yield start, stop - start, txid
+                    yield start, stop - start, _ANCIENT
                 at = stop
 
     @property
@@ -361,6 +367,20 @@ class Space(FreePages):
         if page_id < self.first_page or length < 1:
             raise ValueError(f"pages {page_id} to {page_id + length - 1} cannot be free")
         return page_id, max(0, min(length, len(self._free) - page_id))
+
+    @classmethod
+    def emptied(cls, page_size: int, first_page: int, page_count: int, txid: int) -> Space:
+        """The free space beside an empty tree: all pages, freed by commit `txid` or before.
+
+        It need not be recorded. So emptying a database needs no page, and is possible where the disk is full.
+        """
+        space = cls(page_size, first_page, page_count)
+        if page_count > first_page:
+            everything = first_page, page_count - first_page
+            space._log += _LOG.pack(*everything, txid)
+            space._pending.append(_Pending(txid, [everything], NO_REF))
+            space.pending_count = everything[1]
+        return space
 
     @classmethod
     def rebuilt(

@@ -6,6 +6,7 @@ States never change; a commit makes a new one. Readers hold the state that they 
 from __future__ import annotations
 
 from .meta import Meta, first_page
+from .page import NO_REF
 from .pager import MALFORMED, Pager
 from .pageset import PageSet
 from .space import Space
@@ -39,6 +40,8 @@ class State:
         """The free space, as the file has it. Raises `CorruptionError` if it cannot be as is said there."""
         meta = self.meta
         first = first_page(meta.page_size)
+        if meta.space == NO_REF and not meta.depth:
+            return Space.emptied(meta.page_size, first, meta.page_count, meta.txid)
         try:
             return Space.load(meta.space, meta.page_size, first, meta.page_count, pager.read)
         except MALFORMED as exc:
