@@ -152,10 +152,11 @@ MUTATIONS = {
         "_engine/meta.py", "or not slot.startswith(MAGIC) or not self_consistent(slot)", "or not slot.startswith(MAGIC)", METAS  # noqa: E501
     ),
     "believe a page without its checksum": Mutation(
-        "_engine/page.py", "    if crc32c(run) != _RESIDUE:\n", "    if False:\n", DAMAGE
+        "_engine/page.py", "    if crc32c(run) != WHOLE:\n", "    if False:\n", DAMAGE
     ),
     "believe a large value without its checksum": Mutation(
-        "_engine/pager.py", "if checksum != crc or tail[-CRC_SIZE:] != ref[-CRC_SIZE:] or", "if", DAMAGE
+        "_engine/pager.py", "        if not checksum.to_bytes(CRC_SIZE, \"little\") == tail[-CRC_SIZE:] == ref[-CRC_SIZE:]:\n",
+        "        if False:\n", DAMAGE,
     ),
     "go on after a failed sync": Mutation(
         "_engine/commit.py", "            self.sync_failed = True\n            raise\n", "            pass\n", FAULTS
