@@ -156,7 +156,8 @@ MUTATIONS = {
         "_engine/page.py", "    if crc32c(run) != WHOLE:\n", "    if False:\n", DAMAGE
     ),
     "believe a large value without its checksum": Mutation(
-        "_engine/pager.py", "            if mismatch(run, ref, _OVERFLOW_ONLY) is not None:\n", "            if False:\n", DAMAGE
+        "_engine/pager.py", "            if mismatch(run, ref, _OVERFLOW_ONLY) is not None:\n",
+        "            if False:\n", DAMAGE,
     ),
     "go on after a failed sync": Mutation(
         "_engine/commit.py", "            self.sync_failed = True\n            raise\n", "            pass\n", FAULTS
