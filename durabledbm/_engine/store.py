@@ -80,7 +80,10 @@ class Store(Current):
                 self._volume.remove(self.path)
             raise
         finally:
-            turn.end()
+            try:
+                turn.end()
+            finally:  # there is no later operation of this handle that would end a turn left over by an interrupt
+                turn.end()
 
     def settle(self) -> None:
         """Make sure that the newest commit in the file is on the disk, whoever made it and however it ended.
