@@ -21,7 +21,7 @@ from ._engine.spill import Spill
 from ._engine.state import State
 from ._engine.store import Store
 from ._engine.view import Life, View
-from ._engine.work import CHANGE_MEMORY, Work
+from ._engine.work import Work
 from .errors import BusyError, error
 from .mapping import Key, Writable, as_bytes
 from .snapshot import Pin, Snapshot
@@ -184,7 +184,7 @@ class Database(Upkeep, Writable):
                 if pending is not None and pending[1].meta.txid == pin.state.meta.txid:
                     return pending[0], pin
                 # Nothing is pending: unless it was committed since the pin was made, that is all there is.
-                if pending is None and self._store.state.meta.txid <= pin.state.meta.txid:
+                if pending is None and (self._plain or self._store.state.meta.txid <= pin.state.meta.txid):
                     return pin.state.view, pin
         except OSError as exc:
             raise self._error(exc) from exc
@@ -204,41 +204,40 @@ class Database(Upkeep, Writable):
         return not self._store.readonly
 
     def _put(self, key: bytes, value: bytes) -> None:
-        if self._transactions and (transaction := own_transaction(self)) is not None:
+        if self._transactions and (transaction := own_transaction(self, to_write=True)) is not None:
             transaction._put(key, value)
         elif not self._pipeline.put(key, value):
             self._run(lambda work: work.put(key, value))
 
     def _delete(self, key: bytes) -> bool:
-        if self._transactions and (transaction := own_transaction(self)) is not None:
+        if self._transactions and (transaction := own_transaction(self, to_write=True)) is not None:
             return transaction._delete(key)
         return self._run(lambda work: operations.delete(work, key))
 
     def _pop(self, key: bytes) -> bytes | None:
-        if self._transactions and (transaction := own_transaction(self)) is not None:
+        if self._transactions and (transaction := own_transaction(self, to_write=True)) is not None:
             return transaction._pop(key)
         return self._run(lambda work: operations.pop(work, key))
 
     def _pop_end(self) -> tuple[bytes, bytes] | None:
-        if self._transactions and (transaction := own_transaction(self)) is not None:
+        if self._transactions and (transaction := own_transaction(self, to_write=True)) is not None:
             return transaction._pop_end()
         return self._run(operations.pop_end)
 
     def _set_default(self, key: bytes, default: bytes) -> bytes:
-        if self._transactions and (transaction := own_transaction(self)) is not None:
+        if self._transactions and (transaction := own_transaction(self, to_write=True)) is not None:
             return transaction._set_default(key, default)
         return self._run(lambda work: operations.set_default(work, key, default))
 
     def _update(self, changes: dict[bytes, bytes]) -> None:
-        if self._transactions and (transaction := own_transaction(self)) is not None:
+        if self._transactions and (transaction := own_transaction(self, to_write=True)) is not None:
             transaction._update(changes)
         else:
-            size = sum(map(len, changes)) + sum(map(len, changes.values())) + CHANGE_MEMORY * len(changes)
-            self._run(lambda work: work.update(changes, size))  # type: ignore[arg-type]
+            self._run(lambda work: operations.update(work, changes))
 
     def clear(self) -> None:
         """Delete all entries in one atomic commit."""
-        if self._transactions and (transaction := own_transaction(self)) is not None:
+        if self._transactions and (transaction := own_transaction(self, to_write=True)) is not None:
             transaction.clear()
         else:
             self._run(Work.clear)
@@ -327,6 +326,8 @@ class Database(Upkeep, Writable):
                 self._pipeline.flush()
                 if tidy:
                     self._pipeline.tidy()
+                    if self._store.observer is not None:
+                        self._store.observer.finish()
         except BusyError:
             raise
         except BaseException as exc:
@@ -338,7 +339,7 @@ class Database(Upkeep, Writable):
         self._release(flushed=failure is None)
         self._raise_background_failure()
         if failure is not None and (self._store.lost or self._pipeline.pending() is not None):
-            raise error(f"{self.path}: closed, but what was pending could not be written: {failure}") from failure
+            raise error.because(failure, "closed, but what was pending could not be written", self.path) from failure
 
     def _release(self, *, flushed: bool) -> None:
         """Close the file, but not while a thread writes: its number may be another file's a moment later."""
@@ -362,6 +363,7 @@ class Database(Upkeep, Writable):
             snapshot.close()
         if self._store.observer is not None:
             self._store.observer.close()
+        self._store.writer.reserved = False
         self._store.close()
         lifetime.ended(self)
 
@@ -421,4 +423,4 @@ class Database(Upkeep, Writable):
         flusher = self._pipeline.flusher
         if flusher is not None and flusher.failure is not None:
             failure, flusher.failure = flusher.failure, None
-            raise error(f"{self.path}: writing in the background failed: {failure}") from failure
+            raise error.because(failure, "writing in the background failed", self.path) from failure

@@ -9,13 +9,18 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import stat
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import Generator, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
+import servers
 
 import durabledbm
 from durabledbm._engine.meta import META_SIZE, has_magic
@@ -25,6 +30,11 @@ _passed = pytest.StashKey[bool]()
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "leaves_damage: damages a database file on purpose; it is not checked")
+    if sys.dont_write_bytecode and "PYTHONPYCACHEPREFIX" not in os.environ:
+        # Tests start hundreds of processes. Each would compile the package; so they share a directory for bytecode.
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        os.environ["PYTHONPYCACHEPREFIX"] = bytecode = tempfile.mkdtemp(prefix="durabledbm-bytecode-")
+        config.add_cleanup(partial(shutil.rmtree, bytecode, ignore_errors=True))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -46,6 +56,24 @@ def db(db_path: str) -> Iterator[durabledbm.Database]:
     """A new, empty database, closed after the test."""
     with durabledbm.open(db_path, "c") as database:
         yield database
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[servers.Postgres]:
+    """A PostgreSQL server for all tests of this process."""
+    if (reason := servers.postgres_skipped()) is not None:
+        pytest.skip(reason)
+    with servers.Postgres() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[servers.Redis]:
+    """A Redis server for all tests of this process."""
+    if (reason := servers.redis_skipped()) is not None:
+        pytest.skip(reason)
+    with servers.Redis() as server:
+        yield server
 
 
 @pytest.fixture(autouse=True)

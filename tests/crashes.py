@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from model import MODES, Model
-from simdisk import Crash, SimVolume
+from simdisk import Crash, SimVolume, Trace
 
 import durabledbm.transaction
 from durabledbm.check import Problem
@@ -142,6 +142,23 @@ def creation(bench: Bench) -> None:
     bench.open("w")
     bench.delete(b"a")
     bench.close()
+
+
+def empty_file(bench: Bench) -> None:
+    """An empty file, which two handles have open, becomes a database in place."""
+    bench.volume.put(PATH, b"")
+    bench.trace = bench.volume.record()
+    bench.open("w")
+    second = bench.database
+    bench.open("c")
+    try:
+        bench.put(b"a", b"1")
+        bench.sync()
+        bench.database, second = second, bench.database
+        bench.put(b"b", b"2" * 100)
+    finally:
+        assert second is not None
+        second.close()
 
 
 def small_commits(bench: Bench) -> None:
@@ -333,8 +350,8 @@ def mixture(bench: Bench) -> None:
 
 
 ALL: tuple[Workload, ...] = (
-    creation, small_commits, one_leaf, tree_commits, joining, many_pages, large_values, clearing, begun_anew, shrinking,
-    reorganizing, spilling, two_writers, pinned, mixture,
+    creation, empty_file, small_commits, one_leaf, tree_commits, joining, many_pages, large_values, clearing,
+    begun_anew, shrinking, reorganizing, spilling, two_writers, pinned, mixture,
 )  # fmt: skip
 
 
@@ -366,6 +383,8 @@ class Options(NamedTuple):
     deeper: float = 0.02
     """The share of states of which the recovery is crashed, too; there, everything is written on."""
     depth: int = 3
+    below: int | None = None
+    """At most so many states of each recovery that is crashed are verified, of all its moments alike."""
 
 
 class Tally:
@@ -400,13 +419,8 @@ def explore(
         bench.leave()
         rng = random.Random(seed)
         states = bench.trace.crashes(limit=options.limit, seed=seed, epoch=bench.model.epoch)
-        budget = None if enough is None else -(-enough // _moments(bench))
-        for _, moment in itertools.groupby(states, key=lambda crash: crash.index):
-            chosen = list(moment)
-            if budget is not None and len(chosen) > budget:
-                chosen = rng.sample(chosen, budget)
-            for crash in chosen:
-                _verify(crash, bench.model, rng, options, tally, 1)
+        for crash in _chosen(states, enough, _moments(bench.volume, bench.trace), rng):
+            _verify(crash, bench.model, rng, options, tally, 1)
         for crash in bench.trace.kills():
             recovered(crash.volume, bench.model, "kill", crash.index)[0].close()
     except BaseException as exc:
@@ -417,10 +431,20 @@ def explore(
     return tally
 
 
-def _moments(bench: Bench) -> int:
-    """How many moments of the workload differ in what a crash may leave, about."""
-    log = bench.volume.log[bench.trace.first :]
+def _moments(volume: SimVolume, trace: Trace) -> int:
+    """How many moments since the beginning of the trace differ in what a crash may leave, about."""
+    log = volume.log[trace.first :]
     return sum(operation.kind in ("sync", "sync_directory") for operation in log) + 1
+
+
+def _chosen(states: Iterator[Crash], enough: int | None, moments: int, rng: random.Random) -> Iterator[Crash]:
+    """All states, or about `enough` of them, of all moments alike."""
+    if enough is None:
+        yield from states
+        return
+    for _, moment in itertools.groupby(states, key=lambda crash: crash.index):
+        found = list(moment)
+        yield from rng.sample(found, min(len(found), -(-enough // moments)))
 
 
 def _verify(
@@ -444,7 +468,8 @@ def _go_deeper(
     trace = volume.record()
     database, after = recovered(volume, model, "power", crash.index)
     _write_on(volume, database, after, rng)
-    for again in trace.crashes(limit=12, seed=rng.random(), epoch=after.epoch):
+    states = trace.crashes(limit=12, seed=rng.random(), epoch=after.epoch)
+    for again in _chosen(states, options.below, _moments(volume, trace), rng):
         _verify(again, after, rng, options, tally, depth + 1)
 
 

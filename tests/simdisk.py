@@ -26,8 +26,9 @@ What is modelled. A file has a cache (what processes read, and what survives a k
 (what survives a power failure). A write changes blocks of 4096 B of the cache and makes them dirty; `sync`
 brings them to the medium. A power failure leaves any subset of the dirty blocks, in any of their versions
 since the last sync, any of them torn at its sectors of 512 B; any of the sizes that the file had since then,
-whatever became of the data; and where the size grew but no data arrived, zeros or garbage. Names (create,
-link, replace, remove) arrive, each or not, until `sync_directory`; a file's own sync does not bring its name.
+whatever became of the data; and where a write made it grow but no data arrived, zeros or garbage (where a
+resize did, zeros). Names (create, link, replace, remove) arrive, each or not, until `sync_directory`; a
+file's own sync does not bring its name.
 A failed sync with effect "lost" does as Linux does: what was dirty is clean afterwards, readable from the
 cache, and will never be on the medium unless it is written again; `forget` lets reads see the medium. A size
 is metadata and stays on its way.
@@ -235,6 +236,10 @@ class SimDisk:
     def size(self) -> int:
         return self._open().size
 
+    def data(self, start: int, stop: int) -> tuple[int, int]:
+        self._open()
+        return start, stop
+
     def write(self, offset: int, parts: Sequence[bytes]) -> None:
         file = self._open(write=True)
         self._volume._do(Operation("write", self.path, file.number, offset, b"".join(parts)))
@@ -256,6 +261,12 @@ class SimDisk:
 
     def identity(self) -> tuple[int, int]:
         return self._volume.device, self._file.number
+
+    def status(self) -> os.stat_result:
+        return os.stat_result((0o100600, *[0] * 9))
+
+    def take_owner(self, like: os.stat_result) -> None:
+        self._open()
 
     def linked(self) -> bool:
         return self._volume._names.get(posixpath.normpath(self.path)) is self._file
@@ -625,8 +636,11 @@ class _FileOutcomes:
         content = _cut(content, file.medium_size - index * BLOCK, void)
         arrived = iter(masks)
         for i, change in enumerate(file.pending):
-            if change.size < change.before and i <= self.sizes[step][0]:
-                content = _cut(content, change.size - index * BLOCK, void)
+            if i <= self.sizes[step][0]:
+                if change.size < change.before:
+                    content = _cut(content, change.size - index * BLOCK, void)
+                elif not change.blocks:  # a resize: where it made the file longer there are zeros
+                    content = _zeroed(content, change.before - index * BLOCK, change.size - index * BLOCK)
             if index in change.blocks:
                 content = _mixed(content, change.blocks[index], next(arrived, 0))
         self._blocks[key] = content
@@ -644,6 +658,12 @@ def _cut(content: bytes, size: int, void: bytes) -> bytes:
     if size >= BLOCK:
         return content
     return content[:size] + void[size:] if size > 0 else void
+
+
+def _zeroed(content: bytes, start: int, stop: int) -> bytes:
+    """`content` with zeros from byte `start` to `stop`, as far as these are inside of the block."""
+    start, stop = max(start, 0), min(stop, BLOCK)
+    return content[:start] + _ZERO[start:stop] + content[stop:] if start < stop else content
 
 
 def _mixed(old: bytes, new: bytes, mask: int) -> bytes:

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from compat.bench import data, report, runner, stores, syncs, targets, timing, workloads
 
-STORES, WORKLOADS, ROUNDS = ["durabledbm", "dict"], ["get_small", "put_relaxed"], 2
+STORES, WORKLOADS, ROUNDS = ["durabledbm", "dict"], ["get_small"], 2
 
 
 def _options(directory: Path, stores: list[str], workloads: list[str], rounds: int = 1) -> runner.Options:

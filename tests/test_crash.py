@@ -16,6 +16,7 @@ from model import MODES
 pytestmark = pytest.mark.no_cover  # tracing would take longer than the search; other tests cover the same lines
 
 TALLY = Tally()
+QUICK = Options(limit=40, below=20)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -23,28 +24,31 @@ TALLY = Tally()
 def test_every_crash_leaves_whole_commits_and_all_that_were_promised(
     workload: crashes.Workload, mode: str
 ) -> None:
-    explore(workload, mode, 1, tally=TALLY, enough=320)
+    explore(workload, mode, 1 + MODES.index(mode), options=QUICK, tally=TALLY, enough=120)
 
 
-@pytest.mark.parametrize("workload", [crashes.creation, crashes.one_leaf], ids=lambda workload: workload.__name__)
+@pytest.mark.parametrize(
+    "workload", [crashes.creation, crashes.empty_file, crashes.one_leaf], ids=lambda workload: workload.__name__
+)
 def test_small_workloads_survive_every_combination_of_lost_writes(workload: crashes.Workload) -> None:
-    explore(workload, "full", 2, options=Options(limit=4096, deeper=0.001, again=0.02), tally=TALLY, enough=3000)
+    options = Options(limit=4096, deeper=0.001, again=0.02, below=100)
+    explore(workload, "full", 2, options=options, tally=TALLY, enough=3000)
 
 
 @pytest.mark.parametrize("page_size", [8192, 65536])
 def test_larger_pages_are_torn_at_blocks_and_sectors_too(page_size: int) -> None:
-    explore(crashes.tree_commits, "full", 3, page_size=page_size, tally=TALLY, enough=600)
-    explore(crashes.large_values, "process", 3, page_size=page_size, tally=TALLY, enough=400)
+    explore(crashes.tree_commits, "full", 3, options=QUICK, page_size=page_size, tally=TALLY, enough=200)
+    explore(crashes.large_values, "process", 3, options=QUICK, page_size=page_size, tally=TALLY, enough=200)
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_mixed_workloads_survive_crashes(seed: int) -> None:
-    explore(crashes.mixture, MODES[seed % 4], 100 + seed, tally=TALLY, enough=400)
+    explore(crashes.mixture, MODES[seed % 4], 100 + seed, options=QUICK, tally=TALLY, enough=120)
 
 
 def test_crashes_during_recovery_and_the_writes_after_it_lose_nothing_more() -> None:
-    options = Options(limit=20, deeper=0.1, again=1.0)
-    tally = explore(crashes.small_commits, "full", 4, options=options, enough=250)
+    options = Options(limit=20, deeper=0.1, again=1.0, below=15)
+    tally = explore(crashes.small_commits, "full", 4, options=options, enough=100)
     assert tally.by_depth[3] > 20
 
 

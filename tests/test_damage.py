@@ -59,12 +59,12 @@ def test_the_image_has_64_kib_and_everything_that_a_file_can_hold() -> None:
 def test_flipped_bits_are_answered_rightly_or_detected() -> None:
     """A sample of all bits, and the first and the last bytes of each page."""
     rng = random.Random(0)
-    bits = {page * PAGE * 8 + rng.randrange(PAGE * 8) for page in range(PAGES) for _ in range(130)}
+    bits = {page * PAGE * 8 + rng.randrange(PAGE * 8) for page in range(PAGES) for _ in range(80)}
     for number in range(PAGES):
         start, end = number * PAGE * 8, (number + 1) * PAGE * 8
-        bits.update(range(start, start + 32 * 8, 7))
+        bits.update(range(start, start + 32 * 8, 11))
         bits.update(range(end - 32, end))
-    assert len(bits) > 3000
+    assert len(bits) > 2000
     assert [bit for bit in sorted(bits) if damage.bad_flips(range(bit, bit + 1))] == []
 
 
@@ -193,7 +193,7 @@ def test_tables_of_leaves_and_branches_are_not_believed() -> None:
     rng = random.Random(5)
     for kind in (LEAF, BRANCH, SPACE):
         page_id, run = next((page_id, run) for page_id, run in runs(image) if run[0] == kind)
-        for at in (*range(HEADER.size), *rng.sample(range(HEADER.size, 400), 60)):
+        for at in (*range(HEADER.size), *rng.sample(range(HEADER.size, 400), 25)):
             for value in (0, 255, run[at] ^ 1):
                 changed = run[:at] + bytes([value]) + run[at + 1 :]
                 assert_bounded(forge(image, page_id, changed), (kind, at, value))
@@ -234,10 +234,10 @@ def test_many_random_structures_with_right_checksums_are_survived(seed: int) -> 
         assert_bounded(fuzzed(images()[0], rng), (seed, number))
 
 
-def test_both_metas_damaged_is_a_corruption_and_no_magic_is_another_file() -> None:
+def test_both_metas_damaged_is_a_corruption_that_names_salvage() -> None:
     image = images()[0]
     with_magic = image[:16] + bytes(META_AREA - 16) + image[META_AREA:]
-    assert isinstance(outcome(with_magic), CorruptionError)
-    other = outcome(bytes(META_AREA) + image[META_AREA:])
-    assert isinstance(other, error)
-    assert not isinstance(other, CorruptionError)
+    for damaged in (with_magic, bytes(META_AREA) + image[META_AREA:]):
+        told = outcome(damaged)
+        assert isinstance(told, CorruptionError)
+        assert "salvage" in str(told)

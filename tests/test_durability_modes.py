@@ -72,7 +72,7 @@ def kill_often(db_path: str, durability: str, trials: int) -> list[int]:
 
 @pytest.mark.parametrize("durability", MODES)
 def test_a_kill_loses_no_more_than_the_mode_says(db_path: str, durability: str) -> None:
-    losses = kill_often(db_path, durability, 6)
+    losses = kill_often(db_path, durability, 4)
     if durability != "interval":
         assert max(losses) == 0
 
@@ -106,7 +106,7 @@ def power_failures(durability: str, seed: str, interval: float) -> None:
             elif rng.random() < 0.05:
                 db.sync()
                 acknowledged.append((number, time.monotonic()))
-            time.sleep(rng.choice((0, 0.001)))
+            time.sleep(rng.choice((0.0005, 0.002)))  # each write on its way doubles what may be left
 
     crew = Crew()
     moments = []
@@ -121,7 +121,8 @@ def power_failures(durability: str, seed: str, interval: float) -> None:
     window = interval if durability in ("process", "interval") else 0.0
     for now, count, left in moments:
         promised = max([number for number, when in acknowledged[:count] if when <= now - window], default=0)
-        for state in left.crash_states(limit=12, seed=seed):
+        states = list(left.crash_states(limit=6, seed=seed))
+        for state in rng.sample(states, min(len(states), 40)):
             if "/db" not in state.paths():
                 assert not promised, seed
                 continue
@@ -135,7 +136,7 @@ def power_failures(durability: str, seed: str, interval: float) -> None:
 
 @pytest.mark.parametrize("durability", MODES)
 def test_a_power_failure_loses_no_more_than_the_mode_says(durability: str) -> None:
-    for trial in range(3):
+    for trial in range(2):
         power_failures(durability, f"{durability} {trial}", 0.2)
 
 

@@ -143,8 +143,9 @@ FAULTS: dict[str, tuple[Callable[[int], Fault], tuple[str, ...]]] = {
 @pytest.mark.parametrize("name", FAULTS)
 def test_an_operation_that_fails_loses_nothing_acknowledged(name: str, mode: str) -> None:
     fault, kinds = FAULTS[name]
+    stride = 3 if kinds in (("read",), ("lock",)) else 1  # there are many of them; each mode has others
     failed = 0
-    for k in range(400):
+    for k in range(MODES.index(mode) % stride, 400, stride):
         volume, content = base()
         volume.fail_at(k, fault(k), kinds)
         run = Run(volume, content, mode)
@@ -160,7 +161,7 @@ def test_an_operation_that_fails_loses_nothing_acknowledged(name: str, mode: str
     assert 0 < failed < 400
 
 
-@pytest.mark.parametrize("kind", ["create", "write", "sync", "link", "remove", "sync_directory"])
+@pytest.mark.parametrize("kind", ["create", "resize", "write", "sync", "sync_directory"])
 def test_a_creation_that_fails_leaves_nothing_or_an_empty_database(kind: str) -> None:
     volume = SimVolume()
     volume.fail_at(0, disk_error(errno.EIO, "none"), (kind,))

@@ -322,7 +322,7 @@ def interrupt(mode: str, operation: Callable[[Any], None], error: type[BaseExcep
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.__name__)
 def test_an_interrupt_leaves_a_usable_handle_and_free_locks(operation: Callable[[Any], None], mode: str) -> None:
-    stride = 13 if mode == "full" else 37 if mode == "manual" else 61
+    stride = 19 if mode == "full" else 53 if mode == "manual" else 79
     count = interrupt(mode, operation, KeyboardInterrupt, 1 + len(operation.__name__), stride)
     assert count
 
@@ -527,7 +527,7 @@ def interrupted(path: Path, mode: str, count: int, seed: int) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_process_that_is_interrupted_again_and_again_goes_on_writing(mode: str, tmp_path: Path) -> None:
-    interrupted(tmp_path / "db", mode, 100, 1)
+    interrupted(tmp_path / "db", mode, 40, 1)
 
 
 @pytest.mark.long

@@ -32,12 +32,12 @@ class Mutation(NamedTuple):
 CRASH = """
 import crashes
 from crashes import Options, explore
-for seed in (1, 2):
+for seed in {seeds}:
     for name in {names!r}.split():
-        options = Options(limit=60, again={again}, deeper={deeper})
+        options = Options(limit=60, again={again}, deeper={deeper}, below=12)
         explore(getattr(crashes, name), {mode!r}, seed, options=options, enough={enough})
 """
-USUAL = {"again": 0.2, "deeper": 0.01, "enough": 40}
+USUAL = {"seeds": (1,), "again": 0.2, "deeper": 0.01, "enough": 40}
 FULL = CRASH.format(**USUAL, mode="full", names="creation one_leaf tree_commits large_values shrinking")
 RELAXED = CRASH.format(**USUAL, mode="process", names="tree_commits large_values two_writers")
 DEEP = CRASH.format(**USUAL, mode="full", names="pinned small_commits two_writers")
@@ -45,16 +45,17 @@ DAMAGE = """
 import random
 import damage
 rng = random.Random(1)
-for _ in range(800):
+for _ in range(400):
     bit = rng.randrange(16 * 4096 * 8)
     assert not damage.bad_flips(range(bit, bit + 1)), bit
 """
 METAS = """
 import damage
 for slot in (0, 4096):
-    assert not damage.bad_flips(range(slot * 8, (slot + 400) * 8, 7))
+    assert not damage.bad_flips(range(slot * 8, (slot + 400) * 8, 13))
 """
-GIVEN_UP = CRASH.format(names="one_leaf", mode="full", again=1, deeper=0.5, enough=12)
+GIVEN_UP = CRASH.format(seeds=(2,), names="small_commits", mode="full", again=1, deeper=0.5, enough=40)
+GIVEN_UP = GIVEN_UP.replace(", below=12", "")  # what it shows needs a crash of a recovery of a recovery
 LISTED = """
 from engine import test_commit as t
 from engine.pieces import PATH, empty_file
@@ -94,16 +95,17 @@ with open_on(volume, "/db", "c", cache_size=0) as writer, open_on(volume, "/db",
 """
 INTERRUPTS = """
 import test_interrupts as t
-for operation in (t.put, t.clear, t.transaction, t.snapshot):
+for operation in (t.put, t.transaction):
     for mode in ("full", "manual"):
-        t.interrupt(mode, operation, KeyboardInterrupt, 1, 5)
+        t.interrupt(mode, operation, KeyboardInterrupt, 1, 9)
 for kind in ("lock", "sync"):
     for at in range(2, t.grouped(kind, 0) + 1, 9):
         t.grouped(kind, at)
 """
 MOMENT = """
 import test_interrupts as t
-t.interrupt({mode!r}, t.{operation}, KeyboardInterrupt, 1, 1)
+for at in (0, 0, *range(1, 1000)):  # up to the first moment at which something is wrong
+    t.Case({mode!r}, t.{operation}).run(KeyboardInterrupt, at)
 """
 BLOCK = """
 import test_interrupts as t
@@ -139,19 +141,23 @@ MUTATIONS = {
         "_engine/commit.py", "meta.txid if alone else meta.steady_txid", "meta.txid", RELAXED
     ),
     "forget the directory sync at creation": Mutation(
-        "_engine/creation.py", "        volume.remove(temporary)\n    volume.sync_directory(path)\n", "        volume.remove(temporary)\n", FULL  # noqa: E501
+        "_engine/creation.py", "    volume.sync_directory(disk.path)\n", "", FULL
     ),
     "forget the sync of a new file": Mutation(
-        "_engine/creation.py", "    disk.write(0, (empty_database(page_size),))\n    disk.sync()\n", "    disk.write(0, (empty_database(page_size),))\n", FULL  # noqa: E501
+        "_engine/creation.py", "    disk.write(META_SIZE, (slot,))\n    disk.sync()\n", "    disk.write(META_SIZE, (slot,))\n", FULL  # noqa: E501
+    ),
+    "initialise a file without its mark": Mutation(
+        "_engine/creation.py", "    disk.write(0, (UNFINISHED,))\n    disk.sync()\n", "", FULL
     ),
     "believe a meta page without its checksum": Mutation(
         "_engine/meta.py", "or not slot.startswith(MAGIC) or not self_consistent(slot)", "or not slot.startswith(MAGIC)", METAS  # noqa: E501
     ),
     "believe a page without its checksum": Mutation(
-        "_engine/page.py", "    if crc32c(run) != _RESIDUE:\n", "    if False:\n", DAMAGE
+        "_engine/page.py", "    if crc32c(run) != WHOLE:\n", "    if False:\n", DAMAGE
     ),
     "believe a large value without its checksum": Mutation(
-        "_engine/pager.py", "if checksum != crc or tail[-CRC_SIZE:] != ref[-CRC_SIZE:] or", "if", DAMAGE
+        "_engine/pager.py", "            if mismatch(run, ref, _OVERFLOW_ONLY) is not None:\n",
+        "            if False:\n", DAMAGE,
     ),
     "go on after a failed sync": Mutation(
         "_engine/commit.py", "            self.sync_failed = True\n            raise\n", "            pass\n", FAULTS
@@ -170,7 +176,7 @@ MUTATIONS = {
         "_engine/store.py", "            self.poison(cause)\n        committer.give_up()", "            pass\n        committer.give_up()", FAULTS,  # noqa: E501
     ),
     "leave a commit that was given up as it is": Mutation(
-        "_engine/store.py", "                self.disk.write((1 - slot) * META_SIZE, (token_bytes(META_SIZE),))\n", "                pass\n", GIVEN_UP,  # noqa: E501
+        "_engine/store.py", "                self.disk.write((1 - slot) * META_SIZE, (random_bytes(META_SIZE),))\n", "                pass\n", GIVEN_UP,  # noqa: E501
     ),
     "reuse pages that a snapshot still reads": Mutation(
         "_engine/commit.py", "self._reusable if pinned is None else min(pinned, self._reusable)", "self._reusable", DEEP
@@ -221,13 +227,13 @@ def test_without_a_mutation_nothing_is_found(probe: str) -> None:
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_a_planted_bug_is_found(name: str, tmp_path: Path) -> None:
     mutation = MUTATIONS[name]
-    shutil.copytree(PACKAGE, tmp_path / "durabledbm", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(PACKAGE, tmp_path / "durabledbm")
     path = tmp_path / "durabledbm" / mutation.file
     source = path.read_text()
     assert source.count(mutation.old) == 1, f"{mutation.file} has changed: the mutation must be written anew"
     path.write_text(source.replace(mutation.old, mutation.new))
     result = verdict(tmp_path, mutation.probe)
     assert result.returncode != 0, "nothing noticed it"
-    assert "Error" in result.stderr
+    assert "Error" in result.stderr or "errors.error" in result.stderr
     assert "SyntaxError" not in result.stderr
     assert "ImportError" not in result.stderr

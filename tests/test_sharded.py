@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import errno
 import json
-import multiprocessing
 import os
 import random
 import shelve
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+from children import Child
 from mapping_spec import CLOSING, KEYED, READ_ONLY, READING, WRITING
-from simdisk import SimVolume, disk_error
 
 import durabledbm
 import durabledbm.shelve
@@ -413,9 +414,11 @@ def manifest(**changes: object) -> bytes:
     ("written", "kind"),
     [
         (b"", CorruptionError), (b"no json", CorruptionError), (b"[]", CorruptionError), (b"{}", CorruptionError),
+        (b"[" * 9999, CorruptionError), (b'{"format":' * 999, CorruptionError), (b"9" * 9999, CorruptionError),
         (manifest(format="x"), CorruptionError), (manifest(shards=0), CorruptionError),
         (manifest(shards="4"), CorruptionError), (manifest(version=2), error), (manifest(placement="sha1"), error),
     ],
+    ids=lambda value: repr(value)[:30],
 )  # fmt: skip
 def test_a_manifest_that_is_damaged_or_unknown_is_an_error(directory: str, written: bytes, kind: type[error]) -> None:
     open_sharded(directory, "c", shards=4).close()
@@ -438,16 +441,38 @@ def test_a_manifest_that_cannot_be_read_or_written_is_an_error_that_names_it(tmp
 
 
 @pytest.mark.parametrize("faster", [True, False])
-def test_where_there_are_no_links_the_manifest_gets_its_name_all_the_same(tmp_path: Path, faster: bool) -> None:
+def test_where_there_are_no_links_the_manifest_gets_its_name_all_the_same(
+    tmp_path: Path, faster: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Unless another process was faster: then its manifest stays."""
-    name = str(tmp_path / "durabledbm.shards")
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    for shards in (2, 3):
+        (tmp_path / f"shard-0000-of-{shards:04}").touch()
     if faster:
         _manifest.write(str(tmp_path), 3)
-    volume = SimVolume({f"{name}.new": b"ours"})
-    volume.fail_at(0, disk_error(errno.EPERM, "none"), kinds=("link",))
-    _manifest._give_name(volume, f"{name}.new", name)
-    assert volume.fired == 1
-    assert volume.paths() == ([] if faster else [name])
+    monkeypatch.setattr(os, "link", refuse)
+    _manifest.write(str(tmp_path), 2)
+    assert _manifest.read(str(tmp_path)) == (3 if faster else 2)
+    assert len(os.listdir(tmp_path)) == 3, "no temporary file is left"
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o644])
+def test_what_stands_beside_the_shards_and_all_copies_have_their_permissions(directory: str, mode: int) -> None:
+    umask = os.umask(0)
+    try:
+        with open_sharded(directory, "c", mode, shards=2) as db:
+            db["key"] = "value"
+            db.backup(f"{directory}.copy")
+        reshard(directory, f"{directory}.3", shards=3)
+    finally:
+        os.umask(umask)
+    for made in (directory, f"{directory}.copy", f"{directory}.3"):
+        assert {stat.S_IMODE(entry.stat().st_mode) for entry in os.scandir(made)} == {mode}
+        if made != directory:
+            assert stat.S_IMODE(os.stat(made).st_mode) == mode | (mode & 0o444) >> 2
 
 
 def test_the_cache_is_shared_out(directory: str) -> None:
@@ -455,28 +480,24 @@ def test_the_cache_is_shared_out(directory: str) -> None:
         assert {2 * shard._store._cache_size for shard in db._shards} == {2**20}
 
 
-def _create(directory: str, shards: int) -> str:
-    try:
-        with open_sharded(directory, "c", shards=shards) as db:
-            db[str(os.getpid())] = "1"
-            return f"has {db.shards}"
-    except error as exc:
-        return str(exc)
-
-
 def test_processes_that_create_the_same_one_at_once_all_succeed(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(4) as pool:
-        for number in range(3):
-            path = str(tmp_path / f"same {number}")
-            assert pool.starmap(_create, [(path, 3)] * 8) == ["has 3"] * 8
-            path = str(tmp_path / f"different {number}")
-            results = pool.starmap(_create, [(path, 2), (path, 3)] * 3)
+    attempts = 8
+    paths = [str(tmp_path / str(number)) for number in range(attempts)]
+    with ExitStack() as stack:
+        children = []
+        for shards in (2, 3, 2, 3):
+            wanted = [(path, 3 if at % 2 else shards) for at, path in enumerate(paths)]
+            children.append(stack.enter_context(Child("create_sharded", wanted)))
+        for at, path in enumerate(paths):
+            for child in children:
+                child.hear("ready")
+            for child in children:
+                child.tell("go")
+            results = Counter(child.hear("made") for child in children)
             with open_sharded(path) as db:
                 refused = f"{path}: has {db.shards} shards, not {5 - db.shards}"
-                assert Counter(results) == {f"has {db.shards}": 3, refused: 3}
-        pool.close()
-        pool.join()
+                assert results == ({"has 3": 4} if at % 2 else {f"has {db.shards}": 2, refused: 2})
+                assert len(db) == results[f"has {db.shards}"]
 
 
 WRITER = """

@@ -242,7 +242,7 @@ def test_an_old_database_whose_files_have_suffixes_is_not_shadowed_by_an_empty_s
 ) -> None:
     for suffix in suffixes:
         Path(path + suffix).touch()
-    with pytest.raises(durabledbm.error, match=r"is a dbm\.n?du?m?bm? database.*migrate"):
+    with pytest.raises(durabledbm.error, match=r"an old dbm\.n?du?m?bm? database.*migrate"):
         shelve.open(path)
     assert not Path(path).exists()
 
@@ -543,15 +543,15 @@ def _without_clear(self: object, name: str) -> Any:
 # Write-back
 
 
-def test_closing_after_touching_10_of_100_000_dataclasses_writes_10(path: str) -> None:
+def test_closing_after_touching_10_of_20_000_dataclasses_writes_10(path: str) -> None:
     with durabledbm.open(path, "c", durability="manual") as db:
-        db.update({f"p{i}": pickle.dumps(Person(f"name{i}", i, [i])) for i in range(100_000)})
+        db.update({f"p{i}": pickle.dumps(Person(f"name{i}", i, [i])) for i in range(20_000)})
         recorder = Recorder(db)
         shelf = shelve.Shelf(recorder, writeback=True)
         for person in shelf.values():
             assert person.age >= 0
-        assert len(shelf.cache) == 100_000
-        touched = random.Random(1).sample(range(100_000), 10)
+        assert len(shelf.cache) == 20_000
+        touched = random.Random(1).sample(range(20_000), 10)
         for i in touched:
             shelf[f"p{i}"].tags.append("touched")
         shelf.close()
@@ -853,7 +853,7 @@ def test_random_use_with_a_tiny_cache_never_loses_a_change(path: str, seed: int)
     held: list[tuple[str, list[int]]] = []  # parts of objects that the "program" keeps
     size = numbers.choice([0, 3000, 20_000])
     shelf = shelve.open(path, writeback=True, writeback_size=size, durability="manual")
-    for step in range(3000):
+    for step in range(1200):
         key = str(numbers.randrange(60))
         action = numbers.random()
         if key not in model or action < 0.05:

@@ -29,14 +29,14 @@ from .node import Overflow
 from .observer import Observer
 from .outside import INHERITED, INTERRUPTED, displaced, overtaken, overwritten, unavailable
 from .pager import Pager
-from .pins import Pins, PinTable, Reader
+from .pins import Hold, Pins, PinTable, Reader
 from .recovery import Slots, newest, read_slots, visible
 from .reentry import Inside, held_here
 from .rows import RowCache
 from .state import State
 from .unpinned import Unpinned
 
-__all__ = ["NEVER", "Current", "Hold"]
+__all__ = ["NEVER", "Current"]
 
 NEVER = b"never"
 """A look that no read can equal: the file must be asked."""
@@ -56,21 +56,6 @@ look does without, then two, four and so on, up to so many."""
 
 _kept: set[Disk] = set()
 """The disks of open handles."""
-
-
-class Hold:
-    """Keeps the pages of a handle's current state from being reused by the handle's own commits, while it exists."""
-
-    __slots__ = ("_reader", "_store")
-
-    def __init__(self, store: Current) -> None:
-        self._reader = Reader()
-        self._store = store
-        store.pins.add(self._reader, store.state.meta.txid)
-
-    def __del__(self) -> None:
-        if hasattr(self, "_store"):
-            self._store.unpin(self._reader)
 
 
 class Current:
@@ -113,7 +98,7 @@ class Current:
         self.read = disk.read
         self.look = NEVER
         self.pager = self._new_pager(page_size)
-        self.state = self._unborn()
+        self.state = self._uninitialised()
         self._load()
         self.committer = Committer(disk, self.pager)
 
@@ -175,15 +160,13 @@ class Current:
 
     def _refresh(self) -> None:
         seen = self.state.meta
-        if not seen.txid and not self.disk.linked():
-            self._use(self._volume.open(self.path, writable=not self.readonly))
-            self.file = self.inside.file = self.disk.identity()
-            self.writer = WriterLock(self.file)
+        if not seen.txid and (successor := self._successor()) is not None:
+            self._go_on_with(successor)
         look = self.read(LOOK_SIZE, LOOK_OFFSET)
         if look == self.look or (look == self._doubtful and writer_present(self.disk)):
             return
         slots = read_slots(self.disk)
-        if not slots.size:
+        if slots.uninitialised:
             if seen.txid:
                 raise self.replaced()
             return
@@ -216,7 +199,7 @@ class Current:
         """Decide what the file holds, when it is opened."""
         for _ in range(100):
             slots = read_slots(self.disk)
-            if not slots.size:
+            if slots.uninitialised:
                 return
             try:
                 self._load_from(slots)
@@ -246,8 +229,8 @@ class Current:
         pager.mend = partial(_mend, weakref.ref(self))  # weakly: handles that are dropped are freed at once
         return pager
 
-    def _unborn(self) -> State:
-        """The state of a file of 0 bytes."""
+    def _uninitialised(self) -> State:
+        """The state of a file that was not initialised yet."""
         meta = Meta(0, self._page_size, bytes(16), first_page(self._page_size))
         return State.make(meta, 0, self.pager)
 
@@ -284,7 +267,7 @@ class Current:
         if pager.misses == misses:
             self.hits += 1
         if type(value) is Overflow:
-            return pager.value(value)
+            return pager.value(value, key)
         self._fetched += 1
         if value is not None and not (rows.aged and self._fetched % _ROW_RARITY):
             self._keep_row(state, key, value)
@@ -376,7 +359,7 @@ class Current:
         If the file has lost its name, this raises `error`, unless `displaced` is true.
         """
         self.check()
-        if self.inside.holds_lock():
+        if held_here(self.mutex) or held_here(self.rows.lock):
             return self._pin_apart(reader)
         self.attend()
         if not displaced:
@@ -430,7 +413,7 @@ class Current:
     def hold(self) -> Hold:
         """Keep the pages of the current state. The writer lock must be held, so the file needs no lock for it."""
         with self.mutex:
-            return Hold(self)
+            return Hold(self.pins, self.state.meta.txid, self.unpin)
 
     def unpin(self, reader: Reader) -> None:
         """End a `pin`, if it began. May be called at any moment, also by the garbage collector; it never waits."""
@@ -480,6 +463,20 @@ class Current:
 
     # -- ends --------------------------------------------------------------------------------------
 
+    def _successor(self) -> Disk | None:
+        """The file that the name leads to, if it is another one by now.
+
+        Before anything was committed here, whoever puts a database in place of the empty file may expect that it is
+        used, and a file that was removed must not be written. Raises `FileNotFoundError` if it was.
+        """
+        return None if self.disk.linked() else self._volume.open(self.path, writable=not self.readonly)
+
+    def _go_on_with(self, successor: Disk) -> None:
+        """Leave the empty file for its successor. The mutex must be held."""
+        self._use(successor)
+        self.file = self.inside.file = successor.identity()
+        self.writer = WriterLock(self.file)
+
     def check(self) -> None:
         """Raise if the handle is not usable any more."""
         if self.closed:
@@ -487,25 +484,21 @@ class Current:
         if self._refusal is not None:
             raise self._refusal()
         if self.failure is not None:
-            raise error(
-                f"{self.path}: an earlier write failed ({self.failure}), so it is not known what is on the disk; "
-                "close the handle and open the file again"
-            ) from self.failure
+            what = "an earlier write failed; close the handle and open the file again to see what is on the disk"
+            raise error.because(self.failure, what, self.path) from self.failure
 
     def check_writable(self) -> None:
         """Raise if the handle may not write."""
         self.check()
         if self.readonly:
-            raise ReadOnlyError("The database is opened for reading only")
+            raise ReadOnlyError(f"{self.path}: the database is opened for reading only")
 
     def poison(self, cause: BaseException) -> None:
         """After a failed write nothing may be assumed about the disk: the next open decides."""
         self.failure = cause
 
     def keep(self) -> None:
-        """Keep the disk open until `close`, whatever the garbage collector does. In a reference cycle it would
-        finalize the disk before the handle, which may have something left to write to it.
-        """
+        """Keep the disk open until `close`: in a reference cycle it might be finalized before the handle is."""
         _kept.add(self.disk)
 
     def _use(self, disk: Disk) -> None:

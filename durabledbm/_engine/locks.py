@@ -14,6 +14,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 
 from ..errors import BusyError
 from .disk import Disk, LockOwner
@@ -102,16 +103,23 @@ class Turn:
     nobody refers to it any more: whoever is interrupted even on the way out leaves nothing locked.
     """
 
-    __slots__ = ("__weakref__", "gate", "lock", "place", "thread")
+    __slots__ = ("__weakref__", "gate", "lock", "place", "stuck", "thread")
 
-    def __init__(self, *, transaction: bool = False) -> None:
-        self.thread = None if transaction else threading.get_ident()
-        """The thread whose single operation it is for. If that does something else now, the turn is left over."""
+    def __init__(self) -> None:
+        self.thread = threading.get_ident()
+        """The thread that made it."""
+        self.stuck: Callable[[], bool] | None = None
+        """Tells whether the turn can never end while the calling thread waits for it. None: it was taken and is ended
+        by one thread without a pause, so that holds for this thread and for no other."""
         self.lock: WriterLock | None = None
         self.place: weakref.ref[Turn] | None = None
         """What stands for it in the queue, without keeping it alive."""
         self.gate: threading.Lock | None = None
         """What it waits for, if it has to wait."""
+
+    def left_over(self) -> bool:
+        """Whether it is of an earlier operation of this thread, amid whose end an interrupt struck."""
+        return self.stuck is None and self.thread == threading.get_ident()
 
     def end(self) -> None:
         """Let the next writer in."""
@@ -150,8 +158,8 @@ class FairLock:
             if holder is None:
                 self.leave(first)
                 continue
-            if holder.thread == turn.thread is not None:
-                holder.end()  # an interrupt struck amid the end of an earlier operation of this thread
+            if holder.left_over():
+                holder.end()
                 continue
             if patience.over:
                 self.leave(place)
@@ -173,13 +181,22 @@ class FairLock:
             pass  # there is nobody any more, or it is awake
 
 
-_owners: dict[tuple[int, int], int] = {}
-"""Which thread of this process writes to which file: a thread that waits for itself would wait for ever."""
+_owners: dict[tuple[int, int], Callable[[], bool]] = {}
+"""For each file that this process writes to: whether the calling thread would wait for itself, and so for ever."""
+
+
+def _is_this_thread(ident: int) -> bool:
+    return threading.get_ident() == ident
+
+
+_keepers: dict[tuple[int, int], WriterLock] = {}
+"""Handles that keep the lock of a file until a call of the program: for what `WriterLock.thread` has pending."""
 
 
 def forget_owners() -> None:
     """In a child process: no thread of the parent is here."""
     _owners.clear()
+    _keepers.clear()
 
 
 class WriterLock:
@@ -189,7 +206,7 @@ class WriterLock:
     strikes, too much is given back, never too little.
     """
 
-    __slots__ = ("_asked", "_at_gate", "_disk", "_file", "_turns", "kept", "lasting", "reserved", "writing")
+    __slots__ = ("_asked", "_at_gate", "_disk", "_file", "_turns", "kept", "lasting", "reserved", "thread", "writing")
 
     def __init__(self, file: tuple[int, int]) -> None:
         self._turns = FairLock()
@@ -201,6 +218,8 @@ class WriterLock:
         """The lock in the file is this handle's, whether or not a thread has its turn."""
         self.reserved = False
         """It stays when a turn ends: the handle has something in memory that is to come before what others write."""
+        self.thread = 0
+        """The last that wrote."""
         self.lasting = False
         """What it is reserved for stays until a call of the program: no thread flushes it."""
         self.writing = False
@@ -212,17 +231,22 @@ class WriterLock:
         return self.kept and bool(self._turns.queue)
 
     def check_self(self, path: str) -> None:
-        """Raise `BusyError` if this very thread has the lock, through whatever handle: it would wait for itself.
+        """Raise `BusyError` if the caller has the lock itself, through whatever handle: it would wait for ever.
 
         It has it, too, while another handle keeps it for what this thread has written there.
         """
-        if self.kept and not self._turns.queue:
-            return  # this handle keeps it, and no thread of it writes
-        if _owners and _owners.get(self._file) == threading.get_ident() and not self._ends_leftover():
+        keeper = _keepers.get(self._file)
+        pending = keeper is not None and keeper is not self and keeper.thread == threading.get_ident()
+        if pending or (self.is_callers() and not self._ends_leftover()):
             raise BusyError(
-                f"{path}: this thread already writes to the file: in a transaction that is still open, or through "
-                "another handle that has not been synced"
+                f"{path}: this thread already writes to the file, or its context does: in a transaction that is still "
+                "open, or through another handle that has not been synced"
             )
+
+    def is_callers(self) -> bool:
+        """Whether the lock, through whatever handle, cannot be let go of while the calling thread waits for it."""
+        stuck = _owners.get(self._file)
+        return stuck is not None and stuck()
 
     def _ends_leftover(self) -> bool:
         """End the turn of an operation of this thread that was interrupted amid its end. False if there is none."""
@@ -232,7 +256,7 @@ class WriterLock:
         holder = place()
         if holder is None:
             self.release(place)
-        elif holder.thread == threading.get_ident():
+        elif holder.left_over():
             holder.end()
         else:
             return False
@@ -240,9 +264,11 @@ class WriterLock:
 
     def take_turn(self, turn: Turn, path: str, timeout: float | None) -> None:
         """Wait until no thread writes through this handle. The lock in the file is not asked for."""
+        if self._turns.queue:
+            self.check_self(path)
         turn.lock = self
         if not self._turns.acquire(turn, Patience(timeout), self._dropped):
-            raise BusyError(f"{path}: another thread has this handle's turn for more than {timeout:g} seconds")
+            raise BusyError(f"{path}: another thread has this handle's turn for more than {_seconds(timeout)}")
 
     def acquire(self, turn: Turn, disk: Disk, timeout: float | None) -> None:
         """Wait for the lock, at most `timeout` seconds (None: for ever), then raise `BusyError`."""
@@ -264,14 +290,17 @@ class WriterLock:
         except BaseException:
             turn.end()
             raise
-        _owners[self._file] = threading.get_ident()
+        self.thread = threading.get_ident()
+        _owners[self._file] = turn.stuck or partial(_is_this_thread, self.thread)
 
     def release(self, place: weakref.ref[Turn] | None) -> None:
         """Let the next writer in: any, or only one of this handle if the lock is reserved."""
         queue = self._turns.queue
         if queue and queue[0] is place:
-            if self.kept and not (self.reserved and self.lasting):
+            if self.kept:
                 _owners.pop(self._file, None)
+                if self.reserved and self.lasting:
+                    _keepers[self._file] = self
             try:
                 if not self.reserved:
                     self._unlock()
@@ -285,6 +314,8 @@ class WriterLock:
         self.release(place)
 
     def _unlock(self) -> None:
+        if _keepers.get(self._file) is self:
+            del _keepers[self._file]
         self.writing = self.kept = False
         if self._asked:
             assert self._disk is not None
@@ -316,7 +347,11 @@ class WriterLock:
 
 
 def _busy(disk: Disk, timeout: float | None) -> BusyError:
-    return BusyError(f"{disk.path}: another writer held the file for more than {timeout:g} seconds")
+    return BusyError(f"{disk.path}: another writer held the file for more than {_seconds(timeout)}")
+
+
+def _seconds(timeout: float | None) -> str:
+    return f"{timeout:g} second{'' if timeout == 1 else 's'}"
 
 
 def _wait(disk: Disk, offset: int, patience: Patience, timeout: float | None) -> None:

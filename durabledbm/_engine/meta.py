@@ -20,6 +20,7 @@ Pure: bytes in, bytes out. The layout is documented in docs/format.md.
 from __future__ import annotations
 
 import struct
+import time
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -33,21 +34,28 @@ __all__ = [
     "LOOK_SIZE",
     "MAGIC",
     "MAX_DEPTH",
+    "MAX_LISTED",
     "MAX_TXID",
     "META_AREA",
     "META_SIZE",
+    "SECTOR",
     "SLOTS",
+    "UNFINISHED",
     "Extent",
+    "ForeignFileError",
     "Meta",
     "UnknownVersionError",
     "decode_meta",
     "encode_changes",
     "encode_meta",
     "first_page",
+    "flaw_of",
     "has_magic",
+    "is_uninitialised",
     "look_of",
     "look_with",
     "may_follow",
+    "now_ns",
     "room_for",
     "steady_copy",
 ]  # fmt: skip
@@ -61,6 +69,9 @@ META_AREA = SLOTS * META_SIZE
 MAX_DEPTH = 64
 """Levels of the deepest tree that is believed: far more than any disk could hold."""
 
+MAX_LISTED = 1 << 12
+"""Pages that all extents of a meta have together at most: verifying them must not take long."""
+
 MAX_TXID = 1 << 62
 """Commits are numbered below this: the locks that pin them have no room for more."""
 
@@ -68,6 +79,12 @@ MAGIC = b"\x8bdurabledbm\r\n\x1a\n\x00"
 """First 16 bytes of the file. Not text, and not what a text-mode copy would leave unchanged."""
 
 FORMAT_VERSION = 1
+
+SECTOR = 512
+"""Bytes that a power failure does not tear: all of them arrive, or none."""
+
+UNFINISHED = (MAGIC + b"the initialisation of this database has not finished\n").ljust(SECTOR, b"\0")
+"""The first sector of a file while it is being initialised (see `creation`)."""
 
 _FIXED = struct.Struct("<16sQIIIIQQQ16sII16sQQ16s8sQIHH")
 """magic, txid, version, features, page size, flags, page count, entry count, tree count, root, depth, reserved, space,
@@ -97,6 +114,10 @@ of slot 1. They are adjacent, so that a reader notices another process's commit 
 
 class UnknownVersionError(error):
     """The file was written by a newer version of durabledbm."""
+
+
+class ForeignFileError(error):
+    """Neither meta page is one of durabledbm's."""
 
 
 class Extent(NamedTuple):
@@ -129,7 +150,7 @@ class Meta(NamedTuple):
     steady: bool = False
     relaxed: bool = False
     time_ns: int = 0
-    """When the commit was made, nanoseconds since 1970, by the clock of the machine that made it."""
+    """When the commit was made, nanoseconds since 1970, by the clock of the machine that made it; 0 if unknown."""
     generation: bytes = bytes(8)
     """The name of the generation that the commit belongs to; zeros if no handle has committed anything yet."""
     generation_txid: int = 0
@@ -138,9 +159,33 @@ class Meta(NamedTuple):
     changes: Mapping[bytes, bytes | None] = _NO_CHANGES
 
 
+def now_ns() -> int:
+    """Nanoseconds since 1970, as files hold them: 0, which means "unknown", if the clock shows an earlier time."""
+    return min(max(time.time_ns(), 0), 2**64 - 1)
+
+
 def first_page(page_size: int) -> int:
     """The first page id after the meta area."""
     return -(-META_AREA // page_size)
+
+
+def flaw_of(meta: Meta) -> str | None:
+    """Which number in a meta cannot be, or None if all of them can.
+
+    None is written with such a number; but checksums do not keep out a file that was made to hurt.
+    """
+    if not 0 < meta.txid < MAX_TXID:
+        return f"{meta.txid} as the number of a commit"
+    if meta.depth > MAX_DEPTH:
+        return f"a tree of {meta.depth} levels"
+    if meta.page_count < first_page(meta.page_size):
+        return f"{meta.page_count} pages"
+    low, high = sorted((meta.entry_count, meta.tree_count))
+    if low < 0 or high > meta.page_count * meta.page_size:
+        return f"{low if low < 0 else high} entries"
+    if meta.extents and sum(extent.page_count for extent in meta.extents) > MAX_LISTED:
+        return "a list of too many pages"
+    return None
 
 
 def room_for(extent_count: int) -> int:
@@ -207,6 +252,19 @@ def has_magic(slot: bytes) -> bool:
     return slot.startswith(MAGIC)
 
 
+def is_uninitialised(area: bytes, size: int) -> bool:
+    """Whether a file is a database that was not initialised yet. It has `size` bytes and begins with `area`.
+
+    Either the file is empty, or a crash interrupted `creation.initialise`: the file is one sector of zeros, or begins
+    with `UNFINISHED` while slot 1 holds no meta. A read that came short tells nothing.
+    """
+    if len(area) != min(size, META_AREA):
+        return False
+    if not size or (size == SECTOR and area == bytes(SECTOR)):
+        return True
+    return area.startswith(UNFINISHED) and decode_meta(area[META_SIZE:]) is None
+
+
 def decode_meta(slot: bytes) -> Meta | None:
     """The meta in a slot, or None if the slot does not hold a whole one.
 
@@ -224,8 +282,6 @@ def decode_meta(slot: bytes) -> Meta | None:
         raise UnknownVersionError(f"the file uses features that this durabledbm does not know: {features:#x}")
     if not (MIN_PAGE_SIZE <= page_size <= MAX_PAGE_SIZE) or page_size & (page_size - 1):
         return None
-    if depth > MAX_DEPTH or txid >= MAX_TXID or max(entry_count, tree_count) > page_count * page_size:
-        return None  # nothing of ours: the checksum does not keep out a file that was made to hurt
     at = _FIXED.size + extent_count * _EXTENT.size
     if at + changes_size > LOOK_OFFSET:
         return None
@@ -233,10 +289,11 @@ def decode_meta(slot: bytes) -> Meta | None:
     changes = _decode_changes(slot, at, at + changes_size, change_count) if change_count else _NO_CHANGES
     if changes is None:
         return None
-    return Meta(
+    meta = Meta(
         txid, page_size, database_id, page_count, entry_count, tree_count, root, depth, space, steady_txid,
         bool(flags & _STEADY), bool(flags & _RELAXED), time_ns, generation, generation_txid, extents, changes,
     )  # fmt: skip
+    return None if flaw_of(meta) else meta
 
 
 def _decode_changes(slot: bytes, at: int, end: int, count: int) -> dict[bytes, bytes | None] | None:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from .disk import Disk
 from .locks import oldest_pin
 
-__all__ = ["PinTable", "Pins", "Reader"]
+__all__ = ["Hold", "PinTable", "Pins", "Reader"]
 
 
 class Pins(NamedTuple):
@@ -92,3 +92,21 @@ class PinTable:
         if foreign is not None and (own is None or foreign.offset < own):
             return Pins(foreign.offset, foreign.pid)
         return None if own is None else Pins(own, None)
+
+
+class Hold:
+    """Keeps the pages of one commit from being reused by the handle's own commits, while it exists.
+
+    No lock in the file stands for it: whoever makes one has the writer lock, so nobody else commits.
+    """
+
+    __slots__ = ("_reader", "_unpin")
+
+    def __init__(self, pins: PinTable, txid: int, unpin: Callable[[Reader], None]) -> None:
+        self._reader = Reader()
+        self._unpin = unpin
+        pins.add(self._reader, txid)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_unpin"):  # else it was interrupted before it began
+            self._unpin(self._reader)

@@ -30,7 +30,10 @@ from .disk import ELSEWHERE, LockOwner
 
 assert sys.platform != "win32", "see windows"
 
-__all__ = ["NO_LOCKS", "FileDisk", "FileVolume"]
+__all__ = ["NO_LOCKS", "FileDisk", "FileVolume", "take_owner"]
+
+# Where a system has none, a number that no kernel knows: seeking fails with EINVAL, and all bytes count as kept.
+_SEEK_DATA, _SEEK_HOLE = getattr(os, "SEEK_DATA", -1), getattr(os, "SEEK_HOLE", -1)
 
 _VECTOR_MAX = 512  # buffers in one writev: below every platform's IOV_MAX
 
@@ -52,15 +55,21 @@ _MARK = 1 << 30
 
 _disks: dict[int, weakref.ref[FileDisk]] = {}
 """All that are open, by descriptor: for fork."""
+_NO_SYNC = frozenset(
+    {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EROFS, errno.EACCES, errno.EPERM}
+)
+"""What a system says that does not sync directories, or not this one: network and shared folders, or no permission."""
 
 
 class FileDisk:
     """A file of the operating system, through positioned reads and writes and open-file-description locks."""
 
-    __slots__ = ("__weakref__", "_fd", "_identity", "_mark", "_root", "path", "read", "writable")
+    __slots__ = ("__weakref__", "_fd", "_identity", "_mark", "_root", "_seeking", "path", "read", "writable")
 
     def __init__(self, fd: int, path: str, *, writable: bool) -> None:
         self._identity = _identity(fd, path)
+        self._seeking: list[int] = []
+        """One item for each thread that looks for holes: they move the position by which `held` tells the file."""
         self._root = _root()
         self.path = path
         self.writable = writable
@@ -68,6 +77,19 @@ class FileDisk:
 
     def size(self) -> int:
         return os.fstat(self._own()).st_size
+
+    def data(self, start: int, stop: int) -> tuple[int, int]:
+        fd = self._own()
+        try:
+            self._seeking.append(fd)  # the position is no mark meanwhile
+            first = os.lseek(fd, start, _SEEK_DATA)
+            return (first, min(os.lseek(fd, first, _SEEK_HOLE), stop)) if first < stop else (stop, stop)
+        except OSError as exc:
+            return (stop, stop) if exc.errno == errno.ENXIO else (start, stop)
+        finally:
+            os.lseek(fd, self._mark, os.SEEK_SET)
+            if self._seeking:
+                self._seeking.pop()
 
     def write(self, offset: int, parts: Sequence[bytes]) -> None:
         fd = self._own()
@@ -112,7 +134,7 @@ class FileDisk:
 
     def held(self) -> bool:
         try:
-            return self._fd >= 0 and os.lseek(self._fd, 0, os.SEEK_CUR) == self._mark
+            return self._fd >= 0 and (os.lseek(self._fd, 0, os.SEEK_CUR) == self._mark or bool(self._seeking))
         except OSError:
             return False  # closed, or a pipe by now
 
@@ -197,6 +219,12 @@ class FileDisk:
 
     # -- locks -----------------------------------------------------------------------------------------------------
 
+    def status(self) -> os.stat_result:
+        return os.fstat(self._own())
+
+    def take_owner(self, like: os.stat_result) -> None:
+        take_owner(self._own(), like)
+
     def lock(self, offset: int, *, exclusive: bool) -> bool:
         kind = fcntl.F_WRLCK if exclusive else fcntl.F_RDLCK
         try:
@@ -252,20 +280,66 @@ class FileVolume:
 
     def replace(self, source: str, target: str) -> None:
         try:
-            os.chmod(source, stat.S_IMODE(os.stat(target).st_mode))
+            like = os.stat(target)
         except FileNotFoundError:
             pass
+        else:
+            _give_name_owner(source, like)
         os.replace(source, target)
 
     def remove(self, path: str) -> None:
         os.unlink(path)
 
     def sync_directory(self, path: str) -> None:
-        fd = _open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+            _sync_names(os.path.dirname(path) or ".")
+        except OSError as exc:
+            if exc.errno not in _NO_SYNC:
+                raise
+            # A journal has the names of a file, too, when it has the file.
+            try:
+                _sync_names(path)
+            except OSError:
+                pass
+
+
+def take_owner(fd: int, like: os.stat_result) -> None:
+    """See `Disk.take_owner`."""
+    mode = like.st_mode & 0o777
+    for owner in (like.st_uid, -1):
+        try:
+            os.fchown(fd, owner, like.st_gid)
+            break
+        except OSError:
+            continue  # only root may give files away; a group must be one of our own
+    if os.fstat(fd).st_gid != like.st_gid:
+        mode = mode & 0o707 | (mode & 0o007) << 3
+    try:
+        os.fchmod(fd, mode)
+    except OSError:
+        pass  # a file system without permissions
+
+
+def _give_name_owner(path: str, like: os.stat_result) -> None:
+    """`take_owner` of a file that is not open; but whoever may write the directory must not divert it to another."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except PermissionError:
+        return
+    try:
+        status = os.fstat(fd)
+        if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
+            take_owner(fd, like)
+    finally:
+        os.close(fd)
+
+
+def _sync_names(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _flags(writable: bool) -> int:

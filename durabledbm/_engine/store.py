@@ -10,19 +10,17 @@ import time
 from collections.abc import Callable, Mapping
 from math import inf
 
-from ..errors import error
-from .creation import initialise, replace
+from ..errors import BusyError, error
+from .creation import initialise, random_bytes
 from .current import NEVER, Current
-from .locks import Turn, WriterLock
+from .locks import Turn
 from .merge import Touch
 from .meta import LOOK_OFFSET, LOOK_SIZE, META_SIZE, look_with, steady_copy
-from .recovery import newest, read_slots
+from .recovery import Slots, newest, read_slots
 from .state import State
 from .work import Work
 
 __all__ = ["Store"]
-
-_DEFAULT_MODE = 0o666
 
 _LARGE = 256
 """A commit of more pages looks whether it has left the file much larger than it must be."""
@@ -51,9 +49,10 @@ class Store(Current):
         try:
             self.check_writable()
             if not self.writer.writing or self.underway:
-                if not self.state.meta.txid and not self._born():
+                if not self.state.meta.txid and (successor := self._successor()) is not None:
                     turn.end()
-                    self._follow()
+                    with self.mutex:
+                        self._go_on_with(successor)
                     return self.begin(turn, timeout)
                 self.settle()
             self.check_name()
@@ -64,27 +63,27 @@ class Store(Current):
             raise
         return self.state
 
-    def _born(self) -> bool:
-        """Make a file of 0 bytes a database; False if the name leads to another file now, which is to be used."""
-        if not self.disk.size():
-            if not self.disk.linked():
-                return False
-            try:
-                replace(self._volume, self.path, _DEFAULT_MODE, self._page_size)
-                return False
-            except PermissionError:
-                initialise(self.disk, self._page_size)
-        with self.mutex:
-            self._load_from(read_slots(self.disk))
-        return True
+    def initialise(self) -> None:
+        """Make the file, which was just created, a database. If somebody else holds the writer lock, they do it.
 
-    def _follow(self) -> None:
-        """Go on with the file that has the name now."""
-        with self.mutex:
-            self._use(self._volume.open(self.path, writable=True))
-            self.file = self.inside.file = self.disk.identity()
-            self.writer = WriterLock(self.file)
-            self._load_from(read_slots(self.disk))
+        If that fails the file is removed again. Others may have opened it meanwhile: they find out before they write.
+        """
+        turn = Turn()
+        try:
+            self.inside.check_file()
+            self.writer.acquire(turn, self.disk, 0.0)
+            self.settle()
+        except BusyError:
+            pass
+        except BaseException:
+            if read_slots(self.disk).uninitialised:
+                self._volume.remove(self.path)
+            raise
+        finally:
+            try:
+                turn.end()
+            finally:  # there is no later operation of this handle that would end a turn left over by an interrupt
+                turn.end()
 
     def settle(self) -> None:
         """Make sure that the newest commit in the file is on the disk, whoever made it and however it ended.
@@ -101,7 +100,7 @@ class Store(Current):
             self.writer.writing = True
 
     def _settle(self) -> None:
-        slots = read_slots(self.disk)
+        slots = self._initialised()
         meta, slot = newest(self.disk, slots)
         self._compare(slots)
         look = slots.look or self.read(LOOK_SIZE, LOOK_OFFSET)
@@ -113,15 +112,13 @@ class Store(Current):
             self._sync()
             self.disk.forget()
             self.pager.clear()
-            slots = read_slots(self.disk)
+            slots = self._initialised()
             meta, slot = newest(self.disk, slots)
             look, other = slots.look or self.read(LOOK_SIZE, LOOK_OFFSET), slots.metas[1 - slot]
             if other is None or other.txid > meta.txid:
                 # A commit stands there of which something is missing. What is written from now on, even half of it,
                 # could complete it, so nothing of it may be left: noise agrees with no sector of anything.
-                from secrets import token_bytes
-
-                self.disk.write((1 - slot) * META_SIZE, (token_bytes(META_SIZE),))
+                self.disk.write((1 - slot) * META_SIZE, (random_bytes(META_SIZE),))
                 self._sync()
             page = steady_copy(self.read(META_SIZE, slot * META_SIZE))
             self.disk.write((1 - slot) * META_SIZE, (page,))
@@ -131,6 +128,19 @@ class Store(Current):
         self.look = look
         self.committer.settled(meta)
         self._settled = True
+
+    def _initialised(self) -> Slots:
+        """The two slots, of a file that is a database afterwards."""
+        slots = read_slots(self.disk)
+        if slots.uninitialised:
+            if self.state.meta.txid > 1:
+                raise self.replaced()  # emptied: what was committed must not seem undone
+            initialise(self._volume, self.disk, self._page_size)
+            slots = read_slots(self.disk)
+            self._load_from(slots)
+        elif not self.state.meta.txid:
+            self._load_from(slots)
+        return slots
 
     def _sync(self) -> None:
         try:
@@ -189,6 +199,9 @@ class Store(Current):
         """Run a step that makes a commit, and make its result current. Whatever it raises leaves the handle sound."""
         assert self.writer.kept
         self.check()
+        observer, before = self.observer, self.state
+        if observer is not None:
+            observer.expect()
         with self._committing:
             self.committer.note_synced(self.state.meta)
             if self.underway:
@@ -205,8 +218,8 @@ class Store(Current):
                 if isinstance(exc, OSError):
                     raise error.wrap(exc, self.path) from exc
                 raise
-        if self.observer is not None:
-            self.observer.committed(changes)
+        if observer is not None:
+            observer.committed(before, changes)
         self.check_name()  # what nobody will find is not acknowledged
         return state
 

@@ -41,7 +41,7 @@ from ..errors import ClosedError
 from .disk import ELSEWHERE, LockOwner
 from .patience import Patience
 
-__all__ = ["Handle", "Kernel", "WindowsDisk", "WindowsVolume"]
+__all__ = ["Handle", "Kernel", "WindowsDisk", "WindowsVolume", "take_owner"]
 
 Handle = NewType("Handle", int)
 """An open file, as Windows knows it."""
@@ -137,6 +137,10 @@ class WindowsDisk:
     def size(self) -> int:
         return self._kernel.size(self._open_handle())
 
+    def data(self, start: int, stop: int) -> tuple[int, int]:
+        self._open_handle()
+        return start, stop
+
     def write(self, offset: int, parts: Sequence[bytes]) -> None:
         handle = self._open_handle()
         for data in _joined(parts):
@@ -159,6 +163,12 @@ class WindowsDisk:
 
     def identity(self) -> tuple[int, int]:
         return self._identity
+
+    def status(self) -> os.stat_result:
+        return os.stat(self.path)
+
+    def take_owner(self, like: os.stat_result) -> None:
+        """Nothing: see `WindowsVolume.create`."""
 
     def linked(self) -> bool:
         try:
@@ -315,6 +325,10 @@ class WindowsVolume:
             self._kernel.flush(handle)
         finally:
             self._kernel.close(handle)
+
+
+def take_owner(fd: int, like: os.stat_result) -> None:
+    """Nothing: see `WindowsVolume.create`."""
 
 
 def _read_closed(length: int, offset: int) -> bytes:

@@ -87,7 +87,7 @@ class Work:
                 break
         else:
             value = self.base.find(key) if fetch is None else fetch(key)
-        return self.base.tree.pager.value(value) if type(value) is Overflow else value  # type: ignore[return-value]
+        return self.base.tree.pager.value(value, key) if type(value) is Overflow else value  # type: ignore[return-value]
 
     def view(self) -> View:
         """What there is now, as a view that later changes do not touch."""
@@ -140,7 +140,10 @@ class Work:
             known = None
         self.size += size + CHANGE_MEMORY
         if known is not None:
-            self._note(known, key, self.size, present=True)
+            after = self.size
+            self._count_change(known, key, present=True)
+            if self.size == after:  # else a signal handler has written meanwhile, too
+                self._present = known
 
     def delete(self, key: bytes) -> None:
         """Delete `key`, which may be absent."""
@@ -150,7 +153,10 @@ class Work:
         self._live[key] = None
         self.size += len(key) + CHANGE_MEMORY
         if known is not None:
-            self._note(known, key, self.size, present=False)
+            after = self.size
+            self._count_change(known, key, present=False)
+            if self.size == after:
+                self._present = known
 
     def update(self, changes: dict[bytes, bytes | None], size: int) -> None:
         """Make many changes; `size` is their memory."""
@@ -158,18 +164,20 @@ class Work:
             raise ValueError(_TOO_LONG)
         if self._live.shared:
             self._start_layer()
-        self._present = None
+        known, self._present = self._present, None
         self._live.update(changes)
         self.size += size
+        if known is not None:
+            for key, value in changes.items():
+                self._count_change(known, key, present=value is not None)
+            self._present = known
 
-    def _note(self, known: dict[bytes, bool], key: bytes, size: int, *, present: bool) -> None:
+    def _count_change(self, known: dict[bytes, bool], key: bytes, *, present: bool) -> None:
         before = known.get(key)
         if before is None:
             before = self._in_base(key)
-        if self.size == size:  # else a signal handler has written meanwhile: entries are counted anew
-            self._growth += present - before
-            known[key] = present
-            self._present = known
+        self._growth += present - before
+        known[key] = present
 
     def _start_layer(self) -> Layer:
         """Write to a new layer: the present one was handed out."""
@@ -197,9 +205,10 @@ class Work:
         return point
 
     def release(self, point: Savepoint) -> None:
-        """The changes since the savepoint stay."""
-        floor = self._floors.pop()
-        outer = self._floors[-1] if self._floors else 0
+        """The changes since the savepoint stay, and so do those since savepoints that were made after it."""
+        depth = len(point.floors)
+        floor, outer = self._floors[depth], self._floors[depth - 1] if depth else 0
+        del self._floors[depth:]
         above, below = self.layers[: len(self.layers) - floor], self.layers[len(self.layers) - floor :]
         if floor > outer and not below[0].shared:
             for layer in reversed(above):
@@ -208,8 +217,12 @@ class Work:
         else:
             self._start_layer()
 
+    def unchanged_since(self, point: Savepoint) -> bool:
+        """Whether nothing was changed since the savepoint."""
+        return self.base is point.base and self.size == point.size
+
     def roll_back(self, point: Savepoint) -> None:
-        """The changes since the savepoint are gone."""
+        """The changes since the savepoint, and since those made after it, are gone."""
         self._become(point.base, point.base_count, point.layers, point.size, list(point.floors), point.cleared)
 
     def _become(
@@ -241,8 +254,7 @@ class Work:
         return changes
 
     def reset(self) -> None:
-        """Forget all changes. There must be no savepoints."""
-        assert not self._floors
+        """Forget all changes, and all savepoints."""
         self._become(*self._origin)
 
     def clear(self) -> None:

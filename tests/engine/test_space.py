@@ -336,7 +336,7 @@ class Model:
             assert self.freed_by.get(page, 0) <= self.released
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**32), page_size=st.sampled_from([TINY, 4096]), commits=st.integers(1, 60))
 def test_no_page_is_ever_lost_or_given_out_twice(seed: int, page_size: int, commits: int) -> None:
     model = Model(seed, page_size)

@@ -335,7 +335,7 @@ def test_clearing_in_a_spilled_transaction(volume: SimVolume) -> None:
         assert db.check() == []
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(seed=st.integers(0, 2**32))
 def test_spilling_changes_nothing_but_memory(seed: int) -> None:
     """Merged early or late, with savepoints kept and undone: the same entries, and every page accounted for."""

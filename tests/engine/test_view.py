@@ -38,7 +38,7 @@ def content(changes: list[Mapping[bytes, bytes | None]], tree: Mapping[bytes, by
     return {key: value for key, value in result.items() if value is not None}
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(changes=layers, start=bounds, stop=bounds, reverse=st.booleans())
 def test_a_view_is_the_dict_of_its_tree_and_layers(
     engine: Engine, *, changes: list[dict[bytes, bytes | None]], start: bytes | None, stop: bytes | None, reverse: bool
