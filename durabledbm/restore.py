@@ -48,13 +48,8 @@ class _Base(NamedTuple):
 class Restored(Commit):
     """The commit that was restored."""
 
-    explanation: str
+    explanation: str = ""
     """Why this one, where the times in the log are not in order: a sentence for people. Empty otherwise."""
-
-    def __new__(cls, label: Label, moment: Moment | None) -> Restored:
-        restored = super().__new__(cls, label.txid, label.time_ns)
-        restored.explanation = "" if moment is None else moment.explanation()
-        return restored
 
 
 def restore(
@@ -106,7 +101,9 @@ def restore(
         meta = Meta(max(label.txid, 1), base.page_size, label.identity, pages, time_ns=label.time_ns)
         entries = _reported(laid_over(base.entries(), changes), base.total, progress)
         write_whole(path, meta, base.file, lambda builder: builder.add(entries))
-    return Restored(label, limit.moment)
+    restored = Restored(label.txid, label.time_ns)
+    restored.explanation = "" if limit.moment is None else limit.moment.explanation()
+    return restored
 
 
 class _Limit(NamedTuple):
