@@ -12,7 +12,7 @@ import os
 from typing import NamedTuple
 
 from ._engine.disk import Volume
-from ._engine.meta import META_SIZE, has_magic
+from ._engine.meta import META_AREA, META_SIZE, has_magic, is_uninitialised
 from .errors import CorruptionError, error
 
 __all__ = [
@@ -63,13 +63,13 @@ class OtherKindError(error):
 def kind_of(volume: Volume, path: str) -> str | None:
     """The kind of one file, by its content. None if it is of no known kind, or cannot be read.
 
-    A file of 0 bytes is a database of ours that is not initialised yet.
+    A file that is not initialised yet, such as one of 0 bytes, is a database of ours.
     """
-    head = _read(volume, path)
+    head = _read(volume, path, META_AREA)
     if head is None:
         return None
     # Either meta page will do: a crash may have damaged one of them.
-    if not head or has_magic(head) or has_magic(_read(volume, path, META_SIZE) or b""):
+    if has_magic(head) or has_magic(head[META_SIZE:]) or is_uninitialised(head, len(head)):
         return OURS
     if head.startswith(_SQLITE):
         return "dbm.sqlite3"  # which dbm itself knows since Python 3.13
@@ -132,14 +132,14 @@ def has_our_pages(volume: Volume, path: str) -> bool:
         disk.close()
 
 
-def _read(volume: Volume, path: str, offset: int = 0, length: int = _HEAD) -> bytes | None:
-    """Some bytes of a file; None if it is missing, cannot be read, or is no regular file."""
+def _read(volume: Volume, path: str, length: int = _HEAD) -> bytes | None:
+    """The first bytes of a file; None if it is missing, cannot be read, or is no regular file."""
     try:
         disk = volume.open(path, writable=False)
     except OSError:
         return None
     try:
-        return disk.read(length, offset)
+        return disk.read(length, 0)
     except OSError:
         return None
     finally:
@@ -190,7 +190,7 @@ def foreign(volume: Volume, path: str, name: str) -> error:
     if found.name != path:
         whole = name.removesuffix(path.removeprefix(found.name))
         what, how = f"a file of {what}", f"{migrate_command(name)} converts that into {os.path.basename(whole)!r}"
-    elif found.kind == "dbm.sqlite3" and b"Dict" not in (_read(volume, path, 0, _SQLITE_FIRST_PAGE) or b""):
+    elif found.kind == "dbm.sqlite3" and b"Dict" not in (_read(volume, path, _SQLITE_FIRST_PAGE) or b""):
         what, how = "an SQLite database", f"if dbm.sqlite3 made it, {how}"
     elif found.kind == "lmdb":
         what = "an LMDB database"

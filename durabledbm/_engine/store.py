@@ -80,7 +80,10 @@ class Store(Current):
                 self._volume.remove(self.path)
             raise
         finally:
-            turn.end()
+            try:
+                turn.end()
+            finally:  # there is no later operation of this handle that would end a turn left over by an interrupt
+                turn.end()
 
     def settle(self) -> None:
         """Make sure that the newest commit in the file is on the disk, whoever made it and however it ended.
@@ -130,6 +133,8 @@ class Store(Current):
         """The two slots, of a file that is a database afterwards."""
         slots = read_slots(self.disk)
         if slots.uninitialised:
+            if self.state.meta.txid > 1:
+                raise self._replaced()  # emptied: what was committed must not seem undone
             initialise(self._volume, self.disk, self._page_size)
             slots = read_slots(self.disk)
             self._load_from(slots)

@@ -38,7 +38,7 @@ def open(
         waits for ever.
     max_connections: how many connections this handle uses at most at a time. Threads use one each while they read or
         write; a transaction, a snapshot, and an iterator over more than 500 entries use one for as long as they last.
-    options: those of `psycopg.connect` and of `redis.Redis.from_url`.
+    options: further parameters of the connection: libpq's, or those of `redis.Redis.from_url`.
 
     Raises `error` if the driver is not installed, `ConnectionLostError` if the server cannot be reached, `error` with
     errno ENOENT if the table is missing and the flag does not create it, `error` if a table of that name is not

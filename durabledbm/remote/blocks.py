@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -92,6 +92,16 @@ class Root:
         if not self.is_ours:
             raise error("the transaction was begun before a fork: it belongs to the parent process")
 
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """A block of operations of an open transaction, which nobody else uses meanwhile."""
+        with self.lock:
+            try:
+                yield
+            finally:
+                if not self.open:  # `close()` came in the middle, on this thread, and could not wait
+                    self.finish()
+
     def new_number(self) -> int:
         """The number of a new block."""
         self._numbers += 1
@@ -167,7 +177,7 @@ class Transaction(WritableTable, Block):
             self._rolled_back = outer._rolled_back
         self._root, self._caller, self._number = root, root.caller, root.new_number()
         if outer is not None:
-            with root.lock:
+            with root.in_use():
                 root.save(self._number)
         self._first_life = len(root.lives)
         self._life = root.begin_life()
@@ -206,7 +216,7 @@ class Transaction(WritableTable, Block):
             finally:
                 root.end()
             return
-        with root.lock:
+        with root.in_use():
             failed = root.undone() if root.failure is not None else None
             if failed is not None or not keep or self._rolled_back:
                 root.end_lives(self._first_life)
@@ -228,7 +238,7 @@ class Transaction(WritableTable, Block):
         self._rolled_back = True
         root.end_lives(self._first_life)
         self._life = root.begin_life()
-        with root.lock:
+        with root.in_use():
             if len(root.open) > 1:
                 root.undo(self._number)
             else:
@@ -266,12 +276,8 @@ class Transaction(WritableTable, Block):
 
     def _read(self, table: TableOperations, operation: Operation[T]) -> T:
         root = self._open()
-        with root.lock:
-            try:
-                return root.carry_out(table, operation)
-            finally:
-                if not root.open:  # `close()` came in the middle, on this thread, and could not wait
-                    root.finish()
+        with root.in_use():
+            return root.carry_out(table, operation)
 
     def _write(self, table: TableOperations, operation: Operation[T]) -> T:
         if self._open() is not None and self._rolled_back:
@@ -280,7 +286,7 @@ class Transaction(WritableTable, Block):
 
     def _scan(self, table: TableOperations, keys: KeyRange, *, values: bool) -> Iterator[Any]:
         root = self._open()
-        with root.lock:
+        with root.in_use():
             return root.scan(table, keys, self._life, values=values)
 
     def _writable(self) -> bool:

@@ -126,7 +126,7 @@ class ReadableTable(Readable):
         return found
 
     def __len__(self) -> int:
-        """The number of entries. The server counts them, which takes longer the more there are."""
+        """The number of entries. PostgreSQL counts them, which takes longer the more there are."""
         return self._read(self._table, lambda table, session: table.count(session))
 
     def __bool__(self) -> bool:
