@@ -22,6 +22,7 @@ from contextlib import closing
 from typing import NamedTuple
 
 from ._engine.disk import Disk, Volume
+from ._engine.longruns import LONG, checksum_of, is_sparse, stretches
 from ._tempfiles import own_directory, permissions_of
 from .errors import CorruptionError, error
 from .records import (
@@ -37,7 +38,7 @@ from .records import (
     Record,
 )
 
-__all__ = ["BATCH", "Files", "Reading", "Tail", "last_note", "read_end"]
+__all__ = ["BATCH", "Files", "Reading", "Tail", "last_note", "may_go_on", "read_end"]
 
 BATCH = 1 << 20
 """Bytes of a commit that are held: by the writer before they are written, by a reader until the end comes."""
@@ -98,7 +99,7 @@ class Files:
             numbers = self._listed()
             if not numbers or numbers[-1] - numbers[0] == len(numbers) - 1:
                 return numbers
-        missing = next(number for number in range(numbers[0], numbers[-1]) if number not in numbers)
+        missing = next(number for number, found in enumerate(numbers, numbers[0]) if number != found)
         raise CorruptionError("a file in the middle of the log is missing", path=self.path(missing))
 
     def _listed(self) -> list[int]:
@@ -177,7 +178,7 @@ class Reading:
             decoder.seek(self._start)
             position = self._start
         while True:
-            while decoder.problem is None and (data := _read_on(disk, decoder, position)):
+            while may_go_on(disk, decoder, position) and (data := _read_on(disk, decoder, position)):
                 position += len(data)
                 records = decoder.feed(data)
                 if self.header is None and decoder.header is not None:
@@ -239,12 +240,29 @@ def _is_rot(disk: Disk, decoder: Decoder) -> bool:
     """Whether the bytes at the decoder's offset in the last file are not what a crash can have left."""
     if decoder.problem is None or decoder.final:
         return decoder.problem is not None
-    position = decoder.offset + 1
-    while len(data := disk.read(_CHUNK, position)) >= RECORD_HEADER.size:
-        if decoder.proves_rot(data, position):
-            return True
-        position += len(data) - (RECORD_HEADER.size - 1)
+    for start, end in stretches(disk, decoder.offset + 1, disk.size()):
+        position = max(start - RECORD_HEADER.size, decoder.offset + 1)  # a header may begin in the hole before
+        while position < end and len(data := disk.read(_CHUNK, position)) >= RECORD_HEADER.size:
+            if decoder.proves_rot(data, position):
+                return True
+            position += len(data) - (RECORD_HEADER.size - 1)
     return False
+
+
+def may_go_on(disk: Disk, decoder: Decoder, position: int) -> bool:
+    """Whether reading may go on at `position`. What is long must be there before memory is taken for it; and where the
+    file is sparse it is verified first, for a hole can be of any size.
+    """
+    if decoder.problem is None and decoder.wanted > LONG:
+        if decoder.content is not None:
+            start, stop, crc = decoder.content
+            if stop > disk.size():
+                return False
+            if is_sparse(disk, start, stop) and checksum_of(disk, start, stop) != crc:
+                decoder.problem = "a record's key and value do not match their checksum"
+        elif is_sparse(disk, position, min(position + decoder.wanted, disk.size())):
+            decoder.problem = "a line with a hole in it"
+    return decoder.problem is None
 
 
 def read_end(files: Files, codec: Codec, numbers: list[int]) -> Reading:

@@ -87,8 +87,8 @@ class ShardTransaction(Transaction):
 
     __setitem__ = Writable.__setitem__  # that of `Transaction` does not go through `_put`
 
-    def _find(self, key: bytes) -> bytes | None:
-        return super()._find(self._mine(key))
+    def _find(self, key: bytes, *, whole: bool = True) -> bytes | None:
+        return super()._find(self._mine(key), whole=whole)
 
     def _put(self, key: bytes, value: bytes) -> None:
         super()._put(self._mine(key), value)
@@ -136,6 +136,9 @@ class ShardedSnapshot(Readable):
 
     def _find(self, key: bytes) -> bytes | None:
         return self._snapshots[place(key, len(self._snapshots))]._find(key)
+
+    def _has(self, key: bytes) -> bool:
+        return self._snapshots[place(key, len(self._snapshots))]._has(key)
 
     def _items(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
         parts = [part._items(start, stop, reverse) for part in self._snapshots]

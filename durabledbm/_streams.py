@@ -10,10 +10,13 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import NamedTuple, Protocol
 
+from ._engine.disk import Disk
 from ._engine.meta import MAGIC as DATABASE_MAGIC
+from ._engine.native import FileVolume
+from ._logfiles import may_go_on
 from .errors import CorruptionError, error
 from .records import (
     CODECS,
@@ -59,8 +62,12 @@ def open_stream(path: str) -> Iterator[Readable]:
     flags = sum(getattr(os, name, 0) for name in ("O_RDONLY", "O_CLOEXEC", "O_NONBLOCK", "O_BINARY"))
     fd = os.open(path, flags)
     with os.fdopen(fd, "rb", buffering=0) as file:
-        if stat.S_ISFIFO(os.fstat(fd).st_mode):
+        mode = os.fstat(fd).st_mode
+        if stat.S_ISFIFO(mode):
             yield _Pipe(file, _first_byte(fd, path))
+        elif stat.S_ISREG(mode):
+            with closing(FileVolume().open(path, writable=False)) as disk:
+                yield _File(disk)
         else:
             yield file
 
@@ -94,6 +101,20 @@ class _Pipe:
         """As a file does: at most `size` bytes, none at the end."""
         first, self._first = self._first, b""
         return first or self._file.read(size)
+
+
+class _File:
+    """A file, read from its start."""
+
+    def __init__(self, disk: Disk) -> None:
+        self.disk = disk
+        self._position = 0
+
+    def read(self, size: int, /) -> bytes | None:
+        """At most `size` bytes, none at the end."""
+        data = self.disk.read(size, self._position)
+        self._position += len(data)
+        return data
 
 
 class StreamWriter:
@@ -157,11 +178,14 @@ class StreamReader:
 
     def __iter__(self) -> Iterator[Record]:
         decoder = self._decoder
+        file = self._stream if isinstance(self._stream, _File) else None
         piece: bytes | None = self._first
         while piece:
             self.offset += len(piece)
             yield from decoder.feed(piece)
             if decoder.problem is not None:
+                break
+            if file is not None and not may_go_on(file.disk, decoder, self.offset):
                 break
             piece = self._stream.read(max(_PIECE, min(decoder.wanted, 1 << 30)))
         if decoder.problem is not None:

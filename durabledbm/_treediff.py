@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
+from operator import lt
 
 from ._engine.node import Overflow, decode_leaf
 from ._engine.pager import MALFORMED, Pager
@@ -82,6 +83,9 @@ def _children(pager: Pager, nodes: list[_Node]) -> list[_Node]:
     for low, ref in nodes:
         branch = pager.branch(ref)
         children += zip([low, *branch.separators], branch.refs, strict=True)
+    lows = [low for low, _ in children]
+    if not all(map(lt, lows, lows[1:])):  # else a branch that is its own child would lead to ever more of them
+        raise pager.malformed(nodes[0][1], "the separators are out of order")
     return children
 
 
@@ -119,13 +123,16 @@ def _parts(
 
 
 def _entries(pager: Pager, leaves: list[_Node]) -> Iterator[tuple[list[bytes], list[bytes]]]:
-    for _, ref in leaves:
+    highs: list[bytes | None] = [*(low for low, _ in leaves[1:]), None]
+    for (low, ref), high in zip(leaves, highs, strict=True):
         try:
             keys, values = decode_leaf(pager.leaf(ref, keep=False))
         except MALFORMED as exc:
             raise pager.malformed(ref, exc) from exc
         if not keys:
             raise pager.malformed(ref, "an empty leaf")
+        if keys[0] < low or (high is not None and keys[-1] >= high):
+            raise pager.malformed(ref, "keys lie outside of the parent's separators")
         yield keys, values
 
 

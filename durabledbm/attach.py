@@ -31,6 +31,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, cast
 
+from ._engine.meta import MAX_DEPTH
 from ._engine.page import REF
 from ._engine.state import State
 from ._engine.store import Store
@@ -246,8 +247,8 @@ class Attachment:
         note = self.log.last_note()
         problem = "it does not say where the database stood then"
         if note is not None:
-            root, depth, suspects = _unpacked_note(note[0])
             try:
+                root, depth, suspects = _unpacked_note(note[0])
                 noted = Tree(self._store.pager, root, depth)
                 self._append(state, differences(noted, state, suspects | note[1]))
             except CorruptionError as exc:
@@ -342,13 +343,19 @@ def _packed_note(state: State) -> bytes:
 
 
 def _unpacked_note(note: bytes) -> tuple[bytes, int, set[bytes]]:
-    root, depth = _NOTE.unpack_from(note)
+    """What a note says. Raises `CorruptionError` if it is none: a log may be somebody else's work."""
     keys = set()
     at = _NOTE.size
-    while at < len(note):
-        (size,) = _KEY.unpack_from(note, at)
-        at += _KEY.size + size
-        keys.add(note[at - size : at])
+    try:
+        root, depth = _NOTE.unpack_from(note)
+        while at < len(note):
+            (size,) = _KEY.unpack_from(note, at)
+            at += _KEY.size + size
+            keys.add(note[at - size : at])
+    except struct.error as exc:
+        raise CorruptionError("the note in the log makes no sense") from exc
+    if at != len(note) or depth > MAX_DEPTH:
+        raise CorruptionError("the note in the log makes no sense")
     return root, depth, keys
 
 

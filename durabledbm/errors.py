@@ -4,7 +4,7 @@
 
     OSError
     └── error                  anything that a file, a disk or a caller did wrong
-        ├── BusyError          a writer waited longer than `timeout` for another writer
+        ├── BusyError          a writer waited longer than `timeout` for another writer, or would wait for itself
         ├── CorruptionError    the file's bytes are not what was written
         ├── ReadOnlyError      a write through a handle opened with flag "r"
         └── ClosedError        a handle used after close()
@@ -47,7 +47,7 @@ class error(OSError):  # noqa: N801 - the name that every dbm module uses
 
 
 class BusyError(error):
-    """Another writer held the file for longer than `timeout` seconds. Nothing was written."""
+    """Another writer held the file for longer than `timeout` seconds, or would do so for ever. Nothing was written."""
 
 
 class ReadOnlyError(error):

@@ -100,43 +100,46 @@ class Database(Upkeep, Writable):
             raise KeyError(key)
         return value
 
-    def _find(self, key: bytes) -> bytes | None:
+    def _has(self, key: bytes) -> bool:
+        return self._find(key, whole=False) is not None
+
+    def _find(self, key: bytes, *, whole: bool = True) -> bytes | None:
         store = self._store
         if self._plain:
             try:
                 if next(store.looks, b"") == store.look or store.glance():
-                    return store.rows.young.get(key) or store.fetch(key)
+                    return store.rows.young.get(key) or store.fetch(key, whole=whole)
             except OSError as exc:
                 if not store.may_pass(exc):
                     raise self._error(exc) from exc
         if self._transactions and (transaction := own_transaction(self)) is not None:
-            return transaction._find(key)
+            return transaction._find(key, whole=whole)
         while (work := self._pipeline.pending()) is not None:
             self._raise_background_failure()
             store.check()
             try:
-                return work.get(key, store.lookup if work.root_of(store.state) else None)
+                return work.get(key, store.lookup if work.root_of(store.state) else None, whole=whole)
             except error:
                 store.check()
                 if self._pipeline.pending() is work:
                     raise  # else it was committed meanwhile, and what it builds on has been reused
-        return self._committed(key)
+        return self._committed(key, whole=whole)
 
-    def _committed(self, key: bytes) -> bytes | None:
+    def _committed(self, key: bytes, *, whole: bool) -> bytes | None:
         """The value of `key` in the newest commit."""
         self._raise_background_failure()
         store = self._store
         for _ in range(_RETRIES):
             state = self._current()
             try:
-                return store.fetch(key)
+                return store.fetch(key, whole=whole)
             except error:
                 if self._refreshed() is state:
                     raise
                 # else writers were faster: the pages have been reused
         pin = Pin(store)
         try:
-            return pin.state.view.get(key)
+            return pin.state.view.get(key) if whole else pin.state.view.find(key)
         finally:
             pin.release()
 

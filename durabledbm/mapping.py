@@ -124,6 +124,10 @@ class Readable(Reversible[bytes], Mapping[Any, bytes]):
     def _find(self, key: bytes) -> bytes | None:
         raise NotImplementedError
 
+    def _has(self, key: bytes) -> bool:
+        """Whether `key` is there, by a shorter way than `_find` where its value need not be read."""
+        return self._find(key) is not None
+
     def _items(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
         """Entries of the state as of this call, not of the first `next`."""
         raise NotImplementedError
@@ -162,8 +166,8 @@ class Readable(Reversible[bytes], Mapping[Any, bytes]):
         return found
 
     def __contains__(self, key: object) -> bool:
-        """Whether `key` is there. Its value is not copied."""
-        return self._find(key if type(key) is bytes else as_bytes(key, "key")) is not None
+        """Whether `key` is there. Of a large value nothing is read."""
+        return self._has(key if type(key) is bytes else as_bytes(key, "key"))
 
     def __bool__(self) -> bool:
         return len(self) > 0
@@ -304,7 +308,7 @@ class Writable(Readable, MutableMapping[Any, bytes]):
     def pop(self, key: Key, default: Any = _REQUIRED) -> Any:
         """Delete `key` and return its value; if it is not there, return `default` or raise `KeyError`."""
         data = as_bytes(key, "key")
-        if default is not _REQUIRED and not self._writable() and self._find(data) is None:
+        if default is not _REQUIRED and not self._writable() and not self._has(data):
             return default
         value = self._pop(data)
         if value is not None:

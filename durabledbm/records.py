@@ -67,7 +67,8 @@ NO_IDENTITY = bytes(16)
 _SIZE = FILE_HEADER.size + CRC.size
 _KEY_MAX = 2**32 - 1
 _OFFSET = struct.Struct("<Q")
-_SYNCED_KIND = re.compile(rb"[\x01-\x04](?=[\x01\x03\x05\x07])")
+_SYNCED_KIND = re.compile(rb"[\x01-\x04](?=[\x01\x03\x05\x07].{9}\0{3})", re.DOTALL)
+"""The second half of a header: kind, flags, size of the key, size of the value, which is below a terabyte."""
 _KIND_AT = 8  # where the kind stands in RECORD_HEADER
 
 
@@ -144,6 +145,8 @@ class Decoder(Protocol):
     """Where the first byte stands that is not part of a record (nor of the file's header) yet."""
     wanted: int
     """How many bytes more the record at `offset` needs, as far as is known; 0 or less: not known."""
+    content: tuple[int, int, int] | None
+    """Of the record at `offset`, if its header is known: where key and value begin and end, and their checksum."""
     problem: str | None
     """Why the bytes at `offset` are no record, however many more come."""
     final: bool
@@ -245,6 +248,7 @@ class BinaryDecoder:
         self.header: FileHeader | None = None
         self.offset = 0
         self.wanted = _SIZE
+        self.content: tuple[int, int, int] | None = None
         self.problem: str | None = None
         self.final = False
         self._seed = 0
@@ -293,6 +297,7 @@ class BinaryDecoder:
 
     def _next(self, buffer: bytes, start: int) -> Record | None:
         content = start + RECORD_HEADER.size
+        self.content = None
         if content > len(buffer):
             self.wanted = content - len(buffer)
             return None
@@ -304,6 +309,8 @@ class BinaryDecoder:
         stop = content + key_size + value_size
         if stop > len(buffer):
             self.wanted = stop - len(buffer)
+            place = self.offset + RECORD_HEADER.size
+            self.content = place, place + key_size + value_size, crc
             return None
         if crc32c(buffer[content:stop]) != crc:
             self._stop("a record's key and value do not match their checksum")
@@ -335,6 +342,7 @@ class TextDecoder:
         self.header: FileHeader | None = None
         self.offset = 0
         self.wanted = 0
+        self.content: tuple[int, int, int] | None = None
         self.problem: str | None = None
         self.final = True
         self._buffer = b""

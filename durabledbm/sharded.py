@@ -201,6 +201,9 @@ class ShardedDatabase(Writable):
     def _find(self, key: bytes) -> bytes | None:
         return self._shard(key)._find(key)
 
+    def _has(self, key: bytes) -> bool:
+        return self._shard(key)._has(key)
+
     def _put(self, key: bytes, value: bytes) -> None:
         self._shard(key)._put(key, value)
 

@@ -124,6 +124,10 @@ class Snapshot(Readable):
             raise KeyError(key)
         return value
 
+    def _has(self, key: bytes) -> bool:
+        self._check()
+        return key in self._rows or self._view.find(key) is not None
+
     def _find(self, key: bytes) -> bytes | None:
         return self._rows[key]
 

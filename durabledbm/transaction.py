@@ -372,8 +372,11 @@ class Transaction(Writable):
     def _check(self) -> None:
         self._root()
 
-    def _find(self, key: bytes) -> bytes | None:
-        return self._root().work.get(key)
+    def _find(self, key: bytes, *, whole: bool = True) -> bytes | None:
+        return self._root().work.get(key, whole=whole)
+
+    def _has(self, key: bytes) -> bool:
+        return self._find(key, whole=False) is not None
 
     def _view(self) -> tuple[View, Life, Use]:
         root = self._root()

@@ -36,8 +36,8 @@ _engine.pipeline
 _words
 _children.*  _sorting  _filemap  _readers.*  _shelfparts  _tempfiles  _text  _until  _writeback
 mapping  records
-lifetime  _blocks  _folding  _logfiles  _streams
-_logwriter  _pages  _manifest  remote.*
+lifetime  _blocks  _folding  _logfiles
+_logwriter  _pages  _manifest  _streams  remote.*
 _kinds
 _builder
 _treediff
@@ -96,7 +96,9 @@ PICTURES = {
 }
 """Modules with characters beyond ASCII, and why."""
 
-OPEN_TO_ALL = {"_engine.checksum", "_engine.disk", "_engine.native", "_engine.creation", "_engine.meta"}
+OPEN_TO_ALL = {
+    "_engine.checksum", "_engine.creation", "_engine.disk", "_engine.longruns", "_engine.meta", "_engine.native",
+}  # fmt: skip
 """Modules of the engine that others may use: files and their names, what a file says of itself, and checksums."""
 
 LOOKS_INTO_THE_ENGINE = """

@@ -23,7 +23,7 @@ from itertools import repeat
 from ..errors import ClosedError, CorruptionError, ReadOnlyError, error
 from .commit import Committer
 from .disk import Disk, Volume
-from .locks import WriterLock, pin, unpin, writer_present
+from .locks import WriterLock, pin, pin_refused, unpin, writer_present
 from .meta import LOOK_OFFSET, LOOK_SIZE, Meta, first_page, may_follow
 from .node import Overflow
 from .observer import Observer
@@ -246,8 +246,10 @@ class Current:
                 self.rows.drop(changes)
             self.state = state
 
-    def fetch(self, key: bytes) -> bytes | None:
+    def fetch(self, key: bytes, *, whole: bool = True) -> bytes | None:
         """The value of `key` in the current state, or None. If it is asked for often, it becomes a row.
+
+        Unless it is to be `whole`, an `Overflow` stands for a large value, which is not read.
 
         Raises `error` also if the pages of that state have been reused meanwhile: then there is a newer one.
         """
@@ -267,15 +269,15 @@ class Current:
         if pager.misses == misses:
             self.hits += 1
         if type(value) is Overflow:
-            return pager.value(value, key)
+            return pager.value(value, key) if whole else value
         self._fetched += 1
         if value is not None and not (rows.aged and self._fetched % _ROW_RARITY):
             self._keep_row(state, key, value)
         return value
 
-    def lookup(self, key: bytes) -> bytes | None:
+    def lookup(self, key: bytes, *, whole: bool = True) -> bytes | None:
         """The same, of a key that may be a row already."""
-        return self.rows.young.get(key) or self.fetch(key)
+        return self.rows.young.get(key) or self.fetch(key, whole=whole)
 
     def _keep_row(self, state: State, key: bytes, value: bytes) -> None:
         if held_here(self.rows.lock):
@@ -381,7 +383,7 @@ class Current:
                     self.pins.add(reader, txid)
                 # The lock must be there before the next commit but one can look for it: so look for commits afterwards.
                 if fresh and not pin(self.disk, txid):
-                    raise error(errno.ENOLCK, "the file system refuses locks", self.path)
+                    raise pin_refused(self.disk, txid)
                 self._look_again()
                 if self.state is state:
                     if fresh:
@@ -405,7 +407,7 @@ class Current:
             if not txid:
                 return state
             if not pin(disk, txid):
-                raise error(errno.ENOLCK, "the file system refuses locks", self.path)
+                raise pin_refused(disk, txid)
             if slots is None or read_slots(disk).metas == slots.metas:
                 return state
             unpin(disk, txid)

@@ -39,10 +39,16 @@ ELSEWHERE = "the file was moved or removed while it was open, or another was put
 
 
 class LockOwner(NamedTuple):
-    """A byte that someone else has locked. `pid` is None where the kernel does not tell whose lock it is."""
+    """A byte that someone else has locked.
+
+    `pid` is None where the kernel does not tell whose lock it is: it does not for the locks of a `Disk`, and it may for
+    those of another kind, which belong to a process, and which programs use to guard a file as a whole. `own`: it is
+    one of these, of this very process. Waiting for it would be waiting for itself.
+    """
 
     offset: int
     pid: int | None
+    own: bool = False
 
 
 class Readable(Protocol):

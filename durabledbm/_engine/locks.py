@@ -10,19 +10,20 @@ every possible end of the file. The writer asks for the lowest one: what was fre
 
 from __future__ import annotations
 
+import errno
 import threading
 import weakref
 from collections import deque
 from collections.abc import Callable
 from functools import partial
 
-from ..errors import BusyError
+from ..errors import BusyError, error
 from .disk import Disk, LockOwner
 from .patience import Patience
 
 __all__ = [
-    "FairLock", "Turn", "WriterLock", "forget_owners", "locks_work", "oldest_pin", "pin", "someone_waits", "unpin",
-    "writer_present",
+    "FairLock", "Turn", "WriterLock", "forget_owners", "locks_work", "oldest_pin", "pin", "pin_refused",
+    "someone_waits", "unpin", "writer_present",
 ]  # fmt: skip
 
 _TEST = (1 << 62) - 3
@@ -46,8 +47,10 @@ def locks_work(disk: Disk) -> bool:
 
     Found out once for each device and process, by locking a byte of this very file that is used for nothing else, and
     trying to lock it through another open file. Locks that hold on this machine but not on others, as on NFS mounted
-    with `nolock` or `local_lock`, cannot be told from good ones.
+    with `nolock` or `local_lock`, cannot be told from good ones. Raises `BusyError` if this process's own guard is in
+    the way.
     """
+    _check_guard(disk, _TEST)
     device = disk.identity()[0]
     if device in _proved:
         return True
@@ -75,6 +78,29 @@ def pin(disk: Disk, txid: int) -> bool:
     return disk.lock(_PINS + txid, exclusive=False)
 
 
+def pin_refused(disk: Disk, txid: int) -> error:
+    """Why `pin` could not be done."""
+    _check_guard(disk, _PINS + txid)
+    owner = disk.lowest_lock(_PINS + txid, _PINS + txid + 1)
+    if owner is None or owner.pid is None:
+        return error(errno.ENOLCK, "the file system refuses locks", disk.path)
+    return BusyError(f"{disk.path}: process {owner.pid} keeps everybody out, with a lock on the whole file")
+
+
+def _check_guard(disk: Disk, offset: int) -> None:
+    """Raise if what is in the way of a lock is a guard that this very process has put on the file.
+
+    The standard library's documentation suggests such a guard for dbm and shelve. With it, a program would lock itself
+    out: for as long as it waits, nobody lets go of it.
+    """
+    owner = disk.lowest_lock(offset, offset + 1)
+    if owner is not None and owner.own:
+        raise BusyError(
+            f"{disk.path}: this process has locked the file itself, with lockf() or fcntl(), and so keeps durabledbm's "
+            "locks out, which make such a guard unnecessary: leave it out, or lock another file"
+        )
+
+
 def unpin(disk: Disk, txid: int) -> None:
     """End a pin."""
     disk.unlock(_PINS + txid)
@@ -87,8 +113,9 @@ def oldest_pin(disk: Disk) -> LockOwner | None:
 
 
 def writer_present(disk: Disk) -> bool:
-    """Whether another handle holds the writer lock at this moment."""
-    return disk.lowest_lock(_WRITER, _WRITER + 1) is not None
+    """Whether another handle holds the writer lock at this moment. A guard on the file as a whole is no writer."""
+    owner = disk.lowest_lock(_WRITER, _WRITER + 1)
+    return owner is not None and owner.pid is None
 
 
 def someone_waits(disk: Disk) -> bool:
@@ -358,6 +385,7 @@ def _wait(disk: Disk, offset: int, patience: Patience, timeout: float | None) ->
     """Ask again and again, ever more slowly: the kernel's own waiting could not be bounded in time."""
     nap = _FIRST_NAP
     while True:
+        _check_guard(disk, offset)
         patience.nap(nap)
         if disk.lock(offset, exclusive=True):
             return

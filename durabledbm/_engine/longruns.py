@@ -13,7 +13,7 @@ from .checksum import crc32c, with_zeros
 from .disk import Readable
 from .page import CRC_SIZE, self_consistent
 
-__all__ = ["LONG", "checksum_of", "crc_if_whole", "is_sparse", "keeps", "stretches"]
+__all__ = ["LONG", "checksum_of", "crc_if_whole", "is_sparse", "keeps", "kept_pages", "stretches"]
 
 LONG = 1 << 20
 """Bytes of the longest run that is read without a look at what is there."""
@@ -34,6 +34,16 @@ def stretches(disk: Readable, start: int, stop: int) -> Iterator[tuple[int, int]
 def is_sparse(disk: Readable, start: int, stop: int) -> bool:
     """Whether there are holes among the bytes from `start` up to `stop`."""
     return disk.data(start, stop) != (start, stop)
+
+
+def kept_pages(disk: Readable, page_size: int) -> int:
+    """How many pages of the file take space on the disk, at least in part."""
+    pages, last = 0, -1
+    for start, stop in stretches(disk, 0, disk.size()):
+        first, end = max(start // page_size, last + 1), -(-stop // page_size)
+        pages += max(end - first, 0)
+        last = max(last, end - 1)
+    return pages
 
 
 def keeps(disk: Readable, size: int) -> bool:

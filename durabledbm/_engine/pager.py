@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from ..errors import CorruptionError, error
 from .checksum import crc32c
 from .disk import Readable
-from .longruns import LONG, crc_if_whole, is_sparse
+from .longruns import LONG, crc_if_whole, is_sparse, kept_pages
 from .node import Branch, Overflow, decode_branch, find_child
 from .page import BRANCH, CRC_SIZE, HEADER, LEAF, OVERFLOW, REF, mismatch, pages_for
 
@@ -89,6 +89,10 @@ class Pager:
     def file_size(self) -> int:
         """Bytes of the file."""
         return self._disk.size()
+
+    def kept_pages(self) -> int:
+        """Pages of the file that take space on the disk."""
+        return kept_pages(self._disk, self.page_size)
 
     def branch(self, ref: bytes) -> Branch:
         """The branch at `ref`."""

@@ -260,7 +260,7 @@ class FileDisk:
             kind, _, offset, _, pid = _FLOCK.unpack(answer)
             if kind == fcntl.F_UNLCK:
                 break
-            lowest = LockOwner(max(offset, start), pid if pid > 0 else None)
+            lowest = LockOwner(max(offset, start), pid if pid > 0 else None, pid == os.getpid())
             stop = lowest.offset
         return lowest
 

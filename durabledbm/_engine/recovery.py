@@ -38,8 +38,11 @@ _PATIENCE = 200
 _MISSING = 1 << 14
 """Pages that a commit may have added to a small file."""
 
-_PAGES = 1 << 24
+_PAGES = 1 << 22
 """Pages of a file that may be sparse to whatever degree: a few megabytes are enough to count them."""
+
+_BYTES = 16
+"""Bytes for each page that a larger file must take of the disk."""
 
 
 class Slots(NamedTuple):
@@ -103,14 +106,14 @@ def _check_size(disk: Disk, meta: Meta) -> None:
     """Refuse a meta that speaks of far more pages than the file has, before memory is taken for them.
 
     Some pages at the end may never have been written, and those of a commit that a crash interrupted may be missing.
-    Where the file is sparse, what counts is what it takes of the disk. A page needs about a byte of memory; so if there
-    are not more pages than bytes, the memory is in proportion to what is really there.
+    Where the file is sparse, what counts is what it takes of the disk: pages are counted in memory, with a byte each.
     """
     here = disk.size() // meta.page_size
     if meta.page_count > 2 * here + _MISSING:
         raise CorruptionError(f"the file has {here} pages, the meta page speaks of {meta.page_count}", path=disk.path)
-    if meta.page_count > _PAGES and not keeps(disk, meta.page_count):
-        raise CorruptionError(f"most of the {meta.page_count} pages of the file are a hole", path=disk.path)
+    if meta.page_count > _PAGES and not keeps(disk, meta.page_count * _BYTES):
+        what = f"nearly all of the {meta.page_count} pages are a hole; if copying the file made it so, copy it whole"
+        raise CorruptionError(what, path=disk.path)
 
 
 class Visible(NamedTuple):

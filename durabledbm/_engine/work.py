@@ -79,15 +79,22 @@ class Work:
                 return value  # type: ignore[return-value]
         return self.base.find(key)
 
-    def get(self, key: bytes, fetch: Callable[[bytes], bytes | None] | None = None) -> bytes | None:
-        """The value of `key`, or None. `fetch`, if given, is a faster way to get what the base holds."""
+    def get(
+        self, key: bytes, fetch: Callable[..., bytes | None] | None = None, *, whole: bool = True
+    ) -> bytes | None:
+        """The value of `key`, or None. `fetch(key, whole=whole)`, if given, is a faster way to get what the base holds.
+
+        Unless it is to be `whole`, an `Overflow` may stand for a large value.
+        """
         for layer in self.layers:
             value = layer.get(key, _ABSENT)
             if value is not _ABSENT:
                 break
         else:
-            value = self.base.find(key) if fetch is None else fetch(key)
-        return self.base.tree.pager.value(value, key) if type(value) is Overflow else value  # type: ignore[return-value]
+            value = self.base.find(key) if fetch is None else fetch(key, whole=whole)
+        if whole and type(value) is Overflow:
+            return self.base.tree.pager.value(value, key)
+        return value  # type: ignore[return-value]
 
     def view(self) -> View:
         """What there is now, as a view that later changes do not touch."""

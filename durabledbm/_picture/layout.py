@@ -18,7 +18,7 @@ __all__ = [
     "Total",
     "cells_of",
     "facts_of",
-    "marked_pages",
+    "marked_cells",
     "part_of_age",
     "totals_of",
     "written_by",
@@ -104,10 +104,14 @@ def totals_of(picture: FileMap) -> dict[str, Total]:
     return totals
 
 
-def marked_pages(picture: FileMap) -> set[int]:
-    """The pages on the way to the key that was asked for."""
-    end = picture.page_count  # a damaged page may lead anywhere
-    return {page for step in picture.steps for page in range(step.page_id, min(step.page_id + step.page_count, end))}
+def marked_cells(picture: FileMap, unit: int, start: int = 0, stop: int | None = None) -> set[int]:
+    """Of the cells of `unit` pages each in [start, stop), the first pages of those on the way to the key."""
+    stop = picture.page_count if stop is None else min(stop, picture.page_count)  # a damaged page may lead anywhere
+    marked: set[int] = set()
+    for step in picture.steps:
+        first = max(step.page_id - start, 0) // unit * unit + start
+        marked.update(range(first, min(step.page_id + step.page_count, stop), unit))
+    return marked
 
 
 def part_of_age(txid: int, newest: int) -> float:

@@ -10,7 +10,7 @@ from html import escape as quoted
 
 from .._filemap import FileMap, Run
 from .._text import escape, shorten
-from .layout import FREED, WITHOUT_AGE, Cell, cells_of, facts_of, marked_pages, part_of_age, totals_of
+from .layout import FREED, WITHOUT_AGE, Cell, cells_of, facts_of, marked_cells, part_of_age, totals_of
 from .palette import KINDS, RAMP, ramp
 
 __all__ = ["svg"]
@@ -152,7 +152,7 @@ class _Drawing:
         crosses: list[str] = []
         titles: list[str] = []
         size = side - 1
-        marked = {page // unit for page in marked_pages(self._picture)}
+        marked = marked_cells(self._picture, unit)
         for at, cell in enumerate(cells):
             x, y = _MARGIN + at % columns * side, self._top + at // columns * side
             colour, ground, part = self._look(cell)
@@ -163,7 +163,7 @@ class _Drawing:
             if cell.kind == "damaged":
                 arm = size - 4
                 crosses.append(f"M{x + 2} {y + 2}l{arm} {arm}m0 -{arm}l-{arm} {arm}")
-            if cell.page_id // unit in marked:
+            if cell.page_id in marked:
                 marks.append(f"M{x - 1} {y - 1}h{size + 2}v{size + 2}h-{size + 2}z")
             if len(cells) <= _TITLES_MAX:
                 place = f'x="{x}" y="{y}" width="{size}" height="{size}"'

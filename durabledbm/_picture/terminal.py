@@ -7,7 +7,7 @@ import os
 from .._filemap import FileMap
 from .._text import printable
 from ..progress import quantity
-from .layout import FREED, WITHOUT_AGE, Cell, cells_of, facts_of, marked_pages, part_of_age, totals_of, written_by
+from .layout import FREED, WITHOUT_AGE, Cell, cells_of, facts_of, marked_cells, part_of_age, totals_of, written_by
 from .palette import KINDS, ramp
 
 __all__ = ["MODES", "draw"]
@@ -19,6 +19,9 @@ _SIGNS = {"free": "·", "pending": "░", "pinned": "▒", "unreachable": "?", "
 _GLYPHS = _LEVELS + "".join(_SIGNS.values())
 _BUCKETS = 24
 _PROBLEMS_SHOWN = 12
+
+_CELLS_MAX = 1 << 18
+"""Pages that get cells of their own if all are to have them."""
 
 
 class _Pen:
@@ -84,7 +87,8 @@ def draw(
     picture: FileMap, *, width: int = 80, rows: int | None = 24, mode: str = "kind", colour: bool = True,
     encoding: str = "utf-8", start: int = 0, stop: int | None = None, only_map: bool = False,
 ) -> list[str]:  # fmt: skip
-    """The lines of the picture. `rows` limits the height of the map; None gives every page a cell of its own.
+    """The lines of the picture. `rows` limits the height of the map; None gives every page a cell of its own, unless
+    there are hundreds of thousands.
 
     `only_map` leaves out everything but the map and its legend.
     """
@@ -123,10 +127,9 @@ def _map(picture: FileMap, pen: _Pen, width: int, rows: int | None, mode: str, p
     gutter = len(f"{picture.page_count:,}") + 2
     room = max(width - gutter - 1, 8)
     columns = room // 16 * 16 if room >= 16 else 8
-    limit = picture.page_count if rows is None else columns * rows
+    limit = min(picture.page_count, _CELLS_MAX) if rows is None else columns * rows
     unit, cells = cells_of(picture, max(limit, 1), start, stop)
-    marked = marked_pages(picture)
-    shown = {page // unit * unit if not start else start + (page - start) // unit * unit for page in marked}
+    shown = marked_cells(picture, unit, start, stop)
     lines = []
     for at in range(0, len(cells), columns):
         row = cells[at : at + columns]
