@@ -220,6 +220,18 @@ def test_an_update_that_is_larger_than_a_command_should_be(db: Any, monkeypatch:
     assert dict(db.items()) == {key: b"new" for key in entries if key != b"large"}
 
 
+def test_the_first_entry_of_a_block_is_the_first_that_it_has_not_deleted(db: Any) -> None:
+    many(db)
+    with db.transaction() as tx:
+        for number in range(30):
+            del tx[b"%04d" % number]
+        assert tx.firstkey() == tx.first()[0] == b"0030"
+        assert [tx.popitem()[0] for _ in range(25)] == [b"%04d" % number for number in range(1199, 1174, -1)]
+        tx["9"] = "new"
+        assert tx.last() == (b"9", b"new")
+    assert (len(db), db.first()[0], db.last()[0]) == (1200 - 30 - 25 + 1, b"0030", b"9")
+
+
 # -- the server ----------------------------------------------------------------------------------------------------
 
 
