@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,6 +35,20 @@ def test_other_programs_find_a_plain_table(db: Any, postgres: Postgres) -> None:
     postgres.run("INSERT INTO app (key, value) VALUES ('user:2', 'Grace')")
     assert db["user:2"] == b"Grace"
     assert list(db) == [b"user:1", b"user:2"]
+
+
+def test_the_table_that_the_guide_shows_is_the_one_that_is_made() -> None:
+    from durabledbm.remote.postgresql.sqltable import SqlTable
+
+    class Noted:
+        def do(self, statement: str) -> None:
+            self.statement = statement
+
+    noted: Any = Noted()
+    SqlTable("app").create(noted)
+    guide = (Path(__file__).parent.parent / "docs" / "guide" / "server.md").read_text("utf-8")
+    shown = " ".join(guide.partition("    CREATE TABLE")[2].partition("\n\n")[0].split())
+    assert "".join(f"CREATE TABLE {shown}".split()) == "".join(noted.statement.split())
 
 
 def test_what_could_not_be_found_again_is_refused_by_the_table(db: Any, postgres: Postgres) -> None:
