@@ -356,19 +356,29 @@ def test_where_snapshots_cannot_be_exported_threads_take_turns(db: Any, postgres
         postgres.run("GRANT EXECUTE ON FUNCTION pg_export_snapshot() TO PUBLIC")
 
 
-def test_sync_waits_for_the_disk_where_writes_do_not(db: Any, postgres: Postgres) -> None:
-    def unwritten() -> int:
-        ((count,),) = postgres.run("SELECT (pg_current_wal_insert_lsn() - pg_current_wal_flush_lsn())::int")
-        return int(count)
+def test_sync_waits_for_the_disk_where_writes_do_not(
+    db: Any, postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from durabledbm.remote.postgresql.session import Session
 
+    statements: list[str] = []
+    original = Session.once
+
+    def once(self: Any, statement: str, *args: Any) -> Any:
+        statements.append(statement)
+        return original(self, statement, *args)
+
+    monkeypatch.setattr(Session, "once", once)
     with remote.open(postgres.url, table="app", options="-c synchronous_commit=off") as relaxed:
         relaxed["a"] = "1"
-        assert unwritten() > 0
+        ((written,),) = postgres.run("SELECT pg_current_wal_insert_lsn()")
         relaxed.sync()
-        assert unwritten() == 0
+        assert postgres.run("SELECT pg_current_wal_flush_lsn() >= %s::pg_lsn", written) == [(True,)]
+    assert any("synchronous_commit = on" in statement for statement in statements)
+    del statements[:]
     db["b"] = "2"
     db.sync()
-    assert unwritten() == 0
+    assert not any("synchronous_commit" in statement for statement in statements), "it is on the disk already"
 
 
 @pytest.mark.parametrize(("package", "url"), [("psycopg", "postgresql:///x"), ("redis", "redis://localhost")])
