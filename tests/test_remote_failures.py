@@ -209,6 +209,54 @@ def test_threads_go_on_while_connections_are_killed_and_every_result_can_be_expl
     check(operation for history in histories for operation in history)
 
 
+def test_money_is_neither_made_nor_lost_whoever_looks_while_connections_are_killed(
+    db: Any, server: Postgres | Redis
+) -> None:
+    """In a block, in a snapshot, and by an iterator, of several pages."""
+    total = 120_000
+    db.update({b"%04d" % number: b"100" for number in range(1200)})
+    done = threading.Event()
+    sums: list[int] = []
+
+    def transfer(seed: int) -> None:
+        rng = random.Random(seed)
+        for _ in range(25):
+            source, target = (b"%04d" % (37 * number) for number in rng.sample(range(30), 2))
+            with suppress(BusyError, ConnectionLostError), db.transaction():
+                amount = rng.randrange(5)
+                before = int(db[target])
+                db[source] = b"%d" % (int(db[source]) - amount)
+                with suppress(ZeroDivisionError), db.transaction():
+                    db[target] = "never"
+                    raise ZeroDivisionError
+                db[target] = b"%d" % (before + amount)
+
+    def look() -> None:
+        while not done.is_set():
+            with suppress(BusyError, ConnectionLostError):
+                sums.append(sum(map(int, db.values())))
+            with suppress(BusyError, ConnectionLostError), db.snapshot() as snapshot:
+                sums.append(sum(map(int, snapshot.values())))
+            with suppress(BusyError, ConnectionLostError), db.transaction() as tx:
+                sums.append(sum(int(value) for _, value in tx.range(reverse=True)))
+
+    def kill() -> None:
+        while not done.wait(0.1):
+            server.kill_connections()
+
+    others = [threading.Thread(target=look), threading.Thread(target=look), threading.Thread(target=kill)]
+    writers = [threading.Thread(target=transfer, args=(seed,)) for seed in range(3)]
+    for thread in (*others, *writers):
+        thread.start()
+    for thread in writers:
+        thread.join()
+    done.set()
+    for thread in others:
+        thread.join()
+    assert set(sums) <= {total}
+    assert sum(map(int, db.values())) == total
+
+
 # -- servers -------------------------------------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,6 +35,20 @@ def test_other_programs_find_a_plain_table(db: Any, postgres: Postgres) -> None:
     postgres.run("INSERT INTO app (key, value) VALUES ('user:2', 'Grace')")
     assert db["user:2"] == b"Grace"
     assert list(db) == [b"user:1", b"user:2"]
+
+
+def test_the_table_that_the_guide_shows_is_the_one_that_is_made() -> None:
+    from durabledbm.remote.postgresql.sqltable import SqlTable
+
+    class Noted:
+        def do(self, statement: str) -> None:
+            self.statement = statement
+
+    noted: Any = Noted()
+    SqlTable("app").create(noted)
+    guide = (Path(__file__).parent.parent / "docs" / "guide" / "server.md").read_text("utf-8")
+    shown = " ".join(guide.partition("    CREATE TABLE")[2].partition("\n\n")[0].split())
+    assert "".join(f"CREATE TABLE {shown}".split()) == "".join(noted.statement.split())
 
 
 def test_what_could_not_be_found_again_is_refused_by_the_table(db: Any, postgres: Postgres) -> None:
@@ -341,19 +356,29 @@ def test_where_snapshots_cannot_be_exported_threads_take_turns(db: Any, postgres
         postgres.run("GRANT EXECUTE ON FUNCTION pg_export_snapshot() TO PUBLIC")
 
 
-def test_sync_waits_for_the_disk_where_writes_do_not(db: Any, postgres: Postgres) -> None:
-    def unwritten() -> int:
-        ((count,),) = postgres.run("SELECT (pg_current_wal_insert_lsn() - pg_current_wal_flush_lsn())::int")
-        return int(count)
+def test_sync_waits_for_the_disk_where_writes_do_not(
+    db: Any, postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from durabledbm.remote.postgresql.session import Session
 
+    statements: list[str] = []
+    original = Session.once
+
+    def once(self: Any, statement: str, *args: Any) -> Any:
+        statements.append(statement)
+        return original(self, statement, *args)
+
+    monkeypatch.setattr(Session, "once", once)
     with remote.open(postgres.url, table="app", options="-c synchronous_commit=off") as relaxed:
         relaxed["a"] = "1"
-        assert unwritten() > 0
+        ((written,),) = postgres.run("SELECT pg_current_wal_insert_lsn()")
         relaxed.sync()
-        assert unwritten() == 0
+        assert postgres.run("SELECT pg_current_wal_flush_lsn() >= %s::pg_lsn", written) == [(True,)]
+    assert any("synchronous_commit = on" in statement for statement in statements)
+    del statements[:]
     db["b"] = "2"
     db.sync()
-    assert unwritten() == 0
+    assert not any("synchronous_commit" in statement for statement in statements), "it is on the disk already"
 
 
 @pytest.mark.parametrize(("package", "url"), [("psycopg", "postgresql:///x"), ("redis", "redis://localhost")])

@@ -173,6 +173,39 @@ def test_a_reader_sees_what_was_there_whatever_becomes_of_it(db: Any) -> None:
         assert bool(snapshot)
 
 
+def test_a_reader_that_begins_twice_since_an_answer_was_lost_sees_the_second_instant(
+    db: Any, redis_server: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    redis = pytest.importorskip("redis")
+    from durabledbm.remote.redis.scripts import ENTER, PAGE
+    from durabledbm.remote.redis.session import Session
+
+    entries = many(db)
+    other = remote.open(redis_server.url, table="app")
+    original, values = Session.script, iter(range(10))
+
+    def script(self: Any, text: str, *args: Any) -> Any:
+        answer = original(self, text, *args)
+        if text in lost:
+            lost.remove(text)
+            changed = b"%d" % next(values)
+            other.update({b"0000": changed, b"1199": changed})
+            self.close()
+            raise redis.ConnectionError("the answer is lost")
+        return answer
+
+    with other:
+        for what, begin in ((PAGE, lambda: iter(db.items())), (ENTER, lambda: iter(db.snapshot().items()))):
+            lost = {what}
+            monkeypatch.setattr(Session, "script", script)
+            iterator = begin()
+            assert not lost
+            monkeypatch.undo()
+            value = db["0000"]
+            db.update({"0000": "later", "1199": "later"})
+            assert dict(iterator) == {**entries, b"0000": value, b"1199": value}
+
+
 def test_an_update_that_is_larger_than_a_command_should_be(db: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from durabledbm.remote.redis import scripts, table
 
@@ -185,6 +218,18 @@ def test_an_update_that_is_larger_than_a_command_should_be(db: Any, monkeypatch:
         tx.update(dict.fromkeys(entries, b"new"))
         del tx["large"]
     assert dict(db.items()) == {key: b"new" for key in entries if key != b"large"}
+
+
+def test_the_first_entry_of_a_block_is_the_first_that_it_has_not_deleted(db: Any) -> None:
+    many(db)
+    with db.transaction() as tx:
+        for number in range(30):
+            del tx[b"%04d" % number]
+        assert tx.firstkey() == tx.first()[0] == b"0030"
+        assert [tx.popitem()[0] for _ in range(25)] == [b"%04d" % number for number in range(1199, 1174, -1)]
+        tx["9"] = "new"
+        assert tx.last() == (b"9", b"new")
+    assert (len(db), db.first()[0], db.last()[0]) == (1200 - 30 - 25 + 1, b"0030", b"9")
 
 
 # -- the server ----------------------------------------------------------------------------------------------------

@@ -49,7 +49,7 @@ class RemoteDatabase(WritableTable):
     child process after `fork`.
     """
 
-    __slots__ = ("__weakref__", "_known", "_life", "_pool", "_snapshots", "_table", "_transactions", "readonly")
+    __slots__ = ("__weakref__", "_life", "_pool", "_snapshots", "_table", "_transactions", "readonly")
 
     _READING = ""
     _WRITING = ""
@@ -63,8 +63,6 @@ class RemoteDatabase(WritableTable):
     def _build(self, pool: Pool[Any], table: TableOperations, readonly: bool) -> None:
         self._table = table
         self.readonly = readonly
-        self._known: set[str] = set()
-        """Tables that are there, as far as this handle knows."""
         self._transactions: weakref.WeakSet[Any] = weakref.WeakSet()
         """What blocks have in common that are nested in each other; `open` tells whether they are."""
         self._snapshots: weakref.WeakValueDictionary[int, Snapshot] = weakref.WeakValueDictionary()
@@ -210,9 +208,7 @@ class RemoteDatabase(WritableTable):
             raise TypeError(f"the name of a table must be str, not {type(name).__name__}")
         table = self._table_named(name)
         self._check()
-        if table.name not in self._known:
-            self._make(table)
-            self._known.add(table.name)
+        self._make(table)
         return table
 
     def loading(self, progress: Progress | None = None, *, replace: bool = False) -> AbstractContextManager[Loader]:

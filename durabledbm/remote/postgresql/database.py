@@ -151,7 +151,6 @@ class PostgresDatabase(RemoteDatabase):
         self._check_writable()
         if table is self._table or not self._read(table, lambda _, session: table.exists(session)):
             raise KeyError(name)
-        self._known.discard(table.name)
         self._write(table, lambda _, session: table.drop(session))
 
     # -- the rest ------------------------------------------------------------------------------------------------

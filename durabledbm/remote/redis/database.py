@@ -175,7 +175,6 @@ class RedisDatabase(RemoteDatabase):
         """
         table = self._table_named(name)
         self._check_writable()
-        self._known.discard(table.name)
         dropped = name and self._run(
             lambda session: session.script(DROP, table.database, table.where, name.encode()), harmless=False
         )

@@ -98,6 +98,13 @@ local function living()
     return all
 end
 
+-- From this instant on, also if the same was asked for before, and the answer was lost with the connection.
+local function enter(id)
+    forget(id)
+    living()
+    redis.call('ZADD', readers, deadline(), id)
+end
+
 local function go_on(id)
     if not redis.call('ZSCORE', readers, id) then return redis.error_reply('GONE') end
     redis.call('ZADD', readers, deadline(), id)
@@ -202,8 +209,7 @@ return redis.call('SREM', database .. ':tables', ARGV[4])
 
 ENTER = _COMMON + """
 -- ID: begin to read.
-living()
-redis.call('ZADD', readers, deadline(), ARGV[3])
+enter(ARGV[3])
 """
 
 LEAVE = _COMMON + """
@@ -275,10 +281,7 @@ if mode == 'as of' then
     kept, kept_bound = page(changed, old, function(key) return redis.call('HEXISTS', old, key) == 1 end)
 end
 local found, bound = page(where .. ':order', where .. ':entries', wanted)
-if mode == 'enter' and bound then
-    living()
-    redis.call('ZADD', readers, deadline(), id)
-end
+if mode == 'enter' and bound then enter(id) end
 return {found, bound, kept, kept_bound}
 """
 

@@ -21,7 +21,7 @@ from .scripts import (
 if TYPE_CHECKING:
     from .session import Session
 
-__all__ = ["Bounds", "Page", "RedisTable", "TableAsOf", "is_behind"]
+__all__ = ["ENTRY_MAX", "PAGE_ENTRIES", "Bounds", "Page", "RedisTable", "TableAsOf", "is_behind"]
 
 PAGE_ENTRIES = 500
 PAGE_BYTES = 2**22

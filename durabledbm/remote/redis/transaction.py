@@ -17,7 +17,7 @@ from ..faces import KeyRange, Operation
 from ..waiting import Life
 from .scan import Scan
 from .scripts import COMMIT, CONFLICT, packed_changes, packed_strings
-from .table import ENTRY_MAX, Bounds, Page, RedisTable, is_behind
+from .table import ENTRY_MAX, PAGE_ENTRIES, Bounds, Page, RedisTable, is_behind
 
 if TYPE_CHECKING:
     from .database import RedisDatabase
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 __all__ = ["RedisRoot"]
 
 T = TypeVar("T")
+
+_FEW = 10
+"""Entries that are asked for to find the first that the block has not deleted."""
 
 _Changes = dict[bytes, "bytes | None"]
 
@@ -55,6 +58,10 @@ class RedisRoot(Root):
         return operation(_TableInBlock(self, table), None)
 
     def scan(self, table: Any, keys: KeyRange, life: Life, *, values: bool) -> Iterator[Any]:
+        return self.scan_by(PAGE_ENTRIES, table, keys, life, values=values)
+
+    def scan_by(self, limit: int, table: RedisTable, keys: KeyRange, life: Life, *, values: bool) -> Iterator[Any]:
+        """The same, so many entries at a time."""
         own = self.changes_in(table, keys)
         bounds = Bounds.of(keys)
         reads = self.reads_of(table).ranges
@@ -62,7 +69,7 @@ class RedisRoot(Root):
         reads.append(bounds)
 
         def turn(rest: Bounds) -> Page:
-            page = self.read(table, lambda seen, session: seen.page(session, rest, values=values))
+            page = self.read(table, lambda seen, session: seen.page(session, rest, values=values, limit=limit))
             # What was read so far is one range, from where the iterator began to the end of this page.
             reads[place] = bounds if page.bound is None else bounds.up_to(page.bound)
             return _laid_over(page, own, keys.reverse)
@@ -216,10 +223,10 @@ class _TableInBlock:
         return self.first_key_of(_, KeyRange()) is not None
 
     def first_of(self, _: object, keys: KeyRange) -> tuple[bytes, bytes] | None:
-        return next(self._root.scan(self._table, keys, Life(), values=True), None)
+        return next(self._root.scan_by(_FEW, self._table, keys, Life(), values=True), None)
 
     def first_key_of(self, _: object, keys: KeyRange) -> bytes | None:
-        return next(self._root.scan(self._table, keys, Life(), values=False), None)
+        return next(self._root.scan_by(_FEW, self._table, keys, Life(), values=False), None)
 
     def put(self, _: object, key: bytes, value: bytes) -> None:
         self._root.own(self._table)[key] = value
