@@ -173,12 +173,13 @@ class Attachment:
         """
         seen, held = self._seen, self._held
         self._held = None  # so an interrupt in what follows loses no commit
-        if seen is None or before is not seen or changes is None or self._held_count + len(changes) > _HELD_MAX:
-            held = None
-        if held is not None:
+        few = changes is not None and self._held_count + len(changes) <= _HELD_MAX
+        if held is not None and seen is not None and before is seen and changes is not None and few:
             commit = Commit(state.meta.txid, state.meta.time_ns)
-            held.append((commit, list(_real(cast("Changes", changes.items()), cast("State", seen)))))  # type: ignore[union-attr]
-            self._held_count += len(changes)  # type: ignore[arg-type]
+            held.append((commit, list(_real(cast("Changes", changes.items()), seen))))
+            self._held_count += len(changes)
+        else:
+            held = None
         self._seen, self._held = state, held
 
     def finish(self) -> None:
@@ -272,7 +273,7 @@ class Attachment:
                 pass  # it was appended, and then interrupted
             elif held and held[-1][0].txid == state.meta.txid:
                 for commit, changes in held[:-1]:
-                    self.log.commit(changes, *commit)
+                    self._append_commit(commit, changes)
                 self._append(state, held[-1][1])
             else:
                 self._append(state, _real(differences(before.view.tree, state, before.meta.changes), before))
@@ -294,7 +295,10 @@ class Attachment:
         """Append the commit that leads to `state`, with a note if one is due."""
         number, _ = self.log.newest()
         note = b"" if self._noted == (number, state.meta.root) else self._note(state, number)
-        self.log.commit(changes, state.meta.txid, state.meta.time_ns, note=note)
+        self._append_commit(Commit(state.meta.txid, state.meta.time_ns), changes, note)
+
+    def _append_commit(self, commit: Commit, changes: Changes, note: bytes = b"") -> None:
+        self.log.commit(changes, commit.txid, commit.time_ns, note=note)
 
     def _note(self, state: State, number: int) -> bytes:
         """The note for `state`, to be left in file `number` or the next; empty if it is too large for one."""
@@ -319,7 +323,7 @@ class _TextAttachment(Attachment):
             self._held = [(commit, changes) for commit, changes in self._held if changes]
         super()._follow()
 
-    def _append(self, state: State, changes: Changes) -> None:
+    def _append_commit(self, commit: Commit, changes: Changes, note: bytes = b"") -> None:
         for key, value in changes:
             if value is None:
                 self.log.delete(key)
