@@ -12,29 +12,41 @@ TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     from . import changelog, remote
+    from . import dump as dump
+    from . import export as export
+    from . import reshard as reshard
+    from . import restore as restore
+    from . import salvage as salvage
     from . import shelve as shelve
-    from .database import open  # noqa: A004
+    from .check import Problem
+    from .database import Durability, Flag, open  # noqa: A004
     from .handle import Database
     from .migration import migrate
     from .sharded import ShardedDatabase, open_sharded
     from .snapshot import Snapshot
+    from .stats import Stats
     from .stdlib import install, uninstall, whichdb
     from .transaction import Transaction
 
+    _Database = Database  # what typeshed calls the class that `dbm.open` returns
+
 __all__ = [
-    "BusyError", "ClosedError", "CorruptionError", "Database", "ReadOnlyError", "ShardedDatabase", "Snapshot",
-    "Transaction", "__version__", "changelog", "error", "install", "migrate", "open", "open_sharded", "remote",
-    "uninstall", "whichdb",
+    "BusyError", "ClosedError", "CorruptionError", "Database", "Durability", "Flag", "Problem", "ReadOnlyError",
+    "ShardedDatabase", "Snapshot", "Stats", "Transaction", "__version__", "changelog", "error", "install", "migrate",
+    "open", "open_sharded", "remote", "uninstall", "whichdb",
 ]  # fmt: skip
 
 __version__ = "0.1.0"
 
 _LAZY = {
-    "Database": "handle", "ShardedDatabase": "sharded", "Snapshot": "snapshot", "Transaction": "transaction",
-    "changelog": "", "install": "stdlib", "migrate": "migration", "open": "database", "open_sharded": "sharded",
-    "remote": "", "shelve": "", "uninstall": "stdlib", "whichdb": "stdlib",
+    "Database": "handle", "Durability": "database", "Flag": "database", "Problem": "check",
+    "ShardedDatabase": "sharded", "Snapshot": "snapshot", "Stats": "stats", "Transaction": "transaction",
+    "changelog": "", "dump": "", "export": "", "install": "stdlib", "migrate": "migration", "open": "database",
+    "open_sharded": "sharded", "remote": "", "reshard": "", "restore": "", "salvage": "", "shelve": "",
+    "uninstall": "stdlib", "whichdb": "stdlib",
 }  # fmt: skip
-"""What is imported when it is first asked for, as `dbm` does: `import durabledbm` alone costs next to nothing."""
+"""What is imported when it is first asked for, as `dbm` does: `import durabledbm` alone costs next to nothing. The
+names without a module are modules themselves."""
 
 if not TYPE_CHECKING:
 
@@ -55,4 +67,4 @@ if not TYPE_CHECKING:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*__all__, *_LAZY, "errors", *(name for name in globals() if name.startswith("__"))})

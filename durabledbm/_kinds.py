@@ -12,7 +12,7 @@ import os
 from typing import NamedTuple
 
 from ._engine.disk import Volume
-from ._engine.meta import META_SIZE, has_magic
+from ._engine.meta import META_AREA, META_SIZE, has_magic, is_uninitialised
 from .errors import CorruptionError, error
 
 __all__ = [
@@ -44,8 +44,6 @@ _GDBM = {0x13579ACD, 0x13579ACE, 0x13579ACF, 0x13579AD0, 0x13579AD1}
 _BERKELEY_HASH = 0x061561  # at 12, in Berkeley DB 1.85 at 0
 _OUR_PAGES = 1024
 """How many pages of a file without a meta page are looked at."""
-_OUR_RUN = 4
-"""How many pages a run may have to be looked at: no leaf has more."""
 
 
 class Found(NamedTuple):
@@ -65,13 +63,13 @@ class OtherKindError(error):
 def kind_of(volume: Volume, path: str) -> str | None:
     """The kind of one file, by its content. None if it is of no known kind, or cannot be read.
 
-    A file of 0 bytes is a database of ours that is not initialised yet.
+    A file that is not initialised yet, such as one of 0 bytes, is a database of ours.
     """
-    head = _read(volume, path)
+    head = _read(volume, path, META_AREA)
     if head is None:
         return None
     # Either meta page will do: a crash may have damaged one of them.
-    if not head or has_magic(head) or has_magic(_read(volume, path, META_SIZE) or b""):
+    if has_magic(head) or has_magic(head[META_SIZE:]) or is_uninitialised(head, len(head)):
         return OURS
     if head.startswith(_SQLITE):
         return "dbm.sqlite3"  # which dbm itself knows since Python 3.13
@@ -118,7 +116,7 @@ def located(volume: Volume, path: str) -> Found | None:
 
 def has_our_pages(volume: Volume, path: str) -> bool:
     """Whether a file holds pages of ours, although neither of its meta pages says so."""
-    from ._pages import guess_page_size, intact_run
+    from ._pages import guess_page_size, intact_runs
 
     try:
         disk = volume.open(path, writable=False)
@@ -127,23 +125,21 @@ def has_our_pages(volume: Volume, path: str) -> bool:
     try:
         page_size = guess_page_size(disk)
         pages = min(disk.size() // page_size, _OUR_PAGES)
-        return any(
-            intact_run(disk, page_size, page_id, min(page_id + _OUR_RUN, pages)) for page_id in range(1, pages)
-        )
+        return any(run is not None for _, run in intact_runs(disk, page_size, 1, pages))
     except OSError:
         return False
     finally:
         disk.close()
 
 
-def _read(volume: Volume, path: str, offset: int = 0, length: int = _HEAD) -> bytes | None:
-    """Some bytes of a file; None if it is missing, cannot be read, or is no regular file."""
+def _read(volume: Volume, path: str, length: int = _HEAD) -> bytes | None:
+    """The first bytes of a file; None if it is missing, cannot be read, or is no regular file."""
     try:
         disk = volume.open(path, writable=False)
     except OSError:
         return None
     try:
-        return disk.read(length, offset)
+        return disk.read(length, 0)
     except OSError:
         return None
     finally:
@@ -194,7 +190,7 @@ def foreign(volume: Volume, path: str, name: str) -> error:
     if found.name != path:
         whole = name.removesuffix(path.removeprefix(found.name))
         what, how = f"a file of {what}", f"{migrate_command(name)} converts that into {os.path.basename(whole)!r}"
-    elif found.kind == "dbm.sqlite3" and b"Dict" not in (_read(volume, path, 0, _SQLITE_FIRST_PAGE) or b""):
+    elif found.kind == "dbm.sqlite3" and b"Dict" not in (_read(volume, path, _SQLITE_FIRST_PAGE) or b""):
         what, how = "an SQLite database", f"if dbm.sqlite3 made it, {how}"
     elif found.kind == "lmdb":
         what = "an LMDB database"

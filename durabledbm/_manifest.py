@@ -63,7 +63,7 @@ def read(directory: str) -> int | None:
         manifest: Any = json.loads(content)
         form, version, shards = manifest["format"], manifest["version"], manifest["shards"]
         placement = manifest["placement"]
-    except (ValueError, TypeError, KeyError) as exc:
+    except (ValueError, TypeError, KeyError, RecursionError) as exc:  # the last of many brackets inside each other
         raise CorruptionError("the manifest is damaged", path=path) from exc
     if form != _FORMAT or type(shards) is not int or not 0 < shards <= SHARDS_MAX:
         raise CorruptionError("the manifest is damaged", path=path)

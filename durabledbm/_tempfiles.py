@@ -123,7 +123,7 @@ def new_directory(target: str) -> Temporary:
 
 
 def sweep(target: str) -> None:
-    """Remove the temporary files in the directory of `target` whose processes are gone. Never raises an OSError."""
+    """Remove this user's temporary files in the directory of `target` whose processes are gone. Raises no OSError."""
     directory = os.path.dirname(target)
     with suppress(OSError):
         for name in os.listdir(directory or "."):
@@ -268,12 +268,31 @@ def _remove(path: str, disk: Disk | None) -> None:
         os.rmdir(path)
 
 
-def _empty(directory: str) -> None:
-    """Remove all files in a directory, the lock file last: if a kill interrupts this, a sweep can still go on."""
+def _empty(directory: str, parent: int | None = None) -> None:
+    """Remove all files in a directory, the lock file last: if a kill interrupts this, a sweep can still go on.
+
+    It is held open meanwhile, and so is each directory in it: nobody can put a link to another one in their place.
+    """
+    if sys.platform == "win32":
+        _empty_by_name(directory)
+        return
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+    try:
+        for name in sorted(os.listdir(fd), key=lambda name: name == _LOCK_FILE):
+            if stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
+                _empty(name, fd)
+                os.rmdir(name, dir_fd=fd)
+            else:
+                os.unlink(name, dir_fd=fd)
+    finally:
+        os.close(fd)
+
+
+def _empty_by_name(directory: str) -> None:
     for name in sorted(os.listdir(directory), key=lambda name: name == _LOCK_FILE):
         path = os.path.join(directory, name)
         if stat.S_ISDIR(os.lstat(path).st_mode):
-            _empty(path)
+            _empty_by_name(path)
             os.rmdir(path)
         else:
             os.unlink(path)
@@ -283,6 +302,8 @@ def _remove_if_dead(path: str) -> None:
     status = os.lstat(path)
     if not stat.S_ISDIR(status.st_mode) and not stat.S_ISREG(status.st_mode):
         return  # a link or a pipe: none of ours
+    if sys.platform != "win32" and status.st_uid != os.geteuid():
+        return  # another user's, who may have put it there to see what becomes of it
     lock_path = os.path.join(path, _LOCK_FILE) if stat.S_ISDIR(status.st_mode) else path
     try:
         disk = _open(lock_path)

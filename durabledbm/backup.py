@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 
 from ._builder import Builder
+from ._engine.creation import first_meta
 from ._engine.meta import Meta
 from ._engine.state import State
 from ._engine.store import Store
@@ -54,13 +55,14 @@ def backup(
     """Write a copy of `state`, which must be pinned, to the file `target`.
 
     A file that is there already is replaced, at the end, and keeps its owner, group and permissions; a new one has the
-    permissions of the database's file.
-    `progress(done, total)` is called with numbers of entries; if it raises, there is no copy. Raises `error`
-    if the target cannot be written, or is the database itself, `CorruptionError` if the database is damaged.
+    permissions of the database's file. `progress(done, total)` is called with numbers of entries; if it raises, there
+    is no copy. Raises `error` if the target cannot be written, or is the database itself, `CorruptionError` if the
+    database is damaged.
     """
     path = os.path.realpath(os.fsdecode(target))
     check_target(path, store.disk.identity())
-    write_whole(path, state.meta, store.disk.status(), lambda builder: _copy(store, state, builder, progress))
+    meta = state.meta if state.meta.txid else first_meta(state.meta.page_size)  # it was not initialised yet
+    write_whole(path, meta, store.disk.status(), lambda builder: _copy(store, state, builder, progress))
 
 
 def write_whole(path: str, meta: Meta, source: os.stat_result | None, fill: Callable[[Builder], None]) -> None:

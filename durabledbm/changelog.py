@@ -21,6 +21,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from ._engine.disk import Volume
+from ._engine.meta import now_ns
 from ._engine.native import FileVolume
 from ._logfiles import BATCH, Files, Reading, Tail, last_note, read_end
 from ._logwriter import Writer
@@ -164,7 +165,7 @@ class ChangeLog:
         be recorded (`ValueError`), or `changes` raises, the commit is not recorded; the log can be used on.
         A `note` is left in a mark behind the commit, for whoever attaches the log to its database again.
         """
-        moment = time.time_ns() if time_ns is None else time_ns
+        moment = now_ns() if time_ns is None else time_ns
         if not (0 < txid < 2**64 and 0 <= moment < 2**64):
             raise ValueError("txid and time_ns must fit into 64 bits, and txid be positive")
         end = COMMIT_FIELDS.pack(txid, moment)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from typing import Literal, TypedDict, get_args
 
 from ._engine.creation import replace
 from ._engine.disk import Disk, Volume
@@ -17,11 +18,36 @@ from ._kinds import OtherKindError, foreign, refuse_beside
 from .errors import error
 from .handle import Database
 
-__all__ = ["DEFAULT_CACHE_SIZE", "DEFAULT_PAGE_SIZE", "DURABILITIES", "Database", "open", "open_on"]
+__all__ = [
+    "DEFAULT_CACHE_SIZE", "DEFAULT_PAGE_SIZE", "DURABILITIES", "Database", "Durability", "Flag", "OpenOptions", "open",
+    "open_on",
+]  # fmt: skip
 
+Flag = Literal[
+    "r", "rf", "rs", "ru", "rfs", "rfu", "rsf", "rsu", "ruf", "rus", "rfsu", "rfus", "rsfu", "rsuf", "rufs", "rusf",
+    "w", "wf", "ws", "wu", "wfs", "wfu", "wsf", "wsu", "wuf", "wus", "wfsu", "wfus", "wsfu", "wsuf", "wufs", "wusf",
+    "c", "cf", "cs", "cu", "cfs", "cfu", "csf", "csu", "cuf", "cus", "cfsu", "cfus", "csfu", "csuf", "cufs", "cusf",
+    "n", "nf", "ns", "nu", "nfs", "nfu", "nsf", "nsu", "nuf", "nus", "nfsu", "nfus", "nsfu", "nsuf", "nufs", "nusf",
+]  # fmt: skip
+"""The flags that `dbm.open` takes, for type checkers: each of r, w, c and n, and dbm.gnu's suffixes in any order."""
+
+Durability = Literal["full", "process", "interval", "manual"]
+"""What a write that has returned survives."""
+
+
+class OpenOptions(TypedDict, total=False):
+    """The keyword arguments of `open`, for functions that pass them on."""
+
+    durability: Durability
+    interval: float
+    timeout: float | None
+    page_size: int | None
+    cache_size: int
+
+
+DURABILITIES: tuple[Durability, ...] = get_args(Durability)
 DEFAULT_PAGE_SIZE = 4096
 DEFAULT_CACHE_SIZE = 64 * 2**20
-DURABILITIES = ("full", "process", "interval", "manual")
 
 _FLAGS = "rwcn"
 _SUFFIXES = "fsu"
@@ -29,10 +55,10 @@ _SUFFIXES = "fsu"
 
 def open(
     file: str | bytes | os.PathLike[str] | os.PathLike[bytes],
-    flag: str = "r",
+    flag: Flag = "r",
     mode: int = 0o666,
     *,
-    durability: str = "full",
+    durability: Durability = "full",
     interval: float = 1.0,
     timeout: float | None = 30.0,
     page_size: int | None = None,

@@ -12,11 +12,11 @@ Memory does not grow with the database.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import ExitStack, closing, contextmanager
 from typing import Any, NamedTuple, Protocol
 
+from ._engine.meta import now_ns
 from ._engine.native import FileVolume
 from ._streams import Label, Readable, StreamReader, StreamWriter, codec_of, open_stream
 from ._tempfiles import blame_target, new_directory, replacing
@@ -111,7 +111,7 @@ def _dumpable(source: Mapping[bytes, bytes]) -> Iterator[tuple[Mapping[bytes, by
         owner = source._owner
         yield source, _label(source), owner._store.disk.status() if isinstance(owner, Database) else None
     else:
-        yield source, Label(NO_IDENTITY, 1, time.time_ns()), None
+        yield source, Label(NO_IDENTITY, 1, now_ns()), None
 
 
 def _identity(source: Mapping[bytes, bytes]) -> tuple[int, int] | None:

@@ -38,6 +38,13 @@ class error(OSError):  # noqa: N801 - the name that every dbm module uses
             return cls(str(cause))
         return cls(cause.errno, cause.strerror, path if path is not None else cause.filename)
 
+    @classmethod
+    def because(cls, cause: BaseException, what: str, path: str) -> error:
+        """Return the error that says `what` failed earlier because of `cause`, with the errno of that if it has one."""
+        if isinstance(cause, OSError) and cause.errno is not None:
+            return cls(cause.errno, f"{what}: {cause.strerror}", path)
+        return cls(f"{path}: {what}: {cause}")
+
 
 class BusyError(error):
     """Another writer held the file for longer than `timeout` seconds. Nothing was written."""

@@ -184,7 +184,7 @@ class Database(Upkeep, Writable):
                 if pending is not None and pending[1].meta.txid == pin.state.meta.txid:
                     return pending[0], pin
                 # Nothing is pending: unless it was committed since the pin was made, that is all there is.
-                if pending is None and self._store.state.meta.txid <= pin.state.meta.txid:
+                if pending is None and (self._plain or self._store.state.meta.txid <= pin.state.meta.txid):
                     return pin.state.view, pin
         except OSError as exc:
             raise self._error(exc) from exc
@@ -339,7 +339,7 @@ class Database(Upkeep, Writable):
         self._release(flushed=failure is None)
         self._raise_background_failure()
         if failure is not None and (self._store.lost or self._pipeline.pending() is not None):
-            raise error(f"{self.path}: closed, but what was pending could not be written: {failure}") from failure
+            raise error.because(failure, "closed, but what was pending could not be written", self.path) from failure
 
     def _release(self, *, flushed: bool) -> None:
         """Close the file, but not while a thread writes: its number may be another file's a moment later."""
@@ -423,4 +423,4 @@ class Database(Upkeep, Writable):
         flusher = self._pipeline.flusher
         if flusher is not None and flusher.failure is not None:
             failure, flusher.failure = flusher.failure, None
-            raise error(f"{self.path}: writing in the background failed: {failure}") from failure
+            raise error.because(failure, "writing in the background failed", self.path) from failure

@@ -6,7 +6,8 @@ everything else follows.
 
 from __future__ import annotations
 
-from collections.abc import ItemsView, Iterable, Iterator, Mapping, MutableMapping, ValuesView
+from collections.abc import ItemsView, Iterable, Iterator, Mapping, MutableMapping, Reversible, ValuesView
+from itertools import zip_longest
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -40,7 +41,8 @@ def as_bytes(data: object, what: str) -> bytes:
 
 def as_changes(other: Any, more: Mapping[str, Any]) -> dict[bytes, bytes]:
     """What `dict.update(other, **more)` would set, as bytes. Raises before anything is written."""
-    if type(other) in (dict, list, tuple) and not more:  # what can be gone through twice, if need be
+    # What can be gone through twice, if need be: a dict, or pairs that are no iterators.
+    if not more and (type(other) is dict or (type(other) in (list, tuple) and {*map(type, other)} <= {tuple, list})):
         try:
             changes: dict[bytes, bytes] = dict(other)
         except (TypeError, ValueError):
@@ -97,7 +99,7 @@ class Values(ValuesView[bytes]):
         return any(value == other for other in self)
 
 
-class Readable(Mapping[bytes, bytes]):
+class Readable(Reversible[bytes], Mapping[Any, bytes]):
     """A read-only mapping of bytes to bytes, in the order of the keys.
 
     A look-up in a database sees every commit that was acknowledged before it began, by whatever thread or process; in
@@ -167,15 +169,17 @@ class Readable(Mapping[bytes, bytes]):
         return len(self) > 0
 
     def __eq__(self, other: object) -> bool:
-        """Whether `other` is a mapping with the same entries; the keys of a dict must be bytes to be equal."""
+        """Whether `other` is a mapping with the same entries; its keys must be bytes to be equal."""
         if not isinstance(other, Mapping):
             return NotImplemented
         if len(self) != len(other):
             return False
-        try:
-            return all(other[key] == value for key, value in self.range())
-        except KeyError:
-            return False
+        if isinstance(other, Readable):
+            return all(mine == theirs for mine, theirs in zip_longest(self.range(), other.range()))
+        if isinstance(other, dict):  # asked in a way that lets no defaultdict add what it has not
+            return all(dict.get(other, key, _REQUIRED) == value for key, value in self.range())
+        mine = self.get
+        return all(isinstance(key, bytes) and mine(key, _REQUIRED) == value for key, value in other.items())
 
     # Order
 
@@ -231,7 +235,7 @@ class Readable(Mapping[bytes, bytes]):
         return next(self._keys(as_bytes(key, "key") + b"\0", None, False), None)
 
 
-class Writable(Readable, MutableMapping[bytes, bytes]):
+class Writable(Readable, MutableMapping[Any, bytes]):
     """A mapping of bytes to bytes that can be written.
 
     Each method is one atomic change: all of it is there or nothing, also after a crash. In a database it is a commit,
@@ -293,6 +297,10 @@ class Writable(Readable, MutableMapping[bytes, bytes]):
             default = None  # type: ignore[assignment]
         return self._set_default(data, as_bytes(default, "value"))
 
+    @overload
+    def pop(self, key: Key) -> bytes: ...
+    @overload
+    def pop(self, key: Key, default: bytes | T) -> bytes | T: ...
     def pop(self, key: Key, default: Any = _REQUIRED) -> Any:
         """Delete `key` and return its value; if it is not there, return `default` or raise `KeyError`."""
         data = as_bytes(key, "key")

@@ -117,8 +117,8 @@ class Mirror:
     def finish(self) -> Commit:
         """Bring over the last of it, while nobody can write to the file, and return the file's last commit.
 
-        Who writes to the file after this writes to nobody. Raises `BusyError` if somebody is writing for longer than
-        `timeout`; `error` if the target has not as many entries as the file, since then somebody else has written
+        What is written to the file after this does not come over. Raises `BusyError` if somebody is writing for longer
+        than `timeout`; `error` if the target has not as many entries as the file, since then somebody else has written
         there.
         """
         while self.catch_up() is not None:

@@ -8,13 +8,12 @@ noticed at the end.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 
 from . import _manifest
 from ._builder import Builder
-from ._engine.meta import Meta, first_page
+from ._engine.meta import Meta, first_page, now_ns
 from ._engine.native import FileVolume
 from ._manifest import make_whole, place, shard_path
 from ._tempfiles import permissions_of
@@ -60,7 +59,7 @@ def _fill(source: ShardedDatabase, directory: str, shards: int, progress: Progre
             disk = volume.create(shard_path(directory, number, shards), 0o600)
             stack.callback(disk.close)
             disk.take_owner(like)
-            fresh = Meta(1, meta.page_size, os.urandom(16), first_page(meta.page_size), time_ns=time.time_ns())
+            fresh = Meta(1, meta.page_size, os.urandom(16), first_page(meta.page_size), time_ns=now_ns())
             builders.append(Builder(disk, fresh))
         total, done = len(snapshot), 0
         batches: list[list[tuple[bytes, bytes]]] = [[] for _ in builders]

@@ -15,7 +15,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
 from . import _manifest
@@ -29,11 +29,14 @@ from ._manifest import GOLDEN, make_whole, place, shard_path
 from ._parallel import Call, Threads
 from ._shardparts import Merged, ShardedSnapshot, ShardedStats, ShardTransaction
 from .check import Problem
-from .database import DEFAULT_CACHE_SIZE, Database
+from .database import DEFAULT_CACHE_SIZE, Database, Flag, OpenOptions
 from .database import open as open_database
 from .errors import BusyError, ClosedError, error
 from .mapping import Key, Writable, as_bytes, read_only
 from .transaction import own_transaction
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["ShardTransaction", "ShardedDatabase", "ShardedSnapshot", "ShardedStats", "open_sharded"]
 
@@ -49,8 +52,9 @@ DEFAULT_SHARDS = _Default(8)
 
 
 def open_sharded(
-    directory: Path, flag: str = "r", mode: int = 0o666, *, shards: int = DEFAULT_SHARDS, **open_options: Any
-) -> ShardedDatabase:
+    directory: Path, flag: Flag = "r", mode: int = 0o666, *, shards: int = DEFAULT_SHARDS,
+    **open_options: Unpack[OpenOptions],
+) -> ShardedDatabase:  # fmt: skip
     """Open a sharded database, and return it as a `ShardedDatabase`.
 
     directory: the directory that holds its files and nothing else. It is created if only its parent exists.
@@ -111,7 +115,7 @@ def _make_directory(path: str) -> bool:
     return True
 
 
-def _open_shards(path: str, flag: str, mode: int, shards: int, options: dict[str, Any]) -> list[Database]:
+def _open_shards(path: str, flag: Any, mode: int, shards: int, options: OpenOptions) -> list[Database]:
     options = {**options, "cache_size": options.get("cache_size", DEFAULT_CACHE_SIZE) // shards}
     opened: list[Database] = []
     try:

@@ -23,14 +23,17 @@ import sys
 from collections.abc import Callable, ItemsView, Iterator, ValuesView
 from contextlib import contextmanager, nullcontext
 from pickle import DEFAULT_PROTOCOL, dumps, loads
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from ._shelfparts import CacheLock, ClosedMapping, Running, ShelfItems, ShelfValues
 from ._writeback import Codec, WriteBackCache, close_at_exit
+from .database import Flag, OpenOptions
 from .database import open as open_database
 from .errors import BusyError
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     _Serializer = Callable[[Any, int], Any]
     _Deserializer = Callable[[bytes], Any]
     _Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
@@ -46,6 +49,7 @@ else:
 __all__ = ["BsdDbShelf", "DbfilenameShelf", "Shelf", "ShelveError", "open"]
 
 _V = TypeVar("_V")
+_T = TypeVar("_T")
 
 _SHELF_OPTIONS = ("serializer", "deserializer", "writeback_size")
 _NOTHING = nullcontext()
@@ -56,6 +60,15 @@ _TIMEOUT = 30.0
 
 WRITEBACK_SIZE = 64 * 2**20
 """Bytes of serialized objects that a `writeback=True` shelf keeps before it lets go of the oldest."""
+
+
+class ShelfOptions(OpenOptions, total=False):
+    """The keyword arguments of `open`: those of `durabledbm.open`, and those of `Shelf`."""
+
+    mode: int
+    serializer: _Serializer | None
+    deserializer: _Deserializer | None
+    writeback_size: int
 
 
 class Shelf(_stdlib.Shelf[_V]):
@@ -147,6 +160,12 @@ class Shelf(_stdlib.Shelf[_V]):
                 raise KeyError(key) from None
             self.cache.drop(key)
 
+    @overload
+    def get(self, key: str, default: None = None) -> _V | None: ...
+    @overload
+    def get(self, key: str, default: _V) -> _V: ...
+    @overload
+    def get(self, key: str, default: _T) -> _V | _T: ...
     def get(self, key: str, default: Any = None) -> Any:
         """The object, or `default`. A failure to load the object is not taken for a missing key."""
         if self._plain_reads and not self.writeback:
@@ -393,18 +412,20 @@ class DbfilenameShelf(Shelf[_V], _stdlib.DbfilenameShelf[_V]):
     """A shelf in the file of exactly this name. `options`: see `open`."""
 
     def __init__(
-        self, filename: _Path, flag: str = "c", protocol: int | None = None, writeback: bool = False,
-        **options: Any,
+        self, filename: _Path, flag: Flag = "c", protocol: int | None = None, writeback: bool = False,
+        **options: Unpack[ShelfOptions],
     ) -> None:  # fmt: skip
-        own = {name: options.pop(name) for name in _SHELF_OPTIONS if name in options}
+        others: dict[str, Any] = {**options}
+        own = {name: others.pop(name) for name in _SHELF_OPTIONS if name in others}
         _checked(own.get("serializer"), own.get("deserializer"))  # complain before a file is created
-        Shelf.__init__(self, open_database(filename, flag, **options), protocol, writeback, **own)
-        self._lock.timeout = options.get("timeout", _TIMEOUT)
+        Shelf.__init__(self, open_database(filename, flag, **others), protocol, writeback, **own)
+        self._lock.timeout = others.get("timeout", _TIMEOUT)
 
 
 def open(
-    filename: _Path, flag: str = "c", protocol: int | None = None, writeback: bool = False, **options: Any
-) -> DbfilenameShelf[Any]:
+    filename: _Path, flag: Flag = "c", protocol: int | None = None, writeback: bool = False,
+    **options: Unpack[ShelfOptions],
+) -> DbfilenameShelf[Any]:  # fmt: skip
     """Open the shelf in the file of exactly this name, creating it if need be.
 
     `options` are `serializer`, `deserializer` and `writeback_size` of `Shelf`, and those of

@@ -26,13 +26,15 @@ from typing import TYPE_CHECKING, Any
 from . import _children
 from ._engine.native import FileVolume
 from ._kinds import OURS, beside, kind_of
-from .database import Database
+from .database import Database, OpenOptions
 from .database import open as open_database
 from .errors import error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from os import PathLike
+
+    from typing_extensions import Unpack
 
     _Path = str | bytes | PathLike[str] | PathLike[bytes]
 
@@ -89,9 +91,9 @@ def _is_special(path: str) -> bool:
 class Installation:
     """One call of `install()`, in effect until `uninstall()`, or until the end of a `with` block over it."""
 
-    def __init__(self, options: dict[str, Any]) -> None:
+    def __init__(self, options: OpenOptions) -> None:
         self.options = options
-        self.message = _children.message(options)
+        self.message = _children.message({**options})
 
     def __enter__(self) -> Installation:
         return self
@@ -112,9 +114,9 @@ class _Backend:
     error = error
 
     @staticmethod
-    def open(file: Any, flag: str = "r", mode: int = 0o666) -> Database:
+    def open(file: Any, flag: Any = "r", mode: int = 0o666) -> Database:
         """`durabledbm.open` with the options of the newest `install()`."""
-        options = _installations[-1].options if _installations else {}
+        options: OpenOptions = _installations[-1].options if _installations else {}
         return open_database(file, flag, mode, **options)
 
     whichdb = staticmethod(whichdb)
@@ -123,7 +125,7 @@ class _Backend:
 _backend = _Backend()
 
 
-def install(**open_options: Any) -> Installation:
+def install(**open_options: Unpack[OpenOptions]) -> Installation:
     """Let `dbm.open` and `shelve.open` create durabledbm files, and `dbm.whichdb` know them.
 
     `open_options` are those of `durabledbm.open` (durability, timeout and others) for every file of ours

@@ -58,6 +58,7 @@ def open_directory() -> Iterator[Path]:
 _UNPRIVILEGED = """
 import os, sys, durabledbm
 import durabledbm.attach, durabledbm.database, durabledbm.dump, durabledbm.salvage
+import durabledbm.cli.targets
 if not os.getuid():
     os.setgroups([])
     os.setgid(65534)

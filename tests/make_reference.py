@@ -37,6 +37,10 @@ Every failure of a file, a disk or a lock is a `durabledbm.error`, which is an `
 | `Key`, `Value` | `str` (stored as UTF-8), `bytes`, `bytearray` or `memoryview` |
 | `Path` | `str`, `bytes` or `os.PathLike` of either: the name of a file |
 | `Progress` | a function of two numbers, `(done, total)` |
+| `Flag` | `durabledbm.Flag`, for type checkers: "r", "w", "c" or "n", perhaps with some of "f", "s" and "u" after it |
+| `Durability` | `durabledbm.Durability`, for type checkers: "full", "process", "interval" or "manual" |
+| `OpenOptions` | the keyword arguments of `durabledbm.open` |
+| `ShelfOptions` | `mode`, `serializer`, `deserializer` and `writeback_size`, and those of `durabledbm.open` |
 """
 
 
@@ -66,7 +70,7 @@ CHAPTERS = (
     Chapter(
         "Databases", "",
         ("handle:Database", "upkeep:Upkeep=Database", "transaction:Transaction", "snapshot:Snapshot",
-         "stats:Stats=stats.Stats", "stats:OldestSnapshot=stats.OldestSnapshot", "check:Problem=check.Problem"),
+         "stats:Stats", "stats:OldestSnapshot=stats.OldestSnapshot", "check:Problem"),
     ),
     Chapter("Sharded databases", "", ("sharded:ShardedDatabase", "reshard:reshard=reshard.reshard")),
     Chapter(
@@ -88,7 +92,19 @@ CHAPTERS = (
         "Each function is in the module of its name: `from durabledbm.restore import restore`.",
         ("restore:restore=restore.restore", "dump:dump=dump.dump", "dump:load=dump.load", "dump:Loaded=dump.Loaded",
          "migration:migrate", "export:export=export.export", "salvage:salvage=salvage.salvage",
-         "salvage:Report=salvage.Report", "redisdb:open=redisdb.open"),
+         "salvage:Report=salvage.Report"),
+    ),
+    Chapter(
+        "On a server", "The same mapping on PostgreSQL and on Redis. [scaling.md](scaling.md#when-to-leave) tells what "
+        "a server changes in the promises.",
+        ("remote/__init__:open=remote.open", "remote/failures:ConnectionLostError=remote.ConnectionLostError",
+         "remote/database:RemoteDatabase=remote.database.RemoteDatabase",
+         "remote/postgresql/database:PostgresDatabase=remote.postgresql.database.PostgresDatabase",
+         "remote/redis/database:RedisDatabase=remote.redis.database.RedisDatabase",
+         "remote/blocks:Transaction=remote.blocks.Transaction", "remote/snapshots:Snapshot=remote.snapshots.Snapshot",
+         "remote/blocks:Table=remote.blocks.Table",
+         "remote/loading:Loader=remote.loading.Loader", "remote/database:Stats=remote.database.Stats",
+         "mirror:Mirror=mirror.Mirror"),
     ),
 )  # fmt: skip
 
@@ -174,7 +190,7 @@ def _methods(node: ast.ClassDef) -> dict[str, list[ast.FunctionDef]]:
 
 _PLUMBING = {
     "finish", "before_fork", "after_fork", "abandon", "mine", "orphan", "admit", "committed", "start", "lost",
-    "wrap",
+    "wrap", "because", "in_use_here",
 }  # fmt: skip
 """Methods that are public for other modules."""
 
@@ -281,7 +297,7 @@ class _Page:
         else:
             text = " ".join((ast.get_source_segment(self.source, node) or "").split())
         text = text.replace("str | bytes | os.PathLike[str] | os.PathLike[bytes]", "Path")
-        return re.sub(r"\b_(Path|Serializer|Deserializer|V|Store)\b", r"\1", text)
+        return re.sub(r"\b_(Path|Serializer|Deserializer|V|T|Store)\b", r"\1", text)
 
     def text(self, node: ast.FunctionDef | ast.ClassDef) -> list[str]:
         """The docstring as Markdown: a paragraph that describes arguments, `name: meaning`, becomes a list."""

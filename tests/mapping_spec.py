@@ -17,7 +17,11 @@ from __future__ import annotations
 import itertools
 import pickle
 import random
+import shelve
+from collections import ChainMap, OrderedDict, UserDict, defaultdict
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -157,6 +161,22 @@ def it_is_a_mapping_that_equals_a_dict_with_the_same_entries(make: Make) -> None
     assert make(ABC) == m
     assert make({}) == {}
     assert make({}) != m
+
+
+@reading
+def a_comparison_asks_any_mapping_and_changes_none(make: Make) -> None:
+    m = make(ABC)
+    for kind in (OrderedDict, ChainMap, MappingProxyType, UserDict, partial(defaultdict, bytes)):
+        assert m == kind(dict(ABC))
+        lacking = kind({b"a": b"1", b"b": b"2", b"none": None})
+        assert m != lacking
+        assert lacking != m
+        assert len(lacking) == 3
+    shelf = shelve.Shelf({}, keyencoding="ascii")
+    shelf.update(a="1", b="2", c="3")
+    assert m != shelf
+    assert shelf != m
+    assert make({}) == shelve.Shelf({})
 
 
 @reading
@@ -361,9 +381,12 @@ def update_takes_pairs_of_any_kind_and_the_last_of_a_key_counts(make: Make) -> N
         [(b"a", b"1"), (b"a", b"3")],
         ((b"a", b"2"), (bytearray(b"a"), memoryview(b"3"))),
         iter([(b"a", b"2"), ("a", b"3")]),
+        [iter((b"a", b"2")), iter((b"a", b"3"))],
+        ["xy", [b"a", b"3"]],
     ):
         mapping = make({})
         mapping.update(pairs)
+        mapping.pop("x", None)
         assert dict(mapping.items()) == {b"a": b"3"}
     mapping = make(ABC)
     mapping.update([])

@@ -236,6 +236,10 @@ class SimDisk:
     def size(self) -> int:
         return self._open().size
 
+    def data(self, start: int, stop: int) -> tuple[int, int]:
+        self._open()
+        return start, stop
+
     def write(self, offset: int, parts: Sequence[bytes]) -> None:
         file = self._open(write=True)
         self._volume._do(Operation("write", self.path, file.number, offset, b"".join(parts)))

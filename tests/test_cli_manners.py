@@ -131,21 +131,15 @@ def test_a_device_is_written_to_and_stays_what_it_is(run: Run, place: Path) -> N
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_a_value_that_cannot_be_saved_leaves_no_file(run: Run, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = os.open
+    def on_a_full_disk(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def on_a_full_disk(path: str, *rest: int) -> int:
-        fd = real(path, *rest)
-        if path == "new":
-            full = real("/dev/full", os.O_WRONLY)
-            os.dup2(full, fd)
-            os.close(full)
-        return fd
-
-    monkeypatch.setattr(os, "open", on_a_full_disk)
+    monkeypatch.setattr(os, "pwrite", on_a_full_disk)
+    before = os.listdir(place)
     status, _, err = run("get", "n", "k", "-o", "new")
     assert status == 2
-    assert "no space left" in err
-    assert not os.path.lexists("new")
+    assert err.startswith("durabledbm get: new: no space left")
+    assert os.listdir(place) == before
 
 
 # -- words that make no sense ------------------------------------------------------------------------

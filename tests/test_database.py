@@ -1489,3 +1489,25 @@ def test_a_block_that_was_ended_is_not_ended_again_when_its_statement_goes(db: d
         del end
         later["more"] = "v"
     assert set(db) == {b"k", b"other", b"more"}
+
+
+@pytest.mark.parametrize("clock", [-1, -(10**18), 2**64])
+def test_a_clock_that_shows_an_impossible_time_stops_nothing(
+    tmp_path: Path, clock: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.time_ns", lambda: clock)
+    path = str(tmp_path / "db")
+    with durabledbm.open(path, "c") as db, durabledbm.changelog.ChangeLog(tmp_path / "log") as log, db.attach(log):
+        db["k"] = "v"
+        db.backup(tmp_path / "backup")
+        durabledbm.dump.dump({b"k": b"v"}, tmp_path / "dump")
+        assert db.stats().time_ns in (0, 2**64 - 1)
+    with durabledbm.open_sharded(tmp_path / "sharded", "c", shards=2) as sharded:
+        sharded["k"] = "v"
+    durabledbm.reshard.reshard(tmp_path / "sharded", tmp_path / "resharded", shards=3)
+    with durabledbm.changelog.ChangeLog(tmp_path / "log") as log:
+        log.commit([("k", "w")], 100)
+    durabledbm.restore.restore(tmp_path / "restored", tmp_path / "dump")
+    for name in (path, tmp_path / "backup", tmp_path / "restored"):
+        with durabledbm.open(name) as found:
+            assert dict(found) == {b"k": b"v"}

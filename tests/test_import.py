@@ -15,6 +15,8 @@ from test_tidy import tree
 import durabledbm
 
 ROOT = Path(__file__).parent.parent
+MODULES = ("dump", "errors", "export", "remote", "reshard", "restore", "salvage", "shelve")
+"""Public modules that are no names of `__all__`: `from durabledbm import *` must not hide the stdlib's `shelve`."""
 
 
 def imported(code: str) -> set[str]:
@@ -40,13 +42,18 @@ def test_opening_a_file_needs_neither_the_command_line_nor_what_costs_time(db_pa
     assert {name for name in modules if name.startswith(("durabledbm.cli", "durabledbm.tour"))} == set()
 
 
-@pytest.mark.parametrize("name", [*durabledbm.__all__, "shelve"])
+@pytest.mark.parametrize("name", [*durabledbm.__all__, *MODULES])
 def test_every_name_is_there_when_it_is_asked_for(name: str) -> None:
     assert getattr(durabledbm, name) is getattr(durabledbm, name)
     assert name in dir(durabledbm)
     namespace: dict[str, object] = {}
     exec(f"from durabledbm import {name}", namespace)
     assert namespace[name] is getattr(durabledbm, name)
+
+
+def test_dir_shows_what_is_public_and_nothing_else() -> None:
+    shown = {name for name in dir(durabledbm) if not name.startswith("__")}
+    assert shown == {name for name in (*durabledbm.__all__, *MODULES) if not name.startswith("__")}
 
 
 def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
@@ -91,7 +98,7 @@ def test_a_crc32c_that_cannot_be_imported_is_told_with_the_reason(tmp_path: Path
     done = without_packages("-m", "durabledbm", "list", "x", packages=tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "(undefined symbol)" in done.stderr
-    assert "--force-reinstall crc32c" in done.stderr
+    assert "pip install crc32c --force-reinstall" in done.stderr
 USES = """
 import os, sys
 import durabledbm

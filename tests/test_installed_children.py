@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import re
@@ -192,6 +193,9 @@ def test_the_environments_own_sitecustomize_is_imported_as_well(
         assert child(tmp_path, program="") == plain
 
 
+@pytest.mark.skipif(
+    bool(list(importlib.metadata.distributions(name="durabledbm"))), reason="every child of this interpreter has it"
+)
 def test_a_child_that_has_no_durabledbm_takes_the_parents_or_warns(tmp_path: Path) -> None:
     """As the interpreter of another environment, started from this one."""
     copied = tmp_path / "elsewhere" / "durabledbm" / "_children"

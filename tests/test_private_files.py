@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from children import open_directory, unprivileged
 
 import durabledbm
 from durabledbm.changelog import ChangeLog
+from durabledbm.cli.app import main
 from durabledbm.dump import dump
 from durabledbm.restore import restore
 from durabledbm.salvage import salvage
@@ -73,9 +75,22 @@ def restored(path: Path, target: Path) -> None:
     restore(target, path)
 
 
+def pictured(path: Path, target: Path) -> None:
+    assert main(["inspect", str(path), "--svg", str(target), "--force"]) == 0
+
+
+def explorable(path: Path, target: Path) -> None:
+    assert main(["inspect", str(path), "--html", str(target), "--force"]) == 0
+
+
+def written_out(path: Path, target: Path) -> None:
+    assert main(["get", str(path), "key", "-o", str(target), "--force"]) == 0
+
+
 MAKERS: dict[str, Callable[[Path, Path], object]] = {
     "backup": backed_up, "dump": dumped, "dump of a snapshot": dumped_from_a_snapshot,
     "directory of a dump": dumped_into_a_directory, "log": logged, "restore": restored, "salvage": salvage,
+    "picture": pictured, "page": explorable, "value": written_out,
 }  # fmt: skip
 
 
@@ -93,7 +108,7 @@ def test_what_is_made_from_a_database_has_its_permissions(tmp_path: Path, name: 
     assert sorted(os.listdir(tmp_path)) == ["db", "made"]
 
 
-@pytest.mark.parametrize("name", ["backup", "dump"])
+@pytest.mark.parametrize("name", ["backup", "dump", "picture", "page", "value"])
 def test_what_is_replaced_keeps_its_permissions(tmp_path: Path, name: str) -> None:
     path, target = tmp_path / "db", tmp_path / "made"
     make(path, 0o600)
@@ -104,7 +119,7 @@ def test_what_is_replaced_keeps_its_permissions(tmp_path: Path, name: str) -> No
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
-@pytest.mark.parametrize("name", ["backup", "dump"])
+@pytest.mark.parametrize("name", ["backup", "dump", "picture"])
 def test_what_is_replaced_keeps_its_owner_and_group_and_what_is_new_is_ones_own(tmp_path: Path, name: str) -> None:
     path, target = tmp_path / "db", tmp_path / "made"
     make(path, 0o640)
@@ -134,6 +149,18 @@ def test_the_directory_of_a_log_that_was_there_is_left_as_it_is(tmp_path: Path) 
     logged(tmp_path / "db", tmp_path / "log")
     assert mode_of(tmp_path / "log") == 0o755
     assert {mode_of(entry) for entry in (tmp_path / "log").iterdir()} == {0o600}
+
+
+def test_a_file_that_cannot_be_replaced_is_written_where_it_is() -> None:
+    with open_directory() as directory:
+        make(directory / "db", 0o644)
+        (directory / "out").write_text("older")
+        (directory / "out").chmod(0o666)
+        directory.chmod(0o555)
+        unprivileged("""
+durabledbm.cli.targets.write_file("out", b"value", "db", force=True)
+""", directory)
+        assert (directory / "out").read_text() == "value"
 
 
 # -- killed --------------------------------------------------------------------------------------------------------

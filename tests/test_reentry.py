@@ -45,7 +45,7 @@ def use(case: Case) -> bool:
     found = dict(db.items())
     assert {key: value for key, value in found.items() if key != HANDLER} in intermediate(case)
     assert db.get(b"008") in (case.before.get(b"008"), case.after.get(b"008"))
-    assert abs(len(db) - len(found)) <= 1  # an entry that is being written may be seen by one and not by the other
+    assert len(db) in map(len, intermediate(case))  # a commit that is being published may be seen by one of them only
     with db.snapshot() as seen:
         seen.get(b"008")
         next(iter(seen), None)
@@ -194,7 +194,9 @@ def test_finalizers_that_the_collector_runs_amid_an_operation_wait_for_nothing(t
                 ran.append(1)
         gc.set_threshold(40, 2, 2)
         for i in range(300): Node(); db[str(i % 50)] = "w" * 40; db.get("none"); len(db)
-        del i; gc.collect(); db.close(); assert len(ran) == 300; print("end")
+        del i
+        while len(ran) < 300: gc.collect(); time.sleep(0.01)  # the flusher's thread may be collecting, too
+        db.close(); print("end")
         """,
     )
     assert out == "end\n"

@@ -36,9 +36,9 @@ def some(*names: str) -> list[Specification]:
 KINDS = {
     "database": READING + WRITING + KEYED + CLOSING,
     "read_only": READ_ONLY,
-    "block": short(READING + WRITING) + some("many_random_writes_match_a_dict", "keys_come_in_the_order_of_bytes"),
+    "block": short(READING + WRITING) + some("many_random_writes_match_a_dict"),
     "nested": some("set_replace_and_delete", "clear_empties", "an_iterator_sees_the_state_at_its_start"),
-    "snapshot": short(READING) + some("keys_come_in_the_order_of_bytes"),
+    "snapshot": short(READING),
     "table": some("set_replace_and_delete", "first_and_last", "update_takes_what_dict_update_takes",
                   "an_iterator_sees_the_state_at_its_start"),
 }  # fmt: skip

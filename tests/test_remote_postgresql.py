@@ -209,6 +209,23 @@ def test_an_entry_that_is_too_large_is_a_value_error(db: Any, monkeypatch: pytes
     assert len(db) == 1
 
 
+def test_large_values_go_another_way(db: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from durabledbm.remote.postgresql import sqltable
+
+    monkeypatch.setattr(sqltable, "_LARGE", 1000)
+    large = [bytes([number]) * 1000 for number in range(6)]
+    db["a"] = large[0]
+    db.update({"a": large[1], "b": large[2], "c": "small", "long" * 1000: large[3]})
+    assert db.setdefault("d", large[4]) == db["d"] == large[4]
+    assert db.setdefault("d", large[5]) == large[4]
+    with db.transaction():
+        db["a"] = large[5]
+        assert db.setdefault("e", large[0]) == large[0]
+    assert dict(db) == {
+        b"a": large[5], b"b": large[2], b"c": b"small", b"d": large[4], b"e": large[0], b"long" * 1000: large[3],
+    }  # fmt: skip
+
+
 def test_an_iterator_fetches_little_at_a_time(db: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the sizes of the entries: a page of small ones, or a large one."""
     from durabledbm.remote.postgresql.session import Session

@@ -414,9 +414,11 @@ def manifest(**changes: object) -> bytes:
     ("written", "kind"),
     [
         (b"", CorruptionError), (b"no json", CorruptionError), (b"[]", CorruptionError), (b"{}", CorruptionError),
+        (b"[" * 9999, CorruptionError), (b'{"format":' * 999, CorruptionError), (b"9" * 9999, CorruptionError),
         (manifest(format="x"), CorruptionError), (manifest(shards=0), CorruptionError),
         (manifest(shards="4"), CorruptionError), (manifest(version=2), error), (manifest(placement="sha1"), error),
     ],
+    ids=lambda value: repr(value)[:30],
 )  # fmt: skip
 def test_a_manifest_that_is_damaged_or_unknown_is_an_error(directory: str, written: bytes, kind: type[error]) -> None:
     open_sharded(directory, "c", shards=4).close()

@@ -127,6 +127,48 @@ def test_a_sweep_leaves_alone_what_it_does_not_know(tmp_path: Path) -> None:
     assert (tmp_path / "victim" / "file").read_text() == "precious"
 
 
+def test_what_links_lead_to_stays_when_a_directory_is_removed(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "file").write_text("precious")
+    with new_directory(str(tmp_path / "target")) as made:
+        deep = Path(made.path) / "a" / "b"
+        deep.mkdir(parents=True)
+        (deep / "link").symlink_to(victim)
+        (deep / "file").hardlink_to(victim / "file")
+        (Path(made.path) / "link").symlink_to(victim)
+    assert names(tmp_path) == ["victim"]
+    assert (victim / "file").read_text() == "precious"
+
+
+@pytest.mark.parametrize("maker", MAKERS)
+def test_a_directory_that_was_exchanged_for_a_link_is_not_emptied(tmp_path: Path, maker: str) -> None:
+    """Whoever may write the directory around it may do that at any moment."""
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "file").write_text("precious")
+    with MAKERS[maker](str(tmp_path / "target")) as made:
+        os.rename(made.path, tmp_path / "moved")
+        os.symlink(victim, made.path)
+    assert (victim / "file").read_text() == "precious"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+@pytest.mark.parametrize("maker", MAKERS)
+def test_a_sweep_leaves_alone_what_other_users_left(tmp_path: Path, maker: str) -> None:
+    made = MAKERS[maker](str(tmp_path / "target"))
+    kept = made.path
+    os.rename(kept, tmp_path / "kept")
+    made.remove()
+    os.rename(tmp_path / "kept", kept)
+    os.chown(kept, 65534, 65534)
+    sweep(str(tmp_path / "target"))
+    assert names(tmp_path) == [os.path.basename(kept)]
+    os.chown(kept, os.geteuid(), os.getegid())
+    sweep(str(tmp_path / "target"))
+    assert names(tmp_path) == []
+
+
 def test_where_locks_pretend_or_fail_nothing_is_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     end(child(tmp_path, READY + "os.kill(os.getpid(), signal.SIGKILL)"))
     before = names(tmp_path)

@@ -19,8 +19,8 @@ LINES_OF_A_FUNCTION = 60
 
 LAYERS = """
 errors  progress  _caller  _parallel  _engine.checksum  _engine.patience
-_engine.cells  _engine.page  _engine.rows  _engine.observer  _engine.freepages  _engine.disk
-_engine.meta  _engine.node  _engine.space  _engine.locks  _engine.posix  _engine.windows
+_engine.cells  _engine.page  _engine.rows  _engine.observer  _engine.freepages  _engine.disk  _engine.pageset
+_engine.longruns  _engine.meta  _engine.node  _engine.space  _engine.locks  _engine.posix  _engine.windows
 _engine.draft  _engine.pager  _engine.pins  _engine.recovery  _engine.kernel32
 _engine.creation  _engine.native  _engine.reentry  _engine.tree  _engine.unpinned  _engine.writer
 _engine.joining  _engine.view  _engine.walk

@@ -23,15 +23,14 @@ from __future__ import annotations
 
 import errno
 import os
-import time
 
 from ..errors import error
 from .disk import Disk, Volume
 from .locks import Turn, WriterLock
-from .meta import META_SIZE, SECTOR, UNFINISHED, Meta, encode_meta, first_page, steady_copy
+from .meta import META_SIZE, SECTOR, UNFINISHED, Meta, encode_meta, first_page, now_ns, steady_copy
 from .recovery import newest, read_slots
 
-__all__ = ["TEMPORARY_LOCK", "initialise", "random_bytes", "replace", "temporary_name"]
+__all__ = ["TEMPORARY_LOCK", "first_meta", "initialise", "random_bytes", "replace", "temporary_name"]
 
 TEMPORARY_LOCK = (1 << 62) - 4
 """The byte that whoever makes a temporary file locks in it: a file without that lock is left over from a killed run."""
@@ -50,16 +49,17 @@ def initialise(volume: Volume, disk: Disk, page_size: int) -> None:
         disk.resize(SECTOR)
     disk.write(0, (UNFINISHED,))
     disk.sync()
-    slot = encode_meta(_first_meta(page_size))
+    slot = encode_meta(first_meta(page_size))
     disk.write(META_SIZE, (slot,))
     disk.sync()
     disk.write(0, (steady_copy(slot),))
 
 
-def _first_meta(page_size: int) -> Meta:
+def first_meta(page_size: int) -> Meta:
+    """The meta of a new, empty database."""
     return Meta(
         txid=1, page_size=page_size, database_id=os.urandom(16), page_count=first_page(page_size),
-        time_ns=time.time_ns(),
+        time_ns=now_ns(),
     )  # fmt: skip
 
 

@@ -280,7 +280,7 @@ class Current:
         if pager.misses == misses:
             self.hits += 1
         if type(value) is Overflow:
-            return pager.value(value)
+            return pager.value(value, key)
         self._fetched += 1
         if value is not None and not (rows.aged and self._fetched % _ROW_RARITY):
             self._keep_row(state, key, value)
@@ -505,10 +505,8 @@ class Current:
         if self._foreign is not None:
             raise CorruptionError(self._foreign, path=self.path)
         if self.failure is not None:
-            raise error(
-                f"{self.path}: an earlier write failed ({self.failure}), so it is not known what is on the disk; "
-                "close the handle and open the file again"
-            ) from self.failure
+            what = "an earlier write failed; close the handle and open the file again to see what is on the disk"
+            raise error.because(self.failure, what, self.path) from self.failure
 
     def check_writable(self) -> None:
         """Raise if the handle may not write."""

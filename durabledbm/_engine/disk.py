@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 if TYPE_CHECKING:
     import os
 
-__all__ = ["ELSEWHERE", "Disk", "LockOwner", "Volume"]
+__all__ = ["ELSEWHERE", "Disk", "LockOwner", "Readable", "Volume"]
 
 ELSEWHERE = "the file was moved or removed while it was open, or another was put in its place"
 """What is said of a name that does not lead to the open file any more."""
@@ -45,6 +45,24 @@ class LockOwner(NamedTuple):
     pid: int | None
 
 
+class Readable(Protocol):
+    """What reading alone needs of a `Disk`."""
+
+    @property
+    def path(self) -> str:
+        """The file's name."""
+
+    @property
+    def read(self) -> Callable[[int, int], bytes]:
+        """`read(length, offset)`, as `Disk.read`."""
+
+    def size(self) -> int:
+        """Length of the file in bytes."""
+
+    def data(self, start: int, stop: int) -> tuple[int, int]:
+        """As `Disk.data`."""
+
+
 class Disk(Protocol):
     """One open file."""
 
@@ -55,6 +73,11 @@ class Disk(Protocol):
 
     def size(self) -> int:
         """Length of the file in bytes."""
+
+    def data(self, start: int, stop: int) -> tuple[int, int]:
+        """The first stretch of the bytes in [start, stop) that the file system really keeps; `(stop, stop)` if there is
+        none. The bytes before it are a hole: zeros that take no space. Where the platform does not tell, it keeps all.
+        """
 
     def write(self, offset: int, parts: Sequence[bytes]) -> None:
         """Write the concatenation of `parts` at `offset`, all of it, growing the file if needed."""

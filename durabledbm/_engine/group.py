@@ -242,22 +242,25 @@ class Group(Pipeline):
         self._open = None
 
     def flush(self) -> None:
-        store = self.store
-        if not store.unsynced:
-            return
-        turn = Turn()
+        # A sync needs no leave of other writers. Only what becomes of a commit that is under way is worth waiting for.
+        if self.store.unsynced and not self._made_durable(0.0) and not self._made_durable(self.timeout):
+            raise BusyError(f"{self.store.path}: a commit of another thread did not end in time")
+        if self.flusher is not None:
+            self.flusher.mark_flushed()
+
+    def _made_durable(self, timeout: float | None) -> bool:
+        """Sync what was committed. False if a commit is under way that has not ended within `timeout`."""
+        store, turn = self.store, Turn()
         try:
-            # Only what became of an interrupted commit is worth waiting for: a sync needs no leave of other writers.
-            store.begin(turn, self.timeout if store.underway else 0.0)
+            store.begin(turn, timeout)
             store.harden()
         except BusyError:
             if store.underway:
-                raise
+                return False
             store.sync_file()
         finally:
             turn.end()
-        if self.flusher is not None:
-            self.flusher.mark_flushed()
+        return True
 
 
 def _is_interrupt(cause: BaseException) -> bool:

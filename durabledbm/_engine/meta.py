@@ -20,6 +20,7 @@ Pure: bytes in, bytes out. The layout is documented in docs/format.md.
 from __future__ import annotations
 
 import struct
+import time
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -33,6 +34,7 @@ __all__ = [
     "LOOK_SIZE",
     "MAGIC",
     "MAX_DEPTH",
+    "MAX_LISTED",
     "MAX_TXID",
     "META_AREA",
     "META_SIZE",
@@ -47,11 +49,13 @@ __all__ = [
     "encode_changes",
     "encode_meta",
     "first_page",
+    "flaw_of",
     "has_magic",
     "is_uninitialised",
     "look_of",
     "look_with",
     "may_follow",
+    "now_ns",
     "room_for",
     "steady_copy",
 ]  # fmt: skip
@@ -64,6 +68,9 @@ META_AREA = SLOTS * META_SIZE
 
 MAX_DEPTH = 64
 """Levels of the deepest tree that is believed: far more than any disk could hold."""
+
+MAX_LISTED = 1 << 12
+"""Pages that all extents of a meta have together at most: verifying them must not take long."""
 
 MAX_TXID = 1 << 62
 """Commits are numbered below this: the locks that pin them have no room for more."""
@@ -143,7 +150,7 @@ class Meta(NamedTuple):
     steady: bool = False
     relaxed: bool = False
     time_ns: int = 0
-    """When the commit was made, nanoseconds since 1970, by the clock of the machine that made it."""
+    """When the commit was made, nanoseconds since 1970, by the clock of the machine that made it; 0 if unknown."""
     generation: bytes = bytes(8)
     """The name of the generation that the commit belongs to; zeros if no handle has committed anything yet."""
     generation_txid: int = 0
@@ -152,9 +159,33 @@ class Meta(NamedTuple):
     changes: Mapping[bytes, bytes | None] = _NO_CHANGES
 
 
+def now_ns() -> int:
+    """Nanoseconds since 1970, as files hold them: 0, which means "unknown", if the clock shows an earlier time."""
+    return min(max(time.time_ns(), 0), 2**64 - 1)
+
+
 def first_page(page_size: int) -> int:
     """The first page id after the meta area."""
     return -(-META_AREA // page_size)
+
+
+def flaw_of(meta: Meta) -> str | None:
+    """Which number in a meta cannot be, or None if all of them can.
+
+    None is written with such a number; but checksums do not keep out a file that was made to hurt.
+    """
+    if not 0 < meta.txid < MAX_TXID:
+        return f"{meta.txid} as the number of a commit"
+    if meta.depth > MAX_DEPTH:
+        return f"a tree of {meta.depth} levels"
+    if meta.page_count < first_page(meta.page_size):
+        return f"{meta.page_count} pages"
+    low, high = sorted((meta.entry_count, meta.tree_count))
+    if low < 0 or high > meta.page_count * meta.page_size:
+        return f"{low if low < 0 else high} entries"
+    if meta.extents and sum(extent.page_count for extent in meta.extents) > MAX_LISTED:
+        return "a list of too many pages"
+    return None
 
 
 def room_for(extent_count: int) -> int:
@@ -251,8 +282,6 @@ def decode_meta(slot: bytes) -> Meta | None:
         raise UnknownVersionError(f"the file uses features that this durabledbm does not know: {features:#x}")
     if not (MIN_PAGE_SIZE <= page_size <= MAX_PAGE_SIZE) or page_size & (page_size - 1):
         return None
-    if depth > MAX_DEPTH or txid >= MAX_TXID or max(entry_count, tree_count) > page_count * page_size:
-        return None  # nothing of ours: the checksum does not keep out a file that was made to hurt
     at = _FIXED.size + extent_count * _EXTENT.size
     if at + changes_size > LOOK_OFFSET:
         return None
@@ -260,10 +289,11 @@ def decode_meta(slot: bytes) -> Meta | None:
     changes = _decode_changes(slot, at, at + changes_size, change_count) if change_count else _NO_CHANGES
     if changes is None:
         return None
-    return Meta(
+    meta = Meta(
         txid, page_size, database_id, page_count, entry_count, tree_count, root, depth, space, steady_txid,
         bool(flags & _STEADY), bool(flags & _RELAXED), time_ns, generation, generation_txid, extents, changes,
     )  # fmt: skip
+    return None if flaw_of(meta) else meta
 
 
 def _decode_changes(slot: bytes, at: int, end: int, count: int) -> dict[bytes, bytes | None] | None:

@@ -104,7 +104,7 @@ class Pipeline(ABC):
         if not store.readonly and store.committer.leaves_waste() and store.in_place():
             try:
                 with self.turn():
-                    store.shrink(store.committer.pages_written, seconds=_TIDYING)
+                    store.shrink(max(store.committer.pages_written, 1), seconds=_TIDYING)
             except BusyError:
                 pass  # whoever writes now will give it back
 

@@ -32,6 +32,9 @@ assert sys.platform != "win32", "see windows"
 
 __all__ = ["NO_LOCKS", "FileDisk", "FileVolume", "take_owner"]
 
+# Where a system has none, a number that no kernel knows: seeking fails with EINVAL, and all bytes count as kept.
+_SEEK_DATA, _SEEK_HOLE = getattr(os, "SEEK_DATA", -1), getattr(os, "SEEK_HOLE", -1)
+
 _VECTOR_MAX = 512  # buffers in one writev: below every platform's IOV_MAX
 
 NO_LOCKS = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL})
@@ -61,10 +64,12 @@ _NO_SYNC = frozenset(
 class FileDisk:
     """A file of the operating system, through positioned reads and writes and open-file-description locks."""
 
-    __slots__ = ("__weakref__", "_fd", "_identity", "_mark", "_root", "path", "read", "writable")
+    __slots__ = ("__weakref__", "_fd", "_identity", "_mark", "_root", "_seeking", "path", "read", "writable")
 
     def __init__(self, fd: int, path: str, *, writable: bool) -> None:
         self._identity = _identity(fd, path)
+        self._seeking: list[int] = []
+        """One item for each thread that looks for holes: they move the position by which `held` tells the file."""
         self._root = _root()
         self.path = path
         self.writable = writable
@@ -72,6 +77,19 @@ class FileDisk:
 
     def size(self) -> int:
         return os.fstat(self._own()).st_size
+
+    def data(self, start: int, stop: int) -> tuple[int, int]:
+        fd = self._own()
+        try:
+            self._seeking.append(fd)  # the position is no mark meanwhile
+            first = os.lseek(fd, start, _SEEK_DATA)
+            return (first, min(os.lseek(fd, first, _SEEK_HOLE), stop)) if first < stop else (stop, stop)
+        except OSError as exc:
+            return (stop, stop) if exc.errno == errno.ENXIO else (start, stop)
+        finally:
+            os.lseek(fd, self._mark, os.SEEK_SET)
+            if self._seeking:
+                self._seeking.pop()
 
     def write(self, offset: int, parts: Sequence[bytes]) -> None:
         fd = self._own()
@@ -116,7 +134,7 @@ class FileDisk:
 
     def held(self) -> bool:
         try:
-            return self._fd >= 0 and os.lseek(self._fd, 0, os.SEEK_CUR) == self._mark
+            return self._fd >= 0 and (os.lseek(self._fd, 0, os.SEEK_CUR) == self._mark or bool(self._seeking))
         except OSError:
             return False  # closed, or a pipe by now
 

@@ -15,6 +15,7 @@ from ..errors import CorruptionError
 from .checksum import crc32c
 from .disk import Disk
 from .locks import writer_present
+from .longruns import crc_if_whole, keeps
 from .meta import (
     META_AREA,
     META_SIZE,
@@ -27,17 +28,18 @@ from .meta import (
     is_uninitialised,
     look_of,
 )
-from .page import CRC_SIZE, HEADER, self_consistent
+from .page import HEADER
 
-__all__ = ["Slots", "Visible", "crc_if_whole", "extent_arrived", "newest", "read_slots", "visible"]
+__all__ = ["Slots", "Visible", "extent_arrived", "newest", "read_slots", "visible"]
 
 _PATIENCE = 200
 """How often to read again a slot that seems to be in the middle of being written."""
 
-_PIECE = 1 << 24
-
 _MISSING = 1 << 14
 """Pages that a commit may have added to a small file."""
+
+_PAGES = 1 << 24
+"""Pages of a file that may be sparse to whatever degree: a few megabytes are enough to count them."""
 
 
 class Slots(NamedTuple):
@@ -93,6 +95,7 @@ def newest(disk: Disk, slots: Slots) -> tuple[Meta, int]:
         return meta, slot
     if other is None or other.txid != meta.steady_txid:
         raise CorruptionError("the newest commit is incomplete, and the one before it is damaged", path=disk.path)
+    _check_size(disk, other)
     return other, 1 - slot
 
 
@@ -100,10 +103,14 @@ def _check_size(disk: Disk, meta: Meta) -> None:
     """Refuse a meta that speaks of far more pages than the file has, before memory is taken for them.
 
     Some pages at the end may never have been written, and those of a commit that a crash interrupted may be missing.
+    Where the file is sparse, what counts is what it takes of the disk. A page needs about a byte of memory; so if there
+    are not more pages than bytes, the memory is in proportion to what is really there.
     """
     here = disk.size() // meta.page_size
     if meta.page_count > 2 * here + _MISSING:
         raise CorruptionError(f"the file has {here} pages, the meta page speaks of {meta.page_count}", path=disk.path)
+    if meta.page_count > _PAGES and not keeps(disk, meta.page_count):
+        raise CorruptionError(f"most of the {meta.page_count} pages of the file are a hole", path=disk.path)
 
 
 class Visible(NamedTuple):
@@ -119,7 +126,7 @@ def visible(disk: Disk, slots: Slots) -> Visible | None:
     """The newest commit that counts, in a file that somebody may be writing; None if no slot holds a meta.
 
     A commit counts when it is steady, or relaxed, or when its writer is gone: then nobody will sync it, and it is as
-    good as what a fresh `open` would find.
+    good as what a fresh `open` would find. Raises `CorruptionError` if it speaks of far more pages than the file has.
     """
     found = [(meta, slot) for slot, meta in enumerate(slots.metas) if meta is not None]
     if not found:
@@ -129,7 +136,9 @@ def visible(disk: Disk, slots: Slots) -> Visible | None:
     if len(found) == 2 and not meta.steady and not meta.relaxed:
         other = found[0][0]
         if other.txid < meta.txid and other.txid == meta.steady_txid and writer_present(disk):
+            _check_size(disk, other)
             return Visible(other, found[0][1], False)
+    _check_size(disk, meta)
     return Visible(meta, slot, bool(slots.look))
 
 
@@ -150,20 +159,3 @@ def extent_arrived(disk: Disk, extent: Extent, page_size: int) -> bool:
         digest = crc32c(crc, digest)
         page_id += page_count
     return digest == extent.digest
-
-
-def crc_if_whole(disk: Disk, offset: int, size: int) -> bytes | None:
-    """The CRC field of the run there, or None if the run does not match it."""
-    if size <= _PIECE:
-        run = disk.read(size, offset)
-        return run[-CRC_SIZE:] if len(run) == size and self_consistent(run) else None
-    end = offset + size - CRC_SIZE
-    checksum = 0
-    while offset < end:
-        piece = disk.read(min(end - offset, _PIECE), offset)
-        if not piece:
-            return None
-        checksum = crc32c(piece, checksum)
-        offset += len(piece)
-    crc = disk.read(CRC_SIZE, end)
-    return crc if crc == checksum.to_bytes(CRC_SIZE, "little") else None

@@ -80,7 +80,10 @@ class Store(Current):
                 self._volume.remove(self.path)
             raise
         finally:
-            turn.end()
+            try:
+                turn.end()
+            finally:  # there is no later operation of this handle that would end a turn left over by an interrupt
+                turn.end()
 
     def settle(self) -> None:
         """Make sure that the newest commit in the file is on the disk, whoever made it and however it ended.
@@ -130,6 +133,8 @@ class Store(Current):
         """The two slots, of a file that is a database afterwards."""
         slots = read_slots(self.disk)
         if slots.uninitialised:
+            if self.state.meta.txid > 1:
+                raise self._replaced()  # emptied: what was committed must not seem undone
             initialise(self._volume, self.disk, self._page_size)
             slots = read_slots(self.disk)
             self._load_from(slots)
@@ -194,9 +199,8 @@ class Store(Current):
         """Run a step that makes a commit, and make its result current. Whatever it raises leaves the handle sound."""
         assert self.writer.kept
         self.check()
-        observer, before = self.observer, self.state
-        if observer is not None:
-            observer.expect()
+        if self.observer is not None:
+            self.observer.expect(self.state)
         with self._committing:
             self.committer.note_synced(self.state.meta)
             if self.underway:
@@ -213,8 +217,8 @@ class Store(Current):
                 if isinstance(exc, OSError):
                     raise error.wrap(exc, self.path) from exc
                 raise
-        if observer is not None:
-            observer.committed(before, changes)
+        if self.observer is not None:
+            self.observer.committed(changes)
         self.check_name()  # what nobody will find is not acknowledged
         return state
 

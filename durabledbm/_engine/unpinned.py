@@ -61,6 +61,10 @@ class Unpinned:
         """As `Disk.size`."""
         return self._disk.size()
 
+    def data(self, start: int, stop: int) -> tuple[int, int]:
+        """As `Disk.data`."""
+        return self._disk.data(start, stop)
+
     def part(self) -> None:
         """In a child process: what was pinned is pinned by the parent. Nothing stays in memory, so that who reads on
         reads from here.

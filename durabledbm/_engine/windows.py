@@ -137,6 +137,10 @@ class WindowsDisk:
     def size(self) -> int:
         return self._kernel.size(self._open_handle())
 
+    def data(self, start: int, stop: int) -> tuple[int, int]:
+        self._open_handle()
+        return start, stop
+
     def write(self, offset: int, parts: Sequence[bytes]) -> None:
         handle = self._open_handle()
         for data in _joined(parts):

@@ -87,7 +87,7 @@ class Work:
                 break
         else:
             value = self.base.find(key) if fetch is None else fetch(key)
-        return self.base.tree.pager.value(value) if type(value) is Overflow else value  # type: ignore[return-value]
+        return self.base.tree.pager.value(value, key) if type(value) is Overflow else value  # type: ignore[return-value]
 
     def view(self) -> View:
         """What there is now, as a view that later changes do not touch."""

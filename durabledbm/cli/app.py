@@ -105,7 +105,8 @@ def _dispatch(arguments: list[str]) -> int:
 def _names(args: argparse.Namespace) -> list[str]:
     """The files that the command was given, the one that it is about first."""
     values = [getattr(args, name, None) for name in ("file", "target", "source", "log", "input", "output")]
-    return [value for value in values + getattr(args, "files", []) if isinstance(value, str)]
+    several = getattr(args, "files", None)
+    return [value for value in values + (several if isinstance(several, list) else []) if isinstance(value, str)]
 
 
 def _output_failed(exc: OSError) -> int:

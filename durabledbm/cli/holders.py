@@ -60,6 +60,8 @@ def writer(path: str) -> str | None:
     if this is not None and this.writing:
         return None
     who = next((holder for holder in holders(path) if holder.writing), None)
+    if who is None and not any(map(_is_locked, files_of(path))):
+        return None  # it was this process, which has let go of it meanwhile
     return "another process" if who is None else f"process {who.pid} ({who.command})"
 
 

@@ -13,6 +13,7 @@ from .console import message
 from .holders import writer
 
 if TYPE_CHECKING:
+    from ..database import Flag
     from ..handle import Database
     from ..remote.database import RemoteDatabase
     from ..sharded import ShardedDatabase
@@ -33,7 +34,7 @@ def is_sharded(file: str) -> bool:
 
 
 @contextmanager
-def open_store(file: str, flag: str, timeout: float | None = 30.0) -> Iterator[Database | ShardedDatabase]:
+def open_store(file: str, flag: Flag, timeout: float | None = 30.0) -> Iterator[Database | ShardedDatabase]:
     """Open it for the length of a block. Raises what `durabledbm.open` raises.
 
     A block that has waited for a second to write, or for longer, is told on standard error who writes.
@@ -42,7 +43,7 @@ def open_store(file: str, flag: str, timeout: float | None = 30.0) -> Iterator[D
         yield db
 
 
-def _opened(file: str, flag: str, timeout: float | None) -> Database | ShardedDatabase:
+def _opened(file: str, flag: Flag, timeout: float | None) -> Database | ShardedDatabase:
     options: dict[str, Any] = {"timeout": timeout}
     if is_sharded(file):
         from ..sharded import open_sharded

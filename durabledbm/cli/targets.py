@@ -10,12 +10,16 @@ import errno
 import os
 import stat
 
+from .._tempfiles import replacing
 from ..errors import error
 from .command import Parser
 from .faults import Usage
 from .holders import files_of
 
 __all__ = ["check_directory", "check_target", "force_option", "is_stream", "write_file"]
+
+_IN_PLACE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY}
+"""What says that no other file can take the name: the directory is read-only, or the name is a mount."""
 
 
 def force_option(parser: Parser, name: str = "TARGET") -> None:
@@ -51,15 +55,18 @@ def is_stream(target: str) -> bool:
 
 
 def write_file(target: str, data: bytes, source: str, *, force: bool) -> None:
-    """Write `data`, made from the database `source`, to a file. A new file gets the permissions of the database."""
+    """Write `data`, made from the database `source`, to a file, which appears or changes as a whole.
+
+    A new file gets the permissions of the database, one that is replaced keeps its own.
+    """
     check_target(target, source, force=force)
-    mode = stat.S_IMODE(os.stat(source).st_mode) & 0o666
-    is_new = not os.path.lexists(target)
-    with open(target, "xb" if is_new else "wb", opener=lambda path, flags: os.open(path, flags, mode)) as file:
+    if not is_stream(target):
         try:
-            file.write(data)
-            file.flush()
-        except BaseException:
-            if is_new:
-                os.unlink(target)
-            raise
+            with replacing(os.path.realpath(target), os.stat(files_of(source)[0])) as disk:
+                disk.write(0, (data,))
+            return
+        except OSError as exc:
+            if exc.errno not in _IN_PLACE or not os.path.exists(target):
+                raise error.wrap(exc, target) from exc
+    with open(target, "wb") as file:
+        file.write(data)

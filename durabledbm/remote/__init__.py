@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 from .failures import ConnectionLostError, not_installed
 
 if TYPE_CHECKING:
-    from .postgresql.database import PostgresDatabase
-    from .redis.database import RedisDatabase
+    from .database import RemoteDatabase
 
 __all__ = ["ConnectionLostError", "open"]
 
@@ -27,7 +26,7 @@ _REDIS = ("redis", "rediss", "unix")
 def open(
     url: str, flag: str = "c", *, table: str = "durabledbm", timeout: float | None = 30.0, max_connections: int = 16,
     **options: Any,
-) -> PostgresDatabase | RedisDatabase:  # fmt: skip
+) -> RemoteDatabase:  # fmt: skip
     """Connect to a server, and return a database there.
 
     url: `postgresql://user@host:port/database` or `redis://host:port/number`, with what else the driver understands.
@@ -39,7 +38,7 @@ def open(
         waits for ever.
     max_connections: how many connections this handle uses at most at a time. Threads use one each while they read or
         write; a transaction, a snapshot, and an iterator over more than 500 entries use one for as long as they last.
-    options: those of `psycopg.connect` and of `redis.Redis.from_url`.
+    options: further parameters of the connection: libpq's, or those of `redis.Redis.from_url`.
 
     Raises `error` if the driver is not installed, `ConnectionLostError` if the server cannot be reached, `error` with
     errno ENOENT if the table is missing and the flag does not create it, `error` if a table of that name is not

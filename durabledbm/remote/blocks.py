@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 from typing import Any, TypeVar
 
 from .._caller import Caller
 from ..errors import BusyError, ClosedError, error
 from .context import Block, enter, innermost, leave
-from .faces import KeyRange, Operation, Table, TableOperations, WritableTable
+from .faces import KeyRange, Operation, TableOperations, WritableTable
+from .loading import Loader, Progress
+from .snapshots import Snapshot
 from .waiting import Life, OwnedLock
 
-__all__ = ["Root", "Transaction"]
+__all__ = ["Root", "Table", "Transaction"]
 
 T = TypeVar("T")
 
@@ -88,6 +91,16 @@ class Root:
         """Raise if it was begun before a fork."""
         if not self.is_ours:
             raise error("the transaction was begun before a fork: it belongs to the parent process")
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """A block of operations of an open transaction, which nobody else uses meanwhile."""
+        with self.lock:
+            try:
+                yield
+            finally:
+                if not self.open:  # `close()` came in the middle, on this thread, and could not wait
+                    self.finish()
 
     def new_number(self) -> int:
         """The number of a new block."""
@@ -164,7 +177,7 @@ class Transaction(WritableTable, Block):
             self._rolled_back = outer._rolled_back
         self._root, self._caller, self._number = root, root.caller, root.new_number()
         if outer is not None:
-            with root.lock:
+            with root.in_use():
                 root.save(self._number)
         self._first_life = len(root.lives)
         self._life = root.begin_life()
@@ -203,7 +216,7 @@ class Transaction(WritableTable, Block):
             finally:
                 root.end()
             return
-        with root.lock:
+        with root.in_use():
             failed = root.undone() if root.failure is not None else None
             if failed is not None or not keep or self._rolled_back:
                 root.end_lives(self._first_life)
@@ -225,7 +238,7 @@ class Transaction(WritableTable, Block):
         self._rolled_back = True
         root.end_lives(self._first_life)
         self._life = root.begin_life()
-        with root.lock:
+        with root.in_use():
             if len(root.open) > 1:
                 root.undo(self._number)
             else:
@@ -263,12 +276,8 @@ class Transaction(WritableTable, Block):
 
     def _read(self, table: TableOperations, operation: Operation[T]) -> T:
         root = self._open()
-        with root.lock:
-            try:
-                return root.carry_out(table, operation)
-            finally:
-                if not root.open:  # `close()` came in the middle, on this thread, and could not wait
-                    root.finish()
+        with root.in_use():
+            return root.carry_out(table, operation)
 
     def _write(self, table: TableOperations, operation: Operation[T]) -> T:
         if self._open() is not None and self._rolled_back:
@@ -277,7 +286,7 @@ class Transaction(WritableTable, Block):
 
     def _scan(self, table: TableOperations, keys: KeyRange, *, values: bool) -> Iterator[Any]:
         root = self._open()
-        with root.lock:
+        with root.in_use():
             return root.scan(table, keys, self._life, values=values)
 
     def _writable(self) -> bool:
@@ -286,3 +295,51 @@ class Transaction(WritableTable, Block):
     def __repr__(self) -> str:
         state = "not begun" if self._root is None else "open" if self.is_open else "ended"
         return f"<{type(self).__name__} on {self.database.location!r}, {state}>"
+
+
+class Table(WritableTable):
+    """The mapping face of a further table. Made by `table()` of a database or of a transaction, and over with it."""
+
+    __slots__ = ("_database", "_owner", "_table", "name")
+
+    def __init__(self, owner: WritableTable, database: Any, table: TableOperations, name: str) -> None:
+        self._owner = owner
+        self._database = database
+        self._table = table
+        self.name = name
+
+    def _check(self) -> None:
+        self._owner._check()
+
+    def _read(self, table: TableOperations, operation: Operation[T]) -> T:
+        return self._owner._read(table, operation)
+
+    def _write(self, table: TableOperations, operation: Operation[T]) -> T:
+        return self._owner._write(table, operation)
+
+    def _scan(self, table: TableOperations, keys: KeyRange, *, values: bool) -> Iterator[Any]:
+        return self._owner._scan(table, keys, values=values)
+
+    def _writable(self) -> bool:
+        return self._owner._writable()
+
+    def transaction(self) -> Transaction:
+        """A block of the database. What is written through it goes to this table."""
+        return Transaction(self._database, self._table)
+
+    def snapshot(self) -> Snapshot:
+        """This table as of now, read-only, for as long as wanted."""
+        snapshot: Snapshot = self._database._snapshot_of(self._table)
+        return snapshot
+
+    def loading(self, progress: Progress | None = None, *, replace: bool = False) -> AbstractContextManager[Loader]:
+        """As that of the database, into this table."""
+        loading: AbstractContextManager[Loader] = self._database._loading_into(self, progress, replace=replace)
+        return loading
+
+    def sync(self) -> None:
+        """As that of the database."""
+        self._database.sync()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r} of {self._database!r}>"

@@ -11,11 +11,12 @@ from typing import Any, NamedTuple, TypeVar
 
 from ..errors import BusyError, error
 from ..mapping import read_only
-from .blocks import Root, Transaction
+from .blocks import Root, Table, Transaction
 from .context import innermost
-from .faces import KeyRange, Operation, Table, TableOperations, WritableTable
+from .faces import KeyRange, Operation, TableOperations, WritableTable
 from .loading import Batches, Loader, Progress, batched
 from .pool import Pool
+from .snapshots import Snapshot
 from .waiting import Life, Patience
 
 __all__ = ["RemoteDatabase", "Stats"]
@@ -66,7 +67,7 @@ class RemoteDatabase(WritableTable):
         """Tables that are there, as far as this handle knows."""
         self._transactions: weakref.WeakSet[Any] = weakref.WeakSet()
         """What blocks have in common that are nested in each other; `open` tells whether they are."""
-        self._snapshots: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+        self._snapshots: weakref.WeakValueDictionary[int, Snapshot] = weakref.WeakValueDictionary()
         self._life = Life()
         self._pool = pool
 
@@ -87,7 +88,19 @@ class RemoteDatabase(WritableTable):
         """A transaction that has begun, which is noted in `_transactions`."""
         raise NotImplementedError
 
-    def _new_snapshot(self, table: TableOperations) -> Any:
+    def _new_snapshot(self, table: TableOperations) -> Snapshot:
+        raise NotImplementedError
+
+    def tables(self) -> list[str]:
+        raise NotImplementedError
+
+    def drop_table(self, name: str) -> None:
+        raise NotImplementedError
+
+    def stats(self) -> Stats:
+        raise NotImplementedError
+
+    def sync(self) -> None:
         raise NotImplementedError
 
     def _end(self) -> None:
@@ -169,19 +182,16 @@ class RemoteDatabase(WritableTable):
 
     def transaction(self) -> Transaction:
         """A block of writes that is one atomic commit: `with db.transaction(): ...` (see `Transaction`)."""
-        return self._transaction_of(self._table)
+        return Transaction(self, self._table)
 
-    def _transaction_of(self, table: TableOperations) -> Transaction:
-        return Transaction(self, table)
-
-    def snapshot(self) -> Any:
+    def snapshot(self) -> Snapshot:
         """The database as of now, read-only, for as long as wanted (see `Snapshot`).
 
         Inside a transaction it shows the last commit, without the transaction's own changes.
         """
         return self._snapshot_of(self._table)
 
-    def _snapshot_of(self, table: TableOperations) -> Any:
+    def _snapshot_of(self, table: TableOperations) -> Snapshot:
         self._check()
         snapshot = self._new_snapshot(table)
         self._snapshots[id(snapshot)] = snapshot

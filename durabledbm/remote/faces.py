@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from ..mapping import Key, Readable, Writable, as_bytes
 
-__all__ = ["KeyRange", "Operation", "ReadableTable", "SnapshotTable", "Table", "TableOperations", "WritableTable"]
+__all__ = ["KeyRange", "Operation", "ReadableTable", "TableOperations", "WritableTable"]
 
 T = TypeVar("T")
 
@@ -126,7 +126,7 @@ class ReadableTable(Readable):
         return found
 
     def __len__(self) -> int:
-        """The number of entries. The server counts them, which takes longer the more there are."""
+        """The number of entries. PostgreSQL counts them, which takes longer the more there are."""
         return self._read(self._table, lambda table, session: table.count(session))
 
     def __bool__(self) -> bool:
@@ -217,70 +217,3 @@ class WritableTable(ReadableTable, Writable):
         size, limit = len(key) + len(value), self._table.entry_max
         if size > limit:
             raise ValueError(f"a key and its value have {size:,} bytes, the limit is {limit:,}")
-
-
-class Table(WritableTable):
-    """The mapping face of a further table. Made by `table()` of a database or of a transaction, and over with it."""
-
-    __slots__ = ("_database", "_owner", "_table", "name")
-
-    def __init__(self, owner: WritableTable, database: Any, table: TableOperations, name: str) -> None:
-        self._owner = owner
-        self._database = database
-        self._table = table
-        self.name = name
-
-    def _check(self) -> None:
-        self._owner._check()
-
-    def _read(self, table: TableOperations, operation: Operation[T]) -> T:
-        return self._owner._read(table, operation)
-
-    def _write(self, table: TableOperations, operation: Operation[T]) -> T:
-        return self._owner._write(table, operation)
-
-    def _scan(self, table: TableOperations, keys: KeyRange, *, values: bool) -> Iterator[Any]:
-        return self._owner._scan(table, keys, values=values)
-
-    def _writable(self) -> bool:
-        return self._owner._writable()
-
-    def transaction(self) -> Any:
-        """A block of the database. What is written through it goes to this table."""
-        return self._database._transaction_of(self._table)
-
-    def snapshot(self) -> Any:
-        """This table as of now, read-only, for as long as wanted."""
-        return self._database._snapshot_of(self._table)
-
-    def loading(
-        self, progress: Callable[[int, int | None], None] | None = None, *, replace: bool = False
-    ) -> Any:
-        """As that of the database, into this table."""
-        return self._database._loading_into(self, progress, replace=replace)
-
-    def sync(self) -> None:
-        """As that of the database."""
-        self._database.sync()
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.name!r} of {self._database!r}>"
-
-
-class SnapshotTable(ReadableTable):
-    """A table as of the instant of a snapshot. Made by `table()` of the snapshot, and over when that is."""
-
-    __slots__ = ("_snapshot", "_table")
-
-    def __init__(self, snapshot: ReadableTable, table: TableOperations) -> None:
-        self._snapshot = snapshot
-        self._table = table
-
-    def _check(self) -> None:
-        self._snapshot._check()
-
-    def _read(self, table: TableOperations, operation: Operation[T]) -> T:
-        return self._snapshot._read(table, operation)
-
-    def _scan(self, table: TableOperations, keys: KeyRange, *, values: bool) -> Iterator[Any]:
-        return self._snapshot._scan(table, keys, values=values)

@@ -9,9 +9,9 @@ from types import TracebackType
 
 from ..errors import BusyError, ClosedError
 
-__all__ = ["CLOSED", "Life", "OwnedLock", "Patience"]
+__all__ = ["Life", "OwnedLock", "Patience"]
 
-CLOSED = "DBM object has already been closed"
+_CLOSED = "DBM object has already been closed"
 
 _LONGEST_PAUSE = 0.2
 """Seconds between two tries."""
@@ -22,7 +22,7 @@ class Life:
 
     __slots__ = ("_reason", "ended")
 
-    def __init__(self, reason: str = CLOSED) -> None:
+    def __init__(self, reason: str = _CLOSED) -> None:
         self._reason = reason
         self.ended = False
 

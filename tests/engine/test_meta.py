@@ -13,6 +13,7 @@ from durabledbm._engine.meta import (
     LOOK_SIZE,
     MAGIC,
     MAX_DEPTH,
+    MAX_LISTED,
     MAX_TXID,
     META_AREA,
     META_SIZE,
@@ -48,7 +49,7 @@ def metas(draw: st.DrawFn) -> Meta:
     counts = st.integers(0, page_count * page_size)
     refs = st.binary(min_size=REF.size, max_size=REF.size)
     return Meta(
-        txid=draw(st.integers(0, MAX_TXID - 1)),
+        txid=draw(st.integers(1, MAX_TXID - 1)),
         page_size=page_size,
         database_id=draw(st.binary(min_size=16, max_size=16)),
         page_count=page_count,
@@ -63,7 +64,7 @@ def metas(draw: st.DrawFn) -> Meta:
         time_ns=draw(u64),
         generation=draw(st.binary(min_size=8, max_size=8)),
         generation_txid=draw(u64),
-        extents=tuple(draw(st.lists(st.builds(Extent, u64, u32, u32), max_size=64))),
+        extents=tuple(draw(st.lists(st.builds(Extent, u64, st.integers(0, MAX_LISTED // 64), u32), max_size=64))),
         changes=draw(changes),
     )
 
@@ -132,8 +133,11 @@ def test_an_impossible_page_size_is_damage(page_size: int) -> None:
 
 @pytest.mark.parametrize(
     ("offset", "value"),
-    [(16, MAX_TXID), (16, 2**64 - 1), (80, MAX_DEPTH + 1), (48, 2 * 4096 + 1), (48, 2**64 - 1), (56, 2**63)],
-)
+    [
+        (16, 0), (16, MAX_TXID), (16, 2**64 - 1), (80, MAX_DEPTH + 1), (40, 0), (40, 1), (48, 2 * 4096 + 1),
+        (48, 2**64 - 1), (56, 2**63),
+    ],
+)  # fmt: skip
 def test_numbers_that_cannot_be_are_damage(offset: int, value: int) -> None:
     size = 4 if offset == 80 else 8
     assert decode_meta(patched(encode_meta(PLAIN), offset, value.to_bytes(size, "little"))) is None
@@ -158,6 +162,14 @@ def test_lists_that_do_not_fit_are_damage(offset: int, value: bytes) -> None:
     """With a checksum that is right: a file that was made to hurt."""
     slot = encode_meta(PLAIN._replace(changes={b"key": b"value"}))
     assert decode_meta(patched(slot, offset, value)) is None
+
+
+@pytest.mark.parametrize("page_counts", [(MAX_LISTED + 1,), (2**31,), (2**32 - 1,) * 10, (MAX_LISTED // 2,) * 3])
+def test_extents_of_too_many_pages_are_damage(page_counts: tuple[int, ...]) -> None:
+    """Nobody lists them, and verifying them would take long."""
+    extents = tuple(Extent(3, page_count, 5) for page_count in page_counts)
+    assert decode_meta(encode_meta(PLAIN._replace(extents=extents))) is None
+    assert decode_meta(encode_meta(PLAIN._replace(extents=(Extent(3, MAX_LISTED, 5),)))) is not None
 
 
 @given(extent_count=st.integers(0, 100), spare=st.integers(0, 1))

@@ -731,9 +731,10 @@ def test_what_fails_in_the_background_is_raised_by_the_next_call(volume: SimVolu
     with pytest.raises(durabledbm.error, match="background failed") as caught:
         db["other"]
     assert isinstance(caught.value.__cause__, OSError)
-    assert caught.value.__cause__.errno == errno.EIO
-    with pytest.raises(durabledbm.error):
+    assert (caught.value.errno, caught.value.filename) == (errno.EIO, PATH) == (caught.value.__cause__.errno, PATH)
+    with pytest.raises(durabledbm.error) as later:
         db["other"] = "value"
+    assert (later.value.errno, later.value.filename) == (errno.EIO, PATH)
     with contextlib.suppress(durabledbm.error):  # it has been told already
         db.close()
     assert db.closed

@@ -24,7 +24,7 @@ from ..pool import Pool
 from .loading import can_load, loading
 from .scan import Scan, begin_scan
 from .session import READING, WRITING, Session, connect
-from .snapshot import Snapshot
+from .snapshot import PostgresSnapshot
 from .sqltable import SqlTable
 from .transaction import PostgresRoot
 
@@ -90,8 +90,8 @@ class PostgresDatabase(RemoteDatabase):
         self._transactions.add(root)
         return root
 
-    def _new_snapshot(self, table: Any) -> Snapshot:
-        return Snapshot(self, table)
+    def _new_snapshot(self, table: Any) -> PostgresSnapshot:
+        return PostgresSnapshot(self, table)
 
     def _begin_scan(self, table: Any, keys: KeyRange, *, values: bool) -> Iterator[Any]:
         pool = self._pool

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from psycopg import Error
 
 from ...errors import BusyError
-from ..faces import KeyRange, Operation, ReadableTable, SnapshotTable, TableOperations
-from ..waiting import Life
+from ..faces import KeyRange, Operation, TableOperations
+from ..snapshots import Snapshot
 from .scan import Scan, begin_scan
 from .session import READING, Session
 from .sqltable import SqlTable
@@ -26,7 +25,7 @@ from .sqltable import SqlTable
 if TYPE_CHECKING:
     from .database import PostgresDatabase
 
-__all__ = ["Snapshot"]
+__all__ = ["PostgresSnapshot"]
 
 T = TypeVar("T")
 
@@ -52,33 +51,17 @@ def _begin_first(session: Session) -> str | None:
     return str(row[0]) if row is not None and _NAME.fullmatch(str(row[0])) else None
 
 
-class Snapshot(ReadableTable):
-    """A read-only mapping of one instant, made by `PostgresDatabase.snapshot()`. `close()` ends it, or `with`.
+class PostgresSnapshot(Snapshot):
+    """A snapshot that has one session, and more when several threads read at once."""
 
-    Any thread may use it. If its connection breaks, every use raises `ConnectionLostError`: what it saw is gone.
-    """
-
-    __slots__ = ("__weakref__", "_exported", "_life", "_sessions", "_table", "database")
+    __slots__ = ("_exported", "_sessions")
 
     def __init__(self, database: PostgresDatabase, table: SqlTable) -> None:
-        self._life = Life("the snapshot has been closed")
-        self._table = table
-        self.database = database
-        """The handle that it was taken of, which stays open for as long as the snapshot is used."""
+        super().__init__(database, table)
         session, self._exported = database._pool.borrow(READING, _begin_first, harmless=True)
         self._sessions: list[Session] = [session]
 
-    @property
-    def closed(self) -> bool:
-        """Whether the snapshot has ended."""
-        return self._life.ended
-
-    def table(self, name: str) -> SnapshotTable:
-        """Another table of the database, as of the same instant."""
-        return SnapshotTable(self, self.database._made(name))
-
     def close(self) -> None:
-        """End the snapshot. Iterators over it end with `ClosedError`. Closing twice is harmless."""
         self._life.end()
         sessions, self._sessions = self._sessions, []
         for session in sessions:
@@ -87,25 +70,11 @@ class Snapshot(ReadableTable):
                 self.database._pool.give(session)
             # else an operation is under way, and the session is closed when that is over and drops it
 
-    def __enter__(self) -> Snapshot:
-        self._check()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
     def __del__(self) -> None:
         try:
             self.close()
         except Exception:  # it was never complete, or the interpreter ends
             pass
-
-    def _check(self) -> None:
-        self._life.check()
-
-    # -- sessions ------------------------------------------------------------------------------------------------
 
     def _read(self, table: TableOperations, operation: Operation[T]) -> T:
         self._life.check()
@@ -143,6 +112,3 @@ class Snapshot(ReadableTable):
             table, lambda _, session: (session, begin_scan(session, table, keys, values=values))
         )
         return Scan(session, session.lock, begun, self._life, session.leave, values=values, owner=self)
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} of {self.database.location!r}, {'closed' if self.closed else 'open'}>"

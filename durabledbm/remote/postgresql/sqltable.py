@@ -9,7 +9,9 @@ The table is as plain as it can be, so that other programs may use it: `SELECT v
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from psycopg import Error
@@ -35,6 +37,11 @@ WHOLE_MAX = 2**15
 _BATCH_ENTRIES = 5000
 _BATCH_BYTES = 4 * 2**20
 """What one statement of a large update takes."""
+
+_LARGE = 2**24
+"""Bytes of a value that is not sent as a parameter."""
+
+_REPLACING = "ON CONFLICT (key, digest) DO UPDATE SET value = excluded.value"
 
 _BYTEA = 17
 """The object id of the type, which is the same everywhere."""
@@ -83,16 +90,15 @@ class SqlTable:
         """The name as it stands in statements with parameters."""
         here = "WHERE key = %b AND digest = %b"
         target = f"INSERT INTO {table} (key, rest, digest, value)"
-        replacing = "ON CONFLICT (key, digest) DO UPDATE SET value = excluded.value"
         self._find = f"SELECT value FROM {table} {here}"
         self._has = f"SELECT 1 FROM {table} {here}"
         self._find_many = (
             "SELECT t.key, t.rest, t.value FROM unnest(%b::bytea[], %b::bytea[]) AS wanted (key, digest) "
             f"JOIN {table} AS t ON t.key = wanted.key AND t.digest = wanted.digest"
         )
-        self._put = f"{target} VALUES (%b, %b, %b, %b) {replacing}"
+        self._put = f"{target} VALUES (%b, %b, %b, %b) {_REPLACING}"
         columns = ", ".join(["%b::bytea[]"] * 4)
-        self._put_many = f"{target} SELECT * FROM unnest({columns}) {replacing}"
+        self._put_many = f"{target} SELECT * FROM unnest({columns}) {_REPLACING}"
         self._put_new = f"{target} VALUES (%b, %b, %b, %b) ON CONFLICT (key, digest) DO NOTHING"
         self._delete = f"DELETE FROM {table} {here}"
         self._delete_many = (
@@ -160,7 +166,7 @@ class SqlTable:
         head, _, digest = split(key)
         return session.row(self._has, (head, digest)) is not None
 
-    def find_many(self, session: Session, keys: Iterable[bytes]) -> dict[bytes, bytes]:
+    def find_many(self, session: Session, keys: list[bytes]) -> dict[bytes, bytes]:
         """Those of `keys` that are there, with their values."""
         columns = [split(key) for key in keys]
         rows = session.rows(self._find_many, ([head for head, _, _ in columns], [digest for _, _, digest in columns]))
@@ -210,7 +216,7 @@ class SqlTable:
 
     def put(self, session: Session, key: bytes, value: bytes) -> None:
         """Set `key` to `value`."""
-        session.do(self._put, (*split(key), value))
+        self._put_columns((*split(key), value), session)
 
     def delete(self, session: Session, key: bytes) -> bool:
         """Delete `key`; False if it is not there."""
@@ -230,8 +236,13 @@ class SqlTable:
 
     def set_default(self, session: Session, key: bytes, default: bytes) -> bytes:
         """The value of `key`, which is set to `default` if it is not there."""
-        columns = split(key)
-        while not session.do(self._put_new, (*columns, default)):
+        if len(default) >= _LARGE:
+            with session.atomic():
+                value = self.find(session, key)
+                if value is None:
+                    self.put(session, key, default)
+            return default if value is None else value
+        while not session.do(self._put_new, (*split(key), default)):
             value = self.find(session, key)
             if value is not None:
                 return value
@@ -240,36 +251,58 @@ class SqlTable:
 
     def apply(self, session: Session, changes: Mapping[bytes, bytes | None]) -> None:
         """Make many changes as one; None deletes. In the order of the keys, so that two cannot block each other."""
-        statements = self._statements(changes)
-        first, second = next(statements, None), next(statements, None)
-        if first is not None and second is None:
-            session.do(*first)
-        elif first is not None:
+        steps = self._steps(changes)
+        begun = [*islice(steps, 2)]
+        if len(begun) < 2:
+            for step in begun:  # atomic by itself
+                step(session)
+        else:
             with session.atomic():
-                session.do(*first)
-                session.do(*second)  # type: ignore[misc]
-                for statement in statements:
-                    session.do(*statement)
+                for step in chain(begun, steps):
+                    step(session)
 
-    def _statements(self, changes: Mapping[bytes, bytes | None]) -> Iterator[tuple[str, tuple[object, ...]]]:
+    def _steps(self, changes: Mapping[bytes, bytes | None]) -> Iterator[Callable[[Session], object]]:
         """What makes the changes, each of limited size."""
         for batch in _batches(changes):
             puts = [(*split(key), value) for key, value in batch if value is not None]
             gone = [split(key) for key, value in batch if value is None]
             if len(puts) == 1:
-                yield self._put, puts[0]
+                yield partial(self._put_columns, puts[0])
             elif puts:
-                yield self._put_many, tuple(map(list, zip(*puts, strict=True)))
+                yield partial(_do, self._put_many, tuple(map(list, zip(*puts, strict=True))))
             if gone:
-                yield self._delete_many, ([head for head, _, _ in gone], [digest for _, _, digest in gone])
+                yield partial(_do, self._delete_many, ([one[0] for one in gone], [one[2] for one in gone]))
+
+    def _put_columns(self, columns: tuple[bytes, bytes, bytes, bytes], session: Session) -> None:
+        """Set a row. Large ones go by COPY: libpq sends a large parameter in a time that grows with its square."""
+        if len(columns[3]) < _LARGE:
+            session.do(self._put, columns)
+            return
+        with session.atomic():
+            session.once(
+                "CREATE TEMPORARY TABLE durabledbm_large "
+                "(key bytea, rest bytea, digest bytea, value bytea) ON COMMIT DROP"
+            )
+            with session.copy_in("COPY pg_temp.durabledbm_large FROM STDIN (FORMAT BINARY)") as copy:
+                copy.set_types(["bytea"] * 4)
+                copy.write_row(columns)
+            session.once(
+                f"INSERT INTO {self.sql_name} (key, rest, digest, value) "
+                f"SELECT * FROM pg_temp.durabledbm_large {_REPLACING}"
+            )
+            session.once("DROP TABLE pg_temp.durabledbm_large")
 
     def clear(self, session: Session) -> None:
         """Delete all entries. (TRUNCATE would be faster, and empty the snapshots of others.)"""
         session.do(f"DELETE FROM {self.sql_name}")
 
 
+def _do(statement: str, parameters: tuple[object, ...], session: Session) -> None:
+    session.do(statement, parameters)
+
+
 def _batches(changes: Mapping[bytes, bytes | None]) -> Iterator[list[tuple[bytes, bytes | None]]]:
-    """The changes in the order of their keys, cut into lists of limited size."""
+    """The changes in the order of their keys, cut into lists of limited size, with a large one by itself."""
     batch: list[tuple[bytes, bytes | None]] = []
     size = 0
     for key in sorted(changes):

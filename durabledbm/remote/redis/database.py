@@ -17,7 +17,7 @@ from ..pool import Pool
 from .scan import Scan
 from .scripts import DROP, LEAVE
 from .session import Session, connect, connections
-from .snapshot import Snapshot, new_reader
+from .snapshot import RedisSnapshot, new_reader
 from .table import Bounds, RedisTable
 from .transaction import RedisRoot
 
@@ -114,8 +114,8 @@ class RedisDatabase(RemoteDatabase):
         self._transactions.add(root)
         return root
 
-    def _new_snapshot(self, table: Any) -> Snapshot:
-        return Snapshot(self, table)
+    def _new_snapshot(self, table: Any) -> RedisSnapshot:
+        return RedisSnapshot(self, table)
 
     def _begin_scan(self, table: Any, keys: KeyRange, *, values: bool) -> Iterator[Any]:
         reader, bounds = new_reader(), Bounds.of(keys)

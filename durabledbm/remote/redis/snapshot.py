@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from functools import partial
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ...errors import error
-from ..faces import KeyRange, Operation, ReadableTable, SnapshotTable, TableOperations
-from ..waiting import Life
+from ..faces import KeyRange, Operation, TableOperations
+from ..snapshots import Snapshot
 from .scan import Scan
 from .scripts import ENTER
 from .table import Bounds, RedisTable, TableAsOf
@@ -18,7 +17,7 @@ from .table import Bounds, RedisTable, TableAsOf
 if TYPE_CHECKING:
     from .database import RedisDatabase
 
-__all__ = ["Snapshot", "new_reader"]
+__all__ = ["RedisSnapshot", "new_reader"]
 
 T = TypeVar("T")
 
@@ -28,38 +27,19 @@ def new_reader() -> bytes:
     return os.urandom(12).hex().encode()
 
 
-class Snapshot(ReadableTable):
-    """A read-only mapping of one instant, made by `RedisDatabase.snapshot()`. `close()` ends it, or `with`.
+class RedisSnapshot(Snapshot):
+    """A snapshot that is a reader on the server."""
 
-    Any thread may use it. It ends by itself (`ClosedError`) when it has not been used for ten minutes.
-    """
-
-    __slots__ = ("__weakref__", "_life", "_pid", "_table", "database", "reader")
-
-    _table: TableAsOf
+    __slots__ = ("_pid", "reader")
 
     def __init__(self, database: RedisDatabase, table: RedisTable) -> None:
-        self._life = Life("the snapshot has been closed")
         self.reader = new_reader()
         self._pid = os.getpid()
-        self._table = table.as_of(self.reader)
-        self.database = database
-        """The handle that it was taken of, which stays open for as long as the snapshot is used."""
+        super().__init__(database, table.as_of(self.reader))
         database._enter(self.reader)
         database._run(lambda session: session.script(ENTER, table.database, self.reader), harmless=True)
 
-    @property
-    def closed(self) -> bool:
-        """Whether the snapshot has ended."""
-        return self._life.ended
-
-    def table(self, name: str) -> SnapshotTable:
-        """Another table of the database, as of the same instant."""
-        table: Any = self.database._made(name)
-        return SnapshotTable(self, table.as_of(self.reader))
-
     def close(self) -> None:
-        """End the snapshot. Iterators over it end with `ClosedError`. Closing twice is harmless."""
         if not self._life.ended:
             self._life.end()
             self.database._leave(self.reader)
@@ -67,15 +47,6 @@ class Snapshot(ReadableTable):
                 self.database._say_goodbyes()
             except error:
                 pass  # a server that is away will give the reader up by itself
-
-    def __enter__(self) -> Snapshot:
-        self._check()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         try:
@@ -85,23 +56,25 @@ class Snapshot(ReadableTable):
         except Exception:  # it was never complete, or the interpreter ends
             pass
 
+    def _seen(self, table: Any) -> TableAsOf:
+        seen: TableAsOf = table.as_of(self.reader)
+        return seen
+
     def _check(self) -> None:
-        self._life.check()
+        super()._check()
         if self._pid != os.getpid():
             raise error(f"{self.database.location}: what was begun before a fork belongs to the parent process")
 
     def _read(self, table: TableOperations, operation: Operation[T]) -> T:
         self._check()
-        return self.database._run(partial(operation, table), harmless=True)
+        result: T = self.database._run(partial(operation, table), harmless=True)
+        return result
 
     def _scan(self, table: Any, keys: KeyRange, *, values: bool) -> Iterator[Any]:
-        seen = table.as_of(self.reader)
+        seen = self._seen(table)
 
         def turn(rest: Bounds) -> Any:
             return self._read(table, lambda _, session: seen.page(session, rest, values=values))
 
         bounds = Bounds.of(keys)
         return Scan(turn(bounds), bounds, turn, self._life, lambda: None, values=values, owner=self)
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} of {self.database.location!r}, {'closed' if self.closed else 'open'}>"
