@@ -67,7 +67,7 @@ class Caller:
     Nothing is kept alive by it.
     """
 
-    __slots__ = ("_context", "_loop", "_owns_thread", "_task", "_thread")
+    __slots__ = ("__weakref__", "_context", "_loop", "_owns_thread", "_task", "_thread")
 
     def __init__(self) -> None:
         context = _this_context()

@@ -119,8 +119,7 @@ class Writer:
 
     def drop(self) -> None:
         """Forget what was appended and not written yet."""
-        self._pending.clear()
-        self._pending_size = 0
+        self._pending, self._pending_size = [], 0  # at once: with one and not the other, offsets would be wrong
 
     def sync(self, after: float | None) -> bool:
         """Sync if something is unsynced for `after` seconds or longer (None: never). Whether it did."""

@@ -1,18 +1,27 @@
-"""What a shelf hands out and what it ends as: the lazy views of its objects, and the mapping of a closed
-shelf.
+"""The parts of a shelf: the lazy views of its objects, who may use its cache, and the mapping of a closed shelf.
 
 What may live here: small classes that know of a shelf only the one method that they call.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import ItemsView, Iterator, MutableMapping, ValuesView
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from contextlib import contextmanager
+from threading import RLock
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+from ._caller import Caller
+from ._engine.patience import Patience
+from .errors import BusyError
 
 if TYPE_CHECKING:
     from .shelve import Shelf
 
-__all__ = ["ClosedMapping", "ShelfItems", "ShelfValues"]
+__all__ = ["CacheLock", "ClosedMapping", "Running", "ShelfItems", "ShelfValues"]
+
+_NAP = 0.002
+"""Seconds between looks whether a transaction has ended."""
 
 _V = TypeVar("_V")
 
@@ -44,3 +53,75 @@ class ClosedMapping(MutableMapping[bytes, bytes]):
 
     __getitem__ = __setitem__ = __delitem__ = __iter__ = __len__ = __contains__ = _refuse
     keys = get = clear = update = transaction = snapshot = first = last = range = _refuse
+
+
+class CacheLock:
+    """The right to use a shelf's cache: for a moment by one thread, for a transaction by the context that has it.
+
+    A context manager, for a moment. While a transaction is open others wait at most `timeout` seconds (None: for ever)
+    and then raise `BusyError`; at once if they would wait for themselves.
+    """
+
+    def __init__(self, timeout: float | None) -> None:
+        self.timeout = timeout
+        self.moment = RLock()
+        """Who has it looks whether there is a `holder`."""
+        self.holder: weakref.ref[Caller] | None = None
+        """Who is in a transaction. Only that block keeps it alive: an interrupt cannot leave the lock taken."""
+
+    def _other(self) -> Caller | None:
+        """Who is in a transaction, if it is not the caller."""
+        holder = None if self.holder is None else self.holder()
+        return None if holder is None or holder.is_me() else holder
+
+    def __enter__(self) -> None:
+        self.moment.acquire()
+        try:
+            patience = Patience(self.timeout)
+            while (other := self._other()) is not None:
+                self._wait(other, patience)
+        except BaseException:
+            self.moment.release()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        self.moment.release()
+
+    def _wait(self, other: Caller, patience: Patience) -> None:
+        """Let others have the lock for a while."""
+        if other.is_stuck():
+            raise BusyError("the shelf is in a transaction that could not end while this call waits for it")
+        if patience.over:
+            raise BusyError(f"the shelf was in another transaction for more than {self.timeout:g} seconds")
+        self.moment.release()
+        try:
+            patience.nap(_NAP)
+        finally:
+            self.moment.acquire()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Have it for as long as the block lasts, on whatever thread its context goes on."""
+        caller, nested = Caller(), True
+        try:
+            with self:
+                nested = self.holder is not None and self.holder() is not None
+                if not nested:
+                    self.holder = weakref.ref(caller)
+            yield
+        finally:
+            if not nested:
+                self.holder = None
+
+
+class Running:
+    """A transaction of a shelf that is going on, and who began it."""
+
+    __slots__ = ("caller", "over", "transaction")
+
+    def __init__(self) -> None:
+        self.caller = Caller()
+        self.transaction: Any = None
+        """The mapping's, once it has begun."""
+        self.over = False
+        """It was rolled back."""

@@ -15,6 +15,9 @@ Two questions decide everything:
   references to everything reachable from it are counted, as the garbage collector does: if all of them come
   from inside, or lead to something immutable, nobody else can reach it. Whatever is in doubt stays.
 
+The second question comes first: when nobody else can reach an object any more, what is written of it is all that will
+ever be. The other way round, a thread could change it after it was written and before its references were counted.
+
 So the cache is bounded: once the serialized forms in it take more than `limit` bytes, the oldest quarter is
 looked at. What changed is written, in one commit, and every object is let go that the program does not
 refer to any more, itself or in part. An object that the program still refers to stays, whatever the bound.
@@ -25,6 +28,7 @@ from __future__ import annotations
 import atexit
 import datetime
 import decimal
+import os
 import re
 import sys
 import traceback
@@ -81,10 +85,12 @@ class WriteBackCache(dict[str, Any]):
     written.
 
     It is not locked: the shelf calls it with its own lock held. What a program removes or adds by hand is
-    tolerated: what is in the dict counts, and an object without a serialized form has changed.
+    tolerated: what is in the dict counts, and an object without a serialized form has changed. A signal
+    handler that uses the shelf may interrupt everything here, between any two calls: so what it may change
+    is looked at and changed without a call in between.
     """
 
-    __slots__ = ("_budget", "limit", "size", "stored")
+    __slots__ = ("_budget", "free", "limit", "size", "stored")
 
     def __init__(self, limit: int) -> None:
         super().__init__()
@@ -92,6 +98,9 @@ class WriteBackCache(dict[str, Any]):
         self.stored: dict[str, bytes] = {}
         self.size = 0
         self._budget = limit
+        self.free: set[str] | None = None
+        """While objects are being let go: those that nobody else refers to. An interrupting call takes out what it
+        asks for (see `touch`)."""
 
     def put(self, key: str, value: object, raw: Any) -> None:
         """Keep `value`, which `raw` is the serialized form of."""
@@ -102,9 +111,24 @@ class WriteBackCache(dict[str, Any]):
         self.stored[key] = raw
         self[key] = value
 
+    def add(self, key: str, value: object, raw: Any) -> Any:
+        """Keep `value`, which was loaded from `raw`, unless there is an object by now. Which it is."""
+        there = self.setdefault(key, value)
+        if there is value:
+            self.put(key, value, raw)
+        return there
+
+    def touch(self, key: str) -> None:
+        """The program gets the object, perhaps in a signal handler, amid `shrink` or `flush`: it stays."""
+        if self.free is not None:
+            self.free.discard(key)
+
     def drop(self, key: str) -> None:
         """Forget one entry, if it is there."""
         self.pop(key, None)
+        self._forget(key)
+
+    def _forget(self, key: str) -> None:
         raw = self.stored.pop(key, None)
         if raw is not None:
             self.size -= len(raw) + _ENTRY_COST
@@ -152,35 +176,56 @@ class WriteBackCache(dict[str, Any]):
 
     def shrink(self, mapping: Any, codec: Codec) -> None:
         """Let go of the oldest objects, after writing those that changed: a commit for about a quarter."""
+        if self.free is not None:
+            return  # this call has interrupted another one that does the same
         for batch in self._batches():
             try:
-                self.write(mapping, codec, batch)
+                self.flush(mapping, codec, batch)
             except Exception:
                 # Not the fault of whoever reads some other entry: all stays, and sync() says it again.
                 break
-            self.release(batch)
             if self.size <= self.limit - self.limit // 4:
                 break
         self._settle()
 
+    def flush(self, mapping: Any, codec: Codec, keys: list[str] | None = None) -> None:
+        """Write what changed (of these keys), and let go of the objects that nobody else refers to."""
+        if self.free is not None:
+            self.write(mapping, codec, keys)
+            return
+        keys = list(self) if keys is None else keys
+        try:
+            self.free = set()
+            self.free.update(key for key in keys if key in self and not is_held(self, key))
+            self.write(mapping, codec, keys)
+            self.release(keys)
+        finally:
+            self.free = None
+
     def release(self, keys: Iterable[str] | None = None) -> None:
-        """Let go of those (of these keys) that nobody else refers to; the others become the youngest."""
+        """Let go of those (of these keys) that are `free`; the others become the youngest."""
+        free = self.free or set()
         for key in list(self) if keys is None else keys:
-            if key in self and is_held(self, key):
-                self[key] = self.pop(key)
+            if key not in self:
+                self._forget(key)
+            elif key in free:
+                del self[key]
+                self._forget(key)
             else:
-                self.drop(key)
+                value = self[key]
+                del self[key]
+                self[key] = value
         self._settle()
 
     def forget_differing(self, mapping: Any, codec: Codec) -> None:
         """After a rollback: keep the objects that are what `mapping` holds, forget the others."""
         for key, value in list(self.items()):
-            self.drop(key)
             try:
                 raw = mapping.get(codec.encode(key))
             except OSError:  # the error that is on its way says more
                 raw = None
             if raw is None:
+                self.drop(key)
                 continue
             self.put(key, value, raw)
             try:
@@ -209,19 +254,30 @@ class WriteBackCache(dict[str, Any]):
 
 
 def is_held(owner: dict[str, Any], key: str) -> bool:
-    """Whether anybody but `owner` refers to `owner[key]`, or to a part of it that could be changed."""
+    """Whether anybody but `owner` refers to `owner[key]`, or to a part of it that could be changed.
+
+    If not, nobody will from now on who does not get it from `owner`.
+    """
     if not _CAN_COUNT:
         return True
     if _is_immutable(owner[key]):
         return False
-    parts = [owner[key]]
-    inside = {id(parts[0]): 1}  # how many references to a part are known; this one is the owner's
+    parts, inside = _reachable(owner[key])
+    if _any_held(parts, inside):
+        return True
+    # Nobody held any of these parts when they were counted. So if they are still all, nobody can have had another.
+    return _reachable(owner[key])[1] != inside
+
+
+def _reachable(root: Any) -> tuple[list[Any], dict[int, int]]:
+    """The parts of `root` that could be changed, itself included, and how many references to each are known."""
+    parts = [root]
+    inside = {id(root): 1}  # this one is the owner's
     done = 0
     while done < len(parts):
         found = get_referents(*parts[done:])
         done = len(parts)
-        while found:
-            part = found.pop()  # popped: `found` must hold nothing when references are counted
+        for part in found:
             if _is_immutable(part):
                 continue
             if id(part) in inside:
@@ -229,8 +285,7 @@ def is_held(owner: dict[str, Any], key: str) -> bool:
             else:
                 inside[id(part)] = 1
                 parts.append(part)
-    part = None
-    return _any_held(parts, inside)
+    return parts, inside
 
 
 def _is_immutable(part: Any) -> bool:
@@ -242,42 +297,40 @@ def _is_immutable(part: Any) -> bool:
 
 
 def _any_held(parts: list[Any], inside: dict[int, int]) -> bool:
-    for part in parts:
-        if _count(part) > inside[id(part)] + _OWN:
-            return True
-        # Since 3.13 attributes may be traversed without the object's __dict__, which may be held as well.
-        if type(part).__dictoffset__ and _namespace_references(part, inside) > _OWN_NAMESPACE:
-            return True
-    return False
+    """Whether there are more references to one of the parts than those `inside`. `parts` must have the only others."""
+    known = [inside[id(part)] for part in parts]
+    # Since 3.13 attributes may be traversed without the object's __dict__, which may be held as well.
+    parts += _namespaces(parts, inside)
+    known += [1] * (len(parts) - len(known))
+    # All are counted by one call into C, at one moment: no thread can hand one on to another meanwhile.
+    counts = list(map(_count, parts))
+    return any(count > references + _OWN for count, references in zip(counts, known, strict=True))
 
 
-def _namespace_references(part: Any, inside: dict[int, int]) -> int:
-    namespace = getattr(part, "__dict__", None)
-    return 0 if namespace is None or id(namespace) in inside else _count(namespace)
+def _namespaces(parts: list[Any], inside: dict[int, int]) -> list[Any]:
+    spaces = (getattr(part, "__dict__", None) for part in parts if type(part).__dictoffset__)
+    return [space for space in spaces if space is not None and id(space) not in inside]
 
 
-class _Probe:
-    """An object with a `__dict__`."""
-
-
-def _own_references() -> tuple[int, int]:
-    """How many references the two functions above add themselves: it differs between versions of Python."""
-    own = own_namespace = 0
-    for part in [_Probe()]:
-        own = _count(part)
-        own_namespace = _namespace_references(part, {})
-    return own, own_namespace
-
-
-_OWN, _OWN_NAMESPACE = _own_references()
+_OWN = next(map(_count, [[]]))
+"""How many references counting adds itself: it differs between versions of Python."""
 
 
 _shelves: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 
 
 def close_at_exit(shelf: Any) -> None:
-    """Close this shelf when the interpreter ends, before the databases are closed."""
+    """Close this shelf when the interpreter ends, before the databases are closed; and renew its lock in a child."""
     _shelves[id(shelf)] = shelf
+
+
+def _renew_locks() -> None:
+    for shelf in list(_shelves.values()):
+        shelf.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_locks)
 
 
 @atexit.register

@@ -105,8 +105,8 @@ class Attachment:
         self._held: list[tuple[Commit, list[tuple[bytes, bytes | None]]]] | None = []
         """Commits after the pinned one that are not appended yet; None: compare the trees instead."""
         self._held_count = 0
-        self._expected = False
-        """A commit was begun, and perhaps interrupted when it was made and not noted here."""
+        self._expected: object = None
+        """The state that a commit was begun on, which was perhaps interrupted when it was made and not noted here."""
 
     # -- for users ---------------------------------------------------------------------------------
 
@@ -144,12 +144,12 @@ class Attachment:
             if len(key) + (0 if value is None else len(value)) > room:
                 self.log.check(key, value)
 
-    def expect(self) -> None:
-        """The store is about to make a commit."""
-        self._expected = True
+    def expect(self, before: object) -> None:
+        """The store is about to make a commit on the state `before`."""
+        self._expected = before
 
-    def committed(self, before: object, changes: Mapping[bytes, object] | None) -> None:
-        """The store has made a commit on top of `before`, or its state has become durable. The writer lock is held.
+    def committed(self, changes: Mapping[bytes, object] | None) -> None:
+        """The store has made the commit, or its state has become durable. The writer lock is held.
 
         `changes` led from the state before to this one; None: they are not known.
         """
@@ -158,33 +158,34 @@ class Attachment:
         state = self._store.state
         try:
             if state is not self._seen:
-                self._hold(before, state, changes)
+                self._hold(state, changes)
             if state.meta.txid <= self._store.committer.durable_txid:
                 self._follow()
         except Exception:
-            self._expected = False  # the call that committed raises it
+            self._expected = None  # the call that committed raises it
             raise
-        self._expected = False
+        self._expected = None
 
-    def _hold(self, before: object, state: State, changes: Mapping[bytes, object] | None) -> None:
-        """Hold the changes that led from `before` to `state` until they are durable.
+    def _hold(self, state: State, changes: Mapping[bytes, object] | None) -> None:
+        """Hold the changes that led to `state` until they are durable.
 
         If they do not follow on what is held, since an earlier commit was interrupted before it came here or others
         have committed, or if they are too many, nothing is held any more: the trees will be compared.
         """
         seen, held = self._seen, self._held
         self._held = None  # so an interrupt in what follows loses no commit
-        if seen is None or before is not seen or changes is None or self._held_count + len(changes) > _HELD_MAX:
-            held = None
-        if held is not None:
+        few = changes is not None and self._held_count + len(changes) <= _HELD_MAX
+        if held is not None and seen is not None and self._expected is seen and changes is not None and few:
             commit = Commit(state.meta.txid, state.meta.time_ns)
-            held.append((commit, list(_real(cast("Changes", changes.items()), cast("State", seen)))))  # type: ignore[union-attr]
-            self._held_count += len(changes)  # type: ignore[arg-type]
+            held.append((commit, list(_real(cast("Changes", changes.items()), seen))))
+            self._held_count += len(changes)
+        else:
+            held = None
         self._seen, self._held = state, held
 
     def finish(self) -> None:
         """The handle is about to be closed: append what an interrupt has kept from being appended."""
-        if self._expected:
+        if self._expected is not None:
             self.catch_up()
 
     def close(self) -> None:
@@ -273,7 +274,7 @@ class Attachment:
                 pass  # it was appended, and then interrupted
             elif held and held[-1][0].txid == state.meta.txid:
                 for commit, changes in held[:-1]:
-                    self.log.commit(changes, *commit)
+                    self._append_commit(commit, changes)
                 self._append(state, held[-1][1])
             else:
                 self._append(state, _real(differences(before.view.tree, state, before.meta.changes), before))
@@ -295,7 +296,10 @@ class Attachment:
         """Append the commit that leads to `state`, with a note if one is due."""
         number, _ = self.log.newest()
         note = b"" if self._noted == (number, state.meta.root) else self._note(state, number)
-        self.log.commit(changes, state.meta.txid, state.meta.time_ns, note=note)
+        self._append_commit(Commit(state.meta.txid, state.meta.time_ns), changes, note)
+
+    def _append_commit(self, commit: Commit, changes: Changes, note: bytes = b"") -> None:
+        self.log.commit(changes, commit.txid, commit.time_ns, note=note)
 
     def _note(self, state: State, number: int) -> bytes:
         """The note for `state`, to be left in file `number` or the next; empty if it is too large for one."""
@@ -320,7 +324,7 @@ class _TextAttachment(Attachment):
             self._held = [(commit, changes) for commit, changes in self._held if changes]
         super()._follow()
 
-    def _append(self, state: State, changes: Changes) -> None:
+    def _append_commit(self, commit: Commit, changes: Changes, note: bytes = b"") -> None:
         for key, value in changes:
             if value is None:
                 self.log.delete(key)

@@ -185,14 +185,14 @@ class ChangeLog:
                     writer.append(kind, flags, name, data)
                     flags = GROUPED
                 writer.append(COMMIT, flags, end, b"")
+                writer.flush()
+                writer.txid, writer.time_ns = txid, moment
+                if note:
+                    writer.append(MARK, 0, note, b"")
+                    writer.flush()
             except BaseException:
                 writer.drop()
                 raise
-            writer.flush()
-            writer.txid, writer.time_ns = txid, moment
-            if note:
-                writer.append(MARK, 0, note, b"")
-                writer.flush()
             writer.sync(self._sync_after)
 
     def note(self, note: bytes) -> None:
@@ -343,8 +343,12 @@ class ChangeLog:
         self._check(kind, key, value)
         with self._own_lock():
             writer = self._ready()
-            writer.append(kind, 0, key, value)
-            writer.flush()
+            try:
+                writer.append(kind, 0, key, value)
+                writer.flush()
+            except BaseException:
+                writer.drop()
+                raise
             writer.sync(self._sync_after)
 
     def _check(self, kind: int, key: bytes, value: bytes) -> None:

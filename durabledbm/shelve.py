@@ -23,13 +23,13 @@ import sys
 from collections.abc import Callable, ItemsView, Iterator, ValuesView
 from contextlib import contextmanager, nullcontext
 from pickle import DEFAULT_PROTOCOL, dumps, loads
-from threading import RLock
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from ._shelfparts import ClosedMapping, ShelfItems, ShelfValues
+from ._shelfparts import CacheLock, ClosedMapping, Running, ShelfItems, ShelfValues
 from ._writeback import Codec, WriteBackCache, close_at_exit
 from .database import Flag, OpenOptions
 from .database import open as open_database
+from .errors import BusyError
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -53,6 +53,10 @@ _T = TypeVar("_T")
 
 _SHELF_OPTIONS = ("serializer", "deserializer", "writeback_size")
 _NOTHING = nullcontext()
+_ABSENT = object()
+
+_TIMEOUT = 30.0
+"""Seconds that a call waits for the transaction of a write-back shelf, as for `durabledbm.open`."""
 
 WRITEBACK_SIZE = 64 * 2**20
 """Bytes of serialized objects that a `writeback=True` shelf keeps before it lets go of the oldest."""
@@ -100,8 +104,8 @@ class Shelf(_stdlib.Shelf[_V]):
         self._protocol = DEFAULT_PROTOCOL if protocol is None else protocol
         self.keyencoding = keyencoding
         self.cache = WriteBackCache(writeback_size)
-        self._lock = RLock()
-        self._running: list[Any] = []
+        self._lock = CacheLock(_TIMEOUT)
+        self._running: list[Running] = []
         self.writeback = writeback  # last: the stdlib's __del__ closes what has this attribute
         close_at_exit(self)
 
@@ -118,20 +122,23 @@ class Shelf(_stdlib.Shelf[_V]):
         return self.deserializer(raw)  # type: ignore[no-any-return]
 
     def _cached(self, key: str) -> _V:
-        with self._lock:
-            try:
-                return self.cache[key]  # type: ignore[no-any-return]
-            except KeyError:
-                pass
+        lock, cache = self._lock, self.cache
+        with lock.moment:  # the common case, in few steps
+            if lock.holder is None and (value := cache.get(key, _ABSENT)) is not _ABSENT:
+                cache.touch(key)
+                return value  # type: ignore[no-any-return]
+        with lock:
+            if (value := cache.get(key, _ABSENT)) is not _ABSENT:
+                cache.touch(key)
+                return value  # type: ignore[no-any-return]
             try:
                 raw = self.dict[key.encode(self.keyencoding)]
             except KeyError:
                 raise KeyError(key) from None
-            value: _V = self.deserializer(raw)
-            self.cache.put(key, value, raw)
-            if self.cache.full:
-                self.cache.shrink(self.dict, self._codec())
-            return value
+            value = cache.add(key, self.deserializer(raw), raw)
+            if cache.full:
+                cache.shrink(self.dict, self._codec())
+            return value  # type: ignore[no-any-return]
 
     def __setitem__(self, key: str, value: _V) -> None:
         raw = self.serializer(value, self._protocol)
@@ -234,35 +241,47 @@ class Shelf(_stdlib.Shelf[_V]):
         Blocks may be nested; an inner one that fails is undone alone. With `writeback`, changes made to
         cached objects before the block are written before it begins; those made inside belong to it. When
         the block is undone, cached objects that differ from what is stored are forgotten: changing them
-        further has no effect. Other threads that use the same write-back shelf wait meanwhile.
+        further has no effect. Others that use the same write-back shelf wait meanwhile, at most `timeout`
+        seconds. Like that of a database, a transaction belongs to the context that began it.
 
         A mapping with a transaction for each of its parts wants a `key`, as a sharded database does. Raises
         TypeError if the mapping has no transactions, BusyError as the database does.
         """
         if not hasattr(self.dict, "transaction"):
             raise TypeError(f"a {type(self.dict).__name__} object has no transactions")
-        with self._lock if self.writeback else _NOTHING:
-            self.cache.write(self.dict, self._codec())
+        with self._lock.held() if self.writeback else _NOTHING:
+            self._write_cache()
+            running = Running()
             try:
-                with self.dict.transaction(*map(self._codec().encode, key)) as running:
+                with self.dict.transaction(*map(self._codec().encode, key)) as running.transaction:
                     self._running.append(running)
-                    try:
-                        yield self
-                        if self._running[-1] is not None:
-                            self.cache.write(self.dict, self._codec())
-                    finally:
-                        self._running.pop()
+                    yield self
+                    if not running.over:
+                        self._write_cache()
             except BaseException:
-                self.cache.forget_differing(self.dict, self._codec())
+                if running.transaction is not None:  # else nothing was undone
+                    self._forget_differing()
                 raise
+            finally:
+                if running in self._running:
+                    self._running.remove(running)
 
     def rollback(self) -> None:
-        """Undo the innermost running transaction now; its block goes on. Outside of one: ValueError."""
-        if not self._running or self._running[-1] is None:
+        """Undo the innermost running transaction of this context now; its block goes on. Outside: ValueError."""
+        running = next((running for running in reversed(self._running) if running.caller.is_me()), None)
+        if running is None or running.over:
             raise ValueError("no transaction to roll back")
-        self._running[-1].rollback()
-        self._running[-1] = None
-        self.cache.forget_differing(self.dict, self._codec())
+        running.transaction.rollback()
+        running.over = True
+        self._forget_differing()
+
+    def _write_cache(self) -> None:
+        with self._lock.moment:
+            self.cache.write(self.dict, self._codec())
+
+    def _forget_differing(self) -> None:
+        with self._lock.moment:
+            self.cache.forget_differing(self.dict, self._codec())
 
     def snapshot(self) -> Shelf[_V]:
         """A read-only shelf of this instant, to be used with `with`, or closed. Changes are written first.
@@ -272,7 +291,7 @@ class Shelf(_stdlib.Shelf[_V]):
         if not hasattr(self.dict, "snapshot"):
             raise TypeError(f"a {type(self.dict).__name__} object has no snapshots")
         with self._lock:
-            self.cache.write(self.dict, self._codec())
+            self._write_cache()
         codec: dict[str, Any] = {"serializer": self.serializer, "deserializer": self.deserializer}
         return Shelf(self.dict.snapshot(), self._protocol, keyencoding=self.keyencoding, **codec)
 
@@ -284,8 +303,7 @@ class Shelf(_stdlib.Shelf[_V]):
         """
         with self._lock:
             if self.cache:
-                self.cache.write(self.dict, self._codec())
-                self.cache.release()
+                self.cache.flush(self.dict, self._codec())
         if hasattr(self.dict, "sync"):
             self.dict.sync()
 
@@ -298,23 +316,44 @@ class Shelf(_stdlib.Shelf[_V]):
     def close(self) -> None:
         """Write cached objects that changed, then close the mapping, if it can. Closing twice is harmless.
 
-        The shelf is closed even if an error is raised, and changes that could not be written are lost. Call
-        `sync()` first where that matters: it keeps them.
+        BusyError leaves the shelf open, with its changes: call `close()` again. After any other error it is
+        closed all the same, and changes that could not be written are lost. Call `sync()` first where that
+        matters: it keeps them.
         """
         mapping = self.dict
         if mapping is None or isinstance(mapping, ClosedMapping):
             return
+        with self._lock:
+            closed = True
+            try:
+                self._close(mapping)
+            except BusyError:
+                closed = False
+                raise
+            finally:
+                if closed:
+                    self.cache.clear()
+                    self.dict = ClosedMapping()
+
+    def _close(self, mapping: Any) -> None:
+        close = getattr(mapping, "close", _nothing)
         try:
-            with self._lock:
-                self.cache.write(mapping, self._codec())
-                self.cache.clear()
+            self.cache.write(mapping, self._codec())
             if not getattr(mapping, "closed", False):
-                self.sync()
-        finally:
-            self.cache.clear()
-            self.dict = ClosedMapping()
-            if hasattr(mapping, "close"):
-                mapping.close()
+                if type(self).sync is Shelf.sync:  # without letting go of objects: all go
+                    getattr(mapping, "sync", _nothing)()
+                else:
+                    self.sync()
+        except BusyError:
+            raise
+        except BaseException:
+            close()
+            raise
+        close()
+
+    def after_fork(self) -> None:
+        """In a child process: the lock may be that of a thread that is not here."""
+        self._lock = CacheLock(self._lock.timeout)
 
 
 class BsdDbShelf(Shelf[_V]):
@@ -380,6 +419,7 @@ class DbfilenameShelf(Shelf[_V], _stdlib.DbfilenameShelf[_V]):
         own = {name: others.pop(name) for name in _SHELF_OPTIONS if name in others}
         _checked(own.get("serializer"), own.get("deserializer"))  # complain before a file is created
         Shelf.__init__(self, open_database(filename, flag, **others), protocol, writeback, **own)
+        self._lock.timeout = others.get("timeout", _TIMEOUT)
 
 
 def open(
@@ -400,6 +440,10 @@ def _checked(
     if (serializer is None) is not (deserializer is None):
         raise ShelveError("serializer and deserializer must be given together")
     return serializer or dumps, deserializer or loads
+
+
+def _nothing() -> None:
+    pass
 
 
 def _is_ours(mapping: object) -> bool:

@@ -272,6 +272,37 @@ def test_a_dropped_handle_is_freed_although_a_log_is_attached(tmp_path: Path, lo
         disk.read(1, 0)
 
 
+@pytest.mark.parametrize("durability", ["full", "process", "interval", "manual"])
+@pytest.mark.parametrize("then", ["catch up", "commit", "close"])
+def test_a_commit_that_was_interrupted_before_its_note_is_in_the_log(
+    tmp_path: Path, log: ChangeLog, monkeypatch: pytest.MonkeyPatch, durability: str, then: str
+) -> None:
+    db = durabledbm.open(tmp_path / "db", "c", durability=durability, interval=3600.0)
+    attachment = db.attach(log)
+    db["noted"] = "1"
+    db.sync()
+
+    def interrupted(*_: object) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(attachment), "committed", interrupted)
+    with pytest.raises(KeyboardInterrupt):  # noqa: PT012 - in some modes only the second commits
+        db["balance"] = "100"
+        db.sync()
+    if then == "catch up":
+        attachment.catch_up()
+        assert replayed(log) == dict(db.items())
+    elif then == "commit":
+        db["other"] = "x"
+        db.sync()
+        assert replayed(log) == dict(db.items())
+    content = dict(db.items())
+    db.close()
+    assert replayed(log) == content
+    assert content[b"balance"] == b"100"
+
+
 # -- attaching again ---------------------------------------------------------------------------------------------
 
 
@@ -517,6 +548,21 @@ def test_a_text_log_follows_line_by_line_and_goes_on_after_a_reopen(tmp_path: Pa
                 db["a"] = "1"
                 db["bb"] = "2"
     assert content_of_files(str(tmp_path / "text")) == ["P|a|1\n", "P|bb|2\n", "D|a\nP|c|3\n"]
+
+
+@pytest.mark.parametrize("durability", ["process", "manual"])
+def test_a_text_log_follows_commits_that_become_durable_together(tmp_path: Path, durability: str) -> None:
+    with (
+        durabledbm.open(tmp_path / "db", "c", durability=durability, interval=3600.0) as db,
+        ChangeLog(tmp_path / "text", codec="text") as log,
+    ):
+        db.attach(log)
+        for number in range(3):
+            db["k"] = str(number)
+        del db["k"]
+        db["last"] = "1"
+        db.sync()
+        assert replayed(log) == {b"last": b"1"}
 
 
 def test_a_text_log_is_completed_by_comparing_all_of_it(db: durabledbm.Database, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Power failures while a log is attached: afterwards log and database agree, or attaching says that they cannot.
+"""Power failures and interrupts while a log is attached: afterwards log and database agree, or a call says that not.
 
 Both are on one simulated volume, and every point of a workload is a crash point with states that the unsynced writes
 of either may leave.
@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from simdisk import Crash, SimVolume
 from test_attach import write_at_random
+from test_interrupts import PATH, Interrupter, image, put, raise_interrupt, traced, transaction, update
 
 from durabledbm import _logfiles
 from durabledbm.changelog import ChangeLog
@@ -130,3 +133,69 @@ def test_many_power_failures(tmp_path: Path, durability: str, sync: str, seed: i
     if sync == "record" or seed % 2 == 0:
         assert all(results)
     assert all(work.tried(work.trace.kills()))
+
+
+# -- interrupts
+
+
+def interrupted(
+    directory: Path, operation: Callable[[Any], None], durability: str, codec: str, at: int, *, close: bool
+) -> tuple[int, bool]:
+    """Interrupt the operation at its `at`-th moment. How many there were, and whether a later call complained."""
+    volume = SimVolume({PATH: image()})
+    log = ChangeLog(str(directory), codec=codec, sync="manual", volume=volume)
+    before = dict(open_on(volume, PATH, "r").items())
+    db = open_on(volume, PATH, "w", durability=durability, interval=3600.0, timeout=0.2)
+    attachment = db.attach(log)
+    db.update({b"one": b"1", b"two": b"2"})
+    with Interrupter(raise_interrupt, at) as interrupter:
+        try:
+            operation(db)
+        except KeyboardInterrupt:
+            sys.settrace(None)
+    complained = False
+    try:
+        if not close:
+            attachment.catch_up()
+            db[b"other"] = b"1"
+            attachment.catch_up()
+        db.close()
+        log.close()
+    except error:
+        complained = True
+    with open_on(volume, PATH, "r") as reader, ChangeLog(str(directory), codec=codec, volume=volume) as again:
+        assert complained or folded(before, again) == dict(reader.items()), interrupter.where
+    return interrupter.moments, complained
+
+
+@traced
+@pytest.mark.parametrize("close", [False, True])
+@pytest.mark.parametrize("durability", ["full", "process", "manual"])
+@pytest.mark.parametrize("operation", [put, update, transaction], ids=lambda operation: operation.__name__)
+def test_an_interrupt_loses_no_commit_in_silence(
+    tmp_path: Path, operation: Callable[[Any], None], durability: str, *, close: bool
+) -> None:
+    search(tmp_path, operation, durability, "binary", close=close, stride=67)
+
+
+@traced
+@pytest.mark.long
+@pytest.mark.parametrize("close", [False, True])
+@pytest.mark.parametrize("codec", ["binary", "text"])
+@pytest.mark.parametrize("durability", ["full", "process", "manual"])
+@pytest.mark.parametrize("operation", [put, update, transaction], ids=lambda operation: operation.__name__)
+def test_every_interrupt_loses_no_commit_in_silence(
+    tmp_path: Path, operation: Callable[[Any], None], durability: str, codec: str, *, close: bool
+) -> None:
+    search(tmp_path, operation, durability, codec, close=close, stride=1)
+
+
+def search(
+    directory: Path, operation: Callable[[Any], None], durability: str, codec: str, *, close: bool, stride: int
+) -> None:
+    count, _ = interrupted(directory, operation, durability, codec, 0, close=close)
+    complaints = [
+        interrupted(directory, operation, durability, codec, at, close=close)[1]
+        for at in range(1 + len(operation.__name__), count + 1, stride)
+    ]
+    assert sum(complaints) < 2 + len(complaints) // 20, "only a write of the log itself that was interrupted spoils it"

@@ -3,29 +3,38 @@
 from __future__ import annotations
 
 import array
+import asyncio
 import collections
+import contextvars
 import dataclasses
 import datetime
 import enum
 import gc
+import itertools
 import json
+import os
 import pickle
 import random
 import shelve as stdlib_shelve
+import signal
 import subprocess
 import sys
 import threading
+import time
 import types
 import weakref
 from collections.abc import Iterator, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+from crew import Crew
 
 import durabledbm
-from durabledbm import shelve
+from durabledbm import _writeback, shelve
 from durabledbm._writeback import WriteBackCache, is_held
 
 
@@ -496,6 +505,137 @@ def test_changes_to_cached_objects_are_committed_with_their_transaction(path: st
         assert commits(shelf) == before + 1
 
 
+# Transactions and contexts
+
+
+def begin(shelf: Any) -> Any:
+    block = shelf.transaction()
+    block.__enter__()
+    return block
+
+
+def end(block: Any) -> None:
+    block.__exit__(None, None, None)
+
+
+def test_a_write_back_transaction_goes_with_its_context_from_thread_to_thread(path: str) -> None:
+    with shelve.open(path, writeback=True, timeout=60) as shelf, ExitStack() as stack:
+        threads = [stack.enter_context(ThreadPoolExecutor(1)) for _ in range(3)]
+        shelf["k"] = [0]
+        one = contextvars.copy_context()
+        block = threads[0].submit(one.run, begin, shelf).result(60)
+        threads[1].submit(one.run, lambda: shelf["k"].append(1)).result(60)
+        waiting = threads[0].submit(lambda: shelf["k"].append(2))
+        with pytest.raises(FutureTimeoutError):
+            waiting.result(0.02)
+        assert threads[2].submit(one.run, lambda: list(shelf["k"])).result(60) == [0, 1]
+        threads[2].submit(one.run, end, block).result(60)
+        waiting.result(60)
+        assert shelf["k"] == [0, 1, 2]
+
+
+def test_nobody_waits_for_a_write_back_transaction_for_ever(path: str) -> None:
+    async def task() -> None:
+        with pytest.raises(durabledbm.BusyError, match="could not end"):
+            shelf["k"]
+
+    async def main() -> None:
+        with shelf.transaction():
+            await asyncio.create_task(task())
+            with pytest.raises(durabledbm.BusyError, match=r"than 0\.02 seconds"):
+                await asyncio.to_thread(shelf.__getitem__, "k")
+            assert shelf["k"] == [0]
+
+    with shelve.open(path, writeback=True, timeout=0.02) as shelf:
+        shelf["k"] = [0]
+        asyncio.run(main())
+        assert shelf["k"] == [0]
+
+
+def test_rollback_undoes_the_transaction_of_the_caller_and_of_nobody_else(tmp_path: Path) -> None:
+    with shelve.Shelf(durabledbm.open_sharded(tmp_path / "db", "c", shards=4)) as shelf:
+        here = "here"
+        there = next(str(n) for n in range(99) if shelf.dict.shard_of(str(n)) != shelf.dict.shard_of(here))
+        begun, go_on = threading.Event(), threading.Event()
+
+        def other() -> None:
+            with shelf.transaction(there):
+                shelf[there] = "kept"
+                begun.set()
+                assert go_on.wait(60)
+
+        crew = Crew()
+        with shelf.transaction(here):
+            shelf[here] = "undone"
+            crew.start(other)
+            assert begun.wait(60)
+            shelf.rollback()
+        with pytest.raises(ValueError, match="no transaction"):
+            shelf.rollback()
+        go_on.set()
+        crew.join()
+        assert dict(shelf) == {there: "kept"}
+
+
+def test_a_transaction_that_does_not_begin_forgets_no_change(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with shelve.open(path, writeback=True) as shelf:
+        shelf["k"] = [0]
+        held = shelf["k"]
+
+        def wait_in_vain(_: object) -> None:
+            held.append(1)  # another thread does, meanwhile
+            raise durabledbm.BusyError("busy")
+
+        monkeypatch.setattr(durabledbm.Database, "transaction", wait_in_vain)
+        with pytest.raises(durabledbm.BusyError):
+            begin(shelf)
+        monkeypatch.undo()
+        held.append(2)
+    with shelve.open(path) as shelf:
+        assert shelf["k"] == [0, 1, 2]
+
+
+def test_a_busy_mapping_leaves_the_shelf_open_with_its_changes(path: str) -> None:
+    shelf = shelve.open(path, writeback=True, timeout=0.02)
+    shelf["k"] = [0]
+    held = shelf["k"]
+    held.append(1)
+    with durabledbm.open(path, "w") as other, other.transaction():
+        assert isinstance(Crew().start(shelf.close).failure(), durabledbm.BusyError)
+    held.append(2)
+    shelf.close()
+    with pytest.raises(ValueError, match="closed shelf"):
+        shelf["k"]
+    with shelve.open(path) as shelf:
+        assert shelf["k"] == [0, 1, 2]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_child_does_not_wait_for_a_thread_of_its_parent(path: str) -> None:
+    with shelve.open(path, writeback=True) as shelf:
+        shelf["k"] = [0]
+        begun, go_on = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            with shelf._lock:
+                begun.set()
+                assert go_on.wait(60)
+
+        crew = Crew()
+        crew.start(hold)
+        assert begun.wait(60)
+        pid = os.fork()
+        if not pid:
+            signal.alarm(20)
+            try:
+                os._exit(0 if shelf["k"] == [0] else 1)
+            finally:
+                os._exit(1)
+        go_on.set()
+        crew.join()
+        assert os.waitpid(pid, 0)[1] == 0
+
+
 def test_a_snapshot_stays_as_it_was_and_holds_what_was_changed_before(path: str) -> None:
     with shelve.open(path, writeback=True) as shelf:
         shelf["k"] = [1]
@@ -698,6 +838,113 @@ def test_many_threads_may_use_one_write_back_shelf(path: str) -> None:
     with shelve.open(path) as shelf:
         found = sorted(entry for value in shelf.values() for entry in value)
     assert found == [(worker, n) for worker in range(4) for n in range(200)]
+
+
+class Racer:
+    """Another thread, as it might run at the worst moment: it holds a part of an object, changes it and lets go."""
+
+    def __init__(self) -> None:
+        self.held: list[int] | None = None
+
+    def strike(self) -> None:
+        held, self.held = self.held, None
+        if held is not None:
+            held.append(5)
+
+
+def test_what_a_thread_appends_while_an_object_is_written_is_not_lost(path: str) -> None:
+    racer = Racer()
+
+    def dump(value: object, protocol: int) -> bytes:
+        raw = pickle.dumps(value, protocol)
+        racer.strike()
+        return raw
+
+    options: dict[str, Any] = {"serializer": dump, "deserializer": pickle.loads, "durability": "manual"}
+    for let_go in ("shrink", "sync"):
+        with shelve.open(path, "n", writeback=True, writeback_size=2000, **options) as shelf:
+            shelf["k"] = [[1]]
+            racer.held = shelf["k"][0]
+            if let_go == "sync":
+                shelf.sync()
+            else:
+                shelf.update({str(i): "x" * 100 for i in range(20)})
+            assert racer.held is None
+        with shelve.open(path, **options) as shelf:
+            assert shelf["k"] == [[1, 5]]
+
+
+def test_what_a_thread_hands_on_while_references_are_counted_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`shelf["cart"].setdefault("items", []).append(5)`: it holds the cart when that is looked through, and only the
+    new list when references to the cart are counted.
+    """
+    cache: dict[str, Any] = {"cart": {}}
+    held: list[Any] = [cache["cart"]]
+    any_held = _writeback._any_held
+
+    def count_later(parts: list[Any], inside: dict[int, int]) -> bool:
+        held[0] = held[0].setdefault("items", [])
+        return any_held(parts, inside)
+
+    monkeypatch.setattr(_writeback, "_any_held", count_later)
+    assert is_held(cache, "cart")
+    monkeypatch.undo()
+    assert is_held(cache, "cart")
+    held.clear()
+    assert not is_held(cache, "cart")
+
+
+def test_threads_that_change_objects_as_they_are_let_go_lose_nothing(path: str) -> None:
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for _ in range(4):
+            with shelve.open(path, "n", writeback=True, writeback_size=2000, durability="manual") as shelf:
+                for key in range(6):
+                    shelf[str(key)] = {}
+
+                def work(worker: int, shelf: Any = shelf) -> None:
+                    for number in range(40):
+                        shelf[str(number % 6)].setdefault(worker, []).append(number)
+
+                crew = Crew()
+                for worker in range(3):
+                    crew.start(work, worker)
+                crew.join()
+            with shelve.open(path) as shelf:
+                found = [shelf[str(number % 6)][worker].count(number) for worker in range(3) for number in range(40)]
+                assert found == [1] * 120
+    finally:
+        sys.setswitchinterval(interval)
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers here")
+def test_what_a_signal_handler_appends_while_objects_are_let_go_is_not_lost(path: str) -> None:
+    numbers = itertools.count()  # a handler may interrupt itself
+
+    def append(*_: object) -> None:
+        number = next(numbers)
+        shelf[str(number % 5)].append(number)
+
+    before = signal.signal(signal.SIGALRM, append)
+    try:
+        with shelve.open(path, writeback=True, writeback_size=2500, durability="manual") as shelf:
+            for i in range(60):
+                shelf[str(i)] = []
+            shelf.sync()
+            signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0003)
+            end = time.monotonic() + 0.4
+            while time.monotonic() < end:
+                for i in range(60):
+                    shelf[str(i)].append("x")
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    count = next(numbers)
+    assert count > 5
+    with shelve.open(path) as shelf:
+        assert sorted(n for i in range(5) for n in shelf[str(i)] if n != "x") == list(range(count))
 
 
 def test_write_back_works_over_a_plain_dict() -> None:

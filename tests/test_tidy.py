@@ -102,7 +102,7 @@ OPEN_TO_ALL = {
 """Modules of the engine that others may use: files and their names, what a file says of itself, and checksums."""
 
 LOOKS_INTO_THE_ENGINE = """
-_blocks  _builder  _foreign  _pages  _picture.*  _survey  _treediff  attach  backup  check  database
+_blocks  _builder  _foreign  _pages  _picture.*  _shelfparts  _survey  _treediff  attach  backup  check  database
 handle  inspect  lifetime  migration
 reorganize  salvage  sharded  snapshot  stats  stdlib  transaction  upkeep
 """

@@ -199,9 +199,8 @@ class Store(Current):
         """Run a step that makes a commit, and make its result current. Whatever it raises leaves the handle sound."""
         assert self.writer.kept
         self.check()
-        observer, before = self.observer, self.state
-        if observer is not None:
-            observer.expect()
+        if self.observer is not None:
+            self.observer.expect(self.state)
         with self._committing:
             self.committer.note_synced(self.state.meta)
             if self.underway:
@@ -218,8 +217,8 @@ class Store(Current):
                 if isinstance(exc, OSError):
                     raise error.wrap(exc, self.path) from exc
                 raise
-        if observer is not None:
-            observer.committed(before, changes)
+        if self.observer is not None:
+            self.observer.committed(changes)
         self.check_name()  # what nobody will find is not acknowledged
         return state
 
