@@ -25,7 +25,7 @@ from ._engine.native import FileVolume
 from ._logfiles import BATCH, Files, Reading, Tail, last_note, read_end
 from ._logwriter import Writer
 from .errors import ClosedError, CorruptionError, error
-from .mapping import Key, Value, as_bytes
+from .mapping import Key, Value, as_bytes, not_copied, represented
 from .records import (
     CODECS,
     COMMIT,
@@ -113,6 +113,12 @@ class ChangeLog:
         self._writer: Writer | None = None
         self._lock = threading.Lock()
         self._pid = os.getpid()
+
+    def __repr__(self) -> str:
+        return represented(self, repr(self.directory), self.codec, "closed" if self.closed else "open")
+
+    def __reduce__(self) -> Any:
+        raise not_copied(self)
 
     def put(self, key: Key, value: Value) -> None:
         """Append that `key` now has `value`. `ValueError`, and nothing written, if the log cannot hold it."""

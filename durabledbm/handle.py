@@ -6,6 +6,7 @@ Here the public behaviour is put together from the engine's parts: the store (on
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from types import TracebackType
@@ -23,7 +24,7 @@ from ._engine.store import Store
 from ._engine.view import Life, View
 from ._engine.work import CHANGE_MEMORY, Work
 from .errors import BusyError, CorruptionError, error
-from .mapping import Key, Writable, as_bytes
+from .mapping import Key, Writable, as_bytes, counted, represented
 from .snapshot import Pin, Snapshot
 from .transaction import Transaction, own_transaction
 from .upkeep import Upkeep
@@ -73,8 +74,18 @@ class Database(Upkeep, Writable):
         return self._life.ended
 
     def __repr__(self) -> str:
-        state = "closed" if self._life.ended else "read-only" if self.readonly else "open"
-        return f"<{type(self).__module__}.{type(self).__qualname__} {self.path!r}, {state}>"
+        return represented(self, *self._said())
+
+    def _said(self) -> tuple[str, ...]:
+        """For `repr`, also in the middle of a call: nothing is read from the file, and no lock is waited for."""
+        if self._life.ended:
+            return repr(self.path), "closed"
+        entries = counted(self._store.state.meta.entry_count, unflushed=self._unflushed())
+        return repr(self.path), entries, "read-only" if self.readonly else "open"
+
+    def _unflushed(self) -> bool:
+        """Whether something was written that is in this handle only."""
+        return not self._life.ended and self._pipeline.pending() is not None
 
     # -- reading -----------------------------------------------------------------------------------
 
@@ -364,25 +375,28 @@ class Database(Upkeep, Writable):
     ) -> None:
         self.close()
 
-    def sync_in_a_hurry(self) -> None:
+    def _sync_in_a_hurry(self) -> None:
         """The interpreter ends: write what is pending, but wait for nobody for long."""
         self._pipeline.hurry()
         self.sync()
 
-    def before_fork(self) -> None:
+    def _before_fork(self) -> None:
         """Write what is pending if that is possible at once: a child sees only what is in the file."""
         self._pipeline.before_fork()
 
     def __del__(self) -> None:
         life = getattr(self, "_life", None)
         if life is not None and not life.ended:
+            unflushed = self._unflushed()
             try:
                 self._pipeline.hurry()
                 self.close()
             except Exception:
                 pass
+            if unflushed:
+                warnings.warn(f"{self.path!r} was not closed, and had unflushed writes", ResourceWarning, stacklevel=2)
 
-    def after_fork(self) -> None:
+    def _after_fork(self) -> None:
         """In a child process: begin anew, with a file of our own; the parent's transactions are not ours."""
         for reference in self._transactions.copy():
             if (transaction := reference()) is not None:

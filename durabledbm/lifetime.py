@@ -16,15 +16,15 @@ T = TypeVar("T")
 
 
 class Handle(Protocol):
-    """What must happen to a handle when its process ends or forks."""
+    """What must happen to a handle when its process ends or forks. Users of the handle do not see these methods."""
 
-    def sync_in_a_hurry(self) -> None:
+    def _sync_in_a_hurry(self) -> None:
         """The interpreter ends."""
 
-    def before_fork(self) -> None:
+    def _before_fork(self) -> None:
         """The process is about to fork."""
 
-    def after_fork(self) -> None:
+    def _after_fork(self) -> None:
         """The process has forked, and this is the child."""
 
 
@@ -71,7 +71,7 @@ def _at_exit() -> None:
     # What was deferred must not be lost with the process. Closing is left to the handles: others may still use them.
     for handle in _handles.all():
         try:
-            handle.sync_in_a_hurry()
+            handle._sync_in_a_hurry()
         except OSError:
             pass
 
@@ -96,7 +96,7 @@ def _before_fork() -> None:
         util.register_after_fork(_at_exit, _finish_with_multiprocessing)
     for handle in _handles.all():
         try:
-            handle.before_fork()
+            handle._before_fork()
         except OSError:
             pass  # the next call, or close(), meets the same trouble and says so
 
@@ -106,7 +106,7 @@ def _after_fork() -> None:
     _promised = False
     forget_owners()
     for handle in _handles.all():
-        handle.after_fork()
+        handle._after_fork()
 
 
 atexit.register(_at_exit)

@@ -177,7 +177,7 @@ def _methods(node: ast.ClassDef) -> dict[str, list[ast.FunctionDef]]:
 
 
 _PLUMBING = {
-    "sync_in_a_hurry", "before_fork", "after_fork", "abandon", "mine", "orphan", "admit", "committed", "start", "lost",
+    "abandon", "mine", "orphan", "admit", "committed", "start", "lost",
     "wrap", "because",
 }  # fmt: skip
 """Methods that are public for other modules."""
