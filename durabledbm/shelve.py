@@ -131,7 +131,8 @@ class Shelf(_stdlib.Shelf[_V]):
             super().__del__()
         finally:
             if unflushed:
-                warnings.warn(f"{self._path[0]} was not closed, and had unflushed writes", ResourceWarning, stacklevel=2)
+                path = self._path[0]
+                warnings.warn(f"{path} was not closed, and had unflushed writes", ResourceWarning, stacklevel=2)
 
     def _ipython_key_completions_(self) -> list[str]:
         """The first keys, for completing `shelf["`."""

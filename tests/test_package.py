@@ -1,4 +1,4 @@
-"""What pyproject.toml says of the package: one version, the Pythons that are tested, a description for package indexes."""
+"""What pyproject.toml says of the package: one version, the Pythons that are tested, what package indexes show."""
 
 from __future__ import annotations
 
