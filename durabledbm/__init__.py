@@ -11,10 +11,9 @@ TYPE_CHECKING = False
 """What `typing` has under this name, without the time that importing it takes."""
 
 if TYPE_CHECKING:
-    from . import changelog
+    from . import changelog, remote
     from . import dump as dump
     from . import export as export
-    from . import redisdb as redisdb
     from . import reshard as reshard
     from . import restore as restore
     from . import salvage as salvage
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BusyError", "ClosedError", "CorruptionError", "Database", "Durability", "Flag", "Problem", "ReadOnlyError",
     "ShardedDatabase", "Snapshot", "Stats", "Transaction", "__version__", "changelog", "error", "install", "migrate",
-    "open", "open_sharded", "uninstall", "whichdb",
+    "open", "open_sharded", "remote", "uninstall", "whichdb",
 ]  # fmt: skip
 
 __version__ = "0.1.0"
@@ -43,7 +42,7 @@ _LAZY = {
     "Database": "handle", "Durability": "database", "Flag": "database", "Problem": "check",
     "ShardedDatabase": "sharded", "Snapshot": "snapshot", "Stats": "stats", "Transaction": "transaction",
     "changelog": "", "dump": "", "export": "", "install": "stdlib", "migrate": "migration", "open": "database",
-    "open_sharded": "sharded", "redisdb": "", "reshard": "", "restore": "", "salvage": "", "shelve": "",
+    "open_sharded": "sharded", "remote": "", "reshard": "", "restore": "", "salvage": "", "shelve": "",
     "uninstall": "stdlib", "whichdb": "stdlib",
 }  # fmt: skip
 """What is imported when it is first asked for, as `dbm` does: `import durabledbm` alone costs next to nothing. The
@@ -56,7 +55,12 @@ if not TYPE_CHECKING:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from importlib import import_module
 
-        module = import_module(f".{_LAZY[name] or name}", __name__)
+        try:
+            module = import_module(f".{_LAZY[name] or name}", __name__)
+        except ImportError as exc:
+            if exc.name != "crc32c":
+                raise
+            raise exc.with_traceback(None) from None  # the message says what to do; how it came about helps nobody
         value = getattr(module, name) if _LAZY[name] else module
         globals()[name] = value
         return value

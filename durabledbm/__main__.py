@@ -1,21 +1,28 @@
 """The program `durabledbm`, and `python -m durabledbm`."""
 
-import os
-import signal
 import sys
 
 
 def main() -> None:
     """Run the command line of this process, and end it."""
-    from .cli.app import CTRL_C
-    from .cli.app import main as run
+    try:
+        from .cli.app import main as run
 
-    status = run()
-    if status == CTRL_C:
-        # A shell ends its loop only if the program died of the signal.
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGINT)
+        status = run()
+    except KeyboardInterrupt:  # while its modules were imported
+        status = 130
+    if status == 130:  # Ctrl-C: see `cli.app`
+        _die_of_ctrl_c()
     sys.exit(status)
+
+
+def _die_of_ctrl_c() -> None:
+    """End this process by the signal itself: a shell ends its loop only then."""
+    import os
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from contextlib import closing
 from typing import NamedTuple
 
 from ._engine.disk import Disk, Volume
+from ._tempfiles import own_directory, permissions_of
 from .errors import CorruptionError, error
 from .records import (
     COMMIT,
@@ -60,11 +61,27 @@ class Files:
     def __init__(self, directory: str, volume: Volume) -> None:
         self.directory = directory
         self.volume = volume
+        self._is_new = False
+        """The directory was made here."""
+        self._like: os.stat_result | None = None
+
+    def make_like(self, source: os.stat_result | None) -> None:
+        """Let new files have the permissions of the file `source`, which their content comes from (None: be private).
+
+        So does the directory, if it was made here.
+        """
+        self._like = permissions_of(source)
+        if self._is_new:
+            try:
+                own_directory(self.directory, source)
+            except OSError as exc:
+                raise error.wrap(exc, self.directory) from exc
 
     def make_directory(self) -> None:
         """Create the directory, durably, if it is missing."""
         try:
             os.mkdir(self.directory)
+            self._is_new = True
             self.volume.sync_directory(self.directory)
         except FileExistsError as exc:
             if not os.path.isdir(self.directory):
@@ -96,7 +113,19 @@ class Files:
         return self.volume.open(self.path(number), writable=writable)
 
     def create(self, number: int) -> Disk:
-        return self.volume.create(self.path(number), 0o666)
+        """Create a file. Unless `make_like` was told otherwise, it is like the one before it."""
+        like = self._like or self._before(number)
+        if like is None:
+            return self.volume.create(self.path(number), 0o666)
+        disk = self.volume.create(self.path(number), 0o600)
+        disk.take_owner(like)
+        return disk
+
+    def _before(self, number: int) -> os.stat_result | None:
+        try:
+            return os.stat(self.path(number - 1))
+        except OSError:
+            return None
 
 
 class Reading:

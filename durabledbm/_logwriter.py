@@ -73,6 +73,11 @@ class Writer:
         """The number of the file that is appended to."""
         return self._header.number
 
+    @property
+    def lost(self) -> bool:
+        """Whether another part of the program has closed the files, and with them the lock."""
+        return self._failed is None and not (self._disk.held() and self._guard.held())
+
     def bind(self, identity: bytes, txid: int) -> int:
         """See `ChangeLog.bind`."""
         if self._header.identity != identity:
@@ -110,7 +115,7 @@ class Writer:
             self._do(self._write, data)
             self._unmarked = True
             if self._unsynced_since is None:
-                self._unsynced_since = time.monotonic()
+                self._unsynced_since = time.perf_counter()
 
     def drop(self) -> None:
         """Forget what was appended and not written yet."""
@@ -121,7 +126,8 @@ class Writer:
         """Sync if something is unsynced for `after` seconds or longer (None: never). Whether it did."""
         self._check_usable()
         since = self._unsynced_since
-        if since is None or after is None or (after and time.monotonic() - since < after):
+        # A clock that stands still or goes back does not tell how long it has been: long enough, then.
+        if since is None or after is None or 0 < time.perf_counter() - since < after:
             return False
         self._do(self._disk.sync)
         self._clean, self._unsynced_since = True, None

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 from zlib import crc32
 
-from ._engine.creation import temporary_name
 from ._engine.native import FileVolume
+from ._tempfiles import new_directory, new_file, own_directory, permissions_of, take_name
 from .errors import CorruptionError, error
 
 __all__ = ["GOLDEN", "NAME", "SHARDS_MAX", "make_whole", "place", "read", "shard_path", "write"]
@@ -53,8 +53,8 @@ def read(directory: str) -> int | None:
     """The number of shards that the directory holds; None if there is no manifest (nor, maybe, a directory)."""
     path = os.path.join(directory, NAME)
     try:
-        with open(path, "rb") as file:
-            content = file.read(10_000)
+        with closing(FileVolume().open(path, writable=False)) as disk:  # which does not wait for the end of a pipe
+            content = disk.read(10_000, 0)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as exc:
@@ -79,49 +79,47 @@ def write(directory: str, shards: int, *, replace: bool = False) -> None:
     """
     path = os.path.join(directory, NAME)
     volume = FileVolume()
-    temporary = temporary_name(path)
     manifest = {"format": _FORMAT, "version": _VERSION, "shards": shards, "placement": _PLACEMENT}
     try:
-        disk = volume.create(temporary, 0o666)
-        try:
-            disk.write(0, (json.dumps(manifest).encode() + b"\n",))
-            disk.sync()
-        finally:
-            disk.close()
-        volume.sync_directory(path)  # the shards' names, before the one that says that they are there
-        if replace:
-            volume.replace(temporary, path)
-        else:
-            _give_name(volume, temporary, path)
+        with new_file(path, like=permissions_of(_first_shard(directory, shards))) as temporary:
+            temporary.disk.write(0, (json.dumps(manifest).encode() + b"\n",))
+            temporary.disk.sync()
+            volume.sync_directory(path)  # the shards' names, before the one that says that they are there
+            if replace:
+                volume.replace(temporary.path, path)
+            else:
+                _give_name(temporary.path, path)
         volume.sync_directory(path)
     except OSError as exc:
         raise error.wrap(exc, path) from exc
 
 
-def _give_name(volume: FileVolume, temporary: str, path: str) -> None:
+def _first_shard(directory: str, shards: int) -> os.stat_result:
+    """Who may read the shards may read what stands beside them."""
+    return os.stat(shard_path(directory, 0, shards))
+
+
+def _give_name(temporary: str, path: str) -> None:
     try:
-        volume.link(temporary, path)
-    except FileExistsError:
-        pass
-    except OSError:  # a file system without links
-        if read(os.path.dirname(path)) is None:
-            volume.replace(temporary, path)
-            return
-    volume.remove(temporary)
+        take_name(temporary, path)
+    except OSError:
+        if not os.path.lexists(path):
+            raise
 
 
 def make_whole(path: str, shards: int, fill: Callable[[str], None]) -> None:
-    """Let `fill` make all shards in a directory, and name that `path` when it is complete and on the disk."""
-    temporary = temporary_name(path)
+    """Let `fill` make all shards in a directory, and name that `path` when it is complete and on the disk.
+
+    Who may read the shards may look into the directory.
+    """
     try:
-        os.mkdir(temporary)
-        try:
-            fill(temporary)
-            write(temporary, shards)
-            os.rename(temporary, path)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+        with new_directory(path) as temporary:
+            whole = os.path.join(temporary.path, "whole")
+            os.mkdir(whole, 0o700)
+            fill(whole)
+            write(whole, shards)
+            own_directory(whole, _first_shard(whole, shards))
+            os.rename(whole, path)
         FileVolume().sync_directory(path)
     except OSError as exc:
         raise error.wrap(exc, path) from exc

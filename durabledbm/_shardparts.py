@@ -8,17 +8,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from heapq import merge
 from types import TracebackType
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from ._manifest import place
 from .database import Database
-from .errors import ClosedError
+from .errors import ClosedError, error
 from .mapping import Readable, Writable
 from .snapshot import Snapshot
 from .stats import Stats
 from .transaction import Transaction
 
-__all__ = ["ShardTransaction", "ShardedSnapshot", "ShardedStats", "merged"]
+__all__ = ["Merged", "ShardTransaction", "ShardedSnapshot", "ShardedStats"]
 
 T = TypeVar("T", bytes, tuple[bytes, bytes])
 
@@ -28,12 +28,30 @@ class _Closable(Protocol):
     def closed(self) -> bool: ...
 
 
-def merged(parts: list[Iterator[T]], owner: _Closable, *, reverse: bool) -> Iterator[T]:
-    """What the parts give, in order, until `owner` is closed. No two keys are equal, so values are never compared."""
-    for item in merge(*parts, reverse=reverse):
-        if owner.closed:
+class Merged(Iterator[T]):
+    """What the parts give, in order, until `owner` is closed. No two keys are equal, so values are never compared.
+
+    If it was interrupted, or met an error, whoever asks for more is told: it does not seem to have given all.
+    """
+
+    __slots__ = ("_broken", "_items", "_owner")
+
+    def __init__(self, parts: list[Iterator[T]], owner: _Closable, *, reverse: bool) -> None:
+        self._items: Iterator[Any] = merge(*parts, reverse=reverse)
+        self._owner = owner
+        self._broken = False
+
+    def __next__(self) -> T:
+        if self._owner.closed:
             raise ClosedError
-        yield item
+        if self._broken:
+            raise error("an error or an interrupt has ended the iteration before its end: begin it again")
+        self._broken = True  # until the item is handed out: an interrupt may come anywhere
+        item: T | None = next(self._items, None)
+        self._broken = False
+        if item is None:
+            raise StopIteration
+        return item
 
 
 class ShardedStats(NamedTuple):
@@ -74,6 +92,11 @@ class ShardTransaction(Transaction):
 
     def _put(self, key: bytes, value: bytes) -> None:
         super()._put(self._mine(key), value)
+
+    def _update(self, changes: dict[bytes, bytes]) -> None:
+        for key in changes:
+            self._mine(key)
+        super()._update(changes)
 
     def _pop(self, key: bytes) -> bytes | None:
         return super()._pop(self._mine(key))
@@ -116,11 +139,11 @@ class ShardedSnapshot(Readable):
 
     def _items(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
         parts = [part._items(start, stop, reverse) for part in self._snapshots]
-        return merged(parts, self, reverse=reverse)
+        return Merged(parts, self, reverse=reverse)
 
     def _keys(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[bytes]:
         parts = [part._keys(start, stop, reverse) for part in self._snapshots]
-        return merged(parts, self, reverse=reverse)
+        return Merged(parts, self, reverse=reverse)
 
     def __len__(self) -> int:
         return sum(map(len, self._snapshots))

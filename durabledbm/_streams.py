@@ -7,7 +7,10 @@ in pieces, and that a stream which ends too early is an error. It is what one fi
 from __future__ import annotations
 
 import os
+import stat
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
 from ._engine.meta import MAGIC as DATABASE_MAGIC
@@ -25,9 +28,11 @@ from .records import (
     Record,
 )
 
-__all__ = ["Label", "Readable", "StreamReader", "StreamWriter", "codec_of"]
+__all__ = ["Label", "Readable", "StreamReader", "StreamWriter", "codec_of", "open_stream"]
 
 _PIECE = 1 << 18
+_PATIENCE = 3.0
+"""Seconds to wait for somebody who writes to a pipe."""
 
 
 class Label(NamedTuple):
@@ -42,6 +47,53 @@ class Readable(Protocol):
     """What is asked of a file object."""
 
     def read(self, size: int, /) -> bytes | None: ...
+
+
+@contextmanager
+def open_stream(path: str) -> Iterator[Readable]:
+    """Open a file, or a pipe that somebody writes to. Raises what the operating system raises.
+
+    To read from a named pipe that nobody writes to would be to wait without end: after some seconds that is an `error`.
+    """
+    # Opening without waiting makes no difference to a file.
+    flags = sum(getattr(os, name, 0) for name in ("O_RDONLY", "O_CLOEXEC", "O_NONBLOCK", "O_BINARY"))
+    fd = os.open(path, flags)
+    with os.fdopen(fd, "rb", buffering=0) as file:
+        if stat.S_ISFIFO(os.fstat(fd).st_mode):
+            yield _Pipe(file, _first_byte(fd, path))
+        else:
+            yield file
+
+
+def _first_byte(fd: int, path: str) -> bytes:
+    """The first byte in a pipe; none if there is a writer that has not written yet. From then on reading waits."""
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            first = os.read(fd, 1)
+        except BlockingIOError:
+            first = b""
+            break
+        if first:
+            break
+        if time.monotonic() > deadline:
+            raise error(f"{path}: a pipe that nobody writes to")
+        time.sleep(0.01)
+    os.set_blocking(fd, True)
+    return first
+
+
+class _Pipe:
+    """A pipe of which the first byte was read already."""
+
+    def __init__(self, file: Readable, first: bytes) -> None:
+        self._file = file
+        self._first = first
+
+    def read(self, size: int, /) -> bytes | None:
+        """As a file does: at most `size` bytes, none at the end."""
+        first, self._first = self._first, b""
+        return first or self._file.read(size)
 
 
 class StreamWriter:

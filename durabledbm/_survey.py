@@ -11,16 +11,19 @@ from collections.abc import Callable, Iterator
 
 from ._engine.disk import Disk
 from ._engine.locks import oldest_pin
-from ._engine.meta import META_SIZE, Meta, first_page
-from ._engine.node import Overflow, decode_branch, decode_leaf
-from ._engine.page import BRANCH, CRC_SIZE, HEADER, LEAF, NO_REF, OVERFLOW, REF, TYPE_NAMES
+from ._engine.longruns import LONG
+from ._engine.meta import META_SIZE, Meta
+from ._engine.node import leaf_keys
+from ._engine.page import CRC_SIZE, HEADER, NO_REF, REF, TYPE_NAMES, ref_parts
 from ._engine.pager import MALFORMED, Pager
-from ._engine.recovery import crc_if_whole, read_slots
-from ._engine.space import Space
+from ._engine.recovery import read_slots
+from ._engine.state import State
 from ._engine.store import Store
+from ._engine.tree import Tree
+from ._engine.walk import Visit, walk
 from ._filemap import FileMap, Run, Step
-from ._pages import intact_run
-from ._text import plural
+from ._pages import IntactRun, intact_runs
+from ._words import plural
 from .errors import CorruptionError
 
 __all__ = ["Survey", "cut_off", "meta_runs", "unreachable"]
@@ -28,11 +31,8 @@ __all__ = ["Survey", "cut_off", "meta_runs", "unreachable"]
 _KEY_SHOWN = 48
 """Bytes of a key that the map keeps."""
 
-_GROWTH_MAX, _PAGES_MAX = 100, 1 << 20
-"""A file may have lost its end. But if the meta page claims more than both of these, it was made to hurt."""
-
-_DEPTH_MAX = 100
-"""Levels that no tree has, whatever a file made to hurt says."""
+_NOT_CLAIMED = (1, 4)
+"""What is wrong with a run of which no page is this run's: the invariants (see `walk`)."""
 
 Progress = Callable[[int, "int | None"], None]
 
@@ -40,17 +40,16 @@ Progress = Callable[[int, "int | None"], None]
 class Survey:
     """Walks everything that one commit refers to, then looks at what is left."""
 
-    def __init__(self, store: Store, meta: Meta, progress: Progress | None) -> None:
+    def __init__(self, store: Store, state: State, progress: Progress | None) -> None:
         self._disk = store.disk
-        self._meta = meta
+        self._state = state
+        self._meta = meta = state.meta
         self._page_size = meta.page_size
         self._pager = Pager(store.disk, meta.page_size, 0)
         self._progress = progress
         self._file_pages = -(-store.disk.size() // meta.page_size)
-        credible = meta.page_count <= max(_GROWTH_MAX * self._file_pages, _PAGES_MAX)
-        self._page_count = meta.page_count if credible else self._file_pages
-        """Pages of the database, as far as the meta page can be believed."""
-        self._taken = bytearray(max(self._page_count, self._file_pages))
+        self._page_count = max(meta.page_count, self._file_pages)
+        self._pages = state.pages()
         self._done = 0
         self._runs: list[Run] = []
         self._problems: list[str] = []
@@ -60,10 +59,7 @@ class Survey:
     def run(self) -> None:
         """Find out what every page is."""
         self._metas()
-        if self._meta.depth > _DEPTH_MAX:
-            self._problems.append(f"the meta page says that the tree has {self._meta.depth} levels")
-        elif self._meta.depth:
-            self._node(self._meta.root, self._meta.depth, 0)
+        self._tree()
         self._space()
         self._rest()
         self._runs.sort()
@@ -73,7 +69,7 @@ class Survey:
         """The result."""
         meta = self._meta
         return FileMap(
-            name, meta.page_size, len(self._taken), self._disk.size(), meta.txid, meta.time_ns,
+            name, meta.page_size, self._page_count, self._disk.size(), meta.txid, meta.time_ns,
             meta.entry_count, len(meta.changes), meta.depth, self._oldest, self._runs, self._problems,
             steps, found,
         )  # fmt: skip
@@ -86,64 +82,51 @@ class Survey:
             if meta is None:
                 self._problems.append(f"meta page {slot} is damaged")
         self._runs += meta_runs(slots.metas, self._page_size)
-        first = first_page(self._page_size)
-        self._taken[:first] = b"\1" * first
 
-    def _node(self, ref: bytes, level: int, parent: int) -> None:
-        page_id, page_count, _ = REF.unpack(ref)
-        kind = BRANCH if level > 1 else LEAF
-        if not self._claim(page_id, page_count, TYPE_NAMES[kind]):
-            return
-        try:
-            run = self._pager.read(ref, kind)
-            first_key, children, values = _content(run, kind)
-        except CorruptionError as exc:
-            self._damage(ref, f"{TYPE_NAMES[kind]}: {exc.message}", parent)
-            return
-        except MALFORMED as exc:
-            self._damage(ref, f"{TYPE_NAMES[kind]} that makes no sense: {exc}", parent)
-            return
-        self._add(TYPE_NAMES[kind], ref, HEADER.unpack_from(run), parent, first_key)
-        for child in children:
-            self._node(child, level - 1, page_id)
-        for key, value_ref in values:
-            self._value(key, value_ref, page_id)
+    def _tree(self) -> None:
+        tree = Tree(self._pager, self._meta.root, self._meta.depth)
+        for visit in walk(tree, self._pages, tolerated=CorruptionError):
+            kind = TYPE_NAMES[visit.kind]
+            if visit.flaw is not None and visit.flaw.invariant in _NOT_CLAIMED:
+                self._problems.append(f"page {visit.page_id}: {kind}: {visit.flaw.message}")
+                continue
+            self._tell(visit.page_count)
+            parent = 0 if visit.parent is None else visit.parent.page_id
+            flaw = self._flaw_of(visit)
+            if flaw is not None:
+                self._damage(visit.ref, f"{kind}: {flaw}", parent, b"" if visit.level else visit.low)
+                continue
+            head = visit.run or self._disk.read(HEADER.size, visit.page_id * self._page_size)
+            self._add(kind, visit.ref, HEADER.unpack_from(head), parent, _first_key(visit))
 
-    def _value(self, key: bytes, ref: bytes, parent: int) -> None:
-        page_id, page_count, _ = REF.unpack(ref)
-        if not self._claim(page_id, page_count, "overflow"):
-            return
-        offset, size = page_id * self._page_size, page_count * self._page_size
-        head = self._disk.read(HEADER.size, offset)
-        if crc_if_whole(self._disk, offset, size) != ref[-CRC_SIZE:]:
-            self._damage(ref, "overflow: the checksum does not match the content", parent, key)
-            return
-        header = HEADER.unpack(head)
-        if header[0] != OVERFLOW or header[4] != page_id:
-            self._damage(ref, "overflow: not the large value that its parent points at", parent, key)
-            return
-        self._add("overflow", ref, header, parent, key)
+    def _flaw_of(self, visit: Visit) -> str | None:
+        """What is wrong with a run, if anything is."""
+        if visit.flaw is not None:
+            return visit.flaw.message
+        if visit.value is not None:
+            try:
+                self._pager.check_value(visit.value, visit.low)
+            except CorruptionError as exc:
+                return exc.message
+        return None
 
     def _space(self) -> None:
-        meta = self._meta
         try:
-            space = Space.load(
-                meta.space, meta.page_size, first_page(meta.page_size), self._page_count, self._pager.read
-            )
-            for ref in space.own_runs():
-                page_id, page_count, _ = REF.unpack(ref)
-                if self._claim(page_id, page_count, "space"):
-                    header = HEADER.unpack(self._disk.read(HEADER.size, page_id * self._page_size))
-                    self._runs.append(Run(page_id, page_count, "space", header[5], used=page_count * self._page_size))
-        except (CorruptionError, *MALFORMED) as exc:
-            ref = meta.space
-            if isinstance(exc, CorruptionError) and exc.page_id is not None:
-                ref = REF.pack(exc.page_id, 1, 0)
-            said = exc.message if isinstance(exc, CorruptionError) else str(exc)
+            space = self._state.space(self._pager)
+            heads = {
+                ref: HEADER.unpack(self._disk.read(HEADER.size, ref_parts(ref)[0] * self._page_size))
+                for ref in space.own_runs()
+            }
+        except CorruptionError as exc:
+            ref = self._meta.space if exc.page_id is None else REF.pack(exc.page_id, 1, 0)
             page_id, page_count, _ = REF.unpack(ref)
             if ref != NO_REF and self._claim(page_id, page_count, "space"):
-                self._damage(ref, f"free-space map: {said}", 0)
+                self._damage(ref, f"free-space map: {exc.message}", 0)
             return
+        for ref, header in heads.items():
+            page_id, page_count, _ = REF.unpack(ref)
+            if self._claim(page_id, page_count, "space"):
+                self._runs.append(Run(page_id, page_count, "space", header[5], used=page_count * self._page_size))
         for page_id, page_count in space.free_runs():
             if self._claim(page_id, page_count, "free"):
                 self._runs.append(Run(page_id, page_count, "free"))
@@ -156,15 +139,9 @@ class Survey:
 
     def _rest(self) -> None:
         """Pages that nothing refers to: what a damaged branch led to, or what is behind the end."""
-        taken = self._taken
-        start = taken.find(0)
-        while start >= 0:
-            stop = taken.find(1, start)
-            stop = len(taken) if stop < 0 else stop
-            for run in unreachable(self._disk, self._page_size, start, stop):
-                self._runs.append(run)
-            start = taken.find(0, stop)
-        inside = [run for run in self._runs if run.page_id < self._page_count]
+        for start, count in self._pages.gaps(self._pages.first_page, self._page_count):
+            self._runs += unreachable(self._disk, self._page_size, start, start + count)
+        inside = [run for run in self._runs if run.page_id < self._meta.page_count]
         self._problems += cut_off(inside)
         if self._file_pages < self._meta.page_count:
             self._problems.append(
@@ -175,17 +152,19 @@ class Survey:
 
     def _claim(self, page_id: int, page_count: int, what: str) -> bool:
         """Mark pages as accounted for; False, and a problem, if they cannot be."""
-        if page_id < first_page(self._page_size) or page_count < 1 or page_id + page_count > self._page_count:
+        if not self._pages.holds(page_id, page_count):
             self._problems.append(f"{what}: {plural(page_count, 'page')} from page {page_id} on, outside of the file")
             return False
-        if self._taken.find(1, page_id, page_id + page_count) >= 0:
+        if self._pages.claim(page_id, page_count) is not None:
             self._problems.append(f"page {page_id} is in use twice, as {what} and as something else")
             return False
-        self._taken[page_id : page_id + page_count] = b"\1" * page_count
+        self._tell(page_count)
+        return True
+
+    def _tell(self, page_count: int) -> None:
         self._done += page_count
         if self._progress is not None:
-            self._progress(self._done, len(self._taken))
-        return True
+            self._progress(self._done, self._page_count)
 
     def _add(self, kind: str, ref: bytes, header: tuple[int, ...], parent: int, key: bytes) -> None:
         """Add a verified run."""
@@ -202,19 +181,11 @@ class Survey:
         self._runs.append(run)
 
 
-def _content(run: bytes, kind: int) -> tuple[bytes, list[bytes], list[tuple[bytes, bytes]]]:
-    """Of a node: its first key, the refs of its children, and keys and refs of its large values.
-
-    Raises what is in `MALFORMED`.
-    """
-    if kind == BRANCH:
-        branch = decode_branch(run)
-        return branch.separators[0] if branch.separators else b"", list(branch.refs), []
-    keys, values = decode_leaf(run)
-    large = [(key, value) for key, value in zip(keys, values, strict=True) if type(value) is Overflow]
-    if any(len(value) != Overflow.SIZE for _, value in large):
-        raise ValueError("a large value without its place")
-    return keys[0] if keys else b"", [], [(key, value.ref) for key, value in large]
+def _first_key(visit: Visit) -> bytes:
+    """The first separator or key of a node; the key of a large value."""
+    if visit.branch is not None:
+        return next(iter(visit.branch.separators), b"")
+    return next(iter(visit.entries()[0]), b"") if visit.level else visit.low
 
 
 def meta_runs(metas: tuple[Meta | None, Meta | None], page_size: int) -> Iterator[Run]:
@@ -247,20 +218,33 @@ def _meta_run(slot: int, meta: Meta | None) -> Run:
 
 def unreachable(disk: Disk, page_size: int, start: int, stop: int) -> Iterator[Run]:
     """The pages from `start` up to `stop` as runs: each that is intact by itself, and what lies between."""
-    page_id = blank = start
-    while page_id < stop:
-        found = intact_run(disk, page_size, page_id, stop)
+    blank = start
+    for _, found in intact_runs(disk, page_size, start, stop):
         if found is None:
-            page_id += 1
             continue
-        yield from _blank(disk, page_size, blank, page_id)
-        kind, entries, txid, page_count, used, key = found
-        what = {"leaf": f" with {entries} entries", "branch": f" with {entries} children"}.get(kind, "")
-        note = f"an intact {kind}{what}, written by commit {txid}, that nothing points at"
-        entries = entries if kind in ("leaf", "branch") else 0
-        yield Run(page_id, page_count, "unreachable", txid, entries, used, first_key=key[:_KEY_SHOWN], note=note)
-        page_id = blank = page_id + page_count
+        yield from _blank(disk, page_size, blank, found.page_id)
+        entries = found.entries if found.kind in ("leaf", "branch") else 0
+        what = f" with {entries} {'entries' if found.kind == 'leaf' else 'children'}" if entries else ""
+        note = f"an intact {found.kind}{what}, written by commit {found.txid}, that nothing points at"
+        yield Run(
+            found.page_id, found.page_count, "unreachable", found.txid, entries, found.used,
+            first_key=_key_of(disk, page_size, found), note=note,
+        )  # fmt: skip
+        blank = found.page_id + found.page_count
     yield from _blank(disk, page_size, blank, stop)
+
+
+def _key_of(disk: Disk, page_size: int, run: IntactRun) -> bytes:
+    """The beginning of a run's first key, where that can be told without reading much."""
+    offset = run.page_id * page_size
+    if run.kind == "overflow":
+        return disk.read(min(run.entries, _KEY_SHOWN), offset + HEADER.size)
+    if run.kind != "leaf" or run.page_count * page_size > LONG:
+        return b""
+    try:
+        return next(iter(leaf_keys(disk.read(run.page_count * page_size, offset))), b"")[:_KEY_SHOWN]
+    except MALFORMED:
+        return b""
 
 
 def _blank(disk: Disk, page_size: int, start: int, stop: int) -> Iterator[Run]:

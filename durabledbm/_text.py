@@ -13,7 +13,9 @@ import re
 import shutil
 import sys
 from typing import Any, ClassVar, TextIO
+from unicodedata import combining, east_asian_width
 
+from ._words import plural
 from .errors import error
 
 __all__ = [
@@ -21,6 +23,8 @@ __all__ = [
     "StandardOutput",
     "Style",
     "as_json",
+    "beginning",
+    "columns",
     "escape",
     "plural",
     "printable",
@@ -104,18 +108,37 @@ def as_json(data: bytes) -> Any:
         return {"base64": base64.b64encode(data).decode("ascii")}
 
 
-def shorten(text: str, width: int) -> str:
-    """`text`, or as much of its beginning as fits, with an ellipsis."""
-    return text if len(text) <= width else text[: max(width - 1, 0)] + "\N{HORIZONTAL ELLIPSIS}"
+def columns(text: str) -> int:
+    """The columns of a terminal that a text takes: two for a wide character, none for one that joins another."""
+    return len(text) if text.isascii() else sum(map(_columns, text))
 
 
-def plural(count: int, noun: str) -> str:
-    """ "1 entry", "2 entries", "1,234 pages", "3 leaves"."""
-    if count != 1 and noun.endswith("leaf"):
-        noun = noun[:-1] + "ves"
-    elif count != 1:
-        noun = noun[:-1] + "ies" if noun.endswith("y") and noun != "key" else noun + "s"
-    return f"{count:,} {noun}"
+def _columns(char: str) -> int:
+    return 0 if combining(char) else 2 if east_asian_width(char) in "WF" else 1
+
+
+def shorten(text: str, width: int, *, cut: bool = False) -> str:
+    """`text`, or as much of its beginning as fits into `width` columns, with an ellipsis.
+
+    With `cut` it is only the beginning of something, so the ellipsis is there in any case.
+    """
+    if not cut and columns(text) <= width:
+        return text
+    room, end = width - 1, 0
+    while end < len(text) and (room := room - _columns(text[end])) >= 0:
+        end += 1
+    return text[:end] + "\N{HORIZONTAL ELLIPSIS}"
+
+
+def beginning(data: bytes, size: int) -> bytes:
+    """The first `size` bytes, or a few less, so that no character of UTF-8 is cut in two."""
+    part = data[:size]
+    try:
+        part.decode("utf-8")
+    except UnicodeDecodeError as exc:
+        if exc.end == len(part) < len(data) and exc.reason == "unexpected end of data":
+            return part[: exc.start]
+    return part
 
 
 # -- standard output -------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ def differences(
         yield key, view.get(key)
     for key, value in tree_differences(old, view.tree):
         if key not in named:
-            yield key, view.tree.pager.value(value) if type(value) is Overflow else value
+            yield key, view.tree.pager.value(value, key) if type(value) is Overflow else value
 
 
 def tree_differences(old: Tree, new: Tree) -> Iterator[tuple[bytes, bytes | None]]:

@@ -29,7 +29,7 @@ import os
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from ._engine.page import REF
 from ._engine.state import State
@@ -37,12 +37,14 @@ from ._engine.store import Store
 from ._engine.tree import Tree
 from ._folding import folded
 from ._treediff import differences
-from .changelog import ChangeLog, Commit
 from .errors import CorruptionError, error
-from .records import BINARY, COMMIT, COMMIT_FIELDS, MARK, PUT
+from .records import BINARY, COMMIT, COMMIT_FIELDS, MARK, PUT, Commit
 from .snapshot import Pin
 
-__all__ = ["Attachment", "attach"]
+if TYPE_CHECKING:
+    from .changelog import ChangeLog
+
+__all__ = ["Attachment", "Turn", "attach"]
 
 _NOTE = struct.Struct(f"<{REF.size}sI")
 """Ref of the root, depth of the tree; then for each key in the meta page its size and the key."""
@@ -53,6 +55,8 @@ _HELD_MAX = 4096
 """So many changes of commits that are not durable yet are held; for more, the trees are compared instead."""
 
 Turn = Callable[[], AbstractContextManager[object]]
+"""Makes a block in which this process writes, and nobody else."""
+
 Changes = Iterable[tuple[bytes, "bytes | None"]]
 
 
@@ -100,6 +104,8 @@ class Attachment:
         self._held: list[tuple[Commit, list[tuple[bytes, bytes | None]]]] | None = []
         """Commits after the pinned one that are not appended yet; None: compare the trees instead."""
         self._held_count = 0
+        self._expected = False
+        """A commit was begun, and perhaps interrupted when it was made and not noted here."""
 
     # -- for users ---------------------------------------------------------------------------------
 
@@ -137,25 +143,48 @@ class Attachment:
             if len(key) + (0 if value is None else len(value)) > room:
                 self.log.check(key, value)
 
-    def committed(self, changes: Mapping[bytes, object] | None) -> None:
-        """The store has a new state, or its state has become durable. The writer lock is held.
+    def expect(self) -> None:
+        """The store is about to make a commit."""
+        self._expected = True
+
+    def committed(self, before: object, changes: Mapping[bytes, object] | None) -> None:
+        """The store has made a commit on top of `before`, or its state has become durable. The writer lock is held.
 
         `changes` led from the state before to this one; None: they are not known.
         """
         if not self._is_mine():
             return
-        state, seen = self._store.state, self._seen
-        if state is not seen and self._held is not None:
-            follows = seen is not None and state.meta.txid == seen.meta.txid + 1
-            if seen is None or not follows or changes is None or self._held_count + len(changes) > _HELD_MAX:
-                self._held = None
-            else:
-                commit = Commit(state.meta.txid, state.meta.time_ns)
-                self._held.append((commit, list(_real(cast("Changes", changes.items()), seen))))
-                self._held_count += len(changes)
-        self._seen = state
-        if state.meta.txid <= self._store.committer.durable_txid:
-            self._follow()
+        state = self._store.state
+        try:
+            if state is not self._seen:
+                self._hold(before, state, changes)
+            if state.meta.txid <= self._store.committer.durable_txid:
+                self._follow()
+        except Exception:
+            self._expected = False  # the call that committed raises it
+            raise
+        self._expected = False
+
+    def _hold(self, before: object, state: State, changes: Mapping[bytes, object] | None) -> None:
+        """Hold the changes that led from `before` to `state` until they are durable.
+
+        If they do not follow on what is held, since an earlier commit was interrupted before it came here or others
+        have committed, or if they are too many, nothing is held any more: the trees will be compared.
+        """
+        seen, held = self._seen, self._held
+        self._held = None  # so an interrupt in what follows loses no commit
+        if seen is None or before is not seen or changes is None or self._held_count + len(changes) > _HELD_MAX:
+            held = None
+        if held is not None:
+            commit = Commit(state.meta.txid, state.meta.time_ns)
+            held.append((commit, list(_real(cast("Changes", changes.items()), cast("State", seen)))))  # type: ignore[union-attr]
+            self._held_count += len(changes)  # type: ignore[arg-type]
+        self._seen, self._held = state, held
+
+    def finish(self) -> None:
+        """The handle is about to be closed: append what an interrupt has kept from being appended."""
+        if self._expected:
+            self.catch_up()
 
     def close(self) -> None:
         """End without appending anything."""
@@ -239,7 +268,9 @@ class Attachment:
             return
         held, self._held = self._held, None  # if appending fails, comparing the trees will tell
         try:
-            if held and held[-1][0].txid == state.meta.txid:
+            if self.log.newest()[1].txid == state.meta.txid:
+                pass  # it was appended, and then interrupted
+            elif held and held[-1][0].txid == state.meta.txid:
                 for commit, changes in held[:-1]:
                     self.log.commit(changes, *commit)
                 self._append(state, held[-1][1])

@@ -21,14 +21,14 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 
 from ._builder import Builder
-from ._engine.creation import temporary_name
+from ._engine.creation import first_meta
 from ._engine.meta import Meta
-from ._engine.native import FileVolume
 from ._engine.state import State
 from ._engine.store import Store
+from ._tempfiles import replacing
 from .errors import error
 
-__all__ = ["Pace", "Progress", "backup", "mode_of", "write_whole"]
+__all__ = ["Pace", "Progress", "backup", "check_target", "write_whole"]
 
 Progress = Callable[[int, int], None]
 """Called with (entries done, entries in all)."""
@@ -54,36 +54,27 @@ def backup(
 ) -> None:
     """Write a copy of `state`, which must be pinned, to the file `target`.
 
-    A file that is there already is replaced, at the end. The copy has the permissions of the database's file.
-    `progress(done, total)` is called with numbers of entries; if it raises, there is no copy. Raises `error`
+    A file that is there already is replaced, at the end, and keeps its owner, group and permissions; a new one has the
+    permissions of the database's file. `progress(done, total)` is called with numbers of entries; if it raises, there is no copy. Raises `error`
     if the target cannot be written, or is the database itself, `CorruptionError` if the database is damaged.
     """
     path = os.path.realpath(os.fsdecode(target))
-    _refuse(path, store)
-    write_whole(path, state.meta, mode_of(store.path), lambda builder: _copy(store, state, builder, progress))
+    check_target(path, store.disk.identity())
+    meta = state.meta if state.meta.txid else first_meta(state.meta.page_size)  # it was not initialised yet
+    write_whole(path, meta, store.disk.status(), lambda builder: _copy(store, state, builder, progress))
 
 
-def write_whole(path: str, meta: Meta, mode: int, fill: Callable[[Builder], None]) -> None:
+def write_whole(path: str, meta: Meta, source: os.stat_result | None, fill: Callable[[Builder], None]) -> None:
     """Let `fill` build a file, and give it its name `path` when it is complete and on the disk.
 
-    `meta` tells which database, as of which commit, the file is to be.
+    `meta` tells which database, as of which commit, the file is to be; `source` is the file that it is made from, whose
+    permissions it gets (None: only its owner may read it).
     """
-    volume = FileVolume()
     try:
-        temporary = temporary_name(path)
-        disk = volume.create(temporary, 0o600)
-        try:
+        with replacing(path, source) as disk:
             builder = Builder(disk, meta)
             fill(builder)
             builder.finish()
-            os.chmod(temporary, mode)
-            disk.close()
-            volume.replace(temporary, path)
-        except BaseException:
-            disk.close()
-            volume.remove(temporary)
-            raise
-        volume.sync_directory(path)
     except OSError as exc:
         raise error.wrap(exc, path) from exc
 
@@ -131,21 +122,16 @@ class Pace:
         self._worked = worked
 
 
-def _refuse(path: str, store: Store) -> None:
-    """Raise if the target must not be replaced."""
+def check_target(path: str, source: tuple[int, int] | None) -> None:
+    """Raise if the target must not be replaced: a directory, a device, or the database itself.
+
+    `source` is its `Disk.identity()`, None if what is copied is in no file.
+    """
     try:
         status = os.stat(path)
     except FileNotFoundError:
         return
-    if (status.st_dev, status.st_ino) == store.disk.identity():
+    if (status.st_dev, status.st_ino) == source:
         raise error(errno.EINVAL, "is the database itself", path)
     if not stat.S_ISREG(status.st_mode):
         raise error(errno.EINVAL, "is not a regular file", path)
-
-
-def mode_of(path: str) -> int:
-    """The permissions of a file."""
-    try:
-        return stat.S_IMODE(os.stat(path).st_mode)
-    except OSError:  # the name was taken away, the file is still open
-        return 0o600

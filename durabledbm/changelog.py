@@ -15,15 +15,17 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from ._engine.disk import Volume
 from ._engine.meta import now_ns
 from ._engine.native import FileVolume
 from ._logfiles import BATCH, Files, Reading, Tail, last_note, read_end
 from ._logwriter import Writer
+from .attach import Attachment, Turn, attach
 from .errors import ClosedError, CorruptionError, error
 from .mapping import Key, Value, as_bytes, not_copied, represented
 from .records import (
@@ -43,7 +45,10 @@ from .records import (
     Record,
 )
 
-__all__ = ["Change", "ChangeLog", "Commit", "Span", "Tail"]
+if TYPE_CHECKING:
+    from ._engine.store import Store
+
+__all__ = ["Change", "ChangeLog", "Commit", "Moment", "Span", "Tail"]
 
 
 class Span(NamedTuple):
@@ -52,6 +57,29 @@ class Span(NamedTuple):
     identity: bytes | None
     base_txid: int
     last_txid: int
+
+
+class Moment(NamedTuple):
+    """What a log says of a moment. Its times need not ascend: clocks are set back."""
+
+    last: Commit
+    """The last commit whose time is not later; 0, 0 if there is none. It contains all commits before it."""
+    ahead: Commit | None
+    """The first of these whose time is later, if there is one."""
+
+    def explanation(self) -> str:
+        """What is to be said to people about the choice of `last`; empty if nothing is."""
+        last, ahead = self
+        if ahead is None:
+            return ""
+        return (
+            f"the clock was set back: commit {last.txid} of {_date(last)} contains the commits before it, also those "
+            f"from {ahead.txid} on, although that bears a later time, {_date(ahead)}"
+        )
+
+
+def _date(commit: Commit) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(commit.time_ns / 1e9))
 
 
 class _Store(Protocol):
@@ -213,14 +241,15 @@ class ChangeLog:
         """Return when everything appended is on the disk."""
         with self._own_lock():
             self._check_open()
-            if self._writer is not None and self._writer.sync(0.0):
-                self._writer.mark()
+            writer = self._kept()
+            if writer is not None and writer.sync(0.0):
+                writer.mark()
 
     def close(self) -> None:
         """Sync, and let others append. Closing twice is harmless; if the sync raises it is closed too."""
         with self._own_lock():
             self.closed = True
-            writer, self._writer = self._writer, None
+            writer, self._writer = self._kept(), None
             if writer is not None:
                 writer.close()
 
@@ -245,13 +274,21 @@ class ChangeLog:
         """As `replay`, with a `Commit` behind the changes of each commit. Memory is bounded.
 
         Commits up to `after_txid` are left out: what a snapshot of that commit holds. `error` if the log
-        begins later than that, so that commits are in neither. The first commit beyond `until_txid`, or later
-        than `until_time_ns`, ends it; `error` then for a change that is in no commit.
+        begins later than that, so that commits are in neither. It ends behind commit `until_txid`, or the last
+        one whose time is not later than `until_time_ns` (see `at`); `error` then for a change that is in no
+        commit.
         """
         self._check_open()
-        last_txid = 2**64 if until_txid is None else until_txid
-        last_time = 2**64 if until_time_ns is None else until_time_ns
-        return self._records(after_txid, last_txid, last_time)
+        return self._records(after_txid, until_txid, until_time_ns)
+
+    def at(self, time_ns: int) -> Moment:
+        """The last commit whose time is not later than `time_ns`, nanoseconds since 1970: what was in force then.
+
+        It is the last by the order of the log, which is the order in which the commits were made. If the clock was
+        set back, some of those before it may bear later times: `Moment.ahead` tells.
+        """
+        self._check_open()
+        return self._at(self._files.numbers(), time_ns)
 
     def span(self) -> Span:
         """Which commits of which database the log holds."""
@@ -289,6 +326,19 @@ class ChangeLog:
             _apply(batch, db)
         return count
 
+    def _attach_to(self, store: Store, turn: Turn) -> Attachment:
+        """Follow a database: see `Database.attach`.
+
+        That this stands here, and not with the database, has a reason: whoever has a log has everything that attaching
+        it needs, and nothing is imported when the file system may be another one.
+        """
+        self._make_like(store.disk.status())
+        return attach(store, turn, self)
+
+    def _make_like(self, source: os.stat_result | None) -> None:
+        """Let new files have the permissions of the file that their content comes from (None: be private)."""
+        self._files.make_like(source)
+
     def __enter__(self) -> ChangeLog:
         return self
 
@@ -324,9 +374,20 @@ class ChangeLog:
 
     def _ready(self) -> Writer:
         self._check_open()
-        if self._writer is None:
+        writer = self._kept()
+        if writer is None:
+            writer = self._writer = Writer(self._files, self._codec, self.max_file_size)
+            self.tail = writer.tail
+        return writer
+
+    def _kept(self) -> Writer | None:
+        """The writer, if there is one. If somebody else has closed its files, it is another one, which has synced what
+        was written.
+        """
+        if self._writer is not None and self._writer.lost:
+            self._writer.release()
+            self._writer = None
             self._writer = Writer(self._files, self._codec, self.max_file_size)
-            self.tail = self._writer.tail
         return self._writer
 
     def _base_txid(self, numbers: list[int]) -> int:
@@ -334,8 +395,24 @@ class ChangeLog:
         next(iter(reading), None)
         return reading.base_txid
 
-    def _records(self, after_txid: int | None, last_txid: int, last_time: int) -> Iterator[Change | Commit]:
+    def _at(self, numbers: list[int], time_ns: int) -> Moment:
+        last, ahead, later = Commit(0, 0), None, None
+        for _, record in Reading(self._files, self._codec, numbers):
+            if record.kind == COMMIT:
+                commit = record.commit()
+                if commit.time_ns <= time_ns:
+                    last, ahead = commit, later
+                elif later is None:
+                    later = commit
+        return Moment(last, ahead)
+
+    def _records(
+        self, after_txid: int | None, until_txid: int | None, until_time_ns: int | None
+    ) -> Iterator[Change | Commit]:
         numbers = self._files.numbers()
+        last_txid = 2**64 if until_txid is None else until_txid
+        if until_time_ns is not None:
+            last_txid = min(last_txid, self._at(numbers, until_time_ns).last.txid)
         if after_txid is not None and after_txid < (base_txid := self._base_txid(numbers)):
             gap = f"{self.directory}: the log begins after commit {base_txid}, not after {after_txid}"
             raise error(gap)
@@ -345,7 +422,7 @@ class ChangeLog:
             if not record.flags & GROUPED:
                 group = None
                 if record.kind in (PUT, DELETE):
-                    if min(last_txid, last_time) < 2**64:
+                    if last_txid < 2**64:
                         raise error(f"{self.directory}: {UNDATED}")
                     yield record.change()
                     continue
@@ -353,7 +430,7 @@ class ChangeLog:
                 group = _Group(number, record.offset)
             if record.kind == COMMIT:
                 commit = record.commit()
-                if commit.txid > last_txid or commit.time_ns > last_time:
+                if commit.txid > last_txid:
                     return
                 if after_txid is None or commit.txid > after_txid:
                     if group is not None:

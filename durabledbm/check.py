@@ -17,17 +17,18 @@ state, and never waits.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import islice
+from operator import lt
 from typing import NamedTuple
 
-from ._engine.meta import first_page
-from ._engine.node import Overflow, decode_leaf
-from ._engine.page import BRANCH, HEADER, LEAF, NO_REF, REF
-from ._engine.pager import MALFORMED, Pager
+from ._engine.page import NO_REF, ref_parts
+from ._engine.pager import Pager
 from ._engine.recovery import read_slots
-from ._engine.space import Space
 from ._engine.state import State
 from ._engine.store import Store
-from ._text import plural
+from ._engine.tree import Tree
+from ._engine.walk import Visit, walk
+from ._words import plural
 from .errors import CorruptionError, error
 
 __all__ = ["Problem", "Progress", "check_state"]
@@ -63,8 +64,7 @@ class _Check:
         self._state = state
         self._meta = state.meta
         self._pager = Pager(store.disk, state.meta.page_size, 0)
-        self._first_page = first_page(state.meta.page_size)
-        self._owner = bytearray(state.meta.page_count)
+        self._pages = state.pages()
         self._entries = 0
         self._done = 0
         self._last_key: bytes | None = None
@@ -72,10 +72,9 @@ class _Check:
 
     def run(self) -> Iterator[Problem]:
         yield from self._metas()
-        if self._meta.depth:
-            yield from self._node(self._meta.root, self._meta.depth, None, None, self._meta.txid)
-        elif self._meta.root != NO_REF:
+        if not self._meta.depth and self._meta.root != NO_REF:
             yield Problem(2, "the tree has a root but no depth")
+        yield from self._tree()
         yield from self._counts()
         yield from self._space()
 
@@ -85,7 +84,7 @@ class _Check:
         meta = self._meta
         slots = read_slots(self._store.disk)
         for slot, other in enumerate(slots.metas):
-            if other is None and slots.size:
+            if other is None and not slots.uninitialised:
                 yield Problem(4, f"meta page {slot} is damaged")
             elif other is not None and other.database_id != meta.database_id:
                 yield Problem(4, f"meta page {slot} belongs to another database")
@@ -97,77 +96,48 @@ class _Check:
             if older.txid < newer.steady_txid:
                 yield Problem(4, f"the older meta page is of commit {older.txid}, not {newer.steady_txid}")
 
-    # -- invariants 2 and 3 ------------------------------------------------------------------------
+    # -- invariants 1 to 4, in the tree ------------------------------------------------------------
 
-    def _node(
-        self, ref: bytes, level: int, low: bytes | None, high: bytes | None, parent_txid: int
-    ) -> Iterator[Problem]:
-        problem = self._claim(ref, _USED)
-        if problem is not None:
-            yield problem
-            return
-        page_id = REF.unpack(ref)[0]
-        try:
-            run = self._pager.read(ref, BRANCH if level > 1 else LEAF)
-            txid = HEADER.unpack_from(run)[5]
-            if txid > parent_txid:
-                yield Problem(3, f"written by commit {txid}, after its parent, by {parent_txid}", page_id)
-            if level > 1:
-                yield from self._branch(ref, page_id, level, low, high, txid)
+    def _tree(self) -> Iterator[Problem]:
+        tree = Tree(self._pager, self._meta.root, self._meta.depth)
+        for visit in walk(tree, self._pages, tolerated=CorruptionError):
+            if visit.flaw is not None:
+                yield Problem(*visit.flaw, visit.page_id)
+            elif not visit.level:
+                yield from self._value(visit)
             else:
-                yield from self._leaf(run, page_id, low, high, txid)
-        except CorruptionError as exc:
-            yield Problem(3, exc.message, exc.page_id)
-        except MALFORMED as exc:
-            yield Problem(3, f"the content makes no sense: {exc}", page_id)
+                yield from self._age(visit, visit.txid)
+                if visit.level == 1:
+                    yield from self._leaf(visit)
+            self._tell(visit.page_count)
 
-    def _branch(
-        self, ref: bytes, page_id: int, level: int, low: bytes | None, high: bytes | None, txid: int
-    ) -> Iterator[Problem]:
-        branch = self._pager.branch(ref)
-        bounds = [low, *branch.separators, high]
-        for left, right in zip(bounds, bounds[1:], strict=False):
-            if left is not None and right is not None and left >= right:
-                yield Problem(2, "the separators are out of order", page_id)
-        for at, child in enumerate(branch.refs):
-            yield from self._node(child, level - 1, bounds[at], bounds[at + 1], txid)
-
-    def _leaf(
-        self, run: bytes, page_id: int, low: bytes | None, high: bytes | None, txid: int
-    ) -> Iterator[Problem]:
-        keys, values = decode_leaf(run)
+    def _leaf(self, visit: Visit) -> Iterator[Problem]:
+        keys, _ = visit.entries()
         if not keys:
-            yield Problem(2, "an empty leaf", page_id)
+            yield Problem(2, "an empty leaf", visit.page_id)
             return
         last = self._last_key
-        for key in keys:
-            if last is not None and key <= last:
-                yield Problem(2, f"key {key[:40]!r} is out of order", page_id)
-            last = key
-        self._last_key = last
-        if (low is not None and keys[0] < low) or (high is not None and keys[-1] >= high):
-            yield Problem(2, "keys lie outside of the parent's separators", page_id)
+        if (last is not None and keys[0] <= last) or not all(map(lt, keys, islice(keys, 1, None))):
+            for key in keys:
+                if last is not None and key <= last:
+                    yield Problem(2, f"key {key[:40]!r} is out of order", visit.page_id)
+                last = key
+        self._last_key = keys[-1]
+        if keys[0] < visit.low or (visit.high is not None and keys[-1] >= visit.high):
+            yield Problem(2, "keys lie outside of the parent's separators", visit.page_id)
         self._entries += len(keys)
-        for key, value in zip(keys, values, strict=True):
-            if type(value) is Overflow:
-                yield from self._value(key, value, txid)
 
-    def _value(self, key: bytes, value: Overflow, parent_txid: int) -> Iterator[Problem]:
-        problem = self._claim(value.ref, _USED)
-        if problem is not None:
-            yield problem
-            return
-        page_id = REF.unpack(value.ref)[0]
+    def _value(self, visit: Visit) -> Iterator[Problem]:
+        assert visit.value is not None
         try:
-            self._pager.value(value)
-            offset = page_id * self._meta.page_size
-            head = self._store.disk.read(HEADER.size + len(key), offset)
-            if head[HEADER.size :] != key:
-                yield Problem(3, f"the large value belongs to another key than {key[:40]!r}", page_id)
-            if HEADER.unpack_from(head)[5] > parent_txid:
-                yield Problem(3, "written after its parent", page_id)
+            yield from self._age(visit, self._pager.check_value(visit.value, visit.low))
         except CorruptionError as exc:
-            yield Problem(3, exc.message, exc.page_id)
+            yield Problem(3, exc.message, visit.page_id)
+
+    def _age(self, visit: Visit, txid: int) -> Iterator[Problem]:
+        parent = self._meta.txid if visit.parent is None else visit.parent.txid
+        if txid > parent:
+            yield Problem(3, f"written by commit {txid}, after its parent, by {parent}", visit.page_id)
 
     # -- invariant 5 -------------------------------------------------------------------------------
 
@@ -186,44 +156,30 @@ class _Check:
     # -- invariant 1 -------------------------------------------------------------------------------
 
     def _space(self) -> Iterator[Problem]:
-        meta = self._meta
         try:
-            space = Space.load(meta.space, meta.page_size, self._first_page, meta.page_count, self._pager.read)
+            space = self._state.space(self._pager)
         except CorruptionError as exc:
             yield Problem(3, f"the free-space map is damaged: {exc.message}", exc.page_id)
             return
-        except MALFORMED as exc:
-            yield Problem(3, f"the free-space map makes no sense: {exc}")
-            return
         for ref in space.own_runs():
-            problem = self._claim(ref, _MAP)
-            if problem is not None:
-                yield problem
+            yield from self._claim(*ref_parts(ref)[:2], _MAP)
         for page_id, page_count in space.free_runs():
-            yield from self._claim_pages(page_id, page_count, _FREE)
+            yield from self._claim(page_id, page_count, _FREE)
         for _, (page_id, page_count) in space.pending_runs():
-            yield from self._claim_pages(page_id, page_count, _PENDING)
-        at = self._owner.find(0, self._first_page)
-        while at >= 0:
-            end = at
-            while end < len(self._owner) and not self._owner[end]:
-                end += 1
-            yield Problem(1, f"{plural(end - at, 'page')} neither in use nor free", at)
-            at = self._owner.find(0, end)
+            yield from self._claim(page_id, page_count, _PENDING)
+        for page_id, page_count in self._pages.gaps(self._pages.first_page, self._pages.page_count):
+            yield Problem(1, f"{plural(page_count, 'page')} neither in use nor free", page_id)
 
-    def _claim(self, ref: bytes, owner: int) -> Problem | None:
-        page_id, page_count, _ = REF.unpack(ref)
-        return next(self._claim_pages(page_id, page_count, owner), None)
+    def _claim(self, page_id: int, page_count: int, owner: int) -> Iterator[Problem]:
+        pages = self._pages
+        taken = pages.claim(page_id, page_count, owner)
+        if taken is not None:
+            yield Problem(1, f"both {_WORDS[pages.owner(taken)]} and {_WORDS[owner]}", taken)
+            for gap in list(pages.gaps(page_id, page_id + page_count)):
+                pages.claim(*gap, owner)
+        self._tell(page_count)
 
-    def _claim_pages(self, page_id: int, page_count: int, owner: int) -> Iterator[Problem]:
-        if page_id < self._first_page or page_count < 1 or page_id + page_count > self._meta.page_count:
-            yield Problem(4, f"{plural(page_count, 'page')} {_WORDS[owner]}, but not inside the file", page_id)
-            return
-        for page in range(page_id, page_id + page_count):
-            before = self._owner[page]
-            if before:
-                yield Problem(1, f"both {_WORDS[before]} and {_WORDS[owner]}", page)
-            self._owner[page] = owner
+    def _tell(self, page_count: int) -> None:
         self._done += page_count
         if self._progress is not None:
-            self._progress(self._done, self._meta.page_count - self._first_page)
+            self._progress(self._done, self._pages.page_count - self._pages.first_page)

@@ -6,14 +6,15 @@ import errno
 import os
 from typing import Literal, TypedDict, get_args
 
-from ._engine.creation import create, replace
-from ._engine.disk import Volume
+from ._engine.creation import replace
+from ._engine.disk import Disk, Volume
 from ._engine.locks import locks_work
-from ._engine.meta import UnknownVersionError
+from ._engine.meta import ForeignFileError, UnknownVersionError
 from ._engine.native import FileVolume
 from ._engine.page import MAX_PAGE_SIZE, MIN_PAGE_SIZE
 from ._engine.pipeline import make_pipeline
 from ._engine.store import Store
+from ._kinds import OtherKindError, foreign, refuse_beside
 from .errors import error
 from .handle import Database
 
@@ -81,9 +82,10 @@ def open(
 
     In every mode, whatever a crash leaves opens at once and holds the first commits, up to some point, each whole.
 
-    Raises `error` with errno ENOENT if the file is missing and the flag does not create it, `error` for a file that is
-    not a durabledbm database, which is left as it is, `CorruptionError` for one that is damaged, and `ValueError` or
-    `TypeError` for an argument that cannot be.
+    Raises `error` with errno ENOENT if the file is missing and the flag does not create it; `error` for a file that is
+    not a durabledbm database, which is left as it is, and for a name that an old database of `dbm` has (NAME.dat and
+    NAME.dir, NAME.db, NAME.pag), which a new file would hide: the text names its kind and the command that converts it;
+    `CorruptionError` for a file that is damaged; `ValueError` or `TypeError` for an argument that cannot be.
     """
     return open_on(
         FileVolume(), file, flag, mode, durability=durability, interval=interval, timeout=timeout,
@@ -152,8 +154,11 @@ def _place(name: str) -> str:
     return os.path.realpath(path) if os.path.islink(path) else path
 
 
-class _NoLocksError(error):
-    """The file cannot be opened for writing where it is, whatever it holds."""
+def _refuse_hiding(volume: Volume, name: str, path: str, number: int = errno.EEXIST) -> None:
+    """Raise if a new file would hide an old database of its name or, if that is a link's, of what it leads to."""
+    refuse_beside(volume, name, number)
+    if os.path.islink(name):
+        refuse_beside(volume, path, number)
 
 
 def _opened(volume: Volume, name: str, flag: str, mode: int, page_size: int, cache_size: int) -> Store:
@@ -161,35 +166,55 @@ def _opened(volume: Volume, name: str, flag: str, mode: int, page_size: int, cac
     try:
         for _ in range(100):
             try:
-                disk = volume.open(path, writable=flag != "r")
+                disk, created = volume.open(path, writable=flag != "r"), False
             except FileNotFoundError:
+                _refuse_hiding(volume, name, path, errno.ENOENT if flag in "rw" else errno.EEXIST)
                 if flag in "rw":
                     raise
-                create(volume, path, mode, page_size)
-                continue
+                try:
+                    disk, created = volume.create(path, mode), True
+                except FileExistsError:
+                    continue  # another process was faster
             try:
                 if disk.writable and not locks_work(disk):
-                    raise _NoLocksError(
+                    raise error(
                         errno.ENOLCK, "the file system keeps no locks, so writers could not be kept apart; "
                         "copy the file to a local disk, or open it with flag 'r'", name,
                     )  # fmt: skip
-                return Store(volume, disk, page_size=page_size, cache_size=cache_size)
-            except _NoLocksError:
-                disk.close()
-                raise
-            except error as exc:
-                disk.close()
-                if flag != "n":
-                    if type(exc) is UnknownVersionError:
-                        raise UnknownVersionError(f"{name}: {exc}") from None
-                    raise
-                # Whatever it is, flag "n" means that it is not wanted any more.
-                replace(volume, path, mode, page_size)
+                store = _store(volume, disk, name, flag, page_size, cache_size)
+                if store is not None:
+                    if created:
+                        store.initialise()
+                    elif store.state.meta.txid <= 1:
+                        # Nothing was ever written to it: perhaps it was made, by mistake, beside an old database.
+                        _refuse_hiding(volume, name, path)
+                    return store
             except BaseException:
                 disk.close()
                 raise
+            disk.close()
     except OSError as exc:
         if isinstance(exc, error):
             raise
+        if exc.errno in (errno.EISDIR, errno.EINVAL, errno.EACCES):  # a directory, perhaps
+            known = foreign(volume, path, name)
+            if type(known) is OtherKindError:
+                raise known from exc
         raise error.wrap(exc, name) from exc
     raise error(f"{name}: the file is created and removed again and again")
+
+
+def _store(volume: Volume, disk: Disk, name: str, flag: str, page_size: int, cache_size: int) -> Store | None:
+    """The store of an open file, or None if it was no database and, as flag "n" wants it, has been replaced by one."""
+    try:
+        return Store(volume, disk, page_size=page_size, cache_size=cache_size)
+    except error as exc:
+        if flag == "n":
+            _refuse_hiding(volume, name, disk.path)
+            replace(volume, disk, page_size)
+            return None
+        if type(exc) is UnknownVersionError:
+            raise UnknownVersionError(f"{name}: {exc}") from None
+        if type(exc) is ForeignFileError:
+            raise foreign(volume, disk.path, name) from None
+        raise

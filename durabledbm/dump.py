@@ -12,19 +12,18 @@ Memory does not grow with the database.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import Any, NamedTuple, Protocol
 
-from ._engine.creation import temporary_name
 from ._engine.meta import now_ns
 from ._engine.native import FileVolume
-from ._streams import Label, Readable, StreamReader, StreamWriter, codec_of
-from .backup import mode_of
+from ._streams import Label, Readable, StreamReader, StreamWriter, codec_of, open_stream
+from ._tempfiles import blame_target, new_directory, replacing
+from .backup import check_target
 from .changelog import ChangeLog, Commit, Tail
 from .database import Database
-from .errors import error
+from .errors import CorruptionError, error
 from .records import CODECS, COMMIT, DELETE, FIRST, GROUPED, NO_IDENTITY, PUT, UNDATED, Record
 from .snapshot import Snapshot
 
@@ -37,7 +36,6 @@ _REPORT_EVERY = 1024
 _SYNC_BYTES = 16 * 2**20
 _BATCH_BYTES = 2**20
 _BATCH_ENTRIES = 1000
-_NEW_FILE = 0o600
 
 
 class Writable(Protocol):
@@ -52,6 +50,8 @@ class Loaded(NamedTuple):
     changes: int
     commit: Commit | None
     tail: Tail | None
+    explanation: str = ""
+    """Why this commit, where a time was given and those in the log are not in order: a sentence for people."""
 
 
 # -- dump ------------------------------------------------------------------------------------------
@@ -70,14 +70,16 @@ def dump(
     `source` is a `Database` (of which the last commit is dumped, while others write), a `Snapshot`, or any
     other mapping of bytes. `target` is a file object open for writing bytes, or a name: of a file, or, with
     `max_file_size` in bytes, of a directory of files no larger than that. A file or directory of that name
-    appears whole or not at all; a file that is there is replaced, a directory is not. `progress(done, total)`
+    appears whole or not at all; a file that is there is replaced, a directory is not. What is new has the
+    permissions of the database's file, or if there is none, only its owner may read it. `progress(done, total)`
     is called with numbers of entries.
 
-    Raises `ValueError` if the codec ("binary" or "text") cannot hold an entry, or a file of that size cannot.
+    Raises `ValueError` if the codec ("binary" or "text") cannot hold an entry, or a file of that size cannot, and
+    `error` if the target cannot be written, is no regular file, or is the database itself.
     """
     if codec not in CODECS:
         raise ValueError(f"codec must be 'binary' or 'text', not {codec!r}")
-    with _dumpable(source) as (mapping, label, mode):
+    with _dumpable(source) as (mapping, label, file):
         entries = _Counted(mapping, progress)
         try:
             if not isinstance(target, (str, bytes, os.PathLike)):
@@ -85,10 +87,12 @@ def dump(
                     raise ValueError("max_file_size is for a directory, not for a file object")
                 _write_stream(entries, target.write, codec, label)
             elif max_file_size is None:
-                _write_file(entries, os.path.realpath(os.fsdecode(target)), codec, label, mode)
+                path = os.path.realpath(os.fsdecode(target))
+                check_target(path, _identity(source))
+                _write_file(entries, path, codec, label, file)
             else:
                 path = os.path.abspath(os.fsdecode(target))
-                _write_directory(entries, path, codec, label, mode=mode, max_file_size=max_file_size)
+                _write_directory(entries, path, codec, label, source=file, max_file_size=max_file_size)
         except OSError as exc:
             raise error.wrap(exc) from exc
     entries.finish()
@@ -96,17 +100,26 @@ def dump(
 
 
 @contextmanager
-def _dumpable(source: Mapping[bytes, bytes]) -> Iterator[tuple[Mapping[bytes, bytes], Label, int]]:
-    """A mapping that does not change meanwhile, what it is, and the permissions that its copies get."""
+def _dumpable(source: Mapping[bytes, bytes]) -> Iterator[tuple[Mapping[bytes, bytes], Label, os.stat_result | None]]:
+    """A mapping that does not change meanwhile, what it is, and the file that it is in, if any."""
     if isinstance(source, Database):
         if not source.readonly and not source._transactions:
             source.sync()
         with Snapshot(source._pin()) as snapshot:
-            yield snapshot, _label(snapshot), mode_of(source._store.path)
+            yield snapshot, _label(snapshot), source._store.disk.status()
     elif isinstance(source, Snapshot):
-        yield source, _label(source), _NEW_FILE
+        owner = source._owner
+        yield source, _label(source), owner._store.disk.status() if isinstance(owner, Database) else None
     else:
-        yield source, Label(NO_IDENTITY, 1, now_ns()), _NEW_FILE
+        yield source, Label(NO_IDENTITY, 1, now_ns()), None
+
+
+def _identity(source: Mapping[bytes, bytes]) -> tuple[int, int] | None:
+    """Which file is dumped, if it is one."""
+    if isinstance(source, Database):
+        return source._store.disk.identity()
+    store = source._pin._store if isinstance(source, Snapshot) else None
+    return None if store is None else store.disk.identity()
 
 
 def _label(snapshot: Snapshot) -> Label:
@@ -146,32 +159,20 @@ def _write_stream(
 
 
 def _write_file(
-    entries: Iterable[tuple[bytes, bytes]], path: str, codec: str, label: Label, mode: int
+    entries: Iterable[tuple[bytes, bytes]], path: str, codec: str, label: Label, source: os.stat_result | None
 ) -> None:
-    volume = FileVolume()
-    temporary = temporary_name(path)
-    disk = volume.create(temporary, _NEW_FILE)
-    end = synced = 0
+    with replacing(path, source) as disk:
+        end = synced = 0
 
-    def write(data: bytes) -> None:
-        nonlocal end, synced
-        disk.write(end, (data,))
-        end += len(data)
-        if end - synced > _SYNC_BYTES:
-            disk.sync()
-            synced = end
+        def write(data: bytes) -> None:
+            nonlocal end, synced
+            disk.write(end, (data,))
+            end += len(data)
+            if end - synced > _SYNC_BYTES:
+                disk.sync()
+                synced = end
 
-    try:
         _write_stream(entries, write, codec, label)
-        disk.sync()
-        os.chmod(temporary, mode)
-        disk.close()
-        volume.replace(temporary, path)
-    except BaseException:
-        disk.close()
-        volume.remove(temporary)
-        raise
-    volume.sync_directory(path)
 
 
 def _write_directory(
@@ -180,28 +181,28 @@ def _write_directory(
     codec: str,
     label: Label,
     *,
-    mode: int,
+    source: os.stat_result | None,
     max_file_size: int,
 ) -> None:
     if os.path.isdir(path) and os.listdir(path):
         raise error(f"{path}: the directory is not empty; a dump needs a new one")
-    temporary = temporary_name(path)
-    os.mkdir(temporary, 0o700)
     try:
-        with ChangeLog(temporary, max_file_size, codec, sync="manual") as log:
-            if codec == "text":
-                for key, value in entries:
-                    log.put(key, value)
-            else:
-                if label.identity != NO_IDENTITY:
-                    log.bind(label.identity, 0)
-                log.commit(entries, label.txid, label.time_ns)
-        os.chmod(temporary, mode | (mode & 0o444) >> 2)
-        os.rename(temporary, path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        with new_directory(path) as temporary:
+            whole = os.path.join(temporary.path, "whole")
+            with ChangeLog(whole, max_file_size, codec, sync="manual") as log:
+                log._make_like(source)
+                if codec == "text":
+                    for key, value in entries:
+                        log.put(key, value)
+                else:
+                    if label.identity != NO_IDENTITY:
+                        log.bind(label.identity, 0)
+                    log.commit(entries, label.txid, label.time_ns)
+            os.rename(whole, path)
+        FileVolume().sync_directory(path)
+    except OSError as exc:
+        blame_target(exc, path)
         raise
-    FileVolume().sync_directory(path)
 
 
 # -- load ------------------------------------------------------------------------------------------
@@ -219,8 +220,10 @@ def load(
     """Apply the changes of a dump or a log to `db`: entries that it does not mention stay.
 
     `source` is a directory, a file, or a file object open for reading bytes; the codec is recognized unless given. Into
-    a `Database` this is one transaction, so if anything raises, it is as before; any other mapping gets the changes in
-    batches. `until_txid` and `until_time_ns` stop before the first commit beyond (of a file: only into a `Database`).
+    a `Database`, and into one of `durabledbm.remote` on PostgreSQL, this is one transaction, so if anything raises, it
+    is as before; any other mapping gets the changes in batches. `until_txid` and `until_time_ns` stop behind the
+    commit of that number, or the last one whose time is not later (of a file: only into a `Database`); see
+    `Loaded.explanation` for clocks that were set back.
     `progress(done, total)` is called with numbers of changes, total None.
 
     Raises `CorruptionError` for a dump that is damaged or incomplete, `error` if it holds no commit to stop at. A log
@@ -229,9 +232,11 @@ def load(
     with ExitStack() as stack:
         if isinstance(db, Database):
             stack.enter_context(db.transaction())
+        loader = stack.enter_context(db.loading(progress)) if hasattr(db, "loading") else None
         if isinstance(source, (str, bytes, os.PathLike)) and os.path.isdir(source):
             log = stack.enter_context(open_log(source, codec))
-            loading = _Loading(db, progress)
+            explanation = "" if until_time_ns is None else log.at(until_time_ns).explanation()
+            loading = _Loading(db, loader, progress)
             for item in log.records(until_txid=until_txid, until_time_ns=until_time_ns):
                 if isinstance(item, Commit):
                     loading.commit = item
@@ -239,10 +244,10 @@ def load(
                     loading.apply(item.key, item.value)
             if log.tail is not None and not loading.count:
                 raise error(f"{log.tail.file}: is not complete: {log.tail.reason}")
-            loaded = loading.finish(log.tail)
+            loaded = loading.finish(log.tail)._replace(explanation=explanation)
         else:
             reader = stack.enter_context(_reader(source, codec))
-            loaded = _load_stream(reader, db, until_txid, until_time_ns, progress)
+            loaded = _load_stream(reader, db, _Loading(db, loader, progress), until_txid, until_time_ns)
         if loaded.commit is None and (until_txid is not None or until_time_ns is not None):
             raise error("it holds no commit of that time or before")
         return loaded
@@ -254,7 +259,7 @@ def _reader(source: Path | Readable, codec: str | None) -> Iterator[StreamReader
     try:
         if isinstance(source, (str, bytes, os.PathLike)):
             name = os.fsdecode(source)
-            with open(source, "rb", buffering=0) as file:
+            with open_stream(name) as file:
                 yield StreamReader(file, name, codec)
         else:
             yield StreamReader(source, name, codec)
@@ -270,18 +275,20 @@ def open_log(directory: Path, codec: str | None = None) -> ChangeLog:
         if not names:
             raise error(f"{path}: holds no log")
         if codec is None:
-            with open(os.path.join(path, names[0]), "rb") as file:
-                codec = codec_of(file.read(16), path)
+            with closing(FileVolume().open(os.path.join(path, names[0]), writable=False)) as disk:
+                codec = codec_of(disk.read(16, 0), path)
     except OSError as exc:
-        raise error.wrap(exc, path) from exc
+        raise error.wrap(exc, path if exc.filename is None else None) from exc
     return ChangeLog(path, codec=codec)
 
 
 class _Loading:
     """Changes on their way into a mapping."""
 
-    def __init__(self, db: MutableMapping[bytes, bytes], progress: Progress | None) -> None:
+    def __init__(self, db: MutableMapping[bytes, bytes], loader: Any, progress: Progress | None) -> None:
         self._db: Any = db
+        self._loader = loader
+        """What takes the changes in the place of the mapping, if the mapping has it so."""
         self._progress = progress
         self._batch: dict[bytes, bytes] | None = None if isinstance(db, Database) else {}
         self._batch_size = 0
@@ -290,7 +297,9 @@ class _Loading:
 
     def apply(self, key: bytes, value: bytes | None) -> None:
         """Make one change."""
-        if value is None:
+        if self._loader is not None:
+            self._loader.change(key, value)
+        elif value is None:
             self._flush()
             self._db.pop(key, None)
         elif self._batch is None:
@@ -325,9 +334,9 @@ class _Beyond(Exception):
 def _load_stream(
     reader: StreamReader,
     db: MutableMapping[bytes, bytes],
+    loading: _Loading,
     until_txid: int | None,
     until_time_ns: int | None,
-    progress: Progress | None,
 ) -> Loaded:
     """A stream tells a commit's number behind its changes: they are made first, and undone if need be."""
     limited = until_txid is not None or until_time_ns is not None
@@ -336,7 +345,6 @@ def _load_stream(
     last = Commit(
         2**64 if until_txid is None else until_txid, 2**64 if until_time_ns is None else until_time_ns
     )
-    loading = _Loading(db, progress)
     records = iter(reader)
     record = next(records, None)
     if record is None and reader.codec == "binary":
@@ -358,9 +366,25 @@ def _load_stream(
                 _load_commit(record, records, loading, last)
         except _Beyond:
             loading.count = count
+            if until_time_ns is not None:
+                _refuse_what_follows(records, last)
             break
         record = next(records, None)
     return loading.finish()
+
+
+def _refuse_what_follows(records: Iterator[Record], last: Commit) -> None:
+    """Raise if a commit that is wanted stands behind one that is not: that one, too, would have to be loaded."""
+    try:
+        commits = (record.commit() for record in records if record.kind == COMMIT)
+        found = next((it for it in commits if it.txid <= last.txid and it.time_ns <= last.time_ns), None)
+    except CorruptionError:
+        return  # what cannot be read is not wanted
+    if found is not None:
+        raise error(
+            f"the clock was set back: commit {found.txid} follows commits that bear later times; "
+            "say up to which commit to load by its number, or load the directory of the log"
+        )
 
 
 def _load_commit(record: Record, records: Iterator[Record], loading: _Loading, last: Commit) -> None:

@@ -1,22 +1,23 @@
 """`export()`: the way back, from a durabledbm file to a database of another kind.
 
-What may live here: writing, verifying, and giving the result its name. The files are written beside the
-target under a name of their own, synced, read back and compared; then they get their names, the one last
-that makes them a database. So the target is whole or absent, whenever the export ends.
+What may live here: writing, verifying, and giving the result its name. The files are written in a temporary directory
+beside the target, read back and compared; then they get their permissions, are synced, and get their names, the one
+last that makes them a database. So the target is whole or absent, whenever the export ends.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import stat
-from contextlib import closing, suppress
+from contextlib import closing
 from typing import TYPE_CHECKING
 
-from ._foreign import FILES, KINDS_TO_WRITE, open_source, write_all
+from ._foreign import KINDS_TO_WRITE, open_source, write_all
+from ._kinds import FILES, Found
+from ._tempfiles import blame_target, new_directory, sweep, take_owner
 from .database import open as open_database
 from .errors import error
-from .migration import Meter, remove_stale, take_name
+from .migration import Meter, take_name
 
 if TYPE_CHECKING:
     from .migration import Progress, _Path
@@ -25,32 +26,29 @@ __all__ = ["export"]
 
 
 def export(source: _Path, target: _Path, to: str, *, progress: Progress | None = None) -> int:
-    """Copy the durabledbm file `source` into a database of the kind `to`, verify it, return the number of
-    entries.
+    """Copy the durabledbm file `source` into a database of the kind `to`, verify it, return the number of entries.
 
-    `to` is "dbm.gnu", "dbm.sqlite3" or "dbm.dumb"; `target` is what that module's `open` will be given, and
-    none of its files may exist. The source is read in one snapshot: others may go on writing. The files get
-    its permissions. `progress(done, total)`: as for `migrate()`.
+    `to` is "dbm.gnu", "dbm.sqlite3" or "dbm.dumb"; `target` is what that module's `open` will be given, and none of its
+    files may exist. The source is read in one snapshot: others may go on writing. The files get its permissions and,
+    where the system permits, its owner and group. `progress(done, total)`: as for `migrate()`.
 
-    Raises `error` (a file exists, this Python lacks the module, what was read back differs), ValueError for
-    another kind.
+    Raises `error` (a file exists, this Python lacks the module, what was read back differs), ValueError for another
+    kind.
     """
     if to not in KINDS_TO_WRITE:
         raise ValueError(f"can export to {', '.join(KINDS_TO_WRITE)}, not {to!r}")
     path, destination = os.fsdecode(source), os.fsdecode(target)
+    sweep(destination)
     for suffix in FILES[to]:
         if os.path.lexists(destination + suffix):
             raise error(errno.EEXIST, os.strerror(errno.EEXIST), destination + suffix)
-    fresh = f"{destination}.exporting-"
-    remove_stale(fresh)
-    fresh += str(os.getpid())
     meter = Meter(progress)
     try:
-        with open_database(path, "r") as db, db.snapshot() as snapshot:
+        with open_database(path, "r") as db, db.snapshot() as snapshot, new_directory(destination) as directory:
+            fresh = os.path.join(directory.path, "copy")
             meter.total = 2 * len(snapshot)
-            mode = stat.S_IMODE(os.stat(path).st_mode)
-            write_all(fresh, to, mode, meter.watch(entry for entry in snapshot.items()))
-            with closing(open_source(fresh, to)) as copy:
+            write_all(fresh, to, meter.watch(entry for entry in snapshot.items()))
+            with closing(open_source(Found(to, fresh))) as copy:
                 count = 0
                 for key, value in meter.watch(copy.entries()):
                     if snapshot.get(key) != value:
@@ -58,22 +56,21 @@ def export(source: _Path, target: _Path, to: str, *, progress: Progress | None =
                     count += 1
             if count != len(snapshot):
                 raise error(f"{destination}: {count} entries of {len(snapshot)} could be read back")
-        _name(fresh, destination, to)
+            _name(fresh, destination, to, os.stat(path))
     except OSError as exc:
+        blame_target(exc, destination)
         raise error.wrap(exc) from exc
-    finally:
-        for suffix in FILES[to]:
-            with suppress(FileNotFoundError):
-                os.unlink(fresh + suffix)
     meter.finish()
     return count
 
 
-def _name(fresh: str, target: str, kind: str) -> None:
+def _name(fresh: str, target: str, kind: str, like: os.stat_result) -> None:
+    """Give the files their permissions and names."""
     present = [suffix for suffix in FILES[kind] if os.path.isfile(fresh + suffix)]
     for suffix in present:
         fd = os.open(fresh + suffix, os.O_RDONLY)
         try:
+            take_owner(fd, like)
             os.fsync(fd)
         finally:
             os.close(fd)

@@ -6,6 +6,7 @@ Here the public behaviour is put together from the engine's parts: the store (on
 
 from __future__ import annotations
 
+import sys
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
@@ -17,19 +18,21 @@ from ._engine import operations
 from ._engine.deferred import Deferred
 from ._engine.group import Group
 from ._engine.locks import Turn
-from ._engine.meta import LOOK_OFFSET, LOOK_SIZE
 from ._engine.spill import Spill
 from ._engine.state import State
 from ._engine.store import Store
 from ._engine.view import Life, View
-from ._engine.work import CHANGE_MEMORY, Work
-from .errors import BusyError, CorruptionError, error
+from ._engine.work import Work
+from .errors import BusyError, error
 from .mapping import Key, Writable, as_bytes, counted, represented
 from .snapshot import Pin, Snapshot
 from .transaction import Transaction, own_transaction
 from .upkeep import Upkeep
 
 __all__ = ["Database"]
+
+_FAREWELL = 5.0
+"""Seconds to wait for a flusher that is amid a flush to end, at most."""
 
 _RETRIES = 20
 """How often a look-up that was overtaken by writers is tried again before it pins what it reads."""
@@ -64,6 +67,7 @@ class Database(Upkeep, Writable):
         self._life = Life()
         self._plain = type(pipeline) is Group
         """Nothing stands between a look-up and the committed state: no open transaction, nothing deferred."""
+        store.keep()
         lifetime.began(self)
 
     # -- what it is --------------------------------------------------------------------------------
@@ -94,13 +98,13 @@ class Database(Upkeep, Writable):
         if self._plain and type(key) is bytes:
             # The common case, in as few steps as can be: nobody has committed, and the row was read before.
             try:
-                if store.read(LOOK_SIZE, LOOK_OFFSET) == store.look:
+                if next(store.looks, b"") == store.look or store.glance():
                     value = store.rows.young.get(key) or store.fetch(key)
                     if value is not None:
                         return value
                     raise KeyError(key)
             except OSError as exc:
-                if not isinstance(exc, CorruptionError):  # overtaken by writers, or damage: the long way tells
+                if not store.may_pass(exc):  # else the long way tells
                     raise self._error(exc) from exc
         value = self._find(key if type(key) is bytes else as_bytes(key, "key"))
         if value is None:
@@ -111,10 +115,10 @@ class Database(Upkeep, Writable):
         store = self._store
         if self._plain:
             try:
-                if store.read(LOOK_SIZE, LOOK_OFFSET) == store.look:
+                if next(store.looks, b"") == store.look or store.glance():
                     return store.rows.young.get(key) or store.fetch(key)
             except OSError as exc:
-                if not isinstance(exc, CorruptionError):
+                if not store.may_pass(exc):
                     raise self._error(exc) from exc
         if self._transactions and (transaction := own_transaction(self)) is not None:
             return transaction._find(key)
@@ -191,7 +195,7 @@ class Database(Upkeep, Writable):
                 if pending is not None and pending[1].meta.txid == pin.state.meta.txid:
                     return pending[0], pin
                 # Nothing is pending: unless it was committed since the pin was made, that is all there is.
-                if pending is None and (type(self._pipeline) is Group or self._store.state is pin.state):
+                if pending is None and self._store.state.meta.txid <= pin.state.meta.txid:
                     return pin.state.view, pin
         except OSError as exc:
             raise self._error(exc) from exc
@@ -202,7 +206,8 @@ class Database(Upkeep, Writable):
         self._store.check_writable()
         self._raise_background_failure()
         try:
-            return self._pipeline.run(operation)
+            result: T = self._store.inside.run(self._pipeline.run, operation)
+            return result
         except OSError as exc:
             raise self._error(exc) from exc
 
@@ -210,41 +215,40 @@ class Database(Upkeep, Writable):
         return not self._store.readonly
 
     def _put(self, key: bytes, value: bytes) -> None:
-        if self._transactions and (transaction := own_transaction(self)) is not None:
+        if self._transactions and (transaction := own_transaction(self, to_write=True)) is not None:
             transaction._put(key, value)
-        elif type(self._pipeline) is Group or not self._pipeline.put(key, value):  # type: ignore[union-attr]
+        elif not self._pipeline.put(key, value):
             self._run(lambda work: work.put(key, value))
 
     def _delete(self, key: bytes) -> bool:
-        if self._transactions and (transaction := own_transaction(self)) is not None:
+        if self._transactions and (transaction := own_transaction(self, to_write=True)) is not None:
             return transaction._delete(key)
         return self._run(lambda work: operations.delete(work, key))
 
     def _pop(self, key: bytes) -> bytes | None:
-        if self._transactions and (transaction := own_transaction(self)) is not None:
+        if self._transactions and (transaction := own_transaction(self, to_write=True)) is not None:
             return transaction._pop(key)
         return self._run(lambda work: operations.pop(work, key))
 
     def _pop_end(self) -> tuple[bytes, bytes] | None:
-        if self._transactions and (transaction := own_transaction(self)) is not None:
+        if self._transactions and (transaction := own_transaction(self, to_write=True)) is not None:
             return transaction._pop_end()
         return self._run(operations.pop_end)
 
     def _set_default(self, key: bytes, default: bytes) -> bytes:
-        if self._transactions and (transaction := own_transaction(self)) is not None:
+        if self._transactions and (transaction := own_transaction(self, to_write=True)) is not None:
             return transaction._set_default(key, default)
         return self._run(lambda work: operations.set_default(work, key, default))
 
     def _update(self, changes: dict[bytes, bytes]) -> None:
-        if self._transactions and (transaction := own_transaction(self)) is not None:
+        if self._transactions and (transaction := own_transaction(self, to_write=True)) is not None:
             transaction._update(changes)
         else:
-            size = sum(map(len, changes)) + sum(map(len, changes.values())) + CHANGE_MEMORY * len(changes)
-            self._run(lambda work: work.update(changes, size))  # type: ignore[arg-type]
+            self._run(lambda work: operations.update(work, changes))
 
     def clear(self) -> None:
         """Delete all entries in one atomic commit."""
-        if self._transactions and (transaction := own_transaction(self)) is not None:
+        if self._transactions and (transaction := own_transaction(self, to_write=True)) is not None:
             transaction.clear()
         else:
             self._run(Work.clear)
@@ -284,21 +288,12 @@ class Database(Upkeep, Writable):
         self._plain = not self._transactions and type(self._pipeline) is Group and not self._life.ended
 
     def _spill(self, work: Work) -> Spill:
-        store = self._store
-        pins = store.oldest_pin()
-        pending = self._pipeline.pending()
-        cleared = work.cleared or (pending is not None and pending.cleared)
-        oldest = None if pins is None else pins.txid
-        spill = Spill(store.committer, store.pager, store.state, oldest, cleared=cleared)
-        self._pipeline.spilling = True
-        if pending is not None and not work.cleared:
-            spill.add(pending.changes(), reuse=True)
-        return spill
+        return self._pipeline.spill(work)
 
-    def _pin(self) -> Pin:
+    def _pin(self, *, displaced: bool = False) -> Pin:
         self._raise_background_failure()
         try:
-            return Pin(self._store)
+            return Pin(self._store, displaced=displaced)
         except OSError as exc:
             raise self._error(exc) from exc
 
@@ -309,16 +304,28 @@ class Database(Upkeep, Writable):
         self._store.check()
         self._raise_background_failure()
         try:
-            self._pipeline.flush()
+            self._store.inside.run(self._pipeline.flush)
         except OSError as exc:
             raise self._error(exc) from exc
 
     def close(self) -> None:
         """Write what is not yet on the disk, and release the file. Closing twice is harmless.
 
-        A transaction that is open is rolled back. Raises what the last write raises, after releasing the file all the
-        same; but `BusyError`, if a transaction of another thread does not end within `timeout`, leaves it open.
+        A transaction that this context has open is rolled back. If the final flush fails, the file is released and the
+        error raised. If another thread's transaction does not finish within `timeout`, raises `BusyError` and the
+        handle stays open. Called from a signal handler or a finalizer that has interrupted an operation of the handle,
+        it returns at once, and takes effect when that operation has unwound.
         """
+        if self._store.inside.here():
+            self._store.inside.postpone(self.close)
+        else:
+            try:
+                self._store.inside.run(self._close, True)
+            finally:
+                if self._life.ended and self._pipeline.flusher is not None:
+                    self._pipeline.flusher.join(_FAREWELL)
+
+    def _close(self, tidy: bool) -> None:
         if self._life.ended:
             self._store.close()  # closing may have been interrupted
             return
@@ -328,7 +335,10 @@ class Database(Upkeep, Writable):
         try:
             if self._store.failure is None:
                 self._pipeline.flush()
-                self._pipeline.tidy()
+                if tidy:
+                    self._pipeline.tidy()
+                    if self._store.observer is not None:
+                        self._store.observer.finish()
         except BusyError:
             raise
         except BaseException as exc:
@@ -364,6 +374,7 @@ class Database(Upkeep, Writable):
             snapshot.close()
         if self._store.observer is not None:
             self._store.observer.close()
+        self._store.writer.reserved = False
         self._store.close()
         lifetime.ended(self)
 
@@ -375,26 +386,40 @@ class Database(Upkeep, Writable):
     ) -> None:
         self.close()
 
-    def _sync_in_a_hurry(self) -> None:
-        """The interpreter ends: write what is pending, but wait for nobody for long."""
+    def _finish(self) -> None:
+        """The interpreter ends: write what is pending, but wait for nobody for long, and end the flusher."""
         self._pipeline.hurry()
-        self.sync()
+        try:
+            self.sync()
+        finally:
+            if self._pipeline.flusher is not None:
+                self._pipeline.flusher.stop()
+                self._pipeline.flusher.join(_FAREWELL)
 
     def _before_fork(self) -> None:
         """Write what is pending if that is possible at once: a child sees only what is in the file."""
-        self._pipeline.before_fork()
+        if not self._store.inside.here():
+            self._store.inside.run(self._pipeline.before_fork)
 
-    def __del__(self) -> None:
+    def __del__(self, _finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         life = getattr(self, "_life", None)
-        if life is not None and not life.ended:
-            unflushed = self._unflushed()
-            try:
-                self._pipeline.hurry()
-                self.close()
-            except Exception:
-                pass
-            if unflushed:
-                warnings.warn(f"{self.path!r} was not closed, and had unflushed writes", ResourceWarning, stacklevel=2)
+        if life is None or life.ended or _finalizing():
+            return  # at the end of the interpreter everything was flushed, and the system releases the file
+        unflushed = self._unflushed()
+        # A finalizer must not wait. Nobody but the flusher can be inside now; if it is, it closes on its way out.
+        self._pipeline.timeout = 0.0
+        inside = self._store.inside
+        inside.postpone(self._let_go, by_any=True)
+        if not inside.occupied:
+            inside.came_out()
+        if unflushed:
+            warnings.warn(f"{self.path!r} was not closed, and had unflushed writes", ResourceWarning, stacklevel=2)
+
+    def _let_go(self) -> None:
+        try:
+            self._store.inside.run(self._close, False)
+        except Exception:
+            pass  # as with files that are dropped, nobody is there to be told
 
     def _after_fork(self) -> None:
         """In a child process: begin anew, with a file of our own; the parent's transactions are not ours."""
@@ -403,8 +428,10 @@ class Database(Upkeep, Writable):
                 transaction.orphan()
                 if not transaction.mine():
                     self._forget(transaction)
-        self._pipeline.after_fork()
+        for snapshot in self._snapshots.all():
+            snapshot.after_fork()
         self._store.after_fork()
+        self._pipeline.after_fork()
 
     def _raise_background_failure(self) -> None:
         flusher = self._pipeline.flusher

@@ -15,9 +15,9 @@ from ._engine.disk import Disk
 from ._engine.meta import META_SIZE, first_page
 from ._engine.native import FileVolume
 from ._engine.node import Overflow, decode_leaf
-from ._engine.page import CRC_SIZE, LEAF, MIN_PAGE_SIZE, REF
+from ._engine.page import LEAF, MIN_PAGE_SIZE, REF
 from ._engine.pager import MALFORMED, Pager
-from ._engine.recovery import crc_if_whole, read_slots
+from ._engine.recovery import read_slots
 from ._engine.state import State
 from ._engine.store import Store
 from ._filemap import KINDS, FileMap, Run, Step
@@ -46,7 +46,7 @@ def inspect(
     except OSError as exc:
         raise error.wrap(exc, name) from exc
     try:
-        if not disk.size():
+        if read_slots(disk).uninitialised:
             return FileMap(name, MIN_PAGE_SIZE, 0, 0, 0, 0, 0, 0, 0, None, [], [], [], False)
         try:
             store = Store(FileVolume(), disk, page_size=MIN_PAGE_SIZE, cache_size=0)
@@ -54,7 +54,7 @@ def inspect(
             return _without_tree(name, disk, exc)
         pin = Pin(store)
         try:
-            survey = Survey(store, pin.state.meta, progress)
+            survey = Survey(store, pin.state, progress)
             survey.run()
             steps, found = ([], False) if key is None else _way(store, pin.state, key)
             return survey.map(name, steps, found)
@@ -119,8 +119,7 @@ def _way(store: Store, state: State, key: bytes) -> tuple[list[Step], bool]:
         steps.append(_step(ref, f"leaf: entry {at + 1} of {len(keys)}, a large value"))
         steps.append(_step(value.ref, f"overflow: {value.length:,} bytes"))
         ref = value.ref
-        if crc_if_whole(store.disk, *(part * meta.page_size for part in REF.unpack(ref)[:2])) != ref[-CRC_SIZE:]:
-            raise pager.malformed(ref, "the checksum does not match the content")
+        pager.check_value(value, key)
     except (CorruptionError, *MALFORMED) as exc:
         said = exc.message if isinstance(exc, CorruptionError) else str(exc)
         steps.append(_step(ref, f"damaged: {said}"))

@@ -8,7 +8,9 @@ import sys
 import weakref
 from typing import Generic, Protocol, TypeVar
 
+from ._engine.flusher import start_no_more
 from ._engine.locks import forget_owners
+from ._engine.reentry import forget_threads
 
 __all__ = ["Handle", "Living", "began", "ended"]
 
@@ -18,7 +20,7 @@ T = TypeVar("T")
 class Handle(Protocol):
     """What must happen to a handle when its process ends or forks. Users of the handle do not see these methods."""
 
-    def _sync_in_a_hurry(self) -> None:
+    def _finish(self) -> None:
         """The interpreter ends."""
 
     def _before_fork(self) -> None:
@@ -57,9 +59,9 @@ _handles: Living[Handle] = Living()
 def began(handle: Handle) -> None:
     """A handle was opened."""
     _handles.add(handle)
-    process = sys.modules.get("multiprocessing.process")
-    if process is not None and process.parent_process() is not None:
-        _finish_with_multiprocessing()
+    for library in _LIBRARIES:
+        if _is_child_of(library):
+            _finish_with(library)
 
 
 def ended(handle: Handle) -> None:
@@ -67,33 +69,48 @@ def ended(handle: Handle) -> None:
     _handles.discard(handle)
 
 
+def _is_child_of(library: str) -> bool:
+    """Whether this process was started by the library."""
+    process = sys.modules.get(f"{library}.process")
+    if process is None:
+        return False
+    if hasattr(process, "parent_process"):
+        return process.parent_process() is not None
+    return type(process.current_process()).__name__ != "_MainProcess"
+
+
 def _at_exit() -> None:
-    # What was deferred must not be lost with the process. Closing is left to the handles: others may still use them.
+    # What was deferred must not be lost with the process. Closing is left to the handles: others may still use them,
+    # so what is written from now on is flushed at once. All this is over before daemon threads are frozen.
+    start_no_more()
     for handle in _handles.all():
         try:
-            handle._sync_in_a_hurry()
+            handle._finish()
         except OSError:
             pass
 
 
-_promised = False
-"""multiprocessing was asked to call `_at_exit` in this process."""
+_LIBRARIES = ("multiprocessing", "billiard")
+"""Libraries whose child processes end by `os._exit`, after exit functions of the library's own."""
+
+_promised: set[str] = set()
+"""Those that were asked to call `_at_exit` in this process."""
 
 
-def _finish_with_multiprocessing(_: object = None) -> None:
-    """A child of multiprocessing ends without the interpreter's own farewell: have it call ours."""
-    global _promised
-    util = sys.modules.get("multiprocessing.util")
-    if util is not None and not _promised:
-        _promised = True
+def _finish_with(library: str) -> None:
+    """A child process of the library ends without the interpreter's own farewell: have the library call ours."""
+    util = sys.modules.get(f"{library}.util")
+    if util is not None and library not in _promised:
+        _promised.add(library)
         util.Finalize(None, _at_exit, exitpriority=0)
 
 
 def _before_fork() -> None:
-    util = sys.modules.get("multiprocessing.util")
-    if util is not None and _handles.all():
-        # Called in the child, when multiprocessing has cleared the finalizers that it inherited.
-        util.register_after_fork(_at_exit, _finish_with_multiprocessing)
+    for library in _LIBRARIES:
+        util = sys.modules.get(f"{library}.util")
+        if util is not None and _handles.all():
+            # Called in the child, when the library has cleared the finalizers that it inherited.
+            util.register_after_fork(_at_exit, lambda _, library=library: _finish_with(library))
     for handle in _handles.all():
         try:
             handle._before_fork()
@@ -102,9 +119,9 @@ def _before_fork() -> None:
 
 
 def _after_fork() -> None:
-    global _promised
-    _promised = False
+    _promised.clear()
     forget_owners()
+    forget_threads()
     for handle in _handles.all():
         handle._after_fork()
 

@@ -374,6 +374,6 @@ def _only(items: Iterator[tuple[bytes, bytes]]) -> tuple[bytes, bytes]:
     raise KeyError("the mapping is empty")
 
 
-def read_only() -> ReadOnlyError:
+def read_only(path: str) -> ReadOnlyError:
     """The error for a write through a read-only handle, in the words that dbm's users know."""
-    return ReadOnlyError("The database is opened for reading only")
+    return ReadOnlyError(f"{path}: the database is opened for reading only")

@@ -1,46 +1,52 @@
 """`migrate()`: databases of other kinds become durabledbm files, in place or under a new name.
 
-What may live here: copying, verifying, and the order in which files get and lose their names. It decides
-what a crash or a kill at any moment leaves, so the steps are:
+What may live here: copying, verifying, and the order in which files get and lose their names. It decides what a crash
+or a kill at any moment leaves, so the steps are:
 
-1. All entries are copied into a new file beside the target, and that file is closed.
+1. All entries are copied into a temporary file beside the target (see `_tempfiles`), and that file is closed.
 2. It is opened again, and every entry of the source is compared with it.
 3. *New name*: the file gets the target's name, which must still be free. Done.
-3. *In place*: the old files get second names (`old` becomes `old.bak`, `old.dat` becomes `old.bak.dat`: a
-   database named `old.bak` for its own module); then the new file takes the name `old`, in one step where
-   `old` is itself a file; then the old files lose their old names. A migration that was killed between
-   these steps is completed by running it again.
+3. *In place*: the old files get second names (`old` becomes `old.bak`, `old.dat` becomes `old.bak.dat`: a database
+   named `old.bak` for its own module); then the new file takes the name `old`, in one step where `old` is itself a
+   file; then the old files lose their old names. A migration that was killed between these steps is completed by
+   running it again.
 
-Until step 3 nothing but the new file has been touched. It is called `TARGET.migrating-PID`; the next
-migration to the same target removes those of processes that are gone.
+Until step 3 nothing but the new file has been touched.
+
+In place, the name `old` may belong to a database of ours that nothing was ever written to: one that was made there by
+mistake. It is replaced while its writer lock is held, and emptied before, so that a program that has it open meets an
+error when it writes, instead of writing to a file that has no name.
 """
 
 from __future__ import annotations
 
 import errno
-import glob
+import filecmp
 import os
-import re
-import shutil
-import stat
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from itertools import zip_longest
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from ._engine.creation import initialise
+from ._engine.disk import Disk
+from ._engine.locks import Turn, WriterLock
 from ._engine.native import FileVolume
-from ._foreign import FILES, Entry, Source, identify, open_source
+from ._engine.recovery import newest, read_slots
+from ._foreign import Damaged, Entry, Source, locate, open_source
+from ._kinds import FILES, OURS, Found, beside, migrate_command, refuse_beside, shell_word
 from ._sorting import in_key_order
+from ._tempfiles import Temporary, blame_target, new_file, sweep, take_name
+from .database import DEFAULT_PAGE_SIZE
 from .database import open as open_database
-from .errors import error
-from .stdlib import NAME
+from .errors import CorruptionError, error
 
 if TYPE_CHECKING:
     from os import PathLike
 
     _Path = str | bytes | PathLike[str] | PathLike[bytes]
 
-__all__ = ["BACKUP", "Meter", "migrate", "remove_stale", "take_name"]
+__all__ = ["BACKUP", "Meter", "Migrated", "convert", "migrate", "take_name"]
 
 BACKUP = ".bak"
 """What a database that was migrated in place has after its name."""
@@ -48,63 +54,108 @@ BACKUP = ".bak"
 _REPORT_EVERY = 1024
 _BATCH_SIZE = 4 * 2**20
 _CACHE_SIZE = 8 * 2**20  # entries are written, and read again, in their order: little is looked at twice
+_PIECE = 2**20
+_GROWTH = {"dbm.sqlite3": 10}
+"""How many times as large as a file its entries may be: a number takes up to 9 bytes there, and more as text."""
+_TIMEOUT = 30.0
 
 Progress = Callable[[int, "int | None"], None]
 
 
-def migrate(source: _Path, target: _Path | None = None, *, progress: Progress | None = None) -> int:
+def migrate(
+    source: _Path,
+    target: _Path | None = None,
+    *,
+    progress: Progress | None = None,
+    on_damage: Callable[[str], None] | None = None,
+) -> int:
     """Copy a database of another kind into a durabledbm file, verify every entry, and return their number.
 
-    `source` is the name that the other module was given: of dbm.dumb, dbm.gnu, dbm.ndbm, dbm.sqlite3, or
-    LMDB (a directory or a file). `target` is a new name; without it the new file takes the place of
-    `source`, and the old database is kept as `source` + ".bak". The file gets the permissions of the
-    source. Memory does not grow with the number of entries, except where the other module keeps all keys in
-    memory (dbm.dumb, dbm.ndbm).
+    `source` is the name that the other module was given, or one of the database's files: of dbm.dumb, dbm.gnu,
+    dbm.ndbm, dbm.sqlite3, LMDB (a directory or a file), or a hash file of Berkeley DB. `target` is a new name. Without
+    it the new file takes the name that the other module was given, and the old database is kept under that name +
+    ".bak". The file gets the permissions of the source and, where the system permits, its owner and group. Memory does
+    not grow with the number of entries, except where all keys are in memory at once (dbm.dumb, dbm.ndbm).
 
-    `progress(done, total)` is called now and then; each entry counts twice, for copying and verifying.
-    `total` is None if it is not known. An exception of `progress` ends the migration.
+    `progress(done, total)` is called now and then; each entry counts twice, for copying and verifying. `total` is None
+    if it is not known. An exception of `progress` ends the migration.
 
-    Whenever it ends, by an error, a kill or a power failure: the old database is whole, under its name or
-    as ".bak", and the target is whole or absent. Nobody else should write to the source meanwhile; if
-    somebody did, that is noticed. Raises `error`: no such database, of no known kind, the target or the
-    backup exists, a module is missing, the source changed.
+    A damaged source raises `CorruptionError`, and nothing is made of it. With `on_damage`, that is called with a line
+    about each damaged place instead, and what can be read is copied.
+
+    Whenever it ends, by an error, a kill or a power failure: the old database is whole, under its name or as ".bak",
+    and the target is whole or absent. Nobody else should write to the source meanwhile; if somebody did, that is
+    noticed. Raises `error`: no such database, of no known kind, the target or the backup exists, a module is missing,
+    the source changed.
     """
+    target = None if target is None else os.fsdecode(target)
+    return convert(os.fsdecode(source), target, progress=progress, on_damage=on_damage).entries
+
+
+class Migrated(NamedTuple):
+    """What `convert` did."""
+
+    entries: int
+    path: str
+    """The new file."""
+    backup: str | None
+    """The name under which the old database is kept, if it was replaced."""
+
+
+def convert(
+    source: str, target: str | None = None, *, progress: Progress | None = None, on_damage: Damaged | None = None
+) -> Migrated:
+    """`migrate()`, and tell what became of the names."""
     try:
-        return _migrate(os.fsdecode(source), None if target is None else os.fsdecode(target), Meter(progress))
+        if target is None and os.path.islink(source):
+            source = os.path.realpath(source)
+        sweep(source if target is None else target)  # also if a run that was killed has left nothing else to do
+        old = locate(source)
+        if old.kind == OURS:
+            hidden = _hidden(old.name)
+            if hidden is None:
+                return _finish(old.name, target)
+            old = hidden
+        _check_names(old, target)
+        damaged = on_damage or _refusal(source, target)
+        with new_file(old.name if target is None else target) as fresh:
+            count = _Copying(old, fresh, Meter(progress), damaged).run()
+            if target is None:
+                _swap(old, fresh)
+                return Migrated(count, old.name, old.name + BACKUP)
+            take_name(fresh.path, target)
+            return Migrated(count, target, None)
     except OSError as exc:
+        blame_target(exc, source if target is None else target)
         raise error.wrap(exc) from exc
 
 
-def _migrate(path: str, target: str | None, meter: Meter) -> int:
-    if target is None and os.path.islink(path):
-        path = os.path.realpath(path)
-    destination = path if target is None else target
-    fresh = f"{destination}.migrating-"
-    remove_stale(fresh)
-    kind = identify(path)
-    if kind == NAME:
-        leftover = [] if target is not None else _unfinished(path)
-        if not leftover:
-            raise error(errno.EINVAL, "is a durabledbm file already", path)
-        return _finish(path, leftover)
+def _check_names(old: Found, target: str | None) -> None:
+    """Complain before all the work if the new file, or the backup, cannot get its name."""
     if target is None:
-        if os.path.isdir(path):
-            raise error(errno.EISDIR, "a directory can't be replaced in one step: give a target", path)
-        _check_backup(path, kind)
-    replaces = target is None and "" in _present(path, kind)
-    if not replaces and os.path.lexists(destination):
-        raise error(errno.EEXIST, os.strerror(errno.EEXIST), destination)
-    fresh += str(os.getpid())
-    try:
-        count = _copy_and_verify(path, kind, fresh, meter)
-        if target is None:
-            _swap(path, kind, fresh)
-        else:
-            take_name(fresh, target)
-    finally:
-        with suppress(FileNotFoundError):
-            os.unlink(fresh)
-    return count
+        if os.path.isdir(old.name):
+            raise error(errno.EISDIR, "a directory can't be replaced in one step: give a target", old.name)
+        _check_backup(old)
+        if "" in _present(old) or _is_unwritten(old.name):
+            return
+        target = old.name
+    else:
+        refuse_beside(FileVolume(), target)
+    if os.path.lexists(target):
+        raise error(errno.EEXIST, os.strerror(errno.EEXIST), target)
+
+
+def _refusal(source: str, target: str | None) -> Damaged:
+    """What is done about damage that was not asked for."""
+
+    def refuse(text: str) -> None:
+        names = " ".join(shell_word(name) for name in (source, target) if name is not None)
+        raise CorruptionError(f"{text}; 'durabledbm migrate --salvage {names}' copies what can be read")
+
+    return refuse
+
+
+# -- copying -----------------------------------------------------------------------------------------------------------
 
 
 class Meter:
@@ -130,24 +181,76 @@ class Meter:
             self._progress(self.done, self.done)
 
 
-def _copy_and_verify(path: str, kind: str, fresh: str, meter: Meter) -> int:
-    with closing(open_source(path, kind)) as source:
-        expected = source.count()
-        meter.total = None if expected is None else 2 * expected
-        mode = stat.S_IMODE(os.stat(_main_file(path, kind)).st_mode)
-        with open_database(fresh, "n", mode, cache_size=_CACHE_SIZE) as db:
-            os.chmod(fresh, mode)  # whatever the umask is: who could read the entries can, nobody else
-            with closing(_ordered(source, fresh, meter)) as entries:
+class _Copying:
+    """A copy of one database in the making. `damaged` is called about what cannot be read."""
+
+    def __init__(self, old: Found, fresh: Temporary, meter: Meter, damaged: Damaged) -> None:
+        self._old, self._fresh = old, fresh
+        self._meter = meter
+        self._report = damaged
+        self._verifying = False
+        self._size = sum(os.path.getsize(name) for name in _files(old)) * _GROWTH.get(old.kind, 1)
+
+    def run(self) -> int:
+        """Copy and verify; how many entries there are."""
+        with closing(open_source(self._old, self._damaged)) as source:
+            expected = source.count()
+            self._meter.total = None if expected is None else 2 * expected
+            initialise(FileVolume(), self._fresh.disk, DEFAULT_PAGE_SIZE)
+            with (
+                open_database(self._fresh.path, "w", cache_size=_CACHE_SIZE) as db,
+                closing(self._ordered(source)) as entries,
+            ):
                 for batch in _batches(entries):
                     db.update(batch)
-        count = _verify(source, fresh, path, meter)
-    meter.finish()
-    return count
+            count = self._verify(source)
+        self._fresh.take_owner(os.stat(_main_file(self._old)))
+        self._meter.finish()
+        return count
 
+    def _damaged(self, text: str) -> None:
+        if not self._verifying:  # which meets the same damage again
+            self._report(text)
 
-def _ordered(source: Source, fresh: str, meter: Meter) -> Generator[Entry, None, None]:
-    entries = meter.watch(source.entries())
-    return entries if source.ordered else in_key_order(entries, os.path.dirname(os.path.abspath(fresh)))
+    def _ordered(self, source: Source) -> Generator[Entry, None, None]:
+        """The entries in the order of their keys, the first only of several that have the same key."""
+        entries = self._meter.watch(self._bounded(source.entries()))
+        if not source.ordered:
+            entries = in_key_order(entries, os.path.dirname(os.path.abspath(self._fresh.path)))
+        last: bytes | None = None
+        with closing(entries):
+            for entry in entries:
+                if entry[0] == last:
+                    self._damaged(f"{self._old.name}: several entries have the key {entry[0][:50]!r}")
+                else:
+                    last = entry[0]
+                    yield entry
+
+    def _bounded(self, entries: Generator[Entry, None, None]) -> Generator[Entry, None, None]:
+        """The entries, as long as they are not larger than the files: else damage lets the same bytes be read again."""
+        left = self._size
+        with closing(entries):
+            for entry in entries:
+                left -= len(entry[0]) + len(entry[1]) + 1
+                if left < 0:
+                    self._damaged(f"{self._old.name}: it claims to hold more than its files do")
+                    return
+                yield entry
+
+    def _verify(self, source: Source) -> int:
+        """Compare all entries, in a file opened anew: what counts is what can be read back."""
+        self._verifying = True
+        count = 0
+        with (
+            open_database(self._fresh.path, "r", cache_size=_CACHE_SIZE) as db,
+            closing(self._ordered(source)) as entries,
+        ):
+            for theirs, ours in zip_longest(entries, db.items()):
+                if theirs != ours:
+                    key = (theirs or ours)[0]
+                    raise error(f"{self._old.name}: the entry {key[:50]!r} changed while it was copied")
+                count += 1
+        return count
 
 
 def _batches(entries: Iterator[Entry]) -> Iterator[dict[bytes, bytes]]:
@@ -164,127 +267,162 @@ def _batches(entries: Iterator[Entry]) -> Iterator[dict[bytes, bytes]]:
         yield batch
 
 
-def _verify(source: Source, fresh: str, path: str, meter: Meter) -> int:
-    """Compare all entries, in a file opened anew: what counts is what can be read back."""
-    count = 0
-    ordered = _ordered(source, fresh, meter)
-    with open_database(fresh, "r", cache_size=_CACHE_SIZE) as db, closing(ordered) as entries:
-        for theirs, ours in zip_longest(entries, db.items()):
-            if theirs != ours:
-                key = (theirs or ours)[0]
-                raise error(f"{path}: the entry {key[:50]!r} changed while it was copied")
-            count += 1
-    return count
+# -- names -------------------------------------------------------------------------------------------------------------
 
 
-def _main_file(path: str, kind: str) -> str:
-    if os.path.isdir(path):
-        return os.path.join(path, "data.mdb")
-    return path + _present(path, kind)[0]
+def _main_file(old: Found) -> str:
+    """The file with the values, whose owner and permissions the new file gets."""
+    files = _files(old)
+    return next((file for file in files if file.endswith((".dat", ".pag"))), files[0])
 
 
-def _present(path: str, kind: str) -> list[str]:
+def _files(old: Found) -> list[str]:
+    if os.path.isdir(old.name):
+        return [os.path.join(old.name, "data.mdb")]
+    return [old.name + suffix for suffix in _present(old)]
+
+
+def _present(old: Found) -> list[str]:
     """Which of the files that a database of this kind may have are there, as suffixes."""
-    return [suffix for suffix in FILES[kind] if os.path.isfile(path + suffix)]
+    return [suffix for suffix in FILES[old.kind] if os.path.isfile(old.name + suffix)]
 
 
-def _check_backup(path: str, kind: str) -> None:
-    for suffix in _present(path, kind):
-        backup = path + BACKUP + suffix
-        if os.path.lexists(backup) and not os.path.samefile(backup, path + suffix):
+def _check_backup(old: Found) -> None:
+    for suffix in _present(old):
+        backup = old.name + BACKUP + suffix
+        try:
+            os.lstat(backup)
+        except FileNotFoundError:
+            continue
+        except OSError as exc:
+            raise error(exc.errno, f"{exc.strerror}: give a target", backup) from exc
+        if not _same_content(backup, old.name + suffix):
             raise error(errno.EEXIST, "in the way of the backup", backup)
 
 
-def _swap(path: str, kind: str, fresh: str) -> None:
+def _swap(old: Found, fresh: Temporary) -> None:
     """Step 3 in place."""
     volume = FileVolume()
-    suffixes = _present(path, kind)
-    for suffix in suffixes:
-        _second_name(path + suffix, path + BACKUP + suffix)
-    volume.sync_directory(path)
-    if "" in suffixes:
-        volume.replace(fresh, path)
-        volume.sync_directory(path)
-    else:
-        take_name(fresh, path)
-    _remove_old_names(path, suffixes)
+    suffixes = _present(old)
+    with ExitStack() as undo:
+        for suffix in suffixes:
+            backup = old.name + BACKUP + suffix
+            if _second_name(old.name + suffix, backup):
+                undo.callback(_unlink, backup)
+        volume.sync_directory(old.name)
+        if "" in suffixes:
+            os.replace(fresh.path, old.name)
+        elif os.path.lexists(old.name):
+            with _unwritten(old.name) as disk:
+                disk.resize(0)
+                os.replace(fresh.path, old.name)
+        else:
+            take_name(fresh.path, old.name)
+        undo.pop_all()
+    volume.sync_directory(old.name)
+    _remove_old_names(old.name, suffixes)
+
+
+def _unlink(path: str) -> None:
+    with suppress(OSError):
+        os.unlink(path)
 
 
 def _remove_old_names(path: str, suffixes: list[str]) -> None:
-    for suffix in suffixes:
-        if suffix:
+    for suffix in filter(None, suffixes):
+        try:
             os.unlink(path + suffix)
+        except OSError as exc:
+            text = f"{exc.strerror}: the new file is complete, but this name of the old one cannot be removed"
+            raise error(exc.errno, text, path + suffix) from exc
     FileVolume().sync_directory(path)
 
 
-def _unfinished(path: str) -> list[str]:
-    """The old names that a migration in place left, if it was killed after the new file took its name."""
-    suffixes = dict.fromkeys(suffix for kind in FILES.values() for suffix in kind if suffix)
-    return [suffix for suffix in suffixes if _same_file(path + suffix, path + BACKUP + suffix)]
+def _hidden(path: str) -> Found | None:
+    """The old database that our file `path` hides, if nothing was ever written to that; None if there is none."""
+    found = beside(FileVolume(), path)
+    return found if found is not None and _is_unwritten(path) else None
 
 
-def _finish(path: str, leftover: list[str]) -> int:
+def _is_unwritten(path: str) -> bool:
+    try:
+        with closing(FileVolume().open(path, writable=False)) as disk:
+            return _has_no_commit(disk)
+    except OSError:
+        return False
+
+
+def _has_no_commit(disk: Disk) -> bool:
+    slots = read_slots(disk)
+    return slots.uninitialised or newest(disk, slots)[0].txid <= 1
+
+
+@contextmanager
+def _unwritten(path: str) -> Iterator[Disk]:
+    """The database of ours at `path`, which nobody can write to meanwhile. EEXIST if somebody has written to it."""
+    turn = Turn()
+    with closing(FileVolume().open(path, writable=True)) as disk:
+        try:
+            WriterLock(disk.identity()).acquire(turn, disk, _TIMEOUT)
+            if not disk.linked() or not _has_no_commit(disk):
+                raise error(errno.EEXIST, os.strerror(errno.EEXIST), path)
+            yield disk
+        finally:
+            turn.end()
+
+
+def _finish(path: str, target: str | None) -> Migrated:
+    """Complete a migration in place that was killed after the new file took its name."""
+    leftover = [] if target is not None else _unfinished(path)
+    if not leftover:
+        raise error(errno.EINVAL, f"is a durabledbm file already{_advice(path)}", path)
     _remove_old_names(path, leftover)
     with open_database(path, "r") as db:
-        return len(db)
+        return Migrated(len(db), path, path + BACKUP)
 
 
-def _same_file(one: str, other: str) -> bool:
-    return os.path.isfile(one) and os.path.isfile(other) and os.path.samefile(one, other)
+def _advice(path: str) -> str:
+    """What to do about an old database that stands beside a database of ours, if there is one."""
+    old = beside(FileVolume(), path)
+    if old is None:
+        return ""
+    return f"; {migrate_command(path + _present(old)[0], 'NEW')} converts the old database beside it"
 
 
-def _second_name(path: str, name: str) -> None:
+def _unfinished(path: str) -> list[str]:
+    """The old names that such a migration left."""
+    suffixes = dict.fromkeys(suffix for kind in FILES.values() for suffix in kind if suffix)
+    return [suffix for suffix in suffixes if _same_content(path + suffix, path + BACKUP + suffix)]
+
+
+def _same_content(one: str, other: str) -> bool:
+    if not os.path.isfile(one) or not os.path.isfile(other):
+        return False
+    return os.path.samefile(one, other) or filecmp.cmp(one, other, shallow=False)
+
+
+def _second_name(path: str, name: str) -> bool:
+    """Give a file a second name; False if it has that already."""
     try:
         os.link(path, name)
     except FileExistsError:
-        if not os.path.samefile(path, name):
+        if not _same_content(path, name):
             raise
+        return False
     except OSError as exc:
         if exc.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
             raise
-        # A file system without hard links. The copy gets its name when it is complete.
-        part = f"{name}.{os.getpid()}"
-        shutil.copy2(path, part)
-        _sync_file(part)
-        os.rename(part, name)
-
-
-def take_name(fresh: str, target: str) -> None:
-    """Give the file `fresh` the name `target`, which must be free. Raises FileExistsError if it is not."""
-    volume = FileVolume()
-    try:
-        volume.link(fresh, target)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without hard links
-        if os.path.lexists(target):
-            raise
-        volume.replace(fresh, target)
-    volume.sync_directory(target)
-
-
-def _sync_file(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def remove_stale(prefix: str) -> None:
-    """Remove files called `prefix` and the number of a process that is gone: a kill left them."""
-    for leftover in glob.glob(glob.escape(prefix) + "[0-9]*"):
-        pid = re.match("[0-9]+", leftover[len(prefix) :])
-        if pid is not None and not _is_running(int(pid[0])):
-            with suppress(FileNotFoundError):
-                os.unlink(leftover)
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass  # somebody else's
+        _copy(path, name)
     return True
+
+
+def _copy(path: str, name: str) -> None:
+    """What there is in place of a second name on a file system without hard links: it is complete or absent."""
+    with new_file(name) as copy, open(path, "rb") as file:
+        offset = 0
+        while piece := file.read(_PIECE):
+            copy.disk.write(offset, (piece,))
+            offset += len(piece)
+        copy.disk.sync()
+        copy.take_owner(os.stat(path))
+        os.rename(copy.path, name)

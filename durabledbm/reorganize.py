@@ -14,17 +14,24 @@ Pages that a snapshot pins stay where they are, so while one is open the file ma
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from heapq import nlargest
+from operator import itemgetter
 
-from ._engine.merge import TOUCH, Touch
+from ._engine.merge import MOVE, TOUCH, Touch
+from ._engine.state import State
 from ._engine.store import Store
-from ._engine.vacuum import leaf_batches, spare_pages, standing
+from ._engine.vacuum import leaf_batches, spare_pages
+from ._engine.walk import walk
 
 __all__ = ["Progress", "reorganize"]
 
 Progress = Callable[[int, int], None]
 """Called with (steps done, steps in all)."""
+
+_Run = tuple[int, bytes, Touch]
+"""Page id, a key that leads there, and how to touch it."""
 
 _BATCH = 256
 """Runs written anew by one commit: others may write between two of them."""
@@ -62,7 +69,7 @@ def _pack(
     while True:
         with writing():
             tree = store.state.view.tree
-            leaves = leaf_batches(tree, after, _BATCH)
+            leaves = leaf_batches(tree, store.state.pages(), after, _BATCH)
             if not leaves:
                 return packed
             if spare_pages(tree, leaves.values()) > _FULL:
@@ -89,7 +96,8 @@ def _move(
         with writing():
             store.rewrite({}, packing=False)
             end = store.committer.space(store.state, store.oldest_txid()).used_count
-            size = _rewritten(store, end, store.state.meta.page_count)
+            found = _Found(store.state, cleared, end)
+            size = _rewritten(store, found.behind)
         if cleared >= end and smallest < before * (1 - _COMPACT):
             cleared, before = 0, smallest  # once more, since it was worth it
         if size < smallest:
@@ -97,19 +105,42 @@ def _move(
         elif cleared < end and _is_loose(store, writing):
             # What stands at the end is too long for the holes at the front: make larger ones, bit by bit.
             with writing():
-                _rewritten(store, cleared, cleared + _BATCH)
-            cleared += _BATCH
+                _rewritten(store, found.between)
+            cleared = found.next
         else:
             patience -= 1
         if progress is not None:
             progress(total - min(total // 2, max(size - end, 1)), total)
 
 
-def _rewritten(store: Store, start: int, end: int) -> int:
-    """Move what stands between these pages, the last runs first, and not too many; the page count after that."""
-    runs = sorted(standing(store.state.view.tree, start, end), key=lambda run: run[0], reverse=True)
+class _Found:
+    """What one walk through the tree finds: the last of what stands `behind` page `end`, all that stands `between` page
+    `cleared` and one not far behind it, and the `next` page from which on there is more.
+
+    When its turn comes, a run may have been moved already; then it is moved once more.
+    """
+
+    def __init__(self, state: State, cleared: int, end: int) -> None:
+        self.between: list[_Run] = []
+        self.next = end
+        self.behind = nlargest(_BATCH, self._sorted(state, cleared, end), key=itemgetter(0))
+
+    def _sorted(self, state: State, cleared: int, end: int) -> Iterator[_Run]:
+        stop = cleared + _BATCH
+        for visit in walk(state.view.tree, state.pages()):
+            run = visit.page_id, visit.low, TOUCH if visit.level else MOVE
+            if visit.page_id >= stop:
+                self.next = min(self.next, visit.page_id)
+            elif visit.page_id + visit.page_count > cleared:
+                self.between.append(run)
+            if visit.page_id + visit.page_count > end:
+                yield run
+
+
+def _rewritten(store: Store, runs: list[_Run]) -> int:
+    """Move runs, the last ones first, and not too many; the page count after that."""
     touches: dict[bytes, Touch] = {}
-    for _, key, touch in runs[:_BATCH]:
+    for _, key, touch in sorted(runs, key=itemgetter(0), reverse=True)[:_BATCH]:
         if key not in touches or touch.moves_value:
             touches[key] = touch
     return store.rewrite(touches, packing=False).meta.page_count

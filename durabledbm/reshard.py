@@ -16,7 +16,7 @@ from ._builder import Builder
 from ._engine.meta import Meta, first_page, now_ns
 from ._engine.native import FileVolume
 from ._manifest import make_whole, place, shard_path
-from .backup import mode_of
+from ._tempfiles import permissions_of
 from .errors import error
 from .sharded import Path, ShardedDatabase, open_sharded
 
@@ -51,13 +51,14 @@ def reshard(directory: Path, target: Path | None = None, *, shards: int, progres
 
 def _fill(source: ShardedDatabase, directory: str, shards: int, progress: Progress | None) -> None:
     meta = source._shards[0]._store.state.meta
-    mode = mode_of(source._shards[0].path)
+    like = permissions_of(source._shards[0]._store.disk.status())
     volume = FileVolume()
     with ExitStack() as stack, source.snapshot() as snapshot:
         builders = []
         for number in range(shards):
             disk = volume.create(shard_path(directory, number, shards), 0o600)
             stack.callback(disk.close)
+            disk.take_owner(like)
             fresh = Meta(1, meta.page_size, os.urandom(16), first_page(meta.page_size), time_ns=now_ns())
             builders.append(Builder(disk, fresh))
         total, done = len(snapshot), 0
@@ -76,7 +77,6 @@ def _fill(source: ShardedDatabase, directory: str, shards: int, progress: Progre
         for number, builder in enumerate(builders):
             builder.add(batches[number])
             builder.finish()
-            os.chmod(shard_path(directory, number, shards), mode)
         if [shard._store.refresh().meta.txid for shard in source._shards] != snapshot.txids:
             raise error(f"{source.path}: was written to while it was copied")
         if progress is not None:

@@ -14,21 +14,22 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import NamedTuple
 
 from ._engine.meta import Meta, first_page, has_magic
+from ._engine.native import FileVolume
 from ._folding import folded, laid_over
 from ._streams import Label, StreamReader
-from .backup import mode_of, write_whole
-from .changelog import Change, ChangeLog, Commit
+from .backup import write_whole
+from .changelog import Change, ChangeLog, Commit, Moment
 from .database import DEFAULT_PAGE_SIZE
 from .database import open as open_database
 from .dump import Path, Progress, open_log
 from .errors import CorruptionError, error
 from .records import COMMIT, GROUPED, NO_IDENTITY, PUT
 
-__all__ = ["restore"]
+__all__ = ["Restored", "restore"]
 
 _REPORT_EVERY = 1024
 
@@ -40,7 +41,20 @@ class _Base(NamedTuple):
     entries: Callable[[], Iterator[tuple[bytes, bytes]]]
     total: int
     page_size: int
-    mode: int
+    file: os.stat_result | None
+    """What says who may read the result; None if only its owner may."""
+
+
+class Restored(Commit):
+    """The commit that was restored."""
+
+    explanation: str
+    """Why this one, where the times in the log are not in order: a sentence for people. Empty otherwise."""
+
+    def __new__(cls, label: Label, moment: Moment | None) -> Restored:
+        restored = super().__new__(cls, label.txid, label.time_ns)
+        restored.explanation = "" if moment is None else moment.explanation()
+        return restored
 
 
 def restore(
@@ -51,13 +65,14 @@ def restore(
     until_txid: int | None = None,
     until_time_ns: int | None = None,
     progress: Progress | None = None,
-) -> Commit:
+) -> Restored:
     """Make the new file `target` the database as of a commit, and return that commit.
 
     `snapshot` is a backup (a database file) or a dump (a file or a directory); None if the log begins with an
     empty database. `log` is the directory of the log that was attached; without it the result is the
-    snapshot. Which commit: `until_txid`, or the last one not later than `until_time_ns` (nanoseconds since
-    1970), or the log's last.
+    snapshot. Which commit: `until_txid`, or the last one whose time is not later than `until_time_ns`
+    (nanoseconds since 1970), or the log's last. The result contains all commits before that one, also those
+    that bear later times because the clock was set back: then `Restored.explanation` says so.
 
     The target appears whole or not at all. `progress(done, total)` is called with numbers of entries (total:
     of the snapshot). Raises `error` if the target exists, if snapshot and log are of different databases, if
@@ -69,14 +84,13 @@ def restore(
         raise error(errno.EEXIST, os.strerror(errno.EEXIST), path)
     if snapshot is None and log is None:
         raise ValueError("there is nothing to restore from: neither a snapshot nor a log")
-    limit = _Limit(until_txid, until_time_ns)
     with ExitStack() as stack:
         base = _open_base(snapshot, stack)
-        limit.check_not_before(base)
+        source = None if log is None else stack.enter_context(open_log(log, "binary"))
+        limit = _limit(source, base.label, until_txid, until_time_ns)
         changes: Iterator[tuple[bytes, bytes | None]] = iter(())
         label = base.label
-        if log is not None:
-            source = stack.enter_context(open_log(log, "binary"))
+        if source is not None:
             identity = source.span().identity
             if identity is None or base.label.identity not in (identity, NO_IDENTITY):
                 raise error(f"{source.directory}: is not a log of the database that the snapshot is of")
@@ -91,24 +105,38 @@ def restore(
         pages = first_page(base.page_size)
         meta = Meta(max(label.txid, 1), base.page_size, label.identity, pages, time_ns=label.time_ns)
         entries = _reported(laid_over(base.entries(), changes), base.total, progress)
-        write_whole(path, meta, base.mode, lambda builder: builder.add(entries))
-    return Commit(label.txid, label.time_ns)
+        write_whole(path, meta, base.file, lambda builder: builder.add(entries))
+    return Restored(label, limit.moment)
 
 
-class _Limit:
+class _Limit(NamedTuple):
     """Up to where."""
 
-    def __init__(self, txid: int | None, time_ns: int | None) -> None:
-        self.txid = txid
-        self.time_ns = time_ns
+    txid: int | None
+    """The last commit that is wanted; None: all."""
+    moment: Moment | None
+    """What a time was turned into, if that was asked for."""
 
-    def check_not_before(self, base: _Base) -> None:
-        """Raise if the snapshot is newer than what is wanted."""
-        label = base.label
-        if (self.txid is not None and label.txid > self.txid) or (
-            self.time_ns is not None and label.time_ns > self.time_ns
-        ):
-            raise error(f"the snapshot, of commit {label.txid}, is newer than what is to be restored")
+
+def _limit(log: ChangeLog | None, base: Label, until_txid: int | None, until_time_ns: int | None) -> _Limit:
+    """Raises `error` if the snapshot is newer than what is wanted."""
+    moment = None
+    if until_time_ns is not None:
+        moment = _moment(log, Commit(base.txid, base.time_ns), until_time_ns)
+        until_txid = moment.last.txid if until_txid is None else min(until_txid, moment.last.txid)
+    if until_txid is not None and base.txid > until_txid:
+        raise error(f"the snapshot, of commit {base.txid}, is newer than what is to be restored")
+    return _Limit(until_txid, moment)
+
+
+def _moment(log: ChangeLog | None, base: Commit, time_ns: int) -> Moment:
+    """What snapshot and log together say of a moment."""
+    moment = Moment(Commit(0, 0), None) if log is None else log.at(time_ns)
+    if moment.last.txid <= base.txid:
+        return Moment(base, None) if base.time_ns <= time_ns else moment
+    if base.time_ns > time_ns and (moment.ahead is None or moment.ahead.txid > base.txid):
+        return Moment(moment.last, base)
+    return moment
 
 
 class _Window:
@@ -120,10 +148,7 @@ class _Window:
         self._last = Commit(base.txid, base.time_ns)
 
     def __iter__(self) -> Iterator[tuple[bytes, bytes | None]]:
-        window = self._log.records(
-            after_txid=self._last.txid, until_txid=self._limit.txid, until_time_ns=self._limit.time_ns
-        )
-        for item in window:
+        for item in self._log.records(after_txid=self._last.txid, until_txid=self._limit.txid):
             if isinstance(item, Change):
                 yield item.key, item.value
             else:
@@ -131,15 +156,15 @@ class _Window:
 
     def end(self) -> tuple[int, int]:
         """Raises `error` if the log does not tell that this is the state that was asked for."""
-        last, txid, time_ns = self._last, self._limit.txid, self._limit.time_ns
-        if (txid is None or last.txid == txid) and time_ns is None:
+        last, (txid, moment) = self._last, self._limit
+        if txid is None or (last.txid == txid and moment is None):
             return last
         following = self._following()
-        if txid is not None and last.txid != txid:
+        if last.txid != txid:
             if following is None:
                 raise error(f"{self._log.directory}: the log ends with commit {last.txid}")
             raise error(self._lumped(following))
-        if time_ns is not None and following is not None and following.txid != last.txid + 1:
+        if following is not None and following.txid != last.txid + 1:
             raise error(self._lumped(following))
         return last
 
@@ -162,23 +187,23 @@ def _check_continues(log: ChangeLog, label: Label) -> None:
 
 def _open_base(snapshot: Path | None, stack: ExitStack) -> _Base:
     if snapshot is None:
-        return _Base(Label(NO_IDENTITY, 0, 0), lambda: iter(()), 0, DEFAULT_PAGE_SIZE, 0o600)
+        return _Base(Label(NO_IDENTITY, 0, 0), lambda: iter(()), 0, DEFAULT_PAGE_SIZE, None)
     path = os.fsdecode(snapshot)
     try:
         if os.path.isdir(path):
             return _directory(stack.enter_context(open_log(path, "binary")))
-        with open(path, "rb") as file:
-            is_database = has_magic(file.read(16))
-        mode = mode_of(path)
+        with closing(FileVolume().open(path, writable=False)) as disk:
+            is_database = has_magic(disk.read(16, 0))
+            status = disk.status()
     except OSError as exc:
         raise error.wrap(exc, path) from exc
     if not is_database:
-        return _file(path, mode)
+        return _file(path, status)
     db = stack.enter_context(open_database(path, "r"))
     view = stack.enter_context(db.snapshot())
     meta = view._state.meta
     label = Label(meta.database_id, meta.txid, meta.time_ns)
-    return _Base(label, lambda: iter(view.items()), len(view), meta.page_size, mode)
+    return _Base(label, lambda: iter(view.items()), len(view), meta.page_size, status)
 
 
 def _directory(log: ChangeLog) -> _Base:
@@ -188,10 +213,10 @@ def _directory(log: ChangeLog) -> _Base:
     if len(commits) != 1 or span.base_txid:
         raise error(f"{log.directory}: is not a dump")
     label = Label(span.identity or NO_IDENTITY, *commits[0])
-    return _Base(label, lambda: _puts(log.replay(), log.directory), 0, DEFAULT_PAGE_SIZE, 0o600)
+    return _Base(label, lambda: _puts(log.replay(), log.directory), 0, DEFAULT_PAGE_SIZE, None)
 
 
-def _file(path: str, mode: int) -> _Base:
+def _file(path: str, status: os.stat_result) -> _Base:
     """A dump in a file, read once to see that it is complete."""
     commit, count = None, 0
     with open(path, "rb", buffering=0) as file:
@@ -205,7 +230,7 @@ def _file(path: str, mode: int) -> _Base:
         if commit is None:
             raise CorruptionError("the dump is not complete: its end is missing", path=path)
         label = Label(reader.identity, *commit)
-    return _Base(label, lambda: _puts(_changes(path), path), count - 1, DEFAULT_PAGE_SIZE, mode)
+    return _Base(label, lambda: _puts(_changes(path), path), count - 1, DEFAULT_PAGE_SIZE, status)
 
 
 def _changes(path: str) -> Iterator[Change]:

@@ -14,18 +14,23 @@ from __future__ import annotations
 import errno
 import os
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 
-from ._engine.creation import temporary_name
+from ._engine.creation import initialise
 from ._engine.disk import Disk
 from ._engine.meta import META_AREA, META_SIZE, Meta, UnknownVersionError, decode_meta, first_page, has_magic
 from ._engine.native import FileVolume
-from ._engine.node import Overflow, decode_branch, decode_leaf
-from ._engine.page import BRANCH, HEADER, LEAF, OVERFLOW, TYPE_NAMES, pages_for, ref_parts
+from ._engine.node import Overflow, decode_leaf
+from ._engine.page import HEADER, TYPE_NAMES
 from ._engine.pager import MALFORMED, Pager
-from ._engine.recovery import crc_if_whole
-from ._pages import guess_page_size
+from ._engine.pageset import PageSet
+from ._engine.tree import Tree
+from ._engine.walk import walk
+from ._pages import IntactRun, guess_page_size, intact_runs
+from ._tempfiles import blame_target, new_file, permissions_of, take_name
+from ._words import plural
 from .database import Database
 from .database import open as open_database
 from .errors import CorruptionError, error
@@ -34,9 +39,6 @@ __all__ = ["Progress", "Report", "salvage"]
 
 Progress = Callable[[int, "int | None"], None]
 """Called with (pages done, pages in all)."""
-
-_DEPTH_MAX = 64
-"""No real tree is deeper: with 2 children to a branch it would not fit on any disk."""
 
 _BATCH = 8 * 2**20
 """Bytes of entries that are collected before they are written."""
@@ -75,7 +77,8 @@ class Report:
             self.losses.append(what)
 
     def __str__(self) -> str:
-        lines = [f"{self.entries:,} entries saved, {self.from_lost_pages:,} of them from pages outside of the tree"]
+        saved = plural(self.entries, "entry")
+        lines = [f"{saved} saved, {self.from_lost_pages:,} of them from pages outside of the tree"]
         if self.commit is None:
             lines.append("no meta page was usable: the newest small changes, which stood there, are lost")
         if self.deleted_may_reappear:
@@ -94,48 +97,33 @@ def salvage(
 ) -> Report:
     """Save every entry that can be read of the broken database `source` into the new database `target`.
 
-    `target` must not exist; it appears when it is complete, or not at all. `source` is only read; nobody should write
-    it meanwhile. `progress(done, total)` is called with numbers of pages, now and then.
+    `target` must not exist; it appears when it is complete, or not at all, with the permissions of `source`. That is
+    only read; nobody should write it meanwhile. `progress(done, total)` is called with numbers of pages, now and then.
 
     Raises `error` with errno ENOENT or EEXIST for the files, and `error` if `source` holds nothing of durabledbm's.
     """
     source, target = os.fsdecode(source), os.fsdecode(target)
     if os.path.lexists(target):
         raise error(errno.EEXIST, os.strerror(errno.EEXIST), target)
-    volume = FileVolume()
-    temporary = temporary_name(os.path.realpath(target))
     try:
-        disk = volume.open(source, writable=False)
-        try:
-            report = _salvaged(disk, temporary, progress)
-        finally:
-            disk.close()
-        volume.link(temporary, target)
-        volume.sync_directory(os.path.realpath(target))
+        with closing(FileVolume().open(source, writable=False)) as disk:
+            return _salvaged(disk, os.path.realpath(target), progress)
     except OSError as exc:
-        raise error.wrap(exc, source) from exc
-    finally:
-        _remove(temporary)
-    return report
+        blame_target(exc, target)
+        raise error.wrap(exc, source if exc.filename is None else None) from exc
 
 
-def _salvaged(disk: Disk, temporary: str, progress: Progress | None) -> Report:
-    ranks = temporary + "-r"
-    try:
+def _salvaged(disk: Disk, target: str, progress: Progress | None) -> Report:
+    like = permissions_of(disk.status())
+    with new_file(target, like=like) as fresh, new_file(target, like=like) as ranks:
+        initialise(FileVolume(), fresh.disk, _page_size(disk))
         with (
-            open_database(temporary, "n", durability="manual", page_size=_page_size(disk)) as entries,
-            open_database(ranks, "n", durability="manual") as versions,
+            open_database(fresh.path, "w", durability="manual") as entries,
+            open_database(ranks.path, "w", durability="manual") as versions,
         ):
-            return _Salvage(disk, _Sink(entries, versions), progress).run()
-    finally:
-        _remove(ranks)
-
-
-def _remove(path: str) -> None:
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        pass
+            report = _Salvage(disk, _Sink(entries, versions), progress).run()
+        take_name(fresh.path, target)
+    return report
 
 
 def _metas(disk: Disk) -> list[Meta]:
@@ -227,10 +215,12 @@ class _Salvage:
         self._meta = metas[0] if metas else None
         self._certain = len(metas) == 2
         self._page_size = self._meta.page_size if self._meta else guess_page_size(disk)
-        self._pages = -(-disk.size() // self._page_size)
+        self._first_page = first_page(self._page_size)
+        self._page_count = -(-disk.size() // self._page_size)
         self._pager = Pager(disk, self._page_size, 0)
         self._open = _Ranges()
-        self._walked = bytearray(self._pages)
+        self._large: dict[tuple[bytes, Overflow], int] = {}
+        """Large values that lost leaves refer to, with their keys and the highest rank of one."""
         self._report = Report(page_size=self._page_size)
 
     def run(self) -> Report:
@@ -256,10 +246,22 @@ class _Salvage:
     # -- through the tree --------------------------------------------------------------------------
 
     def _tree(self, meta: Meta) -> None:
-        if meta.depth > _DEPTH_MAX:
-            self._lose("the meta page claims a tree that is too deep", None, None)
-        elif meta.depth:
-            self._node(meta.root, meta.depth, None, None)
+        tree = Tree(self._pager, meta.root, meta.depth)
+        pages = PageSet(self._first_page, self._page_count)
+        for done, visit in enumerate(walk(tree, pages, tolerated=error), 1):
+            if visit.flaw is not None:
+                what = f"page {visit.page_id}, a {TYPE_NAMES[visit.kind]}: {visit.flaw.message}"
+                self._lose(what, visit.low, visit.high if visit.level else visit.low + b"\0")
+            elif visit.level == 1:
+                for key, content in zip(*visit.entries(), strict=True):
+                    if type(content) is not Overflow:
+                        self._sink.put(key, content, 1)
+            elif visit.value is not None:
+                try:
+                    self._sink.put(visit.low, self._pager.value(visit.value, visit.low), 1)
+                except error as exc:
+                    self._lose(f"the value of {visit.low[:40]!r}: {_said(exc)}", visit.low, visit.low + b"\0")
+            self._tell(min(done, self._page_count))
         for key, value in meta.changes.items():
             if value is not None:
                 self._sink.put(key, value, 2)
@@ -268,79 +270,55 @@ class _Salvage:
             if value is None:
                 self._sink.entries.pop(key, None)
 
-    def _lose(self, what: str, low: bytes | None, high: bytes | None) -> None:
+    def _lose(self, what: str, low: bytes, high: bytes | None) -> None:
         self._report.lost(what)
         self._open.add(low, high)
-
-    def _node(self, ref: bytes, level: int, low: bytes | None, high: bytes | None) -> None:
-        page_id = ref_parts(ref)[0]
-        kind = BRANCH if level > 1 else LEAF
-        try:
-            if page_id >= self._pages or self._walked[page_id]:
-                raise CorruptionError("the page is not inside the file, or was met before")
-            self._walked[page_id] = 1
-            run = self._pager.read(ref, kind)
-            if kind == LEAF:
-                keys, values = decode_leaf(run)
-            else:
-                branch = decode_branch(run)
-                bounds = [low, *branch.separators, high]
-        except (error, *MALFORMED) as exc:
-            self._lose(f"page {page_id}, a {TYPE_NAMES[kind]}: {_said(exc)}", low, high)
-            return
-        if kind == LEAF:
-            self._leaf(keys, values)
-        else:
-            for at, child in enumerate(branch.refs):
-                self._node(child, level - 1, bounds[at], bounds[at + 1])
-        self._tell()
-
-    def _leaf(self, keys: list[bytes], values: list[bytes]) -> None:
-        for key, value in zip(keys, values, strict=True):
-            if type(value) is Overflow:
-                try:
-                    value = self._pager.value(value)  # noqa: PLW2901
-                except (error, *MALFORMED) as exc:
-                    self._lose(f"the value of {key[:40]!r}: {_said(exc)}", key, key + b"\0")
-                    continue
-            self._sink.put(key, value, 1)
 
     # -- without the tree --------------------------------------------------------------------------
 
     def _scan(self) -> int:
         """Look at every page of the file; how many intact runs there were."""
+        newest = self._meta.txid if self._meta is not None and self._certain else None
         found = 0
-        for page_id, page_count, txid, kind in self._intact_runs(first_page(self._page_size)):
-            found += 1
-            offset, size = page_id * self._page_size, page_count * self._page_size
-            if kind == LEAF:
-                self._lost_leaf(self._read(offset, size), txid)
-            elif kind == OVERFLOW:
-                self._lost_value(offset, txid)
+        for page_id, run in intact_runs(self._disk, self._page_size, self._first_page, self._page_count):
+            if run is None:
+                if self._meta is None:
+                    self._report.lost(f"page {page_id}: not intact")
+            elif newest is None or run.txid <= newest:
+                found += 1
+                if run.kind == "leaf":
+                    self._lost_leaf(run)
+                elif run.kind == "overflow":
+                    self._lost_value(run)
+            self._tell(page_id)
+        self._tell(self._page_count)
+        for (key, place), rank in self._large.items():
+            try:
+                self._candidate(key, self._pager.value(place, key), rank)
+            except error:
+                pass  # if an older version is intact, the scan has found it
         return found
 
-    def _intact_runs(self, page_id: int) -> Iterator[tuple[int, int, int, int]]:
-        newest = self._meta.txid if self._meta is not None and self._certain else None
-        while page_id < self._pages:
-            offset = page_id * self._page_size
-            head = self._disk.read(HEADER.size, offset)
-            step = 1
-            if len(head) == HEADER.size:
-                kind, _, _, _, own_id, txid, page_count, payload = HEADER.unpack(head)
-                plausible = (
-                    kind in TYPE_NAMES
-                    and own_id == page_id
-                    and 0 < page_count <= self._pages - page_id
-                    and page_count == pages_for(payload, self._page_size)
-                )
-                if plausible and crc_if_whole(self._disk, offset, page_count * self._page_size) is not None:
-                    step = page_count
-                    if newest is None or txid <= newest:
-                        yield page_id, page_count, txid, kind
-                elif self._meta is None and any(head):
-                    self._report.lost(f"page {page_id}: not intact")
-            page_id += step
-            self._tell(page_id)
+    def _lost_leaf(self, run: IntactRun) -> None:
+        try:
+            keys, values = decode_leaf(self._read(run.page_id * self._page_size, run.page_count * self._page_size))
+        except MALFORMED:
+            self._report.lost("a leaf that makes no sense")
+            return
+        rank = 2 * run.txid + 3
+        for key, value in zip(keys, values, strict=True):
+            if not self._wanted(key, run.txid):
+                continue
+            if type(value) is Overflow:  # many versions of a leaf may refer to it: it is read once, in the end
+                self._large[key, value] = max(rank, self._large.get((key, value), 0))
+            else:
+                self._candidate(key, value, rank)
+
+    def _lost_value(self, run: IntactRun) -> None:
+        offset = run.page_id * self._page_size + HEADER.size
+        key = self._read(offset, run.entries)
+        if self._wanted(key, run.txid):
+            self._candidate(key, self._read(offset + run.entries, run.payload - run.entries), 2 * run.txid + 2)
 
     def _read(self, offset: int, size: int) -> bytes:
         parts = []
@@ -349,31 +327,6 @@ class _Salvage:
             offset += len(piece)
             size -= len(piece)
         return b"".join(parts)
-
-    def _lost_leaf(self, run: bytes, txid: int) -> None:
-        try:
-            keys, values = decode_leaf(run)
-        except MALFORMED:
-            self._report.lost("a leaf that makes no sense")
-            return
-        for key, value in zip(keys, values, strict=True):
-            if not self._wanted(key, txid):
-                continue
-            if type(value) is Overflow:
-                try:
-                    value = self._pager.value(value)  # noqa: PLW2901
-                except (error, *MALFORMED):
-                    continue  # if an older version is intact, the scan finds it
-            self._candidate(key, value, 2 * txid + 3)
-
-    def _lost_value(self, offset: int, txid: int) -> None:
-        _, _, _, key_size, _, _, _, payload = HEADER.unpack(self._disk.read(HEADER.size, offset))
-        if key_size > payload:
-            return
-        key = self._read(offset + HEADER.size, key_size)
-        if self._wanted(key, txid):
-            value = self._read(offset + HEADER.size + key_size, payload - key_size)
-            self._candidate(key, value, 2 * txid + 2)
 
     def _wanted(self, key: bytes, txid: int) -> bool:
         """Whether a version of this key, of this commit, may be what is missing."""
@@ -386,10 +339,10 @@ class _Salvage:
         self._report.deleted_may_reappear = True
         self._sink.put(key, value, rank)
 
-    def _tell(self, page_id: int | None = None) -> None:
+    def _tell(self, done: int) -> None:
         if self._progress is not None:
-            self._progress(self._walked.count(1) if page_id is None else page_id, self._pages)
+            self._progress(done, self._page_count)
 
 
-def _said(exc: BaseException) -> str:
+def _said(exc: error) -> str:
     return exc.message if isinstance(exc, CorruptionError) else str(exc)

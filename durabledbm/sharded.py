@@ -12,21 +12,26 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
 from . import _manifest
+from ._engine import operations
 from ._engine.group import Group
+from ._engine.locks import Turn
 from ._engine.native import FileVolume
+from ._engine.work import Work
+from ._kinds import refuse_for_shards
 from ._manifest import GOLDEN, make_whole, place, shard_path
-from ._shardparts import ShardedSnapshot, ShardedStats, ShardTransaction, merged
+from ._parallel import Call, Threads
+from ._shardparts import Merged, ShardedSnapshot, ShardedStats, ShardTransaction
 from .check import Problem
 from .database import DEFAULT_CACHE_SIZE, Database, Flag, OpenOptions
 from .database import open as open_database
-from .errors import ClosedError, error
+from .errors import BusyError, ClosedError, error
 from .mapping import Key, Writable, as_bytes, counted, read_only, represented
 from .transaction import own_transaction
 
@@ -37,7 +42,6 @@ __all__ = ["ShardTransaction", "ShardedDatabase", "ShardedSnapshot", "ShardedSta
 
 Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 Progress = Callable[[int, int], None]
-T = TypeVar("T")
 
 
 class _Default(int):
@@ -58,7 +62,8 @@ def open_sharded(
     shards: how many, when the database is created. For one that exists it may be left out, and must be right otherwise.
     open_options: those of `open`. `timeout` and `interval` hold for each shard, `cache_size` is for all together.
 
-    Raises what `open` raises, and `error` if the directory holds another number of shards, or holds none.
+    Raises what `open` raises, and `error` if the directory holds another number of shards, or holds none, or if
+    something else has its name.
     """
     if not isinstance(shards, int) or not 0 < shards <= _manifest.SHARDS_MAX:
         raise ValueError(f"shards must be a number from 1 to {_manifest.SHARDS_MAX}, not {shards!r}")
@@ -66,6 +71,9 @@ def open_sharded(
         raise ValueError(f"Flag must be 'r', 'w', 'c', or 'n', perhaps followed by 'f', 's' or 'u', not {flag!r}")
     path = os.path.abspath(os.fsdecode(directory))
     there, kind = _manifest.read(path), flag[0]
+    if there is None:
+        number = errno.ENOENT if kind in ("r", "w") else errno.EEXIST
+        refuse_for_shards(FileVolume(), path, os.fsdecode(directory), number)
     if there is None and kind in ("r", "w"):
         raise error(errno.ENOENT, "no sharded database is there; flag 'c' creates one", path)
     if there is not None and there != shards and kind != "n":
@@ -147,8 +155,8 @@ class ShardedDatabase(Writable):
         pipeline = shards[0]._pipeline
         self._syncs = type(pipeline) is Group and pipeline.flusher is None
         """A write waits for the disk, so writes to several shards are worth several threads."""
-        self._pool: ThreadPoolExecutor | None = None
-        self._pid = os.getpid()
+        self._threads = Threads("durabledbm-shard")
+        self._closed = False
 
     # -- what it is ------------------------------------------------------------------------------------------
 
@@ -159,8 +167,8 @@ class ShardedDatabase(Writable):
 
     @property
     def closed(self) -> bool:
-        """Whether `close()` was called."""
-        return self._shards[0].closed
+        """Whether `close()` was called and has closed all shards."""
+        return self._closed
 
     @property
     def readonly(self) -> bool:
@@ -231,15 +239,15 @@ class ShardedDatabase(Writable):
 
     def _items(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
         parts = [shard._items(start, stop, reverse) for shard in self._shards]
-        return merged(parts, self, reverse=reverse)
+        return Merged(parts, self, reverse=reverse)
 
     def _keys(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[bytes]:
         parts = [shard._keys(start, stop, reverse) for shard in self._shards]
-        return merged(parts, self, reverse=reverse)
+        return Merged(parts, self, reverse=reverse)
 
     def _pop_end(self) -> tuple[bytes, bytes] | None:
         if self.readonly:
-            raise read_only()
+            raise read_only(self.path)
         while (key := next(self._keys(None, None, True), None)) is not None:
             with self.transaction(key) as tx:
                 if next(tx._keys(None, None, True), None) == key:
@@ -253,15 +261,35 @@ class ShardedDatabase(Writable):
         count = self._count
         for key, value in changes.items():
             parts.setdefault(place(key, count), {})[key] = value
+        for number in parts:
+            own_transaction(self._shards[number], to_write=True)  # raises before anything is written
+
+        def write(number: int, call: Call) -> None:
+            shard = self._shards[number]
+            if own_transaction(shard) is None:
+                shard._run(_unless_cancelled(call, operations.update, parts[number]))
+            else:
+                shard._update(parts[number])
+
         if self._syncs:
-            self._each(lambda number, shard: shard._update(parts[number]), list(parts))
+            self._each(write, list(parts))
         else:
             for number, part in parts.items():
                 self._shards[number]._update(part)
 
     def clear(self) -> None:
         """Delete all entries, in one atomic commit of each shard."""
-        self._each(lambda _, shard: shard.clear())
+        for shard in self._shards:
+            own_transaction(shard, to_write=True)
+
+        def write(number: int, call: Call) -> None:
+            shard = self._shards[number]
+            if own_transaction(shard) is None:
+                shard._run(_unless_cancelled(call, Work.clear))
+            else:
+                shard.clear()
+
+        self._each(write, range(self._count))
 
     def snapshot(self) -> ShardedSnapshot:
         """All shards as of now, one after another, read-only, for as long as wanted."""
@@ -271,34 +299,17 @@ class ShardedDatabase(Writable):
         if self.closed:
             raise ClosedError
 
-    def _each(self, call: Callable[[int, Database], T], numbers: list[int] | None = None) -> list[T]:
-        """Call for all shards, or those, at once: their syncs overlap. Raises when all have ended."""
+    def _each(self, make: Callable[[int, Call], None], numbers: Iterable[int]) -> None:
+        """Call for these shards at once: their syncs overlap. Raises when all have ended."""
         self._check()
-        if numbers is None:
-            numbers = list(range(self._count))
-        # A shard with an open transaction of the caller's can be written by the caller's own thread only.
-        mine = [n for n in numbers if own_transaction(self._shards[n]) is not None]
-        theirs = [n for n in numbers if n not in mine]
-        if theirs:
-            mine.append(theirs.pop())
-        futures = {n: self._threads().submit(call, n, self._shards[n]) for n in theirs}
-        results: dict[int, T] = {}
-        failure: BaseException | None = None
-        for number in (*mine, *theirs):
-            try:
-                future = futures.get(number)
-                results[number] = call(number, self._shards[number]) if future is None else future.result()
-            except BaseException as exc:
-                failure = failure or exc
-        if failure is not None:
-            raise failure
-        return [results[number] for number in numbers]
+        # What the caller has begun itself it has to go on with: others would wait for it, and it for them.
+        here = [number for number in numbers if self._is_callers(number)]
+        anywhere = [number for number in numbers if number not in here]
+        self._threads.make((partial(make, number) for number in here), (partial(make, number) for number in anywhere))
 
-    def _threads(self) -> ThreadPoolExecutor:
-        if self._pool is None or self._pid != os.getpid():  # after a fork the threads are the parent's
-            self._pool = ThreadPoolExecutor(self._count, thread_name_prefix="durabledbm-shard")
-            self._pid = os.getpid()
-        return self._pool
+    def _is_callers(self, number: int) -> bool:
+        shard = self._shards[number]
+        return own_transaction(shard) is not None or shard._store.writer.is_callers()
 
     # -- looking after it ------------------------------------------------------------------------------------
 
@@ -349,18 +360,41 @@ class ShardedDatabase(Writable):
 
     def sync(self) -> None:
         """Return when everything written through this object is on the disk."""
-        self._each(lambda _, shard: shard.sync())
+        self._each(self._flush, range(self._count))
+
+    def _flush(self, number: int, _: Call) -> None:
+        self._shards[number].sync()
 
     def close(self) -> None:
-        """Write what is not yet on the disk, and release the files. Closing twice is harmless."""
-        if self.closed:
-            return
+        """Write what is not yet on the disk, and release the files. Closing twice is harmless.
+
+        Open transactions of the caller are rolled back. If a last write fails, the files are closed and the error is
+        raised. If a transaction of another thread does not end within `timeout`, raises `BusyError`, and at least that
+        shard stays open: call `close()` again.
+        """
+        others = [n for n in range(self._count) if not (self._shards[n].closed or self._is_callers(n))]
         try:
-            self._each(lambda _, shard: shard.close())
-        finally:
-            pool, self._pool = self._pool, None
-            if pool is not None and self._pid == os.getpid():
-                pool.shutdown()
+            self._threads.make((), (partial(self._flush, number) for number in others))
+        except BusyError:
+            raise
+        except error:
+            pass  # to close the shard raises it again
+        for number in others:
+            _wait_for_writers(self._shards[number])  # so that as a rule all are closed or none
+        failure: Exception | None = None
+        for shard in self._shards:
+            try:
+                shard.close()
+            except Exception as exc:
+                failure = failure or exc
+        self._closed = all(shard.closed for shard in self._shards)
+        if self._closed:
+            self._threads.close()
+        if failure is not None:
+            try:
+                raise failure
+            finally:
+                del failure
 
     def __enter__(self) -> ShardedDatabase:
         return self
@@ -369,6 +403,27 @@ class ShardedDatabase(Writable):
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _unless_cancelled(call: Call, operation: Callable[..., None], *arguments: object) -> Callable[[Work], None]:
+    """The operation, which runs when it is the writer's turn, and then only if it is still wanted."""
+
+    def run(work: Work) -> None:
+        call.begin()
+        operation(work, *arguments)
+
+    return run
+
+
+def _wait_for_writers(shard: Database) -> None:
+    """Wait until no thread writes through this handle. Raises `BusyError` after its `timeout`."""
+    turn = Turn()
+    try:
+        shard._store.writer.take_turn(turn, shard.path, shard._pipeline.timeout)
+        turn.end()
+    except BaseException:
+        turn.end()  # again: an interrupt may have come in the middle of it
+        raise
 
 
 def _share(progress: Progress | None, done: int, total: int) -> Progress | None:

@@ -32,9 +32,7 @@ from ._shelfparts import ClosedMapping, ShelfItems, ShelfValues
 from ._writeback import Codec, WriteBackCache, close_at_exit
 from .database import Flag, OpenOptions
 from .database import open as open_database
-from .errors import error
 from .mapping import COMPLETIONS, Readable, not_copied, represented
-from .stdlib import whichdb
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -412,9 +410,6 @@ class DbfilenameShelf(Shelf[_V], _stdlib.DbfilenameShelf[_V]):
         others: dict[str, Any] = {**options}
         own = {name: others.pop(name) for name in _SHELF_OPTIONS if name in others}
         _checked(own.get("serializer"), own.get("deserializer"))  # complain before a file is created
-        if not os.path.exists(filename) and (kind := whichdb(filename)):
-            # dbm.dumb and dbm.ndbm append to the name. A new, empty shelf beside theirs would look like loss.
-            raise error(f"{os.fsdecode(filename)} is a {kind} database: durabledbm.migrate() converts it")
         Shelf.__init__(self, open_database(filename, flag, **others), protocol, writeback, **own)
 
 

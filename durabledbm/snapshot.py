@@ -29,10 +29,10 @@ class Pin:
 
     __slots__ = ("_reader", "_store", "state")
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, *, displaced: bool = False) -> None:
         self._reader = Reader()
         self._store: Store | None = store
-        self.state: State = store.pin(self._reader)
+        self.state: State = store.pin(self._reader, displaced=displaced)
 
     def release(self) -> None:
         """End the pin. Doing it twice is harmless."""
@@ -93,6 +93,10 @@ class Snapshot(Readable):
     def closed(self) -> bool:
         """Whether the snapshot has ended."""
         return self._life.ended
+
+    def after_fork(self) -> None:
+        """In a child process: ask the file, and so pin what is read there, when something is looked up next."""
+        self._rows = _Rows(self._view, self._life)
 
     def close(self) -> None:
         """End the snapshot: the space it pins may be reused. Iterators over it end with `ClosedError`."""

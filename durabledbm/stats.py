@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 from ._engine.meta import first_page
 from ._engine.page import REF
-from ._engine.space import Space
 from ._engine.state import State
 from ._engine.store import Store
-from ._engine.tree import Tree
+from ._engine.walk import walk
+from .errors import CorruptionError
 
 __all__ = ["OldestSnapshot", "Stats", "gather"]
 
@@ -68,8 +68,8 @@ class Stats(NamedTuple):
 def gather(store: Store, state: State) -> Stats:
     """The figures of `state`, which must be pinned."""
     meta = state.meta
-    leaf, branch = _tree_pages(state.view.tree)
-    space = Space.load(meta.space, meta.page_size, first_page(meta.page_size), meta.page_count, store.pager.read)
+    leaf, branch = _tree_pages(state)
+    space = state.space(store.pager)
     own = sum(REF.unpack(ref)[1] for ref in space.own_runs())
     pins = store.oldest_pin()
     pinned = 0
@@ -79,6 +79,8 @@ def gather(store: Store, state: State) -> Stats:
         since = store.pins.since.get(pins.txid)
         oldest = OldestSnapshot(pins.txid, None if since is None else time.monotonic() - since, pins.pid)
     live = space.used_count - own
+    if leaf + branch > live:
+        raise CorruptionError(f"the tree has {leaf + branch} pages, and {live} are in use", path=store.path)
     return Stats(
         entries=meta.entry_count, txid=meta.txid, time_ns=meta.time_ns, depth=meta.depth, page_size=meta.page_size,
         page_count=meta.page_count, leaf_pages=leaf, branch_pages=branch,
@@ -91,14 +93,14 @@ def gather(store: Store, state: State) -> Stats:
     )  # fmt: skip
 
 
-def _tree_pages(tree: Tree) -> tuple[int, int]:
+def _tree_pages(state: State) -> tuple[int, int]:
     """Pages of leaves and of branches. Leaves are counted in their parents, so they need not be read."""
-    if not tree.depth:
-        return 0, 0
-    level = [tree.root]
+    tree = state.view.tree
+    if tree.depth < 2:
+        return (REF.unpack(tree.root)[1] if tree.depth else 0), 0
     leaf = branch = 0
-    for _ in range(tree.depth - 1):
-        branch += sum(REF.unpack(ref)[1] for ref in level)
-        level = [child for ref in level for child in tree.pager.branch(ref).refs]
-    leaf = sum(REF.unpack(ref)[1] for ref in level)
+    for visit in walk(tree, state.pages(), down_to=2):
+        branch += visit.page_count
+        if visit.level == 2 and visit.branch is not None:
+            leaf += sum(page_count for _, page_count, _ in REF.iter_unpack(b"".join(visit.branch.refs)))
     return leaf, branch

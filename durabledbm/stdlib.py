@@ -9,41 +9,43 @@ variables that decide what `dbm.open` does, and one function:
 * `_defaultmod`, for new files.
 * `whichdb`, for existing ones. It knows its own formats only, so it is wrapped. `dbm.open` looks it up by
   name each time, and `shelve.open` goes through `dbm.open`: nothing else has to be touched.
+
+Child processes are told by `_children`, and the end of this module does what this process was told by its parent.
 """
 
 from __future__ import annotations
 
-import builtins
 import dbm
 import importlib
 import os
-import sys
+import stat
 import threading
-import types
+import warnings
 from typing import TYPE_CHECKING, Any
 
-from ._engine.meta import META_SIZE, has_magic
+from . import _children
+from ._engine.native import FileVolume
+from ._kinds import OURS, beside, kind_of
 from .database import Database, OpenOptions
 from .database import open as open_database
 from .errors import error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
     from os import PathLike
 
     from typing_extensions import Unpack
 
     _Path = str | bytes | PathLike[str] | PathLike[bytes]
 
-__all__ = ["Installation", "install", "run_script", "uninstall", "whichdb"]
-
-NAME = "durabledbm"
+__all__ = ["Installation", "inherit", "install", "uninstall", "whichdb"]
 
 # dbm's variables are private, which type checkers hold against us.
 _dbm: Any = dbm
 _lock = threading.RLock()
 _installations: list[Installation] = []
 _undo: list[Callable[[], None]] = []
+_inherited: Installation | None = None
 
 
 def whichdb(filename: _Path) -> str | None:
@@ -57,16 +59,33 @@ def whichdb(filename: _Path) -> str | None:
 
 def _whichdb(filename: _Path, others: Callable[[Any], str | None]) -> str | None:
     name = os.fsdecode(filename)  # Python 3.10's whichdb takes nothing else
+    volume = FileVolume()
+    kind = kind_of(volume, name)
+    if kind == OURS and not _is_empty(name):
+        return OURS
+    if any(map(_is_special, (name, name + ".pag", name + ".dir", name + ".db", name + ".dat"))):
+        # The standard library would wait for the other end of a pipe.
+        found = beside(volume, name)
+        answer = found.kind if found is not None else "" if os.path.exists(name) else None
+    else:
+        answer = others(name)
+    return kind if answer == "" and kind == OURS else answer
+
+
+def _is_empty(path: str) -> bool:
     try:
-        with open(name, "rb") as file:
-            # Either meta page will do: a crash may have damaged one of them.
-            head = file.read(2 * META_SIZE)
+        return not os.stat(path).st_size
     except OSError:
-        return others(name)
-    if has_magic(head) or has_magic(head[META_SIZE:]):
-        return NAME
-    answer = others(name)
-    return NAME if answer == "" and not head else answer
+        return False
+
+
+def _is_special(path: str) -> bool:
+    """Whether this is a pipe, a socket or a device."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 
 
 class Installation:
@@ -74,6 +93,7 @@ class Installation:
 
     def __init__(self, options: OpenOptions) -> None:
         self.options = options
+        self.message = _children.message({**options})
 
     def __enter__(self) -> Installation:
         return self
@@ -82,6 +102,7 @@ class Installation:
         with _lock:
             if self in _installations:
                 _installations.remove(self)
+            _announce()
             if not _installations:
                 _restore()
 
@@ -89,7 +110,7 @@ class Installation:
 class _Backend:
     """What `dbm` takes for a module: a name, `open` and `error`."""
 
-    __name__ = NAME
+    __name__ = OURS
     error = error
 
     @staticmethod
@@ -112,45 +133,50 @@ def install(**open_options: Unpack[OpenOptions]) -> Installation:
     that imported `dbm` or `shelve` earlier take part; those that did `from dbm import whichdb` keep the old
     one of that function only.
 
+    Python processes that are started from now on take part as well, with the same options: those of
+    multiprocessing, whichever way it starts them, and others if they get this process's environment (which is
+    changed for it: PYTHONPATH and DURABLEDBM_INSTALL), do not ignore it (`python -E`, `-I`, `-S`), and find
+    durabledbm. One that does not find it warns when it imports `dbm`.
+
     May be repeated: the newest options hold. `uninstall()` undoes all of it; `with durabledbm.install():`
-    undoes one call at the end of the block.
+    undoes one call at the end of the block. Raises `TypeError` for an option that is no str, number or None.
     """
+    installation = Installation(open_options)
     with _lock:
-        installation = Installation(open_options)
         if not _installations:
             _patch()
         _installations.append(installation)
+        _announce()
         return installation
 
 
 def uninstall() -> None:
-    """Undo every `install()`: `dbm` is again as it was before the first. Open databases stay open."""
+    """Undo every `install()`: `dbm` is again as it was before the first, here and in processes that are started
+    from now on. Open databases stay open.
+    """
     with _lock:
         _installations.clear()
+        _announce()
         _restore()
 
 
-def run_script(path: str, argv: Sequence[str] = (), **open_options: Unpack[OpenOptions]) -> None:
-    """Run a Python script as `python path argv...` would, with `install(**open_options)` in effect.
+def inherit() -> None:
+    """Do as this process's parent has told it: `install()` with the parent's options, or undo what was inherited."""
+    global _inherited
+    with _lock:
+        try:
+            options = _children.options_from_parent()
+        except ValueError as exc:
+            warnings.warn(f"install() of the parent process is not heard: {exc}", RuntimeWarning, stacklevel=2)
+            return
+        if _inherited is not None:
+            _inherited.__exit__()
+        _inherited = None if options is None else install(**options)
 
-    Meant to be the last thing that a process does: threads and exit handlers of the script may outlive it,
-    so nothing is undone. The script's exceptions, SystemExit among them, come out as they are; `error` is
-    raised if it can't be read.
-    """
-    try:
-        with open(path, "rb") as file:
-            source = file.read()
-    except OSError as exc:
-        raise error.wrap(exc, path) from exc
-    code = compile(source, path, "exec", dont_inherit=True)
-    sys.argv = [path, *argv]
-    if not getattr(sys.flags, "safe_path", False):
-        sys.path[0:1] = [os.path.dirname(os.path.abspath(path))]
-    main = types.ModuleType("__main__")
-    main.__dict__.update(__file__=path, __builtins__=builtins)
-    sys.modules["__main__"] = main  # so that the script's classes can be pickled by name
-    install(**open_options)
-    exec(code, main.__dict__)
+
+def _announce() -> None:
+    """Tell child processes what is in effect here."""
+    _children.announce(_installations[-1].message if _installations else None)
 
 
 def _patch() -> None:
@@ -163,7 +189,7 @@ def _patch() -> None:
             except ImportError:
                 continue
             _set_module(name, module)
-    _set_module(NAME, _backend)
+    _set_module(OURS, _backend)
     default = _dbm._defaultmod
     _dbm._defaultmod = _backend
     original = _dbm.whichdb
@@ -201,3 +227,4 @@ def _restore() -> None:
         _undo.pop()()
 
 
+inherit()

@@ -1,13 +1,17 @@
 """Transactions: many changes as one atomic commit, or as none.
 
 A transaction is a dict over an immutable tree (see `_engine.work`); it holds the file's writer lock from start to end.
-Which transaction a use of the database belongs to is decided by the context that began it: the same thread and the
-same asyncio task, so neither threads nor tasks that run in turn slip into each other's transactions.
+A use of the database belongs to the transaction that was begun in the same context (see `_caller`), so neither threads
+nor tasks slip into each other's transactions, and a request keeps its own on whatever thread it goes on.
+
+Blocks of one context nest: each has a savepoint, and only the innermost may write. A block that ends takes those with
+it that are still open inside of it, as COMMIT and ROLLBACK TO do in SQL. From then on they can neither read nor write,
+and their own end raises if what became of them is not what it asks for. So a write counts, or it is refused, or its
+block or one around that is undone, and the end of its block says so.
 """
 
 from __future__ import annotations
 
-import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
@@ -15,12 +19,13 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from ._blocks import BLOCK_OVER, Root, Use, task
+from ._blocks import BLOCK_OVER, Block, Fate, Root, Use
+from ._caller import Caller
 from ._engine import operations
 from ._engine.locks import Turn
-from ._engine.view import ENDLESS, Life, View
-from ._engine.work import Savepoint, Work
-from .errors import ClosedError, error
+from ._engine.view import Life, View
+from ._engine.work import Work
+from .errors import BusyError, ClosedError, error
 from .mapping import Key, Value, Writable, as_bytes
 
 if TYPE_CHECKING:
@@ -29,18 +34,26 @@ if TYPE_CHECKING:
 __all__ = ["Transaction", "own_transaction"]
 
 _active: ContextVar[tuple[weakref.ref[Transaction], ...]] = ContextVar("durabledbm_transactions", default=())
-"""The transactions that were begun in this context and are still open, innermost last. Who began them keeps them."""
+"""The transactions whose blocks were begun in this context and not left yet, innermost last. Others keep them alive."""
+
+_OUTLASTED = "a block around it ended before it"
 
 SPILL_SIZE = 448 * 2**20
 """Bytes of memory that a transaction's changes may take before they are written to pages of their own."""
 
 
-def own_transaction(database: Database) -> Transaction | None:
-    """The innermost open transaction of `database` that the caller is in."""
+def own_transaction(database: Database, *, to_write: bool = False) -> Transaction | None:
+    """The innermost open transaction of `database` that the caller is in.
+
+    A block that has outlasted the one around it is over, but the caller is still in it: there `to_write` raises.
+    """
     for reference in reversed(_active.get()):
         transaction = reference()
         if transaction is not None and transaction.database is database and transaction.mine():
-            return transaction
+            if transaction._block.fate is Fate.OPEN:
+                return transaction
+            if to_write:
+                raise transaction._outlasted()
     return None
 
 
@@ -60,21 +73,44 @@ class _Exit:
         return leave
 
 
-def _abandoned(database: weakref.ref[Database], turn: Turn, lives: list[Life], _: object) -> None:
+def _still_in() -> tuple[weakref.ref[Transaction], ...]:
+    """What `_active` should be."""
+    return tuple(ref for ref in _active.get() if (it := ref()) is not None and it._block.fate is not Fate.ENDED)
+
+
+def _abandoned(database: weakref.ref[Database], turn: Turn, root: Root, _: object) -> None:
     """Nobody refers to a transaction any more, and nobody has ended it: it was begun without `with`, and given up."""
-    for life in lives:
-        life.end()
+    root.end_lives()
     owner = database()
     if owner is not None:
         owner._forget(None)
+        _leave_block(root, root.outermost, owner)
     turn.end()
+
+
+def _given_up(root: weakref.ref[Root], owner: weakref.ref[Transaction]) -> None:
+    """The same of one inside another. Whether it was to be kept or undone is not known."""
+    living = root()
+    if living is None or living.top is None:
+        return
+    for block in living.inside(living.outermost):
+        if block.owner is owner:
+            living.doomed = living.doomed or error("a block in it was given up before its end")
+            living.leave(block)
+
+
+def _leave_block(root: Root, block: Block, database: Database) -> None:
+    """A block is over, and so is what is open inside of it: what is written there through the database is refused."""
+    for inner in root.leave(block):
+        if inner.owner is not None:
+            database._join(inner.owner)
 
 
 def _statement_left(transaction: weakref.ref[Transaction], _: object) -> None:
     """A `with` statement is over, and its block is not."""
     left = transaction()
-    if left is not None and not left._ended and (left._root_ is not None or left.turn.lock is not None):
-        if left._point is not None and left._root_ is not None:
+    if left is not None and left._block.fate is not Fate.ENDED and (left._root_ or left.turn.lock is not None):
+        if left._block.outer is not None and left._root_ is not None:
             left._root_.doomed = error("the end of a block in it was interrupted")
         left._drop()
 
@@ -86,19 +122,12 @@ class Transaction(Writable):
     may raise: `BusyError` on entering if another writer holds the file for longer than the handle's `timeout`.
     """
 
-    __slots__ = (
-        "__weakref__", "_ended", "_first_life", "_mark", "_outer_life", "_point", "_rolled_back", "_root_",
-        "_statement", "database", "turn",
-    )  # fmt: skip
+    __slots__ = ("__weakref__", "_block", "_root_", "_statement", "database", "turn")
 
     def __init__(self, database: Database) -> None:
         self.database = database
         self._root_: Root | None = None
-        self._point: Savepoint | None = None
-        self._mark: object = None
-        self._outer_life, self._first_life = ENDLESS, 0
-        self._ended = False
-        self._rolled_back = False
+        self._block = Block()
         self.turn = Turn()
         """Of the outermost block."""
         self._statement: weakref.ref[Callable[..., None]] | None = None
@@ -106,31 +135,41 @@ class Transaction(Writable):
     # -- the block ---------------------------------------------------------------------------------
 
     def __enter__(self) -> Transaction:
-        if self._root_ is not None:
+        if self._block.fate is not Fate.NEW:
             raise error("a transaction is used once; call transaction() again")
         try:
-            self._begin()
-            _active.set((*_active.get(), weakref.ref(self)))
+            self.database._store.inside.run(self._begin)
         except BaseException:
             self._drop()
             raise
         return self
 
     def _begin(self) -> None:
-        outer = own_transaction(self.database)
-        database = self.database
+        self._take_hold()
+        _active.set((*_still_in(), weakref.ref(self)))
+
+    def _take_hold(self) -> None:
+        database, block = self.database, self._block
+        outer = own_transaction(database, to_write=True)
         if outer is None:
-            root = self._root_ = Root(database._begin(self.turn))
-            database._join(weakref.ref(self, partial(_abandoned, weakref.ref(database), self.turn, root.lives)))
+            caller = Caller()
+            self.turn.stuck = caller.is_stuck
+            root = self._root_ = Root(database._begin(self.turn), caller, block)
+            database._join(weakref.ref(self, partial(_abandoned, weakref.ref(database), self.turn, root)))
+            block.fate = Fate.OPEN
             return
         root = outer._root()
-        self._rolled_back = outer._rolled_back
+        assert root.top is not None
+        if root.busy:
+            raise outer._interrupted()
+        block.outer, block.rolled_back, block.outer_life = root.top, root.top.rolled_back, root.life
+        block.owner = weakref.ref(self, partial(_given_up, weakref.ref(root)))
         self._root_ = root
-        self._point = root.work.savepoint()
-        self._mark = None if root.spill is None else root.spill.mark()
-        self._outer_life, self._first_life = root.life, len(root.lives)
+        block.point, block.first_life = root.work.savepoint(), len(root.lives)
+        block.mark = None if root.spill is None else root.spill.mark()
         root.life = Life(BLOCK_OVER)
         root.lives.append(root.life)
+        root.top, block.fate = block, Fate.OPEN
 
     if TYPE_CHECKING:
 
@@ -145,47 +184,79 @@ class Transaction(Writable):
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         try:
-            self._end_block(kind)
-        except BaseException as exc:
-            if self._root_ is not None and self._point is not None:
-                self._root_.doomed = exc  # what this block did is neither kept nor undone
-            raise
+            self.database._store.inside.run(self._end, kind, value)
         finally:
+            self._drop()  # if this has interrupted another operation, it could not even begin
+
+    def _end(self, kind: type[BaseException] | None, value: BaseException | None) -> None:
+        root = self._root_
+        try:
+            if self._block.fate is not Fate.OPEN:
+                self._end_late(kind, value)
+                return
+            assert root is not None
+            root.busy = True
+            self._end_block(root, kind)
+        finally:
+            if root is not None:
+                root.busy = False
             self._drop()
 
-    def _end_block(self, kind: type[BaseException] | None) -> None:
-        root = self._root_
-        assert root is not None
-        if self._ended:
-            if kind is None:
-                raise ClosedError
-            return
+    def _end_block(self, root: Root, kind: type[BaseException] | None) -> None:
+        block = self._block
         if root.orphaned:
             if kind is None:
                 raise error("the transaction belongs to the parent process: it does not go across a fork")
-        elif self._point is not None:
-            if kind is not None or self._rolled_back:
-                self._undo(root)
-            else:
-                root.work.release(self._point)
-        else:
-            keep = kind is None and not self._rolled_back
+            return
+        inside = root.inside(block)
+        for inner in inside:
+            inner.untouched = inner.point is not None and root.work.unchanged_since(inner.point)
+        keep = kind is None and not block.rolled_back
+        if block.point is None:
             self._finish(root, keep=keep and root.doomed is None)
             if keep and root.doomed is not None:
                 raise error(f"the transaction was rolled back: a write in it failed ({root.doomed})")
+        else:
+            try:
+                if keep:
+                    root.work.release(block.point)
+                else:
+                    self._undo(root)
+            except BaseException as exc:
+                root.doomed = exc  # what this block did is neither kept nor undone
+                raise
+        for inner in inside:
+            inner.fate = Fate.KEPT if keep else Fate.UNDONE
+
+    def _end_late(self, kind: type[BaseException] | None, value: BaseException | None) -> None:
+        """The block is over already: it has ended, or a block around it has, which kept or undid what it did."""
+        root, block = self._root_, self._block
+        if block.fate is Fate.ENDED:
+            if kind is None:
+                raise ClosedError
+        elif block.untouched or root is None or (block.fate is Fate.KEPT) is (kind is None):
+            pass
+        elif kind is None:
+            raise error(f"nothing that was written in the block counts: {_OUTLASTED}, and it was rolled back")
+        else:
+            root.doomed = root.doomed or error("a block in it failed too late to be undone")
+            raise error(f"what was written in the block cannot be undone: {_OUTLASTED}, and it was kept") from value
 
     def _drop(self) -> None:
         """The block is over, however it ended: nothing can be written in it, and the lock is free."""
-        self._statement, self._ended = None, True
-        root = self._root_
-        if self._point is None:
-            for life in () if root is None else root.lives:
-                life.end()
-            self.database._forget(self)
+        root, block, database = self._root_, self._block, self.database
+        if block.outer is None:
+            if root is not None and block.fate is not Fate.ENDED:
+                root.work.hold = None  # what went wrong in the transaction may keep it alive in a circle
+                root.end_lives()
+                _leave_block(root, block, database)
             self.turn.end()
-        elif root is not None:
-            root.life = self._outer_life
-        _active.set(tuple(other for other in _active.get() if (open_ := other()) is not None and not open_._ended))
+        elif root is not None and block.fate is Fate.OPEN:
+            root.life = block.outer_life
+            _leave_block(root, block, database)
+        database._forget(self)
+        block.fate, self._statement = Fate.ENDED, None
+        _active.set(_still_in())
 
     def _finish(self, root: Root, *, keep: bool) -> None:
         database, work, spill = self.database, root.work, root.spill
@@ -199,33 +270,34 @@ class Transaction(Writable):
 
     def _undo(self, root: Root) -> None:
         """Return to the savepoint."""
-        assert self._point is not None
-        root.work.roll_back(self._point)
+        block = self._block
+        assert block.point is not None
+        root.work.roll_back(block.point)
         if root.doomed is not None:
             return
         if root.spill is not None:
-            if self._mark is None:
+            if block.mark is None:
                 # The pages of the spill are anybody's now: iterators over them end.
-                for life in root.lives[self._first_life :]:
+                for life in root.lives[block.first_life :]:
                     life.end()
                 root.life = Life(BLOCK_OVER)
                 root.lives.append(root.life)
                 root.spill = None
                 self.database._store.committer.forget_space()
             else:
-                root.spill.reset(self._mark, reuse=not root.uses)  # type: ignore[arg-type]
+                root.spill.reset(block.mark, reuse=not root.uses)
 
     def rollback(self) -> None:
         """Undo everything that was done in this block, now. The block goes on, and can read but not write any more.
 
         Raises `error` while a transaction nested in this one is open.
         """
-        root = self._root()
-        if own_transaction(self.database) is not self:
+        root, block = self._root(), self._block
+        if root.top is not block:
             raise error("a transaction can be rolled back only when those nested in it have ended")
-        if self._rolled_back:
+        if block.rolled_back:
             return
-        if self._point is None:
+        if block.outer is None:
             root.work.reset()
             root.doomed = None
             if root.spill is not None:
@@ -233,48 +305,66 @@ class Transaction(Writable):
                 self.database._store.committer.forget_space()
         else:
             self._undo(root)
-            self._point = root.work.savepoint()
-            self._mark = None if root.spill is None else root.spill.mark()
-        self._rolled_back = True
+            block.point = root.work.savepoint()
+            block.mark = None if root.spill is None else root.spill.mark()
+        block.rolled_back = True
 
     def abandon(self) -> None:
         """The handle is being closed: roll back, and let go of the writer lock."""
-        root = self._root_
-        self._ended = True
+        root, block = self._root_, self._block
         self.database._forget(self)
-        if root is not None and self._point is None and not root.orphaned:
-            for life in root.lives:
-                life.end()
-            self._finish(root, keep=False)
+        if root is not None and block.outer is None and block.fate is Fate.OPEN:
+            for inner in root.leave(block):
+                inner.fate = Fate.ENDED
+            if not root.orphaned:
+                root.end_lives()
+                self._finish(root, keep=False)
+        block.fate = Fate.ENDED
 
     # -- whose it is -------------------------------------------------------------------------------
 
     def mine(self) -> bool:
-        """Whether the caller is in the thread and the task that began the transaction."""
+        """Whether the caller is in the context that began the transaction, and has not left the block."""
         root = self._root_
-        return (
-            root is not None and not self._ended and root.thread == threading.get_ident() and root.task is task()
-        )
+        return root is not None and self._block.fate is not Fate.ENDED and root.caller.is_me()
 
     def orphan(self) -> None:
         """The process forked, and this is the child."""
         if self._root_ is not None:
             self._root_.orphaned = True
+            for life in self._root_.lives:
+                life.end()  # nothing keeps the pages that its iterators read
 
     def _root(self) -> Root:
-        root = self._root_
-        if root is None or self._ended:
+        root, fate = self._root_, self._block.fate
+        if root is None or fate is not Fate.OPEN:
+            if fate is Fate.KEPT or fate is Fate.UNDONE:
+                raise self._outlasted()
             raise ClosedError("the transaction is not open: it lives in its 'with' block")
         if root.orphaned:
             raise error("the transaction belongs to the parent process: it does not go across a fork")
         return root
 
+    def _outlasted(self) -> ClosedError:
+        kept = "counts" if self._block.fate is Fate.KEPT else "was undone"
+        return ClosedError(f"this block can do nothing more: {_OUTLASTED}; what was written in it before {kept}")
+
+    def _interrupted(self) -> BusyError:
+        return BusyError(
+            f"{self.database.path}: this call has interrupted the transaction amid an operation of its own, "
+            "so nothing can be written in it now"
+        )
+
     def _writing(self) -> Work:
         root = self._root()
+        if root.busy:
+            raise self._interrupted()
         if root.doomed is not None:
             raise error(f"the transaction can only be rolled back: an earlier write in it failed ({root.doomed})")
-        if self._rolled_back:
+        if self._block.rolled_back:
             raise error("the transaction was rolled back: nothing can be written in the rest of its block")
+        if root.top is not self._block:
+            raise error("nothing can be written in this block before the one that is open inside of it ends")
         return root.work
 
     # -- the mapping -------------------------------------------------------------------------------
@@ -309,8 +399,11 @@ class Transaction(Writable):
             key = as_bytes(key, "key")
         if type(value) is not bytes:
             value = as_bytes(value, "value")
-        root = self._root_
-        if root is None or self._ended or self._rolled_back or root.doomed is not None or root.orphaned:
+        root, block = self._root_, self._block
+        if (
+            root is None or root.top is not block or block.rolled_back or root.busy or root.doomed is not None
+            or root.orphaned
+        ):  # fmt: skip
             self._writing()  # says what is wrong
         work = root.work  # type: ignore[union-attr]
         work.put(key, value)
@@ -334,8 +427,10 @@ class Transaction(Writable):
         return default
 
     def _update(self, changes: dict[bytes, bytes]) -> None:
-        for key, value in changes.items():
-            self._put(key, value)
+        work = self._writing()
+        operations.update(work, changes)  # in one step: an interrupt comes before it or after it
+        if work.size > SPILL_SIZE:
+            self._spill()
 
     def clear(self) -> None:
         """Delete all entries."""
@@ -356,11 +451,19 @@ class Transaction(Writable):
     def _spill(self) -> None:
         """Move the changes from memory to pages that no meta names yet."""
         root = self._root()
+        root.busy = True
+        try:
+            self.database._store.inside.run(self._move, root)
+        finally:
+            root.busy = False
+
+    def _move(self, root: Root) -> None:
         work = root.work
         if root.spill is None:
             root.spill = self.database._spill(work)
         reuse = not work.has_savepoints and not root.uses
         try:
+            self.database._store.check_place()
             tree, count = root.spill.add(work.changes(), reuse=reuse)
         except BaseException as exc:
             root.doomed = exc
@@ -370,6 +473,7 @@ class Transaction(Writable):
         work.rebase(View(tree), count)
 
     def __repr__(self) -> str:
-        state = "not begun" if self._root_ is None else "ended" if self._ended else "open"
+        fate = self._block.fate
+        state = "not begun" if fate is Fate.NEW else "open" if fate is Fate.OPEN else "ended"
         return f"<{type(self).__name__} on {self.database.path!r}, {state}>"
 

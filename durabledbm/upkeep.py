@@ -1,6 +1,7 @@
 """The methods of a database that look after its file: check, stats, reorganize, backup, attach.
 
-Each is a module of its own, imported when it is first used; this is where they meet the handle.
+Each is a module of its own; this is where they meet the handle. They are imported with it, not when they are first
+used: by then the process may have another root directory, or no descriptor left to read a module with.
 """
 
 from __future__ import annotations
@@ -12,8 +13,12 @@ from typing import TYPE_CHECKING
 from ._engine.group import Group
 from ._engine.locks import Turn
 from ._engine.store import Store
+from .backup import backup
+from .check import Problem, Progress, check_state
 from .errors import ClosedError, error
+from .reorganize import reorganize
 from .snapshot import Pin
+from .stats import Stats, gather
 
 if TYPE_CHECKING:
     import weakref
@@ -21,8 +26,6 @@ if TYPE_CHECKING:
     from ._engine.deferred import Deferred
     from .attach import Attachment
     from .changelog import ChangeLog
-    from .check import Problem, Progress
-    from .stats import Stats
     from .transaction import Transaction
 
 __all__ = ["Upkeep"]
@@ -46,7 +49,7 @@ class Upkeep:
     def _check(self) -> None:
         self._store.check()
 
-    def _pin(self) -> Pin:
+    def _pin(self, *, displaced: bool = False) -> Pin:
         raise NotImplementedError
 
     def _error(self, cause: OSError) -> error:
@@ -68,8 +71,6 @@ class Upkeep:
         Others may read and write meanwhile. `progress(done, total)` is called with numbers of pages. Damage is
         reported, not raised; `error` is raised if the file cannot be read at all.
         """
-        from .check import check_state
-
         pin = self._pin()
         try:
             return check_state(self._store, pin.state, progress)
@@ -83,8 +84,6 @@ class Upkeep:
 
         Raises `CorruptionError` if what it reads is damaged.
         """
-        from .stats import gather
-
         pin = self._pin()
         try:
             return gather(self._store, pin.state)
@@ -100,13 +99,11 @@ class Upkeep:
         exception of `progress(done, total)`, which is called now and then, loses nothing. Raises `ReadOnlyError`,
         `BusyError` if another writer holds the file for longer than `timeout`, and what a commit raises.
         """
-        from .reorganize import reorganize
-
         self._store.check_writable()
         self._raise_background_failure()
         turn = Turn()
         try:
-            reorganize(self._store, partial(self._pipeline.turn, turn), progress)
+            self._store.inside.run(reorganize, self._store, partial(self._pipeline.turn, turn), progress)
         except OSError as exc:
             raise self._error(exc) from exc
         finally:
@@ -120,12 +117,13 @@ class Upkeep:
         A file that is there is replaced. The copy has the database's identity, permissions and commit number. Others
         may read and write meanwhile. `progress(done, total)` is called with numbers of entries. Raises `error` if the
         target cannot be written or is the database itself, and `CorruptionError` if the database is damaged.
-        """
-        from .backup import backup
 
-        if not self.readonly and not self._transactions:
+        A file that was moved or removed while it was open is copied, too, as of its last commit: nothing else can be
+        done with it any more.
+        """
+        if not self.readonly and not self._transactions and self._store.in_place():
             self.sync()
-        pin = self._pin()
+        pin = self._pin(displaced=True)
         try:
             backup(self._store, pin.state, target, progress)
         except OSError as exc:
@@ -140,10 +138,7 @@ class Upkeep:
         after this, not before. Raises `error` if the log belongs to another database or cannot be completed, or if one
         is attached already; `BusyError` if somebody else writes to the log; `ReadOnlyError`.
         """
-        from .attach import attach
-        from .changelog import ChangeLog
-
-        if not isinstance(log, ChangeLog):
+        if not hasattr(log, "_attach_to"):
             raise TypeError(f"attach() needs a ChangeLog, not {type(log).__name__}")
         self._store.check_writable()
-        return attach(self._store, self._pipeline.turn, log)
+        return self._store.inside.run(log._attach_to, self._store, self._pipeline.turn)

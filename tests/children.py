@@ -20,13 +20,16 @@ import multiprocessing
 import os
 import random
 import select
+import shutil
 import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from linearizability import Operation, Recorder
@@ -38,6 +41,37 @@ PATIENCE = 120.0
 
 ACK = struct.Struct("<qq")
 """A number that was acknowledged, and when, in nanoseconds of `time.monotonic_ns`."""
+
+
+@contextlib.contextmanager
+def open_directory() -> Iterator[Path]:
+    """A new directory that every user may get to, unlike those of pytest. Afterwards it is removed."""
+    directory = Path(tempfile.mkdtemp())
+    try:
+        directory.chmod(0o755)
+        yield directory
+    finally:
+        directory.chmod(0o755)
+        shutil.rmtree(directory)
+
+
+_UNPRIVILEGED = """
+import os, sys, durabledbm
+import durabledbm.attach, durabledbm.database, durabledbm.dump, durabledbm.salvage
+import durabledbm.cli.targets
+if not os.getuid():
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+"""
+
+
+def unprivileged(program: str, directory: Path) -> None:
+    """Run a program in `directory`, where permissions count: if this is root's process, the child becomes nobody's."""
+    subprocess.run(
+        [sys.executable, "-c", _UNPRIVILEGED + program], check=True, cwd=directory,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, filter(None, sys.path)))},
+    )  # fmt: skip
 
 
 class Child:

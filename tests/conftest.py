@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import servers
 
 import durabledbm
 from durabledbm._engine.meta import META_SIZE, has_magic
@@ -55,6 +56,24 @@ def db(db_path: str) -> Iterator[durabledbm.Database]:
     """A new, empty database, closed after the test."""
     with durabledbm.open(db_path, "c") as database:
         yield database
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[servers.Postgres]:
+    """A PostgreSQL server for all tests of this process."""
+    if (reason := servers.postgres_skipped()) is not None:
+        pytest.skip(reason)
+    with servers.Postgres() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[servers.Redis]:
+    """A Redis server for all tests of this process."""
+    if (reason := servers.redis_skipped()) is not None:
+        pytest.skip(reason)
+    with servers.Redis() as server:
+        yield server
 
 
 @pytest.fixture(autouse=True)

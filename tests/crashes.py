@@ -144,6 +144,23 @@ def creation(bench: Bench) -> None:
     bench.close()
 
 
+def empty_file(bench: Bench) -> None:
+    """An empty file, which two handles have open, becomes a database in place."""
+    bench.volume.put(PATH, b"")
+    bench.trace = bench.volume.record()
+    bench.open("w")
+    second = bench.database
+    bench.open("c")
+    try:
+        bench.put(b"a", b"1")
+        bench.sync()
+        bench.database, second = second, bench.database
+        bench.put(b"b", b"2" * 100)
+    finally:
+        assert second is not None
+        second.close()
+
+
 def small_commits(bench: Bench) -> None:
     """Commits that stand in the meta page, until it is full and they go into the tree."""
     for n in range(9):
@@ -333,8 +350,8 @@ def mixture(bench: Bench) -> None:
 
 
 ALL: tuple[Workload, ...] = (
-    creation, small_commits, one_leaf, tree_commits, joining, many_pages, large_values, clearing, begun_anew, shrinking,
-    reorganizing, spilling, two_writers, pinned, mixture,
+    creation, empty_file, small_commits, one_leaf, tree_commits, joining, many_pages, large_values, clearing,
+    begun_anew, shrinking, reorganizing, spilling, two_writers, pinned, mixture,
 )  # fmt: skip
 
 

@@ -3,9 +3,9 @@
     python tests/make_golden.py tests/data/golden-v1.db
 
 The file is made once for each format version that is released, and then kept: it shows what was written then,
-whatever the engine writes now. It has a fixed database id and fixed times, and holds every structure that
-docs/format.md names: leaves of one page and of several, branches on two levels, large values, both kinds of
-changes in a meta page, a free-space map with all its parts, and free pages.
+whatever the engine writes now. It has a fixed database id, a fixed generation and fixed times, and holds every
+structure that docs/format.md names: leaves of one page and of several, branches on two levels, large values, both
+kinds of changes in a meta page, a free-space map with all its parts, and free pages.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from durabledbm._engine.meta import META_AREA, META_SIZE, Meta, decode_meta, enc
 from durabledbm.database import open_on
 
 DATABASE_ID = bytes(range(16))
+GENERATION = bytes(range(100, 108))
 TIME_NS = 1_700_000_000_000_000_000
 PAGE_SIZE = 4096
 
@@ -81,7 +82,8 @@ def make() -> bytes:
             assert dict(db.items()) == target
             image = volume.content("/golden.db")
     slots = [decode_meta(image[:META_SIZE]), decode_meta(image[META_SIZE:META_AREA])]
-    area = b"".join(encode_meta(slot._replace(time_ns=TIME_NS)) for slot in slots if slot is not None)
+    fixed = {"time_ns": TIME_NS, "generation": GENERATION}
+    area = b"".join(encode_meta(slot._replace(**fixed)) for slot in slots if slot is not None)  # type: ignore[arg-type]
     assert len(area) == META_AREA
     return area + image[META_AREA:]
 

@@ -92,7 +92,19 @@ CHAPTERS = (
         "Each function is in the module of its name: `from durabledbm.restore import restore`.",
         ("restore:restore=restore.restore", "dump:dump=dump.dump", "dump:load=dump.load", "dump:Loaded=dump.Loaded",
          "migration:migrate", "export:export=export.export", "salvage:salvage=salvage.salvage",
-         "salvage:Report=salvage.Report", "redisdb:open=redisdb.open"),
+         "salvage:Report=salvage.Report"),
+    ),
+    Chapter(
+        "On a server", "The same mapping on PostgreSQL and on Redis. [scaling.md](scaling.md#when-to-leave) tells what "
+        "a server changes in the promises.",
+        ("remote/__init__:open=remote.open", "remote/failures:ConnectionLostError=remote.ConnectionLostError",
+         "remote/database:RemoteDatabase=remote.database.RemoteDatabase",
+         "remote/postgresql/database:PostgresDatabase=remote.postgresql.database.PostgresDatabase",
+         "remote/redis/database:RedisDatabase=remote.redis.database.RedisDatabase",
+         "remote/blocks:Transaction=remote.blocks.Transaction", "remote/snapshots:Snapshot=remote.snapshots.Snapshot",
+         "remote/blocks:Table=remote.blocks.Table",
+         "remote/loading:Loader=remote.loading.Loader", "remote/database:Stats=remote.database.Stats",
+         "mirror:Mirror=mirror.Mirror"),
     ),
 )  # fmt: skip
 
@@ -178,7 +190,7 @@ def _methods(node: ast.ClassDef) -> dict[str, list[ast.FunctionDef]]:
 
 _PLUMBING = {
     "abandon", "mine", "orphan", "admit", "committed", "start", "lost",
-    "wrap", "because",
+    "wrap", "because", "in_use_here",
 }  # fmt: skip
 """Methods that are public for other modules."""
 

@@ -26,8 +26,9 @@ What is modelled. A file has a cache (what processes read, and what survives a k
 (what survives a power failure). A write changes blocks of 4096 B of the cache and makes them dirty; `sync`
 brings them to the medium. A power failure leaves any subset of the dirty blocks, in any of their versions
 since the last sync, any of them torn at its sectors of 512 B; any of the sizes that the file had since then,
-whatever became of the data; and where the size grew but no data arrived, zeros or garbage. Names (create,
-link, replace, remove) arrive, each or not, until `sync_directory`; a file's own sync does not bring its name.
+whatever became of the data; and where a write made it grow but no data arrived, zeros or garbage (where a
+resize did, zeros). Names (create, link, replace, remove) arrive, each or not, until `sync_directory`; a
+file's own sync does not bring its name.
 A failed sync with effect "lost" does as Linux does: what was dirty is clean afterwards, readable from the
 cache, and will never be on the medium unless it is written again; `forget` lets reads see the medium. A size
 is metadata and stays on its way.
@@ -58,7 +59,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from durabledbm._engine.disk import LockOwner
+from durabledbm._engine.disk import ELSEWHERE, LockOwner
 from durabledbm.errors import ClosedError
 
 BLOCK = 4096
@@ -215,11 +216,13 @@ class SimDisk:
         self._volume = volume
         self._file = file
         self._token = next(_numbers)
-        self._closed = False
+        self._closed = self._lost = False
 
     def read(self, length: int, offset: int) -> bytes:
         if self._closed:
             raise ClosedError
+        if self._lost:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         volume = self._volume
         volume.reads += 1
         if volume._armed or volume.before is not None:
@@ -232,6 +235,10 @@ class SimDisk:
 
     def size(self) -> int:
         return self._open().size
+
+    def data(self, start: int, stop: int) -> tuple[int, int]:
+        self._open()
+        return start, stop
 
     def write(self, offset: int, parts: Sequence[bytes]) -> None:
         file = self._open(write=True)
@@ -253,10 +260,16 @@ class SimDisk:
                 self._volume.log.append(Operation("forget", self.path, file.number))
 
     def identity(self) -> tuple[int, int]:
-        return self._volume.device, self._open().number
+        return self._volume.device, self._file.number
+
+    def status(self) -> os.stat_result:
+        return os.stat_result((0o100600, *[0] * 9))
+
+    def take_owner(self, like: os.stat_result) -> None:
+        self._open()
 
     def linked(self) -> bool:
-        return self._volume._names.get(posixpath.normpath(self.path)) is self._open()
+        return self._volume._names.get(posixpath.normpath(self.path)) is self._file
 
     def lock(self, offset: int, *, exclusive: bool) -> bool:
         file, volume = self._open(write=exclusive), self._volume
@@ -275,7 +288,7 @@ class SimDisk:
 
     def unlock(self, offset: int) -> None:
         with self._volume._mutex:
-            self._open().locks.get(self._token, {}).pop(offset, None)
+            self._file.locks.get(self._token, {}).pop(offset, None)
 
     def lowest_lock(self, start: int, stop: int) -> LockOwner | None:
         with self._volume._mutex:
@@ -286,6 +299,26 @@ class SimDisk:
     def reopen(self) -> SimDisk:
         return SimDisk(self._volume, self._open(), self.path, writable=self.writable)
 
+    def lose(self) -> None:
+        """Somebody else closes the descriptor."""
+        self._lost = True
+        self._file.locks.pop(self._token, None)
+
+    def held(self) -> bool:
+        return not (self._lost or self._closed)
+
+    def regain(self) -> None:
+        if self._closed:
+            raise ClosedError
+        if self._volume._names.get(posixpath.normpath(self.path)) is not self._file:
+            raise FileNotFoundError(errno.ENOENT, ELSEWHERE, self.path)
+        self._lost = False
+
+    def part(self) -> Callable[[], None]:
+        """What a fork does to the child's disk, and what ends the parent's."""
+        token, self._token = self._token, next(_numbers)
+        return lambda: self._file.locks.pop(token, None) and None
+
     def close(self) -> None:
         self._closed = True
         self._file.locks.pop(self._token, None)
@@ -294,7 +327,7 @@ class SimDisk:
         self.close()
 
     def _open(self, *, write: bool = False) -> _File:
-        if self._closed or (write and not self.writable):
+        if self._closed or self._lost or (write and not self.writable):
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         return self._file
 
@@ -603,8 +636,11 @@ class _FileOutcomes:
         content = _cut(content, file.medium_size - index * BLOCK, void)
         arrived = iter(masks)
         for i, change in enumerate(file.pending):
-            if change.size < change.before and i <= self.sizes[step][0]:
-                content = _cut(content, change.size - index * BLOCK, void)
+            if i <= self.sizes[step][0]:
+                if change.size < change.before:
+                    content = _cut(content, change.size - index * BLOCK, void)
+                elif not change.blocks:  # a resize: where it made the file longer there are zeros
+                    content = _zeroed(content, change.before - index * BLOCK, change.size - index * BLOCK)
             if index in change.blocks:
                 content = _mixed(content, change.blocks[index], next(arrived, 0))
         self._blocks[key] = content
@@ -622,6 +658,12 @@ def _cut(content: bytes, size: int, void: bytes) -> bytes:
     if size >= BLOCK:
         return content
     return content[:size] + void[size:] if size > 0 else void
+
+
+def _zeroed(content: bytes, start: int, stop: int) -> bytes:
+    """`content` with zeros from byte `start` to `stop`, as far as these are inside of the block."""
+    start, stop = max(start, 0), min(stop, BLOCK)
+    return content[:start] + _ZERO[start:stop] + content[stop:] if start < stop else content
 
 
 def _mixed(old: bytes, new: bytes, mask: int) -> bytes:

@@ -54,6 +54,18 @@ def test_entries_of_every_size_are_copied(tmp_path: Path, page_size: int) -> Non
     assert content(tmp_path / "copy") == entries
 
 
+@pytest.mark.parametrize("flag", ["r", "w"])
+def test_a_database_that_is_not_initialised_yet_is_copied(tmp_path: Path, flag: str) -> None:
+    (tmp_path / "empty").touch()
+    with durabledbm.open(tmp_path / "empty", flag) as db:
+        db.backup(tmp_path / "copy")
+    assert (tmp_path / "empty").stat().st_size == 0
+    with durabledbm.open(tmp_path / "copy", "w") as copy:
+        assert copy.check() == []
+        copy["key"] = "value"
+        assert dict(copy.items()) == {b"key": b"value"}
+
+
 def test_an_empty_database_is_copied(db: durabledbm.Database, tmp_path: Path) -> None:
     db.backup(tmp_path / "copy")
     assert content(tmp_path / "copy") == {}

@@ -40,6 +40,7 @@ class WatchedDisk:
         self.path, self.writable, self.read = disk.path, disk.writable, disk.read
         self.size, self.linked, self.identity = disk.size, disk.linked, disk.identity
         self.unlock, self.close = disk.unlock, disk.close
+        self.status, self.take_owner = disk.status, disk.take_owner
 
     def write(self, offset: int, parts: Sequence[bytes]) -> None:
         data = b"".join(parts)
@@ -914,6 +915,31 @@ def test_a_window_of_commits_can_be_replayed(place: Path) -> None:
         db = Store({b"k": b"6", b"6": b"x"})
         assert log.load_into(db, after_txid=6, until_txid=8) == 4
         assert db == {b"k": b"8", b"6": b"x", b"7": b"x", b"8": b"x"}
+
+
+def test_where_the_clock_was_set_back_the_last_commit_that_is_not_later_counts(place: Path) -> None:
+    times = {1: 1200, 2: 1210, 3: 1115, 4: 1130, 5: 1201}
+    with ChangeLog(place) as log:
+        for txid, moment in times.items():
+            log.commit([("k", str(txid))], txid, moment)
+
+        def txids(time_ns: int) -> list[int]:
+            return [item.txid for item in log.records(until_time_ns=time_ns) if isinstance(item, Commit)]
+
+        assert log.at(1100) == (Commit(0, 0), None)
+        assert log.at(1120) == (Commit(3, 1115), Commit(1, 1200))
+        assert log.at(1200) == (Commit(4, 1130), Commit(2, 1210))
+        assert log.at(1205) == (Commit(5, 1201), Commit(2, 1210))
+        assert log.at(1210) == (Commit(5, 1201), None)
+        assert [txids(moment) for moment in (1100, 1120, 1200, 1205)] == [
+            [], [1, 2, 3], [1, 2, 3, 4], [1, 2, 3, 4, 5]
+        ]  # fmt: skip
+        db = Store()
+        log.load_into(db, until_time_ns=1120)
+        assert db == {b"k": b"3"}
+        assert log.at(1210).explanation() == ""
+        assert "set back: commit 3 of" in log.at(1120).explanation()
+        assert "from 1 on" in log.at(1120).explanation()
 
 
 def test_a_commit_larger_than_memory_allows_is_replayed_within_bounds(place: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import datetime
 import errno
 import io
 import json
@@ -31,7 +32,7 @@ from hypothesis import strategies as st
 import durabledbm
 import durabledbm.inspect
 import durabledbm.shelve
-from durabledbm._text import OutputError, escape, printable, unescape
+from durabledbm._text import OutputError, columns, escape, printable, unescape
 from durabledbm.cli.app import GROUPS, all_commands, find, main
 from durabledbm.cli.reference import markdown
 
@@ -145,7 +146,7 @@ def test_get_saves_a_value_in_a_file(run: Run, path: str, tmp_path: Path) -> Non
     target = tmp_path / "value"
     assert run("get", path, "ä", "-o", target) == (0, b"", "")
     assert target.read_text("utf-8") == "über"
-    assert run("get", path, "nope", "-o", target).status == 1
+    assert run("get", path, "nope", "-o", target, "--force").status == 1
     assert target.read_text("utf-8") == "über", "a missing key must not empty the file"
 
 
@@ -261,6 +262,23 @@ def test_list_as_json_keeps_every_byte(run: Run, path: str) -> None:
 def test_list_with_nul_prints_the_bytes_as_they_are(run: Run, path: str) -> None:
     assert run("list", path, "-0", "-k").out == b"".join(key + b"\0" for key in sorted(ENTRIES))
     assert run("list", path, "--null", "-n", 1).out == b"a\x001\x00"
+
+
+def test_json_moves_no_cursor_and_still_says_the_same(run: Run, path: str) -> None:
+    """Not by escape sequences, nor by the control characters of ISO 6429 beyond ASCII, nor by the direction of text."""
+    odd = "a\x1b]0;title\x07\x7f\x9b31m\u202e\u2028\ud7ff\U000e0001é中\n"
+    with durabledbm.open(path, "n") as db:
+        db[odd] = odd
+    for arguments in (("list", path, "--json"), ("list", path, "--json", "-k"), ("get", path, odd, "--json")):
+        (line,) = run(*arguments).text.splitlines()
+        assert line.isprintable()
+        assert "é中" in line
+        assert json.loads(line) in (odd, {"key": odd, "value": odd})
+    with durabledbm.open(path, "n") as db:
+        db["object"] = pickle.dumps({"a": [odd, b"\x9b"], (1,): "\ud800"})
+    (line,) = run("list", path, "--json", "--pickle").text.splitlines()
+    assert line.isprintable()
+    assert json.loads(line)["key"] == "object"
 
 
 @pytest.mark.parametrize("options", [["-k", "-v"], ["-0", "--json"], ["-n", "-1"], ["-n", "x"]])
@@ -436,7 +454,7 @@ def test_check_of_a_damaged_file_is_a_no_and_says_what_to_do(run: Run, large: st
     result = run("check", large)
     assert result.status == 1
     assert "page 5:" in result.text
-    assert "durabledbm salvage" in result.text
+    assert "durabledbm salvage" in result.err
     assert run("check", "-q", large) == (1, b"", "")
 
 
@@ -445,7 +463,7 @@ def test_check_of_a_file_without_usable_meta_pages_is_a_no(run: Run, path: str) 
     damage(path, page_id=0)
     damage(path, page_id=1)
     result = run("check", path)
-    assert (result.status, result.err) == (1, "")
+    assert result.status == 1
     assert "both meta pages are damaged" in result.text
 
 
@@ -483,8 +501,8 @@ def test_compact_makes_the_file_smaller_and_changes_nothing_else(run: Run, large
 def test_backup_makes_an_equal_file(run: Run, large: str, tmp_path: Path) -> None:
     target = str(tmp_path / "copy.db")
     result = run("backup", large, target)
-    assert result.status == 0
-    assert "1,000 entries" in result.text
+    assert (result.status, result.out) == (0, b"")
+    assert "1,000 entries" in result.err
     assert content(target) == content(large)
 
 
@@ -499,7 +517,7 @@ def test_backup_onto_itself_is_refused(run: Run, path: str) -> None:
 @pytest.mark.parametrize("options", [[], ["--codec", "binary"], ["--max-file-size", "64K"]])
 def test_what_was_dumped_can_be_loaded(run: Run, large: str, tmp_path: Path, options: list[str]) -> None:
     target, fresh = tmp_path / "dump", str(tmp_path / "fresh.db")
-    assert "1,000 entries" in run("dump", large, target, *options).text
+    assert "1,000 entries" in run("dump", large, target, *options).err
     result = run("load", fresh, target)
     assert (result.status, result.out) == (0, b"")
     assert "1,000 changes loaded" in result.err
@@ -563,6 +581,25 @@ def test_load_restores_a_backup_and_a_log_until_a_commit(run: Run, path: str, tm
     assert "exists" in result.err
 
 
+def test_load_says_how_it_chose_where_the_clock_was_set_back(
+    run: Run, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, target = str(tmp_path / "log"), str(tmp_path / "new.db")
+    with durabledbm.open(tmp_path / "live", "c") as db, log_of(log) as changes:
+        db.attach(changes)
+        for key, hour in (("a", 12), ("b", 10)):
+            monkeypatch.setattr(time, "time_ns", lambda hour=hour: hour * 3600 * 10**9 + 10**18)
+            db[key] = "1"
+    monkeypatch.undo()
+    until = datetime.datetime.fromtimestamp(11 * 3600 + 10**9).isoformat()
+    for arguments in (("--log", log), (log,)):
+        result = run("load", target, *arguments, "--until", until)
+        assert (result.status, content(target)) == (0, {b"a": b"1", b"b": b"1"})
+        assert "the clock was set back: commit 3" in result.err
+        assert "give --until the number of a commit" in result.err
+        os.unlink(target)
+
+
 def log_of(directory: str) -> Any:
     from durabledbm.changelog import ChangeLog
 
@@ -571,12 +608,12 @@ def log_of(directory: str) -> Any:
 
 def test_migrate_and_export_are_ways_there_and_back(run: Run, path: str, tmp_path: Path) -> None:
     old, fresh = str(tmp_path / "old"), str(tmp_path / "fresh.db")
-    assert f"{len(ENTRIES)} entries" in run("export", path, old, "--to", "dbm.dumb").text
+    assert f"{len(ENTRIES)} entries" in run("export", path, old, "--to", "dbm.dumb").err
     assert run("migrate", old, fresh).status == 0
     assert content(fresh) == ENTRIES
     result = run("migrate", old)
     assert result.status == 0
-    assert f"{old}.bak" in result.text
+    assert f"{old}.bak" in result.err
     assert content(old) == ENTRIES
     assert run("migrate", old).status == 2
 
@@ -587,18 +624,18 @@ def test_salvage_saves_what_is_readable_and_says_if_something_is_not(run: Run, l
     whole, part = str(tmp_path / "whole.db"), str(tmp_path / "part.db")
     result = run("salvage", large, whole)
     assert result.status == 0
-    assert "1,000 entries saved" in result.text
+    assert "1,000 entries saved" in result.err
     assert content(whole) == entries
     leaf = next(run.page_id for run in durabledbm.inspect.inspect(large).runs if run.kind == "leaf")
     damage(large, leaf)
     before = Path(large).read_bytes()
     result = run("salvage", large, part)
     assert result.status == 1
-    assert f"page {leaf}" in result.text
+    assert f"page {leaf}" in result.err
     saved = content(part)
     assert 900 < len(saved) <= 1000
-    assert saved.items() <= entries.items() or "older version" in result.text
-    assert run("salvage", "-q", large, str(tmp_path / "again.db")).text.count("\n") == 1
+    assert saved.items() <= entries.items() or "older version" in result.err
+    assert run("salvage", "-q", large, str(tmp_path / "again.db")).err.count("\n") == 1
     assert run("salvage", large, part).status == 2, "an existing file is not replaced"
     assert Path(large).read_bytes() == before
 
@@ -827,9 +864,8 @@ def test_no_file_is_created_beside_a_database_of_another_module(
         old["k"] = "old"
     result = run(*(db_path if part == "FILE" else part for part in argv), stdin=b"")
     assert result.status == 2
-    assert result.err.endswith(
-        f"{db_path}: a dbm.dumb database, not one of durabledbm; 'durabledbm migrate {db_path}' converts it\n"
-    )
+    assert f"{db_path}: an old dbm.dumb database has this name (test.db.dir, test.db.dat" in result.err
+    assert result.err.endswith(f"; 'durabledbm migrate {db_path}' converts it, or move it away\n")
     assert not os.path.exists(db_path)
 
 
@@ -851,14 +887,14 @@ def test_compact_of_a_compact_file_writes_nothing(run: Run, path: str, large: st
         run("compact", file)
         before = state_of(file)
         result = run("compact", file)
-        assert (result.status, result.err) == (0, "")
-        assert result.text.endswith(", there is nothing to gain\n")
+        assert (result.status, result.out) == (0, b"")
+        assert result.err.endswith(", there is nothing to gain\n")
         assert state_of(file) == before
 
 
 def test_a_new_small_file_does_not_grow_by_being_compacted(run: Run, path: str) -> None:
     size = os.path.getsize(path)
-    assert "nothing to gain" in run("compact", path).text
+    assert "nothing to gain" in run("compact", path).err
     assert os.path.getsize(path) == size
 
 
@@ -868,7 +904,7 @@ def test_salvage_without_a_meta_page_is_a_no_since_small_changes_may_be_lost(run
     damage(large, page_id=1)
     result = run("salvage", large, large + ".saved")
     assert result.status == 1
-    assert "no meta page" in result.text
+    assert "no meta page" in result.err
 
 
 def test_salvage_of_an_empty_file_says_that_it_is_empty(run: Run, db_path: str) -> None:
@@ -994,6 +1030,32 @@ durabledbm.__main__.main()
 """
 
 
+def test_ctrl_c_is_quiet_already_while_the_program_is_imported() -> None:
+    code = """
+        import sys, durabledbm.__main__
+        class Interrupt:
+            def find_spec(self, name, path=None, target=None):
+                if name == "durabledbm.cli.command":
+                    raise KeyboardInterrupt
+        sys.meta_path.insert(0, Interrupt())
+        durabledbm.__main__.main()
+        """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, capture_output=True, env=environment(), check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, b"", b"")
+
+
+@pytest.mark.parametrize("words", [("get", "none", "k"), ("nonsense",), ("exec", "none")])
+def test_messages_that_nobody_reads_change_nothing(words: tuple[str, ...]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = process(*words, capture_output=False, stdout=subprocess.PIPE, stderr=writer)
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stdout) == (2, b"")
+
+
 def test_ctrl_c_and_lost_output_have_their_statuses(run: Run, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for raised, status in (
         (KeyboardInterrupt(), 130),
@@ -1092,9 +1154,7 @@ def test_every_example_in_the_help_is_one_that_works(name: str) -> None:
 def test_too_few_arguments_are_one_line(run: Run) -> None:
     result = run("get")
     assert result.status == 2
-    assert (
-        result.err == "durabledbm get: the following arguments are required: FILE, KEY; see 'durabledbm get --help'\n"
-    )
+    assert result.err == "durabledbm get: FILE and KEY are missing; see 'durabledbm get --help'\n"
 
 
 def test_the_reference_is_what_the_commands_say() -> None:
@@ -1140,66 +1200,6 @@ def test_exec_of_a_missing_program_is_one_line(tmp_path: Path) -> None:
     assert result.returncode == 2
     assert result.stderr.endswith(b"nothing.py: no such file\n")
     assert result.stderr.count(b"\n") == 1
-
-
-@pytest.fixture
-def run_exec(run: Run, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
-    """`exec` in this process, which is afterwards as it was."""
-    monkeypatch.setattr(sys, "argv", sys.argv)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
-    yield lambda *argv: run("exec", *argv)
-    durabledbm.uninstall()
-
-
-@pytest.mark.parametrize(
-    ("options", "told"),
-    [([], "NoneType 30.0"), (["--durability", "process", "--timeout", "7"], "Flusher 7.0")],
-)
-def test_exec_gives_its_options_to_the_files_that_the_program_creates(
-    run_exec: Run, tmp_path: Path, options: list[str], told: str
-) -> None:
-    """What the program leaves unhandled is its affair, and so is its exit."""
-    code = """
-        import dbm, sys
-        with dbm.open(sys.argv[1], "c") as db:
-            print(type(db._pipeline.flusher).__name__, db._pipeline.timeout)
-            db["a"] = "b"
-    """
-    result = run_exec(*options, script(tmp_path, code), tmp_path / "db", "--durability")
-    assert result == Result(0, told.encode() + b"\n", "")
-    assert content(str(tmp_path / "db")) == {b"a": b"b"}
-    with pytest.raises(SystemExit) as caught:
-        run_exec(script(tmp_path, "import sys; sys.exit(5)"))
-    assert caught.value.code == 5
-
-
-def test_exec_shows_what_a_program_raises_as_python_does(run_exec: Run, tmp_path: Path) -> None:
-    name = script(tmp_path, "def f(): 1 / 0\nf()\n")
-    result = run_exec(name)
-    assert result.status == 1
-    lines = result.err.splitlines()
-    assert lines[:2] == ["Traceback (most recent call last):", f'  File "{name}", line 2, in <module>']
-    assert lines[-1] == "ZeroDivisionError: division by zero"
-    assert str(ROOT / "durabledbm") not in result.err
-    result = run_exec(script(tmp_path, "1 +\n"))
-    assert result.status == 1
-    assert f'  File "{name}", line 1' in result.err
-    assert result.err.splitlines()[-1].startswith("SyntaxError: ")
-    assert str(ROOT / "durabledbm") not in result.err
-
-
-def test_exec_shows_all_of_it_for_debugging(run_exec: Run, tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError):
-        run_exec("--debug", script(tmp_path, "1 / 0"))
-
-
-def test_exec_of_what_cannot_be_read_is_one_line(run_exec: Run, tmp_path: Path) -> None:
-    assert run_exec(tmp_path / "nothing.py") == Result(
-        2, b"", f"durabledbm exec: {tmp_path}/nothing.py: no such file\n"
-    )
-    result = run_exec(tmp_path)
-    assert (result.status, result.out, result.err.count("\n")) == (2, b"", 1)
 
 
 # -- completion --------------------------------------------------------------------------------------
@@ -1305,6 +1305,21 @@ def test_on_a_terminal_values_are_shortened_to_its_width(on_terminal: Show, db_p
     assert "\x1b]" not in shown
     assert "\\x1b]0;title\\x07" in plain
     assert "x" * 10_000 in on_terminal("list", db_path, "--full")
+
+
+@pytest.mark.parametrize("text", ["\u65e5\u672c\u8a9e", "\xe4\xf6\xfc", "e\u0301", "\U0001f600x"])
+def test_on_a_terminal_text_is_shortened_between_characters_and_by_columns(
+    on_terminal: Show, db_path: str, text: str
+) -> None:
+    """Whatever byte the limit falls on, also if a value is so long that not all of it is looked at."""
+    with durabledbm.open(db_path, "c") as db:
+        for shift in range(4):
+            db[str(shift)] = "x" * shift + text * 300
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", on_terminal("list", db_path))
+    assert "\\x" not in plain
+    for line in plain.split("\r\n")[:-1]:
+        assert 57 <= columns(line) <= 60
+        assert line.split("  ", 1)[1].lstrip("x").startswith(text)
 
 
 def test_on_a_terminal_get_shows_binary_values_with_escapes(on_terminal: Show, path: str) -> None:

@@ -27,7 +27,9 @@ def test_every_crash_leaves_whole_commits_and_all_that_were_promised(
     explore(workload, mode, 1 + MODES.index(mode), options=QUICK, tally=TALLY, enough=120)
 
 
-@pytest.mark.parametrize("workload", [crashes.creation, crashes.one_leaf], ids=lambda workload: workload.__name__)
+@pytest.mark.parametrize(
+    "workload", [crashes.creation, crashes.empty_file, crashes.one_leaf], ids=lambda workload: workload.__name__
+)
 def test_small_workloads_survive_every_combination_of_lost_writes(workload: crashes.Workload) -> None:
     options = Options(limit=4096, deeper=0.001, again=0.02, below=100)
     explore(workload, "full", 2, options=options, tally=TALLY, enough=3000)

@@ -10,6 +10,7 @@ import re
 import shelve
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
@@ -24,9 +25,25 @@ COMMANDS = "docs/cli.md"
 """Its examples stand for themselves: none needs what one before it did."""
 
 
+@pytest.fixture
+def serve(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Has `postgresql:///postgres` lead to a server, if that stands in the text."""
+
+    def serve(text: str) -> None:
+        if "postgresql:///" in text:
+            server = request.getfixturevalue("postgres")
+            for name, value in server.environment.items():
+                monkeypatch.setenv(name, value)
+
+    return serve
+
+
 @pytest.mark.parametrize("page", [page for page in pages() if page != COMMANDS and examples(page)])
 @pytest.mark.leaves_damage
-def test_every_example_of_a_page_runs_in_the_order_of_the_page(page: str, tmp_path: Path) -> None:
+def test_every_example_of_a_page_runs_in_the_order_of_the_page(
+    page: str, tmp_path: Path, serve: Callable[[str], None]
+) -> None:
+    serve("".join(example.code for example in examples(page) if example.reason is None))
     reader = Reader(tmp_path)
     try:
         for example in examples(page):
@@ -104,7 +121,13 @@ LINES = [
 
 
 @pytest.mark.parametrize("line", LINES)
-def test_every_example_of_the_command_line_runs(line: str, files: Path, tmp_path: Path) -> None:
+def test_every_example_of_the_command_line_runs(
+    line: str, files: Path, tmp_path: Path, serve: Callable[[str], None]
+) -> None:
+    serve(line)
+    if "postgresql:///" in line:
+        with durabledbm.remote.open("postgresql:///postgres", "n", table="app") as db:
+            db.update({"user:1": "Ada"} if "--from" in line else {})
     reader = Reader(tmp_path)
     shutil.copytree(files, reader.directory, dirs_exist_ok=True)
     for name, code in STAND_INS.items():

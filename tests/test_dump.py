@@ -19,6 +19,7 @@ import pytest
 from test_attach import write_at_random
 
 import durabledbm
+from durabledbm import _streams
 from durabledbm._until import parse_until
 from durabledbm.changelog import Change, ChangeLog, Commit
 from durabledbm.dump import Loaded, dump, load
@@ -145,6 +146,44 @@ def test_deferred_changes_are_in_the_dump(tmp_path: Path, other: durabledbm.Data
     assert other["a"] == b"1"
 
 
+@pytest.mark.parametrize("pause", [0.0, 0.2])
+def test_a_named_pipe_is_read_if_somebody_writes_to_it(
+    db: durabledbm.Database, other: durabledbm.Database, target: str, tmp_path: Path, pause: float
+) -> None:
+    db.update(ANY)
+    dump(db, target)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+
+    def write() -> None:
+        time.sleep(pause / 2)
+        with open(pipe, "wb", buffering=0) as file:
+            time.sleep(pause)
+            file.write(Path(target).read_bytes())
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    assert load(pipe, other).changes == len(ANY)
+    thread.join()
+    assert other == db
+
+
+def test_nobody_waits_for_a_pipe_that_nobody_writes_to(
+    other: durabledbm.Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_streams, "_PATIENCE", 0.05)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(error, match="a pipe that nobody writes to"):
+        load(tmp_path / "pipe", other)
+    (tmp_path / "log").mkdir()
+    os.mkfifo(tmp_path / "log" / "00000001.log")
+    with pytest.raises(error, match="not a regular file"):
+        load(tmp_path / "log", other)
+    for snapshot in ("pipe", "log"):
+        with pytest.raises(error, match="not a regular file"):
+            restore(tmp_path / "new", tmp_path / snapshot)
+
+
 def test_loading_keeps_what_the_dump_does_not_mention(db: durabledbm.Database, other: durabledbm.Database) -> None:
     db["a"] = "new"
     other.update({"a": "old", "b": "kept"})
@@ -261,6 +300,23 @@ class _Failing(dict[bytes, bytes]):
         raise ZeroDivisionError
 
 
+def test_the_database_itself_is_not_replaced_under_any_name_nor_is_a_device(
+    db: durabledbm.Database, db_path: str, tmp_path: Path
+) -> None:
+    os.symlink(db_path, tmp_path / "alias")
+    os.link(db_path, tmp_path / "twin")
+    db["k"] = "v"
+    before = Path(db_path).read_bytes()
+    with db.snapshot() as snapshot:
+        for source in (db, snapshot):
+            for name in (db_path, tmp_path / "alias", tmp_path / "twin"):
+                with pytest.raises(durabledbm.error, match="is the database itself"):
+                    dump(source, name)
+            with pytest.raises(durabledbm.error, match="is not a regular file"):
+                dump(source, os.devnull)
+    assert Path(db_path).read_bytes() == before
+
+
 def test_a_directory_of_that_name_is_not_replaced(db: durabledbm.Database, tmp_path: Path) -> None:
     os.mkdir(tmp_path / "target")
     (tmp_path / "target" / "file").touch()
@@ -358,6 +414,63 @@ def test_changes_of_no_commit_cannot_be_loaded_until_one(
     with ChangeLog(tmp_path / "log", codec=codec) as log, pytest.raises(error, match="belong to no commit"):  # type: ignore[arg-type]
         log.load_into(other, until_txid=1)
     assert dict(other) == {}
+
+
+@pytest.fixture
+def set_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """Times of a history in whose middle the clock was set back. There is a log, and a backup of its second commit."""
+    minute = 60 * 10**9
+    noon = int(datetime(2026, 5, 1, 12, tzinfo=timezone.utc).timestamp()) * 10**9
+    times = {"a": noon, "b": noon + 10 * minute, "c": noon - 45 * minute, "d": noon - 30 * minute}
+    with durabledbm.open(tmp_path / "live", "c") as db, ChangeLog(tmp_path / "log") as log:
+        db.attach(log)
+        for name, moment in times.items():
+            monkeypatch.setattr(time, "time_ns", lambda moment=moment: moment)
+            db[name] = "1"
+            if name == "b":
+                db.backup(tmp_path / "backup")
+    monkeypatch.undo()
+    return times
+
+
+def test_where_the_clock_was_set_back_a_restore_goes_by_the_order_of_the_log_and_says_so(
+    set_back: dict[str, int], tmp_path: Path
+) -> None:
+    log, backup = tmp_path / "log", tmp_path / "backup"
+    for number, (base, moment, expected, explained) in enumerate((
+        (None, set_back["c"] + 1, "abc", True),
+        (backup, set_back["c"] + 1, "abc", True),
+        (None, set_back["d"], "abcd", True),
+        (None, set_back["a"], "abcd", True),
+        (None, set_back["b"], "abcd", False),
+        (backup, set_back["b"], "abcd", False),
+    )):  # fmt: skip
+        restored = restore(tmp_path / str(number), base, log, until_time_ns=moment)
+        assert "".join(key.decode() for key in content(tmp_path / str(number))) == expected
+        assert restored == Commit(len(expected) + 1, set_back[expected[-1]])
+        assert ("the clock was set back" in restored.explanation) == explained
+        with durabledbm.open(tmp_path / "loaded", "n") as db:
+            loaded = load(log, db, until_time_ns=moment)
+            assert b"".join(db).decode() == expected
+            assert ("the clock was set back" in loaded.explanation) == explained
+    assert restore(tmp_path / "by number", None, log, until_txid=2).explanation == ""
+    with pytest.raises(error, match="newer"):
+        restore(tmp_path / "too early", backup, log, until_time_ns=set_back["c"] - 1)
+    with pytest.raises(error, match="newer"):
+        restore(tmp_path / "too early", backup, until_time_ns=set_back["a"])
+    assert not (tmp_path / "too early").exists()
+
+
+def test_a_stream_cannot_be_loaded_until_a_time_that_comes_twice(
+    set_back: dict[str, int], tmp_path: Path, other: durabledbm.Database
+) -> None:
+    data = (tmp_path / "log" / "00000001.log").read_bytes()
+    with pytest.raises(error, match="set back: commit 4 follows commits that bear later times"):
+        load(io.BytesIO(data), other, until_time_ns=set_back["c"])
+    assert len(other) == 0
+    assert load(io.BytesIO(data), other, until_txid=3).changes == 2
+    assert load(io.BytesIO(data), other, until_time_ns=set_back["b"]).changes == 4
+    assert load(io.BytesIO(data[:-5]), other, until_txid=3).changes == 2
 
 
 def test_a_time_before_the_first_commit_is_an_error(history: History, other: durabledbm.Database) -> None:

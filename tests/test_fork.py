@@ -11,22 +11,27 @@ import os
 import pickle
 import select
 import signal
+import subprocess
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 from children import Child
 from crew import Crew, Gate, wait_until
-from simdisk import SimVolume
+from simdisk import SimDisk, SimVolume
 
 import durabledbm
 from durabledbm._engine import group
 from durabledbm._engine.deferred import Deferred
 from durabledbm._engine.group import Group
 from durabledbm._engine.locks import Turn, forget_owners
+from durabledbm.changelog import ChangeLog
 from durabledbm.database import open_on
 
 pytestmark = [
@@ -242,7 +247,7 @@ def test_the_end_of_a_child_leaves_the_parent_its_writer_lock(
 
 
 def test_a_snapshot_goes_on_in_parent_and_child(db: durabledbm.Database) -> None:
-    """Each has a pin of its own: the parent's end of it does not unpin the child's."""
+    """Each has a pin of its own, the child as soon as it has read: that the parent ends its own is no matter then."""
     old = {b"%03d" % number: b"old" * 30 for number in range(500)}
     db.update(old)
     ready, go = os.pipe(), os.pipe()
@@ -251,6 +256,7 @@ def test_a_snapshot_goes_on_in_parent_and_child(db: durabledbm.Database) -> None
     next(iterators[0])
 
     def read() -> bool:
+        assert snapshot["001"] == b"old" * 30
         os.write(ready[1], b"x")
         os.read(go[0], 1)
         assert len(list(iterators[0])) == 499
@@ -366,14 +372,23 @@ def test_closing_in_the_parent_leaves_the_childs_handle_open(db_path: str) -> No
         os.close(end)
 
 
-def test_a_child_finds_the_file_though_it_was_renamed_or_removed(db: durabledbm.Database, db_path: str) -> None:
+def test_a_child_is_told_of_a_file_that_was_renamed_or_removed_like_its_parent(
+    db: durabledbm.Database, db_path: str
+) -> None:
     db["k"] = "v"
-    for rename in (True, False):
-        if rename:
-            os.rename(db_path, db_path + ".renamed")
-        else:
-            os.unlink(db_path + ".renamed")
-        assert Fork(lambda: dict(db)).result() == {b"k": b"v"}
+
+    def use() -> str:
+        try:
+            return str(dict(db))
+        except durabledbm.error as exc:
+            return str(exc)
+
+    os.rename(db_path, db_path + ".renamed")
+    assert "moved or removed" in Fork(use).result()
+    os.rename(db_path + ".renamed", db_path)
+    assert Fork(use).result() == str({b"k": b"v"})
+    os.unlink(db_path)
+    assert "moved or removed" in Fork(use).result()
 
 
 def test_a_grandchild_works_like_a_child(db: durabledbm.Database) -> None:
@@ -394,6 +409,237 @@ def test_a_child_that_never_uses_the_handle_costs_and_changes_nothing(db: durabl
     assert Fork(lambda: None).result() is None
     with open(db_path, "rb") as file:
         assert file.read() == before
+
+
+# -- a child that never touches the handle, and a parent that is killed
+
+
+class Idle:
+    """A process that does nothing, until `end` is called: by all the ways to fork that Python has."""
+
+    def __init__(self) -> None:
+        self._alive, self._end = os.pipe()
+
+    def wait(self) -> None:
+        """In the idle process."""
+        os.close(self._end)
+        os.read(self._alive, 1)
+        os._exit(0)
+
+    def fork(self) -> None:
+        if not os.fork():
+            self.wait()
+
+    def forkpty(self) -> None:
+        pid, terminal = os.forkpty()
+        if not pid:
+            self.wait()
+        os.set_inheritable(terminal, False)  # it stays open: else the child were told to hang up
+
+    def multiprocessing(self) -> None:
+        multiprocessing.get_context("fork").Process(target=self.wait).start()
+
+    def subprocess(self) -> None:
+        """Forked, and not another program yet. The parent waits for that, so it must be killed from elsewhere."""
+        threading.Thread(
+            target=subprocess.Popen, args=(["true"],), kwargs={"preexec_fn": self.wait, "pass_fds": (self._alive,)},
+        ).start()
+        time.sleep(0.2)
+
+    def end(self) -> None:
+        os.close(self._alive)
+        os.close(self._end)
+
+
+def hold_transaction(db: durabledbm.Database) -> object:
+    transaction = db.transaction()
+    transaction.__enter__()
+    db["b"] = "not committed"
+    return transaction
+
+
+def hold_snapshot(db: durabledbm.Database) -> object:
+    return db.snapshot()
+
+
+def hold_iterator(db: durabledbm.Database) -> object:
+    iterator = iter(db.items())
+    next(iterator)
+    return iterator
+
+
+@pytest.mark.parametrize("how", ["fork", "forkpty", "multiprocessing", "subprocess"])
+@pytest.mark.parametrize("hold", [hold_transaction, hold_snapshot, hold_iterator])
+def test_a_child_that_never_touches_the_handle_keeps_nothing_of_a_parent_that_is_killed(
+    db_path: str, how: str, hold: Callable[[durabledbm.Database], object]
+) -> None:
+    old = {b"%03d" % number: b"old" * 30 for number in range(300)}
+    with durabledbm.open(db_path, "c") as db:
+        db.update(old)
+    idle = Idle()
+    ready = os.pipe()
+
+    def parent() -> None:
+        with durabledbm.open(db_path, "w") as handle:
+            kept = hold(handle)
+            getattr(idle, how)()
+            os.write(ready[1], b"x")
+            time.sleep(PATIENCE)
+            del kept
+
+    fork = Fork(parent)
+    os.read(ready[0], 1)
+    os.kill(fork.pid, signal.SIGKILL)
+    os.waitpid(fork.pid, 0)
+    os.close(fork._pipe)
+    with durabledbm.open(db_path, "w", timeout=5) as db:
+        assert dict(db) == old
+        assert db.stats().oldest_snapshot is None
+        sizes = []
+        for number in range(10):
+            db.update(dict.fromkeys(old, b"new %d" % number * 10))
+            sizes.append(os.path.getsize(db_path))
+        assert sizes[4] == sizes[-1]
+    idle.end()
+    for end in ready:
+        os.close(end)
+
+
+def test_what_is_pending_in_a_parent_that_is_killed_keeps_nobody_out(db_path: str) -> None:
+    idle, ready = Idle(), os.pipe()
+
+    def parent() -> None:
+        with durabledbm.open(db_path, "c", durability="manual") as handle:
+            handle["a"] = "v"
+            handle.sync()
+            with handle.transaction():
+                idle.fork()  # what is pending cannot be written before the fork
+            handle["pending"] = "v"
+            os.write(ready[1], b"x")
+            time.sleep(PATIENCE)
+
+    fork = Fork(parent)
+    os.read(ready[0], 1)
+    with pytest.raises(durabledbm.BusyError):
+        durabledbm.open(db_path, "w", timeout=0)["b"] = "v"
+    os.kill(fork.pid, signal.SIGKILL)
+    os.waitpid(fork.pid, 0)
+    os.close(fork._pipe)
+    with durabledbm.open(db_path, "w", timeout=5) as db:
+        db["b"] = "v"
+        assert dict(db) == {b"a": b"v", b"b": b"v"}
+    idle.end()
+    for end in ready:
+        os.close(end)
+
+
+def test_a_log_of_changes_is_let_go_of_by_a_child_that_never_touches_it(tmp_path: Path) -> None:
+    idle, ready = Idle(), os.pipe()
+
+    def parent() -> None:
+        log = ChangeLog(tmp_path / "log", max_file_size=200)
+        for number in range(20):
+            log.put(f"{number}", "v")
+        idle.fork()
+        os.write(ready[1], b"x")
+        time.sleep(PATIENCE)
+
+    fork = Fork(parent)
+    os.read(ready[0], 1)
+    with ChangeLog(tmp_path / "log") as log:
+        with pytest.raises(durabledbm.BusyError):
+            log.put("other", "v")
+        os.kill(fork.pid, signal.SIGKILL)
+        os.waitpid(fork.pid, 0)
+        log.put("other", "v")
+        assert len(list(log.replay())) == 21
+    os.close(fork._pipe)
+    idle.end()
+    for end in ready:
+        os.close(end)
+
+
+def test_a_child_without_descriptors_tries_again_when_it_uses_the_handle(db: durabledbm.Database) -> None:
+    """The fork itself never fails for it, and the parent's locks are not kept for want of a number."""
+    resource = pytest.importorskip("resource")
+    db["k"] = "v"
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(map(int, os.listdir("/dev/fd")))
+
+    def work(scarce: bool) -> list[str]:
+        said = []
+        disk = db._store.disk
+        assert disk.held() is not scarce
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+        try:
+            said.append(db["k"].decode())
+        except durabledbm.error as exc:
+            said.append(f"{type(exc).__name__}: {exc}")
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        db["child"] = "v"
+        return [*said, db["k"].decode()]
+
+    assert Fork(work, False).result() == ["v", "v"]
+    spare = [os.dup(0) for _ in range(5)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(highest, *spare) + 3, limits[1]))  # `Fork` makes a pipe
+    fillers = []
+    try:
+        child = None
+        with contextlib.suppress(OSError):
+            while True:
+                fillers.append(os.dup(0))
+        for _ in range(2):
+            os.close(fillers.pop())
+        child = Fork(work, True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for fd in (*spare, *fillers):
+            os.close(fd)
+    first, second = child.result()
+    assert first.startswith("error: [Errno 24] the file must be opened again, after a fork")
+    assert second == "v"
+    assert db["child"] == b"v"
+
+
+@pytest.mark.skipif(not hasattr(os, "seteuid") or os.geteuid() != 0, reason="needs to drop privileges")
+def test_a_child_that_drops_its_privileges_goes_on_with_what_it_opened_at_the_fork(
+    db: durabledbm.Database, db_path: str
+) -> None:
+    db["k"] = "v"
+    os.chmod(db_path, 0o600)
+
+    def work() -> bytes:
+        os.setuid(65534)
+        db["child"] = "v"
+        return db["k"]
+
+    assert Fork(work).result() == b"v"
+    assert db["child"] == b"v"
+
+
+@pytest.mark.skipif(not hasattr(os, "seteuid") or os.geteuid() != 0, reason="needs to drop privileges")
+def test_a_child_that_may_not_open_the_file_says_so_and_keeps_no_lock(db: durabledbm.Database, db_path: str) -> None:
+    db["k"] = "v"
+    os.chmod(db_path, 0o600)
+    os.chmod(os.path.dirname(db_path), 0o755)
+
+    def work() -> list[str]:
+        said = []
+        for use in (lambda: db["k"], lambda: db.__setitem__("k", "v"), lambda: dict(db)):
+            try:
+                said.append(repr(use()))
+            except durabledbm.error as exc:
+                said.append(f"{type(exc).__name__}: {exc}")
+        return said
+
+    os.seteuid(65534)
+    try:
+        assert db["k"] == b"v"
+        child = Fork(work)
+    finally:
+        os.seteuid(0)
+    for what in child.result():
+        assert what.startswith("error: [Errno 13] the file must be opened again, after a fork"), what
 
 
 def test_a_fork_beside_threads_that_read_and_write_leaves_a_child_that_can(db: durabledbm.Database) -> None:
@@ -508,12 +754,21 @@ class Twin:
         self.child = open_on(volume, "/db", "c", durability=durability, interval=3600.0)
         self.parent = open_on(volume, "/db", "w", timeout=0.0)
 
-    def fork(self) -> None:
-        """What the system's own hooks do, in the child. The parent's threads are not in it."""
+    def fork(self, *, ends: bool = True) -> None:
+        """What the system's own hooks do, in the child. The parent's threads are not in it.
+
+        The process that forked ends at once, and so do its locks, or else when `end_of_the_forked` is called.
+        """
         if self.child._pipeline.flusher is not None:
             self.child._pipeline.flusher.stop()
+            self.child._pipeline.flusher.join(60)
         forget_owners()
+        disk = self.child._store.disk
+        assert isinstance(disk, SimDisk)
+        self.end_of_the_forked = disk.part()
         self.child._after_fork()
+        if ends:
+            self.end_of_the_forked()
 
 
 @pytest.fixture(params=["full", "process", "interval", "manual"])
@@ -569,9 +824,9 @@ def test_what_a_child_inherits_of_snapshots_it_pins_itself(twin: Twin) -> None:
     with twin.child.snapshot() as snapshot:
         pinned = twin.parent._store.oldest_txid()
         assert pinned is not None
-        disk = twin.child._store.disk
-        twin.fork()
-        disk.close()  # the process that has forked ends
+        twin.fork(ends=False)
+        assert snapshot["001"] == b"old" * 30
+        twin.end_of_the_forked()
         assert twin.parent._store.oldest_txid() == pinned
         for number in range(5):
             twin.parent.update(dict.fromkeys(old, b"new %d" % number * 10))
@@ -580,24 +835,61 @@ def test_what_a_child_inherits_of_snapshots_it_pins_itself(twin: Twin) -> None:
     assert twin.parent._store.oldest_txid() is None
 
 
-def test_a_child_without_snapshots_opens_the_file_when_it_first_uses_it(twin: Twin) -> None:
-    for use in (
-        lambda db: db["k"],
-        lambda db: db.get("k"),
-        len,
-        list,
-        lambda db: db.__setitem__("other", "v"),
-        lambda db: db.snapshot().close(),
-        lambda db: db.sync(),
-    ):
-        twin.child["k"] = "v"
-        twin.child.sync()
-        disk = twin.child._store.disk
+def test_what_a_child_inherits_of_snapshots_pins_nothing_until_it_is_read(twin: Twin) -> None:
+    """An idle child does not make the file grow. What it could not pin in time, it is told of."""
+    old = {b"%03d" % number: b"old" * 30 for number in range(300)}
+    twin.child.update(old)
+    twin.child.sync()
+    read, never_begun, closed = twin.child.snapshot(), twin.child.snapshot(), twin.child.snapshot()
+    iterators = [iter(read.items()), iter(twin.child.items())]
+    next(iterators[0])
+    twin.fork()
+    assert twin.parent._store.oldest_txid() is None
+    closed.close()
+    sizes = []
+    for number in range(20):
+        twin.parent.update(dict.fromkeys(old, b"new %d" % number * 10))
+        sizes.append(twin.parent._store.disk.size())
+    assert sizes[-1] == sizes[len(sizes) // 2]
+    for read_on in (lambda: dict(read), lambda: never_begun["001"], *(partial(list, each) for each in iterators)):
+        with pytest.raises(durabledbm.error, match="from before the fork") as caught:
+            read_on()
+        assert not isinstance(caught.value, durabledbm.CorruptionError)
+    assert twin.child[b"000"] == b"new 19" * 10
+    assert len(list(twin.child.items())) == 300
+    for snapshot in (read, never_begun):
+        snapshot.close()
+    assert twin.parent._store.oldest_txid() is None
+
+
+def test_damage_in_what_a_child_inherits_is_called_damage(twin: Twin) -> None:
+    twin.child.update({b"%03d" % number: b"old" * 30 for number in range(300)})
+    twin.child.sync()
+    with twin.child.snapshot() as snapshot:
         twin.fork()
-        assert twin.child._store.disk is disk
-        use(twin.child)
-        assert twin.child["k"] == b"v"
-        assert twin.child._store.disk is not disk
+        volume = twin.child._store._volume
+        assert isinstance(volume, SimVolume)
+        content = volume.content("/db")
+        volume.put("/db", content[:8192] + bytes(len(content) - 8192))
+        with pytest.raises(durabledbm.CorruptionError, match="checksum"):
+            dict(snapshot)
+
+
+def test_a_grandchild_pins_what_it_reads_of_its_grandparents_snapshot(twin: Twin) -> None:
+    old = {b"%03d" % number: b"old" * 30 for number in range(300)}
+    twin.child.update(old)
+    twin.child.sync()
+    with twin.child.snapshot() as snapshot:
+        pinned = twin.parent._store.oldest_txid()
+        for _ in range(3):
+            twin.fork(ends=False)
+            assert dict(snapshot) == old
+            twin.end_of_the_forked()
+            assert twin.parent._store.oldest_txid() == pinned
+            for number in range(5):
+                twin.parent.update(dict.fromkeys(old, b"new %d" % number * 10))
+        assert dict(snapshot.items()) == old
+    assert twin.parent._store.oldest_txid() is None
 
 
 def test_what_was_pending_at_a_fork_is_not_the_childs(twin: Twin) -> None:

@@ -20,7 +20,7 @@ from crc32c import crc32c
 
 import durabledbm
 from durabledbm import check
-from durabledbm._engine import locks, meta, node, page
+from durabledbm._engine import creation, locks, meta, node, page
 from durabledbm._engine.meta import META_AREA, META_SIZE, Meta, decode_meta, encode_meta
 from durabledbm._engine.node import Overflow
 from durabledbm._engine.page import BRANCH, LEAF, NO_REF, REF, seal
@@ -160,10 +160,19 @@ def test_the_locks_are_those_of_the_code() -> None:
     assert (locks._WRITER, locks._GATE, locks._PINS) == (2**62 - 2, 2**62 - 1, 2**62)
 
 
+def test_the_mark_of_an_unfinished_initialisation_and_the_other_locks_are_those_of_the_code() -> None:
+    text, size = re.findall(r"The mark: the magic, then `(.*?)`, a newline, and zeros up to (\d+) bytes", DOCUMENT)[0]
+    assert (meta.MAGIC + text.encode() + b"\n").ljust(int(size), b"\0") == meta.UNFINISHED
+    assert "all of them zero" in DOCUMENT.split(f"it has {meta.SECTOR} bytes, ")[1]
+    assert "Byte 2^62 - 3 is locked for a moment" in DOCUMENT
+    assert "is locked at 2^62 - 4" in DOCUMENT
+    assert (locks._TEST, creation.TEMPORARY_LOCK) == (2**62 - 3, 2**62 - 4)
+
+
 def test_the_sizes_in_the_text_are_those_of_the_code() -> None:
     assert (META_SIZE, META_AREA, meta.SLOTS) == (4096, 8192, 2)
     assert (page.MIN_PAGE_SIZE, page.MAX_PAGE_SIZE) == (4096, 65536)
-    assert (meta.LOOK_OFFSET, meta.LOOK_SIZE) == (4084, 36)
+    assert (meta.LOOK_OFFSET, meta.LOOK_SIZE) == (4084, 172)
     assert (meta.MAX_TXID, meta.MAX_DEPTH) == (2**62, 64)
     assert page.CRC_SIZE == 4
     assert page.HEADER.size + page.CRC_SIZE == 36
@@ -211,6 +220,8 @@ def test_a_meta_page() -> None:
             steady_txid=3,
             steady=True,
             time_ns=9,
+            generation=b"ABCDEFGH",
+            generation_txid=0x1122334455667000,
             extents=(meta.Extent(5, 3, 0xDEADBEEF),),
             changes={b"key": b"value", b"gone": None, b"": b""},
         )
@@ -233,6 +244,8 @@ def test_a_meta_page() -> None:
             u(8, 3),
             u(8, 9),
             b"0123456789abcdef",
+            b"ABCDEFGH",
+            b"\x00\x70\x66\x55\x44\x33\x22\x11",
             u(4, 36),
             u(2, 1),
             u(2, 3),
@@ -319,7 +332,9 @@ def test_a_file_with_one_entry(db_path: str) -> None:
         assert decoded is not None
         assert (decoded.txid, decoded.entry_count, decoded.tree_count, decoded.root) == (2, 1, 0, NO_REF)
         assert decoded.changes == {b"key": b"value"}
-        assert slot[144:160] == u(4, 3) + u(4, 5) + b"keyvalue"
+        assert decoded.generation_txid == 2
+        assert decoded.generation != bytes(8)
+        assert slot[160:176] == u(4, 3) + u(4, 5) + b"keyvalue"
 
 
 # -- a file of version 1 -------------------------------------------------------------------------------------
@@ -356,6 +371,7 @@ def test_the_golden_file_holds_every_structure() -> None:
     assert newest.depth == 3
     assert set(newest.changes.values()) >= {None, b"changed", b"added last"}
     assert (newest.database_id, newest.time_ns) == (make_golden.DATABASE_ID, make_golden.TIME_NS)
+    assert (newest.generation, newest.generation_txid) == (make_golden.GENERATION, 2)
 
 
 def test_the_golden_file_can_be_written(tmp_path: Path) -> None:

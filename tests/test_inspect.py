@@ -533,8 +533,9 @@ def test_the_command_shows_damage(path: str, capsysbinary: pytest.CaptureFixture
     leaf = next(run for run in inspect(path).runs if run.kind == "leaf")
     flip(path, leaf.page_id * 4096 + 99)
     for colour in ("never", "always"):
-        assert main(["inspect", path, "--color", colour]) == 0
-        shown = capsysbinary.readouterr().out.decode()
+        assert main(["inspect", path, "--color", colour]) == 1
+        shown, said = (stream.decode() for stream in capsysbinary.readouterr())
+        assert f"{path}: the file is damaged" in said
         assert f"page {leaf.page_id}: leaf: the checksum does not match" in shown
     assert "✕" in shown
     key = os.fsdecode(leaf.first_key)

@@ -67,10 +67,10 @@ def handlers(code: CodeType) -> dict[int, int]:
 
 
 class Interrupter:
-    """Raises `error` at the `at`-th moment."""
+    """Calls `strike`, which may raise, at the `at`-th moment."""
 
-    def __init__(self, error: type[BaseException], at: int) -> None:
-        self.error, self.at, self.moments = error, at, 0
+    def __init__(self, strike: Callable[[], None], at: int) -> None:
+        self.strike, self.at, self.moments = strike, at, 0
         self.where = ""
         self._before: dict[FrameType, int] = {}
 
@@ -112,10 +112,14 @@ class Interrupter:
                 if self.moments == self.at:
                     sys.settrace(None)
                     self.where = f"{os.path.basename(code.co_filename)}:{frame.f_lineno} {code.co_name}"
-                    raise self.error
+                    self.strike()
         elif event == "return":
             del self._before[frame]
         return self._opcode
+
+
+def raise_interrupt() -> None:
+    raise KeyboardInterrupt
 
 
 # -- what is interrupted
@@ -215,7 +219,10 @@ class Case:
 
     def run(self, error: type[BaseException], at: int) -> int:
         """Interrupt it at the `at`-th moment. How many there were till then."""
-        with Interrupter(error, at) as interrupter:
+        def strike() -> None:
+            raise error
+
+        with Interrupter(strike, at) as interrupter:
             try:
                 self.operation(self.db)
             except error:
@@ -379,7 +386,7 @@ def grouped(kind: str, at: int) -> int:
                 time.sleep(0.0002)
 
         volume.before = join
-        with Interrupter(KeyboardInterrupt, at) as interrupter:
+        with Interrupter(raise_interrupt, at) as interrupter:
             try:
                 put(db)
             except KeyboardInterrupt:

@@ -77,7 +77,7 @@ class Told:
         if self._failure is not None:
             raise self._failure
 
-    def _sync_in_a_hurry(self) -> None:
+    def _finish(self) -> None:
         self._note("ends")
 
     def _before_fork(self) -> None:
@@ -91,6 +91,7 @@ class Told:
 def notes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What the handles of a test are told, and no others."""
     monkeypatch.setattr(lifetime, "_handles", Living())
+    monkeypatch.setattr("durabledbm._engine.flusher._threads_end", False)  # set by the end of the interpreter
     return []
 
 
@@ -129,7 +130,7 @@ def test_a_failure_that_is_not_the_disks_is_not_hidden(notes: list[str]) -> None
 @pytest.fixture
 def farewells(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], list[Any]]]:
     """What multiprocessing has been asked since the test began to call at the end of this process."""
-    monkeypatch.setattr(lifetime, "_promised", False)
+    monkeypatch.setattr(lifetime, "_promised", set())
     registry: dict[Any, Any] = multiprocessing.util._finalizer_registry  # type: ignore[attr-defined]
     before = set(registry)
 
@@ -156,5 +157,5 @@ def test_a_child_of_multiprocessing_says_farewell_once(
     farewell()
     assert notes == ["here ends", "first ends", "second ends"]
     lifetime._after_fork()
-    lifetime._finish_with_multiprocessing()
+    lifetime._finish_with("multiprocessing")
     assert len(farewells()) == 1, "what its parent had asked for is not done in a child's child"

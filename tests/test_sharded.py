@@ -9,6 +9,7 @@ import random
 import shelve
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -22,7 +23,6 @@ from typing import Any
 import pytest
 from children import Child
 from mapping_spec import CLOSING, KEYED, READ_ONLY, READING, WRITING
-from simdisk import SimVolume, disk_error
 
 import durabledbm
 import durabledbm.shelve
@@ -453,16 +453,38 @@ def test_a_manifest_that_cannot_be_read_or_written_is_an_error_that_names_it(tmp
 
 
 @pytest.mark.parametrize("faster", [True, False])
-def test_where_there_are_no_links_the_manifest_gets_its_name_all_the_same(tmp_path: Path, faster: bool) -> None:
+def test_where_there_are_no_links_the_manifest_gets_its_name_all_the_same(
+    tmp_path: Path, faster: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Unless another process was faster: then its manifest stays."""
-    name = str(tmp_path / "durabledbm.shards")
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    for shards in (2, 3):
+        (tmp_path / f"shard-0000-of-{shards:04}").touch()
     if faster:
         _manifest.write(str(tmp_path), 3)
-    volume = SimVolume({f"{name}.new": b"ours"})
-    volume.fail_at(0, disk_error(errno.EPERM, "none"), kinds=("link",))
-    _manifest._give_name(volume, f"{name}.new", name)
-    assert volume.fired == 1
-    assert volume.paths() == ([] if faster else [name])
+    monkeypatch.setattr(os, "link", refuse)
+    _manifest.write(str(tmp_path), 2)
+    assert _manifest.read(str(tmp_path)) == (3 if faster else 2)
+    assert len(os.listdir(tmp_path)) == 3, "no temporary file is left"
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o644])
+def test_what_stands_beside_the_shards_and_all_copies_have_their_permissions(directory: str, mode: int) -> None:
+    umask = os.umask(0)
+    try:
+        with open_sharded(directory, "c", mode, shards=2) as db:
+            db["key"] = "value"
+            db.backup(f"{directory}.copy")
+        reshard(directory, f"{directory}.3", shards=3)
+    finally:
+        os.umask(umask)
+    for made in (directory, f"{directory}.copy", f"{directory}.3"):
+        assert {stat.S_IMODE(entry.stat().st_mode) for entry in os.scandir(made)} == {mode}
+        if made != directory:
+            assert stat.S_IMODE(os.stat(made).st_mode) == mode | (mode & 0o444) >> 2
 
 
 def test_the_cache_is_shared_out(directory: str) -> None:

@@ -276,7 +276,7 @@ def test_an_old_database_whose_files_have_suffixes_is_not_shadowed_by_an_empty_s
 ) -> None:
     for suffix in suffixes:
         Path(path + suffix).touch()
-    with pytest.raises(durabledbm.error, match=r"is a dbm\.n?du?m?bm? database.*migrate"):
+    with pytest.raises(durabledbm.error, match=r"an old dbm\.n?du?m?bm? database.*migrate"):
         shelve.open(path)
     assert not Path(path).exists()
 

@@ -18,7 +18,7 @@ import pytest
 
 import durabledbm
 from durabledbm._engine.meta import META_SIZE
-from durabledbm.stdlib import install, run_script, uninstall, whichdb
+from durabledbm.stdlib import install, uninstall, whichdb
 
 _dbm: Any = dbm
 
@@ -275,44 +275,3 @@ def test_a_file_whose_first_page_is_damaged_is_still_recognized(path: str) -> No
     with open(path, "r+b") as file:
         file.write(bytes(META_SIZE))
     assert whichdb(path) == "durabledbm"
-
-
-# The runner
-
-
-SCRIPT = """
-import atexit, dbm, shelve, sys
-import helper
-class Thing: pass
-print(__name__, __file__, sys.argv, sys.path[0])
-with dbm.open(sys.argv[1], "c") as db:
-    db["k"] = "v"
-with shelve.open(sys.argv[1] + "-shelf") as shelf:
-    shelf["thing"] = Thing()
-    shelf["thing"]
-atexit.register(lambda: dbm.open(sys.argv[1] + "-late", "c").close())
-sys.exit(7)
-"""
-
-
-def test_run_script_runs_a_program_as_python_would(tmp_path: Path) -> None:
-    script = tmp_path / "scripts" / "program.py"
-    script.parent.mkdir()
-    script.write_text(SCRIPT)
-    script.with_name("helper.py").touch()
-    target = str(tmp_path / "db")
-    program = "import sys; from durabledbm.stdlib import run_script; run_script(sys.argv[1], sys.argv[2:])"
-    command = [sys.executable, "-c", program, str(script), target, "--option"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.stderr == ""
-    assert result.returncode == 7
-    assert result.stdout.split(maxsplit=2)[:2] == ["__main__", str(script)]
-    assert f"{[str(script), target, '--option']} {script.parent}" in result.stdout
-    for suffix in ("", "-shelf", "-late"):
-        assert is_ours(target + suffix)
-
-
-def test_run_script_reports_a_script_that_is_not_there(path: str) -> None:
-    with pytest.raises(durabledbm.error) as info:
-        run_script(path)
-    assert info.value.filename == path

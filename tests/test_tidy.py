@@ -18,11 +18,11 @@ LINES_OF_A_FILE = 600
 LINES_OF_A_FUNCTION = 60
 
 LAYERS = """
-errors  progress  _engine.checksum
-_engine.cells  _engine.page  _engine.rows  _engine.observer  _engine.freepages  _engine.disk
-_engine.meta  _engine.node  _engine.space  _engine.locks  _engine.posix  _engine.windows
-_engine.creation  _engine.draft  _engine.pager  _engine.pins  _engine.recovery  _engine.kernel32
-_engine.native  _engine.tree  _engine.writer
+errors  progress  _caller  _parallel  _engine.checksum  _engine.patience
+_engine.cells  _engine.page  _engine.rows  _engine.observer  _engine.freepages  _engine.disk  _engine.pageset
+_engine.longruns  _engine.meta  _engine.node  _engine.space  _engine.locks  _engine.posix  _engine.windows
+_engine.draft  _engine.pager  _engine.pins  _engine.recovery  _engine.kernel32
+_engine.creation  _engine.native  _engine.reentry  _engine.tree  _engine.unpinned  _engine.writer
 _engine.joining  _engine.view  _engine.walk
 _engine.merge
 _engine.state  _engine.vacuum
@@ -33,16 +33,17 @@ _engine.flusher
 _engine.pipes
 _engine.deferred  _engine.group
 _engine.pipeline
-_sorting  _filemap  _shelfparts  _text  _until  _writeback
+_words
+_children.*  _sorting  _filemap  _readers.*  _shelfparts  _tempfiles  _text  _until  _writeback
 mapping  records
-lifetime  _blocks  _folding  _logfiles  _streams  redisdb
-_logwriter  _pages  _manifest
-changelog
+lifetime  _blocks  _folding  _logfiles  _streams
+_logwriter  _pages  _manifest  remote.*
+_kinds
 _builder
 _treediff
 _survey  snapshot  check  reorganize  stats  transaction  backup
 attach  inspect  _picture.*
-upkeep
+changelog  upkeep
 handle
 database
 _shardparts  stdlib  salvage
@@ -51,6 +52,7 @@ dump
 restore  _foreign  sharded  shelve
 migration  reshard
 export
+mirror
 tour.*
 cli.*
 __main__
@@ -67,7 +69,7 @@ TOUCHES_THE_SYSTEM = {
 }
 """Modules of the engine that may import os, fcntl, or the like, and why. All others are handed what they need."""
 
-OPTIONAL = {"tqdm", "lmdb", "redis"}
+OPTIONAL = {"tqdm", "lmdb", "psycopg", "redis"}
 """What a module above the engine may import if it is there."""
 
 SYSTEM_MODULES = {
@@ -98,8 +100,8 @@ OPEN_TO_ALL = {"_engine.checksum", "_engine.disk", "_engine.native", "_engine.cr
 """Modules of the engine that others may use: files and their names, what a file says of itself, and checksums."""
 
 LOOKS_INTO_THE_ENGINE = """
-_blocks  _builder  _foreign  _pages  _picture.*  _survey  _treediff  attach  backup  check  database  handle
-inspect  lifetime
+_blocks  _builder  _foreign  _pages  _picture.*  _survey  _treediff  attach  backup  check  database
+handle  inspect  lifetime  migration
 reorganize  salvage  sharded  snapshot  stats  stdlib  transaction  upkeep
 """
 """Modules above the engine that may import the rest of it."""

@@ -20,9 +20,11 @@ What stands in the file, as pure functions on bytes
     space       free pages in the file
 
 Reading
+    longruns    runs verified piece by piece, without the holes of a sparse file
+    pageset     which pages a walk has come to
     pager       verified reads of runs, through a cache
     tree        the tree under one root, which never changes
-    walk        every run of a tree
+    walk        the one walk through a tree: each page once
     view        a tree with layers of changes on top
     state       a committed state: a meta and its view
 

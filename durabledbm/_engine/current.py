@@ -3,26 +3,37 @@
 Readers take the current state and need nobody's leave. `current` notices commits of other processes by one small read.
 A look-up that is overtaken, because its pages were reused before it read them, finds that out by their checksums and is
 tried again on the newer state; whoever reads for longer pins the state first (see `locks`). `Store` adds writing.
+
+What else can happen to an open file is noticed here, too. Its name may be taken away, or given to another file: then
+nothing may be acknowledged any more, since nobody would find it. Another copy may be put in its place, by a program
+that knows no locks: then the file holds commits that do not follow the one that was read last (see `meta.may_follow`),
+and the handle is done for. And its descriptor may be closed by another part of the program: then the file is opened
+again, and what was locked is locked again.
 """
 
 from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Mapping
+import weakref
+from collections.abc import Iterator, Mapping
+from functools import partial
+from itertools import repeat
 
 from ..errors import ClosedError, CorruptionError, ReadOnlyError, error
 from .commit import Committer
-from .disk import Disk, Volume
+from .disk import ELSEWHERE, Disk, Volume
 from .locks import WriterLock, pin, unpin, writer_present
-from .meta import LOOK_OFFSET, LOOK_SIZE, Meta, first_page
+from .meta import LOOK_OFFSET, LOOK_SIZE, Meta, first_page, may_follow
 from .node import Overflow
 from .observer import Observer
 from .pager import Pager
-from .pins import Pins, PinTable, Reader
+from .pins import Hold, Pins, PinTable, Reader
 from .recovery import Slots, newest, read_slots, visible
+from .reentry import Inside, held_here
 from .rows import RowCache
 from .state import State
+from .unpinned import Unpinned
 
 __all__ = ["NEVER", "Current"]
 
@@ -38,6 +49,28 @@ _ROW_RARITY = 4
 soon enough, and what is asked for once does not push out the rest."""
 
 
+_GLANCES, _MOST_LOOKS = 4, 128
+"""Asking whether the file still has its name costs three times as much as a look. So after so many looks with it, one
+look does without, then two, four and so on, up to so many."""
+
+_RESCUE = "what it held can be saved with backup(); then close this handle and open the file again"
+
+_AGAIN = "the file must be opened again, after a fork or because its descriptor was closed, and cannot be"
+
+_INHERITED = (
+    "this snapshot or iterator is from before the fork, and its pages were reused before this process first read them: "
+    "take a snapshot in the process that reads it, or read it there before the parent ends its own"
+)
+
+_INTERRUPTED = (
+    "another part of the program closed the descriptor of the file, and pages of this snapshot or iterator were reused "
+    "before the file was opened again"
+)
+
+_kept: set[Disk] = set()
+"""The disks of open handles."""
+
+
 class Current:
     """One open database file, as readers see it. Any thread may call anything here at any time, but `close`."""
 
@@ -47,15 +80,16 @@ class Current:
         self.disk = disk
         self.path = disk.path
         self.readonly = not disk.writable
-        self.mutex = threading.Lock()
-        self._committing = threading.Lock()
-        """Held while a commit is under way; so if one is when nobody holds this, it was interrupted."""
         self.file = disk.identity()
+        self.inside = Inside(disk.path, self.file)
+        self.rows = RowCache(cache_size // 2)
+        self._make_locks()
         self.writer = WriterLock(self.file)
         self.pins = PinTable()
-        self.rows = RowCache(cache_size // 2)
         self.failure: BaseException | None = None
         self.closed = False
+        self._foreign: str | None = None
+        """What is in the file now does not follow what was read: why nothing can be done with this handle."""
         self.lost = False
         """Acknowledged commits, not synced yet when a write failed, may be gone."""
         self.underway = False
@@ -65,67 +99,120 @@ class Current:
         self.hits = 0
         """Look-ups that found all pages in memory, about."""
         self._settled = False
-        self._forked = False
+        self._aside: list[weakref.ref[Unpinned]] = []
+        """Where those read whose pins were lost once."""
+        self.looks: Iterator[bytes] = iter(())
+        """Each step is a look at the file. When it ends, `glance` is due."""
+        self._glances = 0
+        """Glances since anything but looks happened."""
         self._doubtful = NEVER
         """The look of a commit that is written, not yet synced: it is not shown till it is, or its writer is gone."""
         self._cache_size = cache_size - cache_size // 2
         self.read = disk.read
         self.look = NEVER
-        self.pager = Pager(disk, page_size, self._cache_size)
-        self.state = self._unborn()
+        self.pager = self._new_pager(page_size)
+        self.state = self._uninitialised()
         self._load()
         self.committer = Committer(disk, self.pager)
+
+    def _make_locks(self) -> None:
+        self.mutex = threading.RLock()
+        self._committing = threading.RLock()
+        """Held while a commit is under way; so if one is when nobody holds this, it was interrupted."""
+        self.rows.lock = threading.RLock()
+        self.inside.locks = self.mutex, self._committing, self.rows.lock
 
     # -- the current state -------------------------------------------------------------------------
 
     def current(self) -> State:
         """The newest commit of any process."""
-        if self.read(LOOK_SIZE, LOOK_OFFSET) != self.look:
-            self.refresh()
-        return self.state
+        try:
+            if next(self.looks, b"") == self.look or self.glance():
+                return self.state
+        except OSError as exc:
+            if not self.may_pass(exc):
+                raise
+        return self.refresh()
+
+    def glance(self) -> bool:
+        """Whether the state is the newest, as a look tells, and the file still is this handle's and has its name.
+
+        If so, some of the next looks need not ask for that.
+        """
+        if not self.in_place() or self.read(LOOK_SIZE, LOOK_OFFSET) != self.look:
+            return False
+        count = min(1 << self._glances >> _GLANCES, _MOST_LOOKS)
+        self.looks = map(self.read, repeat(LOOK_SIZE, count), repeat(LOOK_OFFSET))
+        self._glances += count < _MOST_LOOKS
+        return True
+
+    def may_pass(self, cause: OSError) -> bool:
+        """Whether a read that has failed is worth another try: writers overtook it, or the descriptor is gone."""
+        return isinstance(cause, CorruptionError) or not (self.closed or self.disk.held())
 
     def refresh(self) -> State:
         """Look again for newer commits. While this handle writes, nobody else can have committed."""
         self.check()
-        if self._forked:
-            self._reopen()
-        with self.mutex:
-            self._drain()
-            if not self.writer.writing:
-                self._refresh()
-            return self.state
+        if self.inside.holds_lock():
+            return self.state  # the newest that is installed: this call has interrupted one that was looking
+        self.attend()
+        try:
+            with self.mutex:
+                self._drain()
+                self._look_again()
+                self.check_name()
+                return self.state
+        finally:
+            self._released()
+
+    def _look_again(self) -> None:
+        if not self.writer.writing:
+            self._refresh()
+        elif self.read(LOOK_SIZE, LOOK_OFFSET) != self.look and not self.underway:
+            raise self._replaced()
 
     def _refresh(self) -> None:
-        if not self.state.meta.txid and not self.disk.linked():
-            self._use(self._volume.open(self.path, writable=not self.readonly))
-            self.file = self.disk.identity()
-            self.writer = WriterLock(self.file)
+        seen = self.state.meta
+        if not seen.txid and (successor := self._successor()) is not None:
+            self._go_on_with(successor)
         look = self.read(LOOK_SIZE, LOOK_OFFSET)
         if look == self.look or (look == self._doubtful and writer_present(self.disk)):
             return
         slots = read_slots(self.disk)
-        if not slots.size:
+        if slots.uninitialised:
+            if seen.txid:
+                raise self._replaced()
             return
         found = visible(self.disk, slots)
         if found is None:
+            if seen.txid and slots.look:
+                raise self._replaced()
             newest(self.disk, slots)  # says what is wrong
             return
         meta, slot, certain = found
-        if meta.database_id != self.state.meta.database_id:
-            if self.state.meta.txid:
-                raise CorruptionError("the file was replaced by another database while it was open", path=self.path)
+        if not seen.txid:
             self._load_from(slots)
             return
-        if meta.txid > self.state.meta.txid:
+        if slots.look:  # else a slot is being written, and may be the newest one
+            self._compare(slots)
+        if meta.txid > seen.txid:
             self._settled = False
             self._install(State.make(meta, slot, self.pager), None)
         self.look, self._doubtful = (slots.look, NEVER) if certain else (NEVER, slots.look)
+
+    def _compare(self, slots: Slots) -> None:
+        """Raise if the file holds something that cannot have followed the state by commits alone."""
+        seen = self.state.meta
+        if seen.txid:
+            meta = max((meta for meta in slots.metas if meta is not None), key=lambda meta: meta.txid)
+            if meta.database_id != seen.database_id or not may_follow(meta, seen):
+                raise self._replaced(meta)
 
     def _load(self) -> None:
         """Decide what the file holds, when it is opened."""
         for _ in range(100):
             slots = read_slots(self.disk)
-            if not slots.size:
+            if slots.uninitialised:
                 return
             try:
                 self._load_from(slots)
@@ -145,13 +232,18 @@ class Current:
             meta, slot = newest(self.disk, slots)
             self.look = slots.look
         if meta.page_size != self.pager.page_size:
-            self.pager = Pager(self.disk, meta.page_size, self._cache_size)
+            self.pager = self._new_pager(meta.page_size)
             if hasattr(self, "committer"):
                 self.committer = Committer(self.disk, self.pager)
         self._install(State.make(meta, slot, self.pager), None)
 
-    def _unborn(self) -> State:
-        """The state of a file of 0 bytes."""
+    def _new_pager(self, page_size: int) -> Pager:
+        pager = Pager(self.disk, page_size, self._cache_size)
+        pager.mend = partial(_mend, weakref.ref(self))  # weakly: handles that are dropped are freed at once
+        return pager
+
+    def _uninitialised(self) -> State:
+        """The state of a file that was not initialised yet."""
         meta = Meta(0, self._page_size, bytes(16), first_page(self._page_size))
         return State.make(meta, 0, self.pager)
 
@@ -188,7 +280,7 @@ class Current:
         if pager.misses == misses:
             self.hits += 1
         if type(value) is Overflow:
-            return pager.value(value)
+            return pager.value(value, key)
         self._fetched += 1
         if value is not None and not (rows.aged and self._fetched % _ROW_RARITY):
             self._keep_row(state, key, value)
@@ -199,17 +291,106 @@ class Current:
         return self.rows.young.get(key) or self.fetch(key)
 
     def _keep_row(self, state: State, key: bytes, value: bytes) -> None:
+        if held_here(self.rows.lock):
+            return  # interrupted while it was put in order
         with self.rows.lock:
             if self.state is state:  # else a commit may just have taken out what would be put in
                 self.rows.keep(key, value)
 
+    # -- the file and its name ---------------------------------------------------------------------
+
+    def in_place(self) -> bool:
+        """Whether the open file still is this handle's, and has its name."""
+        return self.disk.held() and self.disk.linked()
+
+    def check_name(self) -> None:
+        """Raise `error` if the file was moved, removed or replaced, unless it is one that nobody has written to yet."""
+        self.looks, self._glances = iter(()), 0
+        if self.state.meta.txid and not self.disk.linked():
+            raise self._displaced()
+
+    def _displaced(self) -> error:
+        return error(errno.ESTALE, f"{ELSEWHERE}: {_RESCUE}", self.path)
+
+    def _replaced(self, meta: Meta | None = None) -> CorruptionError:
+        """The error for a file that something else has written to. Nothing can be done any more with this handle."""
+        seen = self.state.meta
+        if meta is None:
+            what = "something else has written to the file while it was open"
+        elif meta.database_id != seen.database_id:
+            what = "the file was replaced by another database while it was open"
+        else:
+            what = "the file was replaced by another copy of it while it was open, or its disk has lost commits: "
+            what += f"it holds commit {meta.txid}, "
+            what += f"which is {'older' if meta.txid < seen.txid else 'of another history'} than commit {seen.txid}"
+        self._foreign = f"{what}; close this handle and open the file again"
+        self.look, self._doubtful = NEVER, NEVER
+        self.lost = self.lost or self.committer.is_loose
+        self.failure = CorruptionError(self._foreign, path=self.path)
+        return CorruptionError(self._foreign, path=self.path)
+
+    def attend(self) -> None:
+        """See to it that the open file is this handle's."""
+        if not self.disk.held():
+            self._regain()
+
+    def _regain(self) -> None:
+        """Somebody else has closed the file's descriptor, or it could not be opened again after a fork. Open the file
+        by its name, and lock what was locked. What was open is not closed: its number is another file's.
+        """
+        with self.mutex:
+            if self.closed or self.disk.held():
+                return
+            try:
+                self.disk.regain()
+            except FileNotFoundError as exc:
+                raise self._displaced() from exc
+            except OSError as exc:
+                raise error(exc.errno, f"{_AGAIN}: {exc.strerror}", self.path) from exc
+            self.read, self.looks = self.disk.read, iter(())
+            writing = self.writer.writing
+            unchanged = self.read(LOOK_SIZE, LOOK_OFFSET) == self.look
+            if not self.writer.regain() or (writing and not unchanged):
+                self.writer.writing = False
+                self.poison(error("its descriptor was closed by another part of the program, and others have written"))
+            for txid in self.pins.locked:
+                pin(self.disk, txid)
+            if self.pins.locked and not unchanged:
+                self._set_aside(min(self.pins.locked), _INTERRUPTED, [])
+        self.check()
+
+    def _set_aside(self, txid: int, reason: str, readers: list[Reader]) -> None:
+        """Whoever reads commit `txid` or a later one now goes on with the present pager, all others with a new one.
+
+        `readers` are pinned as soon as one of them reads a page. Nothing is left in the memory of their pager, so that
+        is when they first look something up, but for the few entries that stand in the meta page.
+        """
+        old, this = self.pager, weakref.ref(self)
+        self.pager = old.successor()
+        guard = Unpinned(old, self.disk, txid, readers, reason, partial(_adopt, this), partial(_newest, this))
+        self._aside = [ref for ref in self._aside if ref() is not None] + [weakref.ref(guard)]
+        self.state = State.make(self.state.meta, self.state.slot, self.pager)
+        self.committer.use(self.pager)
+
     # -- pins --------------------------------------------------------------------------------------
 
-    def pin(self, reader: Reader) -> State:
-        """Pin the current state for `reader` and return it: its pages stay until `unpin`."""
+    def pin(self, reader: Reader, *, displaced: bool = False) -> State:
+        """Pin the current state for `reader` and return it: its pages stay until `unpin`.
+
+        If the file has lost its name, this raises `error`, unless `displaced` is true.
+        """
         self.check()
-        if self._forked:
-            self._reopen()
+        if held_here(self.mutex) or held_here(self.rows.lock):
+            return self._pin_apart(reader)
+        self.attend()
+        if not displaced:
+            self.check_name()
+        try:
+            return self._pin(reader)
+        finally:
+            self._released()
+
+    def _pin(self, reader: Reader) -> State:
         with self.mutex:
             while True:
                 self._drain()
@@ -222,8 +403,7 @@ class Current:
                 # The lock must be there before the next commit but one can look for it: so look for commits afterwards.
                 if fresh and not pin(self.disk, txid):
                     raise error(errno.ENOLCK, "the file system refuses locks", self.path)
-                if not self.writer.writing:
-                    self._refresh()
+                self._look_again()
                 if self.state is state:
                     if fresh:
                         self.pins.locked.add(txid)
@@ -231,28 +411,71 @@ class Current:
                 if txid:
                     self.pins.ended.append((reader, txid))
 
-    def unpin(self, reader: Reader) -> None:
-        """End a `pin`, if it began. May be called at any moment, also by the garbage collector in a thread that has the
-        mutex.
+    def _pin_apart(self, reader: Reader) -> State:
+        """Pin a state for a call that has interrupted its own thread amid the bookkeeping of pins.
+
+        That is left alone: the pin is a lock of an open file of its own, which ends with it.
         """
+        disk = reader.disk = self.disk.reopen()
+        while True:
+            # While something is pending nobody else commits, and what is pending builds on the state installed here.
+            slots = None if self.writer.reserved else read_slots(disk)
+            found = None if slots is None else visible(disk, slots)
+            state = self.state if found is None else State.make(found.meta, found.slot, self.pager)
+            txid = state.meta.txid
+            if not txid:
+                return state
+            if not pin(disk, txid):
+                raise error(errno.ENOLCK, "the file system refuses locks", self.path)
+            if slots is None or read_slots(disk).metas == slots.metas:
+                return state
+            unpin(disk, txid)
+
+    def hold(self) -> Hold:
+        """Keep the pages of the current state. The writer lock must be held, so the file needs no lock for it."""
+        with self.mutex:
+            return Hold(self.pins, self.state.meta.txid, self.unpin)
+
+    def unpin(self, reader: Reader) -> None:
+        """End a `pin`, if it began. May be called at any moment, also by the garbage collector; it never waits."""
+        if reader.disk is not None:
+            reader.disk.close()
         if not reader.txid:
             return
         self.pins.ended.append((reader, reader.txid))
-        if not self.mutex.locked():  # else it may be this thread's, which will see to it
-            with self.mutex:
-                self._drain()
+        reader.txid = 0
+        self._released()
+
+    def _released(self) -> None:
+        """The mutex was let go of: see to what came in meanwhile from those who could not wait for it."""
+        while self.pins.ended and not self.inside.holds_lock():
+            try:
+                try:
+                    if self.mutex.acquire(blocking=False):
+                        self._drain()
+                finally:
+                    self.mutex.release()  # the first thing in the `finally`: no interrupt comes before it
+            except RuntimeError:
+                break  # it was not to be had: whoever has it comes here, too
+        if self.inside.postponed:
+            self.inside.came_out()
 
     def _drain(self) -> None:
         """Release the locks of pins that have ended. The mutex must be held."""
         for txid in self.pins.drain():
-            if not self.closed and not self._forked:
+            if not self.closed:
                 unpin(self.disk, txid)
 
     def oldest_pin(self) -> Pins | None:
         """The oldest commit that any handle of any process has pinned."""
-        with self.mutex:
-            self._drain()
+        if self.inside.holds_lock():
             return self.pins.oldest(self.disk)
+        try:
+            with self.mutex:
+                self._drain()
+                return self.pins.oldest(self.disk)
+        finally:
+            self._released()
 
     def oldest_txid(self) -> int | None:
         """The oldest commit that any handle of any process has pinned, or None."""
@@ -261,10 +484,26 @@ class Current:
 
     # -- ends --------------------------------------------------------------------------------------
 
+    def _successor(self) -> Disk | None:
+        """The file that the name leads to, if it is another one by now.
+
+        Before anything was committed here, whoever puts a database in place of the empty file may expect that it is
+        used, and a file that was removed must not be written. Raises `FileNotFoundError` if it was.
+        """
+        return None if self.disk.linked() else self._volume.open(self.path, writable=not self.readonly)
+
+    def _go_on_with(self, successor: Disk) -> None:
+        """Leave the empty file for its successor. The mutex must be held."""
+        self._use(successor)
+        self.file = self.inside.file = successor.identity()
+        self.writer = WriterLock(self.file)
+
     def check(self) -> None:
         """Raise if the handle is not usable any more."""
         if self.closed:
             raise ClosedError
+        if self._foreign is not None:
+            raise CorruptionError(self._foreign, path=self.path)
         if self.failure is not None:
             what = "an earlier write failed; close the handle and open the file again to see what is on the disk"
             raise error.because(self.failure, what, self.path) from self.failure
@@ -273,59 +512,87 @@ class Current:
         """Raise if the handle may not write."""
         self.check()
         if self.readonly:
-            raise ReadOnlyError("The database is opened for reading only")
+            raise ReadOnlyError(f"{self.path}: the database is opened for reading only")
 
     def poison(self, cause: BaseException) -> None:
         """After a failed write nothing may be assumed about the disk: the next open decides."""
         self.failure = cause
 
+    def keep(self) -> None:
+        """Keep the disk open until `close`: in a reference cycle it might be finalized before the handle is."""
+        _kept.add(self.disk)
+
     def _use(self, disk: Disk) -> None:
         """Go on with another `Disk`: another file of the same name, or the same file after a fork."""
         old, self.disk = self.disk, disk
-        self.read = disk.read
+        if old in _kept:
+            _kept.add(disk)
+            _kept.discard(old)
+        self.read, self.looks = disk.read, iter(())
         self.pager.use(disk)
         if hasattr(self, "committer"):
             self.committer.disk = disk
         old.close()
 
     def after_fork(self) -> None:
-        """In a child process: stop sharing the parent's open file, whose locks would be shared too.
+        """In a child process, in which the disk has changed to an open file of its own (see `disk`).
 
-        The file is opened again when it is first used, or now if something is pinned. Locks that other threads of the
-        parent held at that moment have nobody to release them here, so they are made anew.
+        Locks that other threads of the parent held at that moment have nobody to release them here, so they are made
+        anew. What is pinned is pinned by the parent; here it is pinned when it is read.
         """
         if self.closed:
             return
-        self.mutex = threading.Lock()
-        self._committing = threading.Lock()
-        self.rows.lock = threading.Lock()
+        self._make_locks()
         self.writer.forget()
         self.writer = WriterLock(self.file)
         self._settled = self.underway = False
-        self._forked = True
-        self.look = NEVER
-        self.read = self._read_reopened
-        self.committer.give_up()
-        if self.pins.readers:
-            self._reopen()
-
-    def _reopen(self) -> None:
-        with self.mutex:
-            if self._forked:
-                self._use(self.disk.reopen())
-                self._forked = False
-                for txid in self.pins.readers:
-                    pin(self.disk, txid)
-
-    def _read_reopened(self, length: int, offset: int) -> bytes:
-        self._reopen()
-        return self.disk.read(length, offset)
+        self.look, self.looks = NEVER, iter(())
+        self.read = self.disk.read
+        self.committer.after_fork()
+        for reference in self._aside:
+            if (guard := reference()) is not None:
+                guard.part()
+        readers = self.pins.part()
+        if readers:
+            self._set_aside(min(reader.txid for reader in readers), _INHERITED, readers)
 
     def close(self) -> None:
         """Release the file. No thread may be writing."""
         with self.mutex:
+            self._drain()
             self.closed = True
+            _kept.discard(self.disk)
             self.disk.close()
-            self.read = self.disk.read
+            self.read, self.looks = self.disk.read, iter(())
             self.pager.clear()
             self.rows.clear()
+
+
+def _mend(store: weakref.ref[Current], cause: error) -> bool:
+    """As `Pager.mend`: open the file again if that is the matter, and raise what is wrong if more is known."""
+    this = store()
+    if this is None or this.closed:
+        return False
+    lost = not this.disk.held()
+    this.refresh()
+    return lost
+
+
+def _adopt(store: weakref.ref[Current], readers: list[Reader]) -> None:
+    """Pin what `readers` read, as far as they still read."""
+    this = store()
+    if this is None:
+        raise ClosedError
+    this.check()
+    this.attend()
+    with this.mutex:
+        for reader in readers:
+            if txid := reader.txid:
+                this.pins.add(reader, txid)
+                this.pins.locked.add(txid)
+                pin(this.disk, txid)
+
+
+def _newest(store: weakref.ref[Current]) -> int:
+    this = store()
+    return 0 if this is None else this.state.meta.txid

@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from ..errors import BusyError
-from .flusher import Flusher
 from .locks import Turn
-from .pipes import MOMENT, tidy
+from .pipes import Pipeline
+from .reentry import held_here
+from .spill import Spill
 from .state import State
 from .store import Store
 from .view import View
@@ -27,22 +28,22 @@ _PENDING_MAX = 256 * 2**20
 T = TypeVar("T")
 
 
-class Deferred:
+class Deferred(Pipeline):
     """Keeps changes in memory, and the writer lock with them, until `flush`."""
 
     def __init__(self, store: Store, timeout: float | None) -> None:
-        self.store = store
-        self.flusher: Flusher | None = None
-        self.timeout = timeout
-        self._mutex = threading.Lock()
-        """Held while the pending work is changed or committed."""
-        self._glance = threading.Lock()
-        """Held, within that, only while the pending work really changes: readers wait for this one."""
+        super().__init__(store, timeout)
+        self._make_locks()
         self._work: Work | None = None
         self._state = store.state
         self._transaction: Turn | None = None
-        self.spilling = False
-        """A transaction has outgrown memory, and written what is pending to pages of its own."""
+
+    def _make_locks(self) -> None:
+        self._mutex = threading.RLock()
+        """Held while the pending work is changed or committed."""
+        self._glance = threading.RLock()
+        """Held, within that, only while the pending work really changes: readers wait for this one."""
+        self.store.inside.locks += (self._mutex, self._glance)
 
     def run(self, operation: Callable[[Work], T]) -> T:
         turn = Turn()
@@ -58,20 +59,24 @@ class Deferred:
         return result
 
     def put(self, key: bytes, value: bytes) -> bool:
-        """Set the value of `key` without taking a turn, which is possible if something is pending already and nobody
-        is in a transaction. False if it was not: then `run` is the way.
-        """
+        # No turn is needed if something is pending already, nobody is in a transaction, and there is nothing to say.
         store, flusher = self.store, self.flusher
-        with self._mutex:
-            work = self.pending()
-            if work is None or work.size > _PENDING_MAX or self._in_transaction or store.underway:
-                return False
-            if store.closed or store.failure is not None:
-                return False
-            if flusher is not None and (flusher.failure is not None or flusher.late()):
-                return False
-            with self._glance:
-                work.put(key, value)
+        if held_here(self._mutex) or held_here(store.mutex):
+            return False  # this call has interrupted one of its own thread: `run` refuses it
+        try:
+            with self._mutex:
+                work = self.pending()
+                if work is None or work.size > _PENDING_MAX or self._in_transaction or store.underway:
+                    return False
+                if store.closed or store.failure is not None:
+                    return False
+                if flusher is not None and (flusher.failure is not None or flusher.overdue):
+                    return False
+                with self._glance:
+                    work.put(key, value)
+        finally:
+            if store.inside.postponed:
+                store.inside.came_out()
         return True
 
     def _current_work(self) -> Work:
@@ -90,13 +95,15 @@ class Deferred:
         with self._mutex:
             work, flusher = self.pending(), self.flusher
             try:
-                if work is not None and (work.size > _PENDING_MAX or (flusher is not None and flusher.late())):
+                if work is not None and (
+                    work.size > _PENDING_MAX
+                    or (flusher is not None and (flusher.overdue or not flusher.wake()))
+                ):
                     self._commit()
             finally:
-                keep = self.store.writer.reserved = self.pending() is not None
+                self.store.writer.reserved = self.pending() is not None
+                self.store.writer.lasting = self.flusher is None
                 turn.end()
-        if keep and self.flusher is not None:
-            self.flusher.wake()
 
     def _commit(self) -> None:
         """Commit what is pending. The mutex must be held, and the writer lock kept."""
@@ -104,13 +111,12 @@ class Deferred:
             self.store.settle()  # somebody was interrupted who committed it
         work = self.pending()
         if work is not None:
-            # A transaction that is open builds on pages that nobody pins: one commit leaves them, more may not.
             self.store.commit(work, shrink=not self._in_transaction)
             with self._glance:
                 self._work = None
             self.store.writer.reserved = False
             if self.flusher is not None:
-                self.flusher.done()
+                self.flusher.mark_flushed()
 
     @property
     def _in_transaction(self) -> bool:
@@ -124,6 +130,9 @@ class Deferred:
         return work
 
     def count(self) -> int:
+        if held_here(self._glance):  # interrupted amid a change: nothing that it relies on may be touched
+            work = self.pending()
+            return self.store.state.meta.entry_count if work is None else work.counted_afresh()
         with self._glance:
             work = self.pending()
             if work is not None:
@@ -131,6 +140,9 @@ class Deferred:
         return self.store.current().meta.entry_count
 
     def view(self) -> tuple[View, State] | None:
+        if held_here(self._glance):
+            work, state = self.pending(), self._state
+            return None if work is None else (work.copied_view(), state)
         with self._glance:
             work, state = self.pending(), self._state
             return None if work is None else (work.view(), state)
@@ -139,8 +151,14 @@ class Deferred:
         self.store.begin(turn, self.timeout)
         with self._mutex, self._glance:
             work = self._current_work()
-            self.spilling, self._transaction = False, turn
-            return Work(work.view(), work.count)
+            self._transaction = turn
+            # What is pending may be committed while the transaction goes on reading what that replaces.
+            return Work(work.view(), work.count, hold=self.store.hold() if work.size else None)
+
+    def spill(self, work: Work) -> Spill:
+        with self._mutex:
+            self._commit()
+            return super().spill(work)
 
     def finish(self, turn: Turn, work: Work | None, commit: Callable[[bool], State] | None = None) -> None:
         try:
@@ -157,15 +175,8 @@ class Deferred:
                         if work.cleared:
                             pending.clear()
                         pending.update(work.changes(), work.size)
-                self.spilling = False
         finally:
             self._end(turn)
-
-    def hurry(self) -> None:
-        self.timeout = MOMENT if self.timeout is None else min(self.timeout, MOMENT)
-
-    def tidy(self) -> None:
-        tidy(self)
 
     def before_fork(self) -> None:
         timeout, self.timeout = self.timeout, 0.0
@@ -177,12 +188,10 @@ class Deferred:
             self.timeout = timeout
 
     def after_fork(self) -> None:
-        self._mutex = threading.Lock()
-        self._glance = threading.Lock()
+        super().after_fork()
+        self._make_locks()
         self._work = None
-        self._transaction, self.spilling = None, False
-        if self.flusher is not None:
-            self.flusher = self.flusher.twin()
+        self._transaction = None
 
     @contextmanager
     def turn(self, turn: Turn | None = None) -> Iterator[None]:
@@ -197,13 +206,12 @@ class Deferred:
 
     def flush(self) -> None:
         # A transaction that is open, of whatever thread, does not stand in the way: what is pending is complete, and
-        # the transaction builds on it. Only one that has spilled has taken it along.
+        # the transaction builds on it.
         store = self.store
         with self._mutex:
             if self.pending() is None and not store.writer.reserved and not store.underway:
                 return
-            if not (self.spilling and self._in_transaction):
-                self._commit()
+            self._commit()
         turn = Turn()
         try:
             wanted = store.underway or self.pending() is not None

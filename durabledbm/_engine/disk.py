@@ -11,15 +11,31 @@ The contract that durability rests on:
   take them back. Nothing is promised about a power failure.
 * `sync` returns when everything written to this file before, by whatever process, is on the medium, the file's size
   included. If it raises, nothing may be assumed about any of these writes, nor about a later `sync` that succeeds.
-* A name created, linked or replaced in a directory is on the medium when `sync_directory` has returned.
+* A file that `resize` makes longer holds zeros there, also after a power failure, until something is written.
+* A name created, linked or replaced in a directory is on the medium when `sync_directory` has returned; where a system
+  cannot do that, it does what it can (see docs/durability.md).
+
+A `Disk` refers to its file through a number of the operating system, and others can take that number away: a daemon
+closes every descriptor that it does not know, and opens its logs. So a `Disk` never writes to, syncs, locks or closes
+a number that has become another file's; those calls raise `OSError` instead. `held` tells, and `regain` opens the file
+again by its name. Reading does not ask each time, since that would cost half as much as the read: whoever uses the
+bytes verifies them, and asks `held` when they are not what they should be.
+
+After a fork a `Disk` of the child refers to an open file of its own, so that the child shares no lock with its parent.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-__all__ = ["Disk", "LockOwner", "Volume"]
+if TYPE_CHECKING:
+    import os
+
+__all__ = ["ELSEWHERE", "Disk", "LockOwner", "Readable", "Volume"]
+
+ELSEWHERE = "the file was moved or removed while it was open, or another was put in its place"
+"""What is said of a name that does not lead to the open file any more."""
 
 
 class LockOwner(NamedTuple):
@@ -27,6 +43,24 @@ class LockOwner(NamedTuple):
 
     offset: int
     pid: int | None
+
+
+class Readable(Protocol):
+    """What reading alone needs of a `Disk`."""
+
+    @property
+    def path(self) -> str:
+        """The file's name."""
+
+    @property
+    def read(self) -> Callable[[int, int], bytes]:
+        """`read(length, offset)`, as `Disk.read`."""
+
+    def size(self) -> int:
+        """Length of the file in bytes."""
+
+    def data(self, start: int, stop: int) -> tuple[int, int]:
+        """As `Disk.data`."""
 
 
 class Disk(Protocol):
@@ -39,6 +73,11 @@ class Disk(Protocol):
 
     def size(self) -> int:
         """Length of the file in bytes."""
+
+    def data(self, start: int, stop: int) -> tuple[int, int]:
+        """The first stretch of the bytes in [start, stop) that the file system really keeps; `(stop, stop)` if there is
+        none. The bytes before it are a hole: zeros that take no space. Where the platform does not tell, it keeps all.
+        """
 
     def write(self, offset: int, parts: Sequence[bytes]) -> None:
         """Write the concatenation of `parts` at `offset`, all of it, growing the file if needed."""
@@ -56,7 +95,25 @@ class Disk(Protocol):
         """What tells this file from every other on the machine, whatever its name: device and inode."""
 
     def linked(self) -> bool:
-        """Whether `path` still names this file."""
+        """Whether `path` still names this file. True also where that cannot be told, as after a change of the root."""
+
+    def held(self) -> bool:
+        """Whether the open file is still this `Disk`'s. If not, its locks are gone; see `regain`."""
+
+    def regain(self) -> None:
+        """Open the file again, after `held` has said no. `read` is another then.
+
+        Raises `OSError` if `path` does not lead to the file, or it cannot be opened.
+        """
+
+    def status(self) -> os.stat_result:
+        """Owner, group and permissions, among other things."""
+
+    def take_owner(self, like: os.stat_result) -> None:
+        """Take over the owner, the group and the permissions of another file, as far as the system permits.
+
+        If the group cannot be had, another group must not get its permissions: it gets those of others.
+        """
 
     def lock(self, offset: int, *, exclusive: bool) -> bool:
         """Try to lock the one byte at `offset`; False if someone else's lock is in the way. Never waits for one.
@@ -66,7 +123,7 @@ class Disk(Protocol):
         """
 
     def unlock(self, offset: int) -> None:
-        """Release the byte at `offset`."""
+        """Release the byte at `offset`, if it is locked."""
 
     def lowest_lock(self, start: int, stop: int) -> LockOwner | None:
         """The lowest byte in [start, stop) that another `Disk` has locked, in whatever process, or None.
@@ -76,7 +133,7 @@ class Disk(Protocol):
         """
 
     def reopen(self) -> Disk:
-        """The same file, whatever its name is now, as a `Disk` of its own: for a child process after `fork`."""
+        """The same file, whatever its name is now, as a `Disk` of its own."""
 
     def close(self) -> None:
         """Release file and locks. Closing twice is harmless."""
@@ -95,10 +152,16 @@ class Volume(Protocol):
         """Give the file `source` the second name `target`; `FileExistsError` if that is taken."""
 
     def replace(self, source: str, target: str) -> None:
-        """Rename `source` to `target`, in place of whatever had that name, whose permissions it takes over."""
+        """Rename `source` to `target`, in place of whatever had that name.
+
+        It takes over owner, group and permissions of that (see `Disk.take_owner`).
+        """
 
     def remove(self, path: str) -> None:
         """Remove a name."""
 
     def sync_directory(self, path: str) -> None:
-        """Return when the names in the directory that holds `path` are on the medium."""
+        """Return when the names in the directory that holds `path` are on the medium.
+
+        Where the directory cannot be synced, the file at `path` is, which on most file systems does the same.
+        """

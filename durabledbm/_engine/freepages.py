@@ -98,6 +98,13 @@ class FreePages:
         found = self._find(want)
         return self._grown(want) if found < 0 else self._claimed(found, want)
 
+    def reserve(self, count: int, *, soon: bool) -> int:
+        """See to it that `count` pages are free, or may be `soon`, if need be at the end of the file; from where on."""
+        start, missing = len(self._free), count - self.free_count - soon * self.pending_count
+        if missing > 0:
+            self._reuse(*self._grown(missing))
+        return start
+
     def _may_grow(self, want: int, grow: bool) -> bool:
         if self.free_count == 0:
             return True
@@ -143,10 +150,12 @@ class FreePages:
 
     def _reuse(self, page_id: int, page_count: int) -> None:
         if page_count == 1:
+            self.free_count += not self._free[page_id]
             self._free[page_id] = 1
         else:
-            self._free[page_id : page_id + page_count] = b"\1" * page_count
-        self.free_count += page_count
+            end = page_id + page_count
+            self.free_count += self._free.count(0, page_id, end)
+            self._free[page_id:end] = b"\1" * page_count
         self._longest = _POWERS
         self._touch(page_id, page_count)
         self._reused_from = min(self._reused_from, page_id)

@@ -9,19 +9,17 @@ looking now and then whether its turn still exists.
 from __future__ import annotations
 
 import threading
-import time
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from copy import copy
 from typing import Any, TypeVar
 
 from ..errors import BusyError, error
-from .flusher import Flusher
 from .locks import Turn
-from .pipes import MOMENT, tidy
+from .patience import Patience
+from .pipes import Pipeline
 from .state import State
 from .store import Store
-from .view import View
 from .work import Work
 
 __all__ = ["Group"]
@@ -46,13 +44,15 @@ class _Ticket:
 class _Batch:
     """Operations that will be committed together."""
 
-    __slots__ = ("begun", "committed", "done", "leader", "over", "tickets")
+    __slots__ = ("committed", "done", "leader", "over", "tickets")
 
     def __init__(self, turn: Turn) -> None:
         self.tickets: list[_Ticket] = []
         self.leader = weakref.ref(turn)
         """The turn of the thread that commits for all."""
-        self.begun = self.committed = self.over = False
+        self.committed: bool | None = False
+        """None while the commit is going on, and if it was interrupted and nothing tells what became of it."""
+        self.over = False
         self.done = threading.Lock()
         self.done.acquire()
 
@@ -64,21 +64,18 @@ class _Batch:
             pass
 
 
-class Group:
+class Group(Pipeline):
     """Commits each operation before it returns, together with those that wait at the same time."""
 
     def __init__(self, store: Store, timeout: float | None, *, sync: bool) -> None:
-        self.store = store
-        self.flusher: Flusher | None = None
-        self.timeout = timeout
+        super().__init__(store, timeout)
         self._sync = sync
-        self.spilling = False
         self._mutex = threading.Lock()
         self._open: _Batch | None = None
 
     def run(self, operation: Callable[[Work], T]) -> T:
         self.store.writer.check_self(self.store.path)
-        started = time.monotonic()
+        patience = Patience(self.timeout)
         while True:
             ticket, turn = _Ticket(operation), Turn()
             batch: _Batch | None = None
@@ -92,7 +89,7 @@ class Group:
                 if leads:
                     self._lead(batch, turn)
                 else:
-                    self._follow(batch)
+                    self._follow(batch, patience)
             except BaseException as exc:  # an interrupt: whatever else goes wrong is noted in the tickets
                 self._leave(batch, turn, exc)
                 raise
@@ -102,11 +99,8 @@ class Group:
                 self._close(batch)  # its leader was interrupted before it did anything, perhaps even before this
                 continue
             # Whoever joined a batch late has not waited for as long as its leader.
-            if leads or type(ticket.failure) is not BusyError or not self._may_wait(started):
+            if leads or type(ticket.failure) is not BusyError or patience.over:
                 raise ticket.failure
-
-    def _may_wait(self, started: float) -> bool:
-        return self.timeout is None or time.monotonic() < started + self.timeout
 
     def _lead(self, batch: _Batch, turn: Turn) -> None:
         try:
@@ -115,23 +109,33 @@ class Group:
             finally:
                 self._close(batch)
             work = Work.on(self.store.state)
-            for ticket in batch.tickets:
-                try:
-                    ticket.result = ticket.operation(work)
-                except Exception as exc:
-                    ticket.failure = exc
-            batch.begun = True
+            for number, ticket in enumerate(batch.tickets):
+                self._carry_out(ticket, work, others=number > 0)
+            before, batch.committed = self.store.state.meta.txid, None
             self._commit(work)
             batch.committed = True
             turn.end()
         except BaseException as exc:
+            if batch.committed is None and _is_interrupt(exc):
+                batch.committed = self._arrived(before)
             turn.end()
             self._fail(batch, exc)
         batch.over = True
         batch.wake()
 
-    def _follow(self, batch: _Batch) -> None:
-        while not batch.done.acquire(timeout=_LOOK):
+    def _arrived(self, before: int) -> bool | None:
+        """Whether a commit on top of commit `before`, which was interrupted, has been made; None if nothing tells.
+
+        The turn is still the caller's, so nobody else can have committed since.
+        """
+        try:
+            self.store.settle()
+        except Exception:
+            return None
+        return self.store.state.meta.txid > before
+
+    def _follow(self, batch: _Batch, patience: Patience) -> None:
+        while not patience.acquire(batch.done, _LOOK):
             if batch.leader() is None and not batch.over:
                 self._end(batch, error("the thread that was to commit this write was interrupted"))
         batch.wake()
@@ -158,39 +162,65 @@ class Group:
         batch.wake()
 
     def _fail(self, batch: _Batch, cause: BaseException) -> None:
-        """Nothing of the batch counts as written. Each caller gets an exception of its own."""
-        unhurt = batch.committed or not (batch.begun or isinstance(cause, Exception))
+        """The leader gets the exception. So do the others, each one of its own, if it was no interrupt: that is the
+        leader's alone, and they find that they were committed, or are carried out again.
+        """
         for number, ticket in enumerate(batch.tickets):
             if ticket.failure is not None:
                 continue
             if number == 0:
                 ticket.failure = cause
-            elif unhurt:
-                continue  # committed; or nothing was done yet when the leader was interrupted, so it may be done again
-            elif isinstance(cause, OSError):
+            elif not _is_interrupt(cause):
                 ticket.failure = _copy(cause)
-            else:
-                ticket.failure = error(f"the commit of this write together with others failed: {cause!r}")
+            elif batch.committed is None:
+                ticket.failure = error(
+                    f"the commit of this write together with others was interrupted, and it is not known what became "
+                    f"of it: {cause!r}"
+                )
+
+    def _carry_out(self, ticket: _Ticket, work: Work, *, others: bool) -> None:
+        """Run the operation of a ticket. What it raises is kept there, if it is the operation that raises it.
+
+        An asynchronous exception for the thread that leads, while it runs what `others` have asked for, is the leader's
+        own. It is told by a second try: an operation that fails changes nothing, and fails again.
+        """
+        try:
+            ticket.result = self._result(ticket.operation, work)
+        except Exception as exc:
+            ticket.failure = exc
+            if others:
+                try:
+                    self._result(ticket.operation, work)
+                except Exception:
+                    return
+                raise
+
+    def _result(self, operation: Callable[[Work], T], work: Work) -> T:
+        """What an operation returns, after its changes were admitted by whoever observes the commits, if anybody."""
+        observer = self.store.observer
+        if observer is None:
+            return operation(work)
+        point = work.savepoint()
+        try:
+            result = operation(work)
+            observer.admit(work.changes())
+        except BaseException:
+            work.roll_back(point)
+            raise
+        work.release(point)
+        return result
 
     def _commit(self, work: Work) -> None:
         flusher = self.flusher
         if flusher is None:
             self.store.commit(work, sync=self._sync)
-        elif flusher.late():
+        elif flusher.overdue:
             self.store.commit(work)
-            flusher.done()
+            flusher.mark_flushed()
         else:
             self.store.commit(work, sync=self._sync)
-            flusher.wake()
-
-    def pending(self) -> Work | None:
-        return None
-
-    def count(self) -> int:
-        return self.store.state.meta.entry_count
-
-    def view(self) -> tuple[View, State] | None:
-        return None
+            if not flusher.wake():
+                self.store.harden()
 
     def begin(self, turn: Turn) -> Work:
         return Work.on(self.store.begin(turn, self.timeout))
@@ -199,36 +229,17 @@ class Group:
         try:
             if commit is not None:
                 self.store.guarded(lambda: commit(self._sync), None)
-                if self.flusher is not None:
-                    self.flusher.wake()
+                if self.flusher is not None and not self.flusher.wake():
+                    self.store.harden()
             elif work is not None:
                 self._commit(work)
         finally:
             turn.end()
 
-    def hurry(self) -> None:
-        self.timeout = MOMENT if self.timeout is None else min(self.timeout, MOMENT)
-
-    def tidy(self) -> None:
-        tidy(self)
-
-    def before_fork(self) -> None:
-        pass
-
     def after_fork(self) -> None:
+        super().after_fork()
         self._mutex = threading.Lock()
         self._open = None
-        if self.flusher is not None:
-            self.flusher = self.flusher.twin()
-
-    @contextmanager
-    def turn(self, turn: Turn | None = None) -> Iterator[None]:
-        turn = turn or Turn()
-        try:
-            self.store.begin(turn, self.timeout)
-            yield
-        finally:
-            turn.end()
 
     def flush(self) -> None:
         store = self.store
@@ -236,17 +247,28 @@ class Group:
             return
         turn = Turn()
         try:
-            store.begin(turn, self.timeout)
+            # Only what became of an interrupted commit is worth waiting for: a sync needs no leave of other writers.
+            store.begin(turn, self.timeout if store.underway else 0.0)
             store.harden()
+        except BusyError:
+            if store.underway:
+                raise
+            store.sync_file()
+        finally:
             turn.end()
-        except BaseException:
-            turn.end()
-            raise
+        if self.flusher is not None:
+            self.flusher.mark_flushed()
 
 
-def _copy(cause: OSError) -> OSError:
-    from copy import copy
+def _is_interrupt(cause: BaseException) -> bool:
+    """Whether an exception was raised in a thread from outside, as far as can be told: by a signal handler, or by
+    `PyThreadState_SetAsyncExc`, which makes exceptions without arguments. What goes wrong in a commit is an `OSError`
+    that says what.
+    """
+    return not isinstance(cause, (OSError, MemoryError)) or not cause.args
 
+
+def _copy(cause: BaseException) -> BaseException:
     twin = copy(cause)
     twin.__cause__ = cause
     return twin

@@ -11,13 +11,14 @@ every possible end of the file. The writer asks for the lowest one: what was fre
 from __future__ import annotations
 
 import threading
-import time
 import weakref
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 
 from ..errors import BusyError
 from .disk import Disk, LockOwner
+from .patience import Patience
 
 __all__ = [
     "FairLock", "Turn", "WriterLock", "forget_owners", "locks_work", "oldest_pin", "pin", "someone_waits", "unpin",
@@ -102,14 +103,23 @@ class Turn:
     nobody refers to it any more: whoever is interrupted even on the way out leaves nothing locked.
     """
 
-    __slots__ = ("__weakref__", "gate", "lock", "place")
+    __slots__ = ("__weakref__", "gate", "lock", "place", "stuck", "thread")
 
     def __init__(self) -> None:
+        self.thread = threading.get_ident()
+        """The thread that made it."""
+        self.stuck: Callable[[], bool] | None = None
+        """Tells whether the turn can never end while the calling thread waits for it. None: it was taken and is ended
+        by one thread without a pause, so that holds for this thread and for no other."""
         self.lock: WriterLock | None = None
         self.place: weakref.ref[Turn] | None = None
         """What stands for it in the queue, without keeping it alive."""
         self.gate: threading.Lock | None = None
         """What it waits for, if it has to wait."""
+
+    def left_over(self) -> bool:
+        """Whether it is of an earlier operation of this thread, amid whose end an interrupt struck."""
+        return self.stuck is None and self.thread == threading.get_ident()
 
     def end(self) -> None:
         """Let the next writer in."""
@@ -131,8 +141,8 @@ class FairLock:
     def __init__(self) -> None:
         self.queue: deque[weakref.ref[Turn]] = deque()
 
-    def acquire(self, turn: Turn, timeout: float | None, dropped: Callable[[weakref.ref[Turn]], None]) -> bool:
-        """Wait at most `timeout` seconds, None for ever. False if it was not to be had.
+    def acquire(self, turn: Turn, patience: Patience, dropped: Callable[[weakref.ref[Turn]], None]) -> bool:
+        """Wait for as long as there is patience. False if it was not to be had.
 
         `dropped` is called if nobody refers to the turn any more before it has left.
         """
@@ -143,16 +153,18 @@ class FairLock:
             return True
         gate = turn.gate = threading.Lock()
         gate.acquire()
-        deadline = None if timeout is None else time.monotonic() + timeout
         while (first := queue[0]) is not place:
-            if first() is None:
+            holder = first()
+            if holder is None:
                 self.leave(first)
                 continue
-            left = _LOOK if deadline is None else deadline - time.monotonic()
-            if left <= 0:
+            if holder.left_over():
+                holder.end()
+                continue
+            if patience.over:
                 self.leave(place)
                 return False
-            gate.acquire(timeout=min(left, _LOOK))
+            patience.acquire(gate, min(patience.left, _LOOK))
         return True
 
     def leave(self, place: weakref.ref[Turn] | None) -> None:
@@ -169,8 +181,12 @@ class FairLock:
             pass  # there is nobody any more, or it is awake
 
 
-_owners: dict[tuple[int, int], int] = {}
-"""Which thread of this process writes to which file: a thread that waits for itself would wait for ever."""
+_owners: dict[tuple[int, int], Callable[[], bool]] = {}
+"""For each file that this process writes to: whether the calling thread would wait for itself, and so for ever."""
+
+
+def _is_this_thread(ident: int) -> bool:
+    return threading.get_ident() == ident
 
 
 def forget_owners() -> None:
@@ -185,7 +201,7 @@ class WriterLock:
     strikes, too much is given back, never too little.
     """
 
-    __slots__ = ("_asked", "_at_gate", "_disk", "_file", "_turns", "kept", "reserved", "writing")
+    __slots__ = ("_asked", "_at_gate", "_disk", "_file", "_turns", "kept", "lasting", "reserved", "writing")
 
     def __init__(self, file: tuple[int, int]) -> None:
         self._turns = FairLock()
@@ -197,6 +213,8 @@ class WriterLock:
         """The lock in the file is this handle's, whether or not a thread has its turn."""
         self.reserved = False
         """It stays when a turn ends: the handle has something in memory that is to come before what others write."""
+        self.lasting = False
+        """What it is reserved for stays until a call of the program: no thread flushes it."""
         self.writing = False
         """It is this handle's, whose state is the newest: there is no need to look for commits."""
 
@@ -206,43 +224,72 @@ class WriterLock:
         return self.kept and bool(self._turns.queue)
 
     def check_self(self, path: str) -> None:
-        """Raise `BusyError` if this very thread has the lock, through whatever handle: it would wait for itself."""
-        if _owners and _owners.get(self._file) == threading.get_ident():
-            raise BusyError(f"{path}: this thread already writes to the file, in a transaction that is still open")
+        """Raise `BusyError` if the caller has the lock itself, through whatever handle: it would wait for ever.
+
+        It has it, too, while another handle keeps it for what this thread has written there.
+        """
+        if self.kept and not self._turns.queue:
+            return  # this handle keeps it, and no thread of it writes
+        if self.is_callers() and not self._ends_leftover():
+            raise BusyError(
+                f"{path}: this thread already writes to the file, or its context does: in a transaction that is still "
+                "open, or through another handle that has not been synced"
+            )
+
+    def is_callers(self) -> bool:
+        """Whether the lock, through whatever handle, cannot be let go of while the calling thread waits for it."""
+        stuck = _owners.get(self._file)
+        return stuck is not None and stuck()
+
+    def _ends_leftover(self) -> bool:
+        """End the turn of an operation of this thread that was interrupted amid its end. False if there is none."""
+        place = next(iter(self._turns.queue), None)
+        if place is None:
+            return False
+        holder = place()
+        if holder is None:
+            self.release(place)
+        elif holder.left_over():
+            holder.end()
+        else:
+            return False
+        return True
 
     def take_turn(self, turn: Turn, path: str, timeout: float | None) -> None:
         """Wait until no thread writes through this handle. The lock in the file is not asked for."""
+        if self._turns.queue:
+            self.check_self(path)
         turn.lock = self
-        if not self._turns.acquire(turn, timeout, self._dropped):
-            raise BusyError(f"{path}: another thread has this handle's turn for more than {timeout:g} seconds")
+        if not self._turns.acquire(turn, Patience(timeout), self._dropped):
+            raise BusyError(f"{path}: another thread has this handle's turn for more than {_seconds(timeout)}")
 
     def acquire(self, turn: Turn, disk: Disk, timeout: float | None) -> None:
         """Wait for the lock, at most `timeout` seconds (None: for ever), then raise `BusyError`."""
         self.check_self(disk.path)
-        deadline = None if timeout is None else time.monotonic() + timeout
+        patience = Patience(timeout)
         turn.lock = self
         try:
-            if not self._turns.acquire(turn, timeout, self._dropped):
+            if not self._turns.acquire(turn, patience, self._dropped):
                 raise _busy(disk, timeout)
             if not self.kept:
                 self._disk = disk
                 self._asked = self._at_gate = True
                 if not disk.lock(_GATE, exclusive=True):
-                    _wait(disk, _GATE, deadline, timeout)
+                    _wait(disk, _GATE, patience, timeout)
                 if not disk.lock(_WRITER, exclusive=True):
-                    _wait(disk, _WRITER, deadline, timeout)
+                    _wait(disk, _WRITER, patience, timeout)
                 self._leave_gate()
                 self.kept = True
         except BaseException:
             turn.end()
             raise
-        _owners[self._file] = threading.get_ident()
+        _owners[self._file] = turn.stuck or partial(_is_this_thread, threading.get_ident())
 
     def release(self, place: weakref.ref[Turn] | None) -> None:
         """Let the next writer in: any, or only one of this handle if the lock is reserved."""
         queue = self._turns.queue
         if queue and queue[0] is place:
-            if self.kept:
+            if self.kept and not (self.reserved and self.lasting):
                 _owners.pop(self._file, None)
             try:
                 if not self.reserved:
@@ -270,22 +317,38 @@ class WriterLock:
             self._disk.unlock(_GATE)
             self._at_gate = False
 
+    def regain(self) -> bool:
+        """The file was opened again, and the lock has gone with what was open before. Take it once more, if it may be
+        this handle's; False if another handle has it by now.
+        """
+        if self._asked:
+            assert self._disk is not None
+            self._at_gate = False
+            self._asked = self.kept = self._disk.lock(_WRITER, exclusive=True)
+            self.writing = self.writing and self.kept
+            return self.kept
+        return True
+
     def forget(self) -> None:
         """In a child process: the lock is the parent's, and so are the turns that end here."""
         self._turns.queue.clear()
 
 
 def _busy(disk: Disk, timeout: float | None) -> BusyError:
-    return BusyError(f"{disk.path}: another writer held the file for more than {timeout:g} seconds")
+    return BusyError(f"{disk.path}: another writer held the file for more than {_seconds(timeout)}")
 
 
-def _wait(disk: Disk, offset: int, deadline: float | None, timeout: float | None) -> None:
+def _seconds(timeout: float | None) -> str:
+    return f"{timeout:g} second{'' if timeout == 1 else 's'}"
+
+
+def _wait(disk: Disk, offset: int, patience: Patience, timeout: float | None) -> None:
     """Ask again and again, ever more slowly: the kernel's own waiting could not be bounded in time."""
     nap = _FIRST_NAP
     while True:
-        time.sleep(nap)
+        patience.nap(nap)
         if disk.lock(offset, exclusive=True):
             return
-        if deadline is not None and time.monotonic() >= deadline:
+        if patience.over:
             raise _busy(disk, timeout)
         nap = min(nap * 1.5, _LONGEST_NAP)

@@ -350,7 +350,7 @@ class _Merge:
         """Write a large value anew: its owner was touched to get it out of the way."""
         value = values[at]
         if type(value) is Overflow:
-            values[at] = self._writer.value(key, self._pager.value(value))
+            values[at] = self._writer.value(key, self._pager.value(value, key))
             self._writer.free(value.ref)
 
     def _move_in(self, key: bytes, entries: dict[bytes, bytes]) -> None:

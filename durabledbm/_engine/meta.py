@@ -9,6 +9,11 @@ where free space is recorded, and two short lists:
 * `changes`: the newest changes, not merged into the tree yet. A small commit is then one write of one page. They are
   part of the state, not a log: nothing is replayed, readers look here first and in the tree after.
 
+A commit has a number, its txid, and numbers are not enough: when an older copy of the file is put in its place, the
+numbers that follow are given out a second time. So a meta also names its *generation*. Every handle begins a new one
+with its first commit, under a random name, and notes the number of that commit. Whoever has seen a commit can tell from
+a later meta whether that commit may be part of its past (see `may_follow`).
+
 Pure: bytes in, bytes out. The layout is documented in docs/format.md.
 """
 
@@ -29,19 +34,27 @@ __all__ = [
     "LOOK_SIZE",
     "MAGIC",
     "MAX_DEPTH",
+    "MAX_LISTED",
     "MAX_TXID",
     "META_AREA",
     "META_SIZE",
+    "SECTOR",
     "SLOTS",
+    "UNFINISHED",
     "Extent",
+    "ForeignFileError",
     "Meta",
     "UnknownVersionError",
     "decode_meta",
     "encode_changes",
     "encode_meta",
     "first_page",
+    "flaw_of",
     "has_magic",
+    "is_uninitialised",
     "look_of",
+    "look_with",
+    "may_follow",
     "now_ns",
     "room_for",
     "steady_copy",
@@ -56,6 +69,9 @@ META_AREA = SLOTS * META_SIZE
 MAX_DEPTH = 64
 """Levels of the deepest tree that is believed: far more than any disk could hold."""
 
+MAX_LISTED = 1 << 12
+"""Pages that all extents of a meta have together at most: verifying them must not take long."""
+
 MAX_TXID = 1 << 62
 """Commits are numbered below this: the locks that pin them have no room for more."""
 
@@ -64,9 +80,15 @@ MAGIC = b"\x8bdurabledbm\r\n\x1a\n\x00"
 
 FORMAT_VERSION = 1
 
-_FIXED = struct.Struct("<16sQIIIIQQQ16sII16sQQ16sIHH")
+SECTOR = 512
+"""Bytes that a power failure does not tear: all of them arrive, or none."""
+
+UNFINISHED = (MAGIC + b"the initialisation of this database has not finished\n").ljust(SECTOR, b"\0")
+"""The first sector of a file while it is being initialised (see `creation`)."""
+
+_FIXED = struct.Struct("<16sQIIIIQQQ16sII16sQQ16s8sQIHH")
 """magic, txid, version, features, page size, flags, page count, entry count, tree count, root, depth, reserved, space,
-steady txid, time, database id, changes size, extent count, change count."""
+steady txid, time, database id, generation, generation txid, changes size, extent count, change count."""
 
 _FLAGS_OFFSET = 36
 
@@ -85,13 +107,17 @@ CHANGE_OVERHEAD = _CHANGE.size
 """Bytes that a change takes in a meta beside its key and value."""
 
 LOOK_OFFSET = META_SIZE - _TRAILER.size
-LOOK_SIZE = _TRAILER.size + 24
-"""The bytes that tell whether anything was committed: the end of slot 0, its txid and CRC, and the start of slot 1, its
-magic and txid. They are adjacent, so that a reader notices another process's commit with one small read."""
+LOOK_SIZE = _TRAILER.size + _FIXED.size
+"""The bytes that tell whether anything was committed: the end of slot 0, which is its txid and CRC, and the fixed part
+of slot 1. They are adjacent, so that a reader notices another process's commit with one small read."""
 
 
 class UnknownVersionError(error):
     """The file was written by a newer version of durabledbm."""
+
+
+class ForeignFileError(error):
+    """Neither meta page is one of durabledbm's."""
 
 
 class Extent(NamedTuple):
@@ -125,6 +151,10 @@ class Meta(NamedTuple):
     relaxed: bool = False
     time_ns: int = 0
     """When the commit was made, nanoseconds since 1970, by the clock of the machine that made it; 0 if unknown."""
+    generation: bytes = bytes(8)
+    """The name of the generation that the commit belongs to; zeros if no handle has committed anything yet."""
+    generation_txid: int = 0
+    """The first commit of that generation."""
     extents: tuple[Extent, ...] = ()
     changes: Mapping[bytes, bytes | None] = _NO_CHANGES
 
@@ -139,6 +169,25 @@ def first_page(page_size: int) -> int:
     return -(-META_AREA // page_size)
 
 
+def flaw_of(meta: Meta) -> str | None:
+    """Which number in a meta cannot be, or None if all of them can.
+
+    None is written with such a number; but checksums do not keep out a file that was made to hurt.
+    """
+    if not 0 < meta.txid < MAX_TXID:
+        return f"{meta.txid} as the number of a commit"
+    if meta.depth > MAX_DEPTH:
+        return f"a tree of {meta.depth} levels"
+    if meta.page_count < first_page(meta.page_size):
+        return f"{meta.page_count} pages"
+    low, high = sorted((meta.entry_count, meta.tree_count))
+    if low < 0 or high > meta.page_count * meta.page_size:
+        return f"{low if low < 0 else high} entries"
+    if meta.extents and sum(extent.page_count for extent in meta.extents) > MAX_LISTED:
+        return "a list of too many pages"
+    return None
+
+
 def room_for(extent_count: int) -> int:
     """Bytes that are left for changes in a meta with so many extents."""
     return META_SIZE - _FIXED.size - _TRAILER.size - extent_count * _EXTENT.size
@@ -146,7 +195,23 @@ def room_for(extent_count: int) -> int:
 
 def look_of(slot0: bytes, slot1: bytes) -> bytes:
     """The bytes at `LOOK_OFFSET` of a file with these two slots."""
-    return slot0[LOOK_OFFSET:] + slot1[: LOOK_SIZE - _TRAILER.size]
+    return slot0[LOOK_OFFSET:] + slot1[: _FIXED.size]
+
+
+def look_with(look: bytes, slot: int, page: bytes) -> bytes:
+    """What `look` becomes when `page` is written to a slot."""
+    return look[: _TRAILER.size] + page[: _FIXED.size] if slot else page[LOOK_OFFSET:] + look[_TRAILER.size :]
+
+
+def may_follow(meta: Meta, seen: Meta) -> bool:
+    """Whether a file that held `seen` may hold `meta` now, by nothing but commits.
+
+    If not, another copy of the database was put in its place, or its disk has lost what was written.
+    """
+    if meta.txid <= seen.txid:
+        return meta._replace(steady=seen.steady, relaxed=seen.relaxed) == seen
+    # Else the generation of `meta` has made the commit that has the number of `seen`, and it was another one.
+    return meta.generation == seen.generation or meta.generation_txid > seen.txid
 
 
 def encode_changes(changes: Mapping[bytes, bytes | None]) -> bytes:
@@ -167,7 +232,8 @@ def encode_meta(meta: Meta, changes: bytes | None = None) -> bytes:
     fixed = _FIXED.pack(
         MAGIC, meta.txid, FORMAT_VERSION, 0, meta.page_size, _STEADY * meta.steady | _RELAXED * meta.relaxed,
         meta.page_count, meta.entry_count, meta.tree_count, meta.root, meta.depth, 0, meta.space,
-        meta.steady_txid, meta.time_ns, meta.database_id, len(changes), len(meta.extents), len(meta.changes),
+        meta.steady_txid, meta.time_ns, meta.database_id, meta.generation, meta.generation_txid,
+        len(changes), len(meta.extents), len(meta.changes),
     )  # fmt: skip
     body = b"".join((fixed, *(_EXTENT.pack(*extent) for extent in meta.extents), changes))
     assert len(body) <= LOOK_OFFSET, "the changes do not fit in a meta page"
@@ -186,6 +252,19 @@ def has_magic(slot: bytes) -> bool:
     return slot.startswith(MAGIC)
 
 
+def is_uninitialised(area: bytes, size: int) -> bool:
+    """Whether a file is a database that was not initialised yet. It has `size` bytes and begins with `area`.
+
+    Either the file is empty, or a crash interrupted `creation.initialise`: the file is one sector of zeros, or begins
+    with `UNFINISHED` while slot 1 holds no meta. A read that came short tells nothing.
+    """
+    if len(area) != min(size, META_AREA):
+        return False
+    if not size or (size == SECTOR and area == bytes(SECTOR)):
+        return True
+    return area.startswith(UNFINISHED) and decode_meta(area[META_SIZE:]) is None
+
+
 def decode_meta(slot: bytes) -> Meta | None:
     """The meta in a slot, or None if the slot does not hold a whole one.
 
@@ -195,7 +274,7 @@ def decode_meta(slot: bytes) -> Meta | None:
         return None
     (
         _, txid, version, features, page_size, flags, page_count, entry_count, tree_count, root, depth, _, space,
-        steady_txid, time_ns, database_id, changes_size, extent_count, change_count,
+        steady_txid, time_ns, database_id, generation, generation_txid, changes_size, extent_count, change_count,
     ) = _FIXED.unpack_from(slot)  # fmt: skip
     if version != FORMAT_VERSION:
         raise UnknownVersionError(f"the file has format version {version}; this durabledbm reads version 1")
@@ -203,8 +282,6 @@ def decode_meta(slot: bytes) -> Meta | None:
         raise UnknownVersionError(f"the file uses features that this durabledbm does not know: {features:#x}")
     if not (MIN_PAGE_SIZE <= page_size <= MAX_PAGE_SIZE) or page_size & (page_size - 1):
         return None
-    if depth > MAX_DEPTH or txid >= MAX_TXID or max(entry_count, tree_count) > page_count * page_size:
-        return None  # nothing of ours: the checksum does not keep out a file that was made to hurt
     at = _FIXED.size + extent_count * _EXTENT.size
     if at + changes_size > LOOK_OFFSET:
         return None
@@ -212,10 +289,11 @@ def decode_meta(slot: bytes) -> Meta | None:
     changes = _decode_changes(slot, at, at + changes_size, change_count) if change_count else _NO_CHANGES
     if changes is None:
         return None
-    return Meta(
+    meta = Meta(
         txid, page_size, database_id, page_count, entry_count, tree_count, root, depth, space, steady_txid,
-        bool(flags & _STEADY), bool(flags & _RELAXED), time_ns, extents, changes,
+        bool(flags & _STEADY), bool(flags & _RELAXED), time_ns, generation, generation_txid, extents, changes,
     )  # fmt: skip
+    return None if flaw_of(meta) else meta
 
 
 def _decode_changes(slot: bytes, at: int, end: int, count: int) -> dict[bytes, bytes | None] | None:

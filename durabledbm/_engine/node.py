@@ -49,14 +49,19 @@ class Overflow(bytes):
     def make(cls, ref: bytes, length: int) -> Overflow:
         return cls(cls._LAYOUT.pack(ref, length))
 
+    @classmethod
+    def of(cls, cell: bytes) -> Overflow:
+        """What a cell holds. Raises `ValueError` if it does not have the size that it should have."""
+        if len(cell) != cls.SIZE:
+            raise ValueError("a large value's place does not have the size that it should have")
+        return cls(cell)
+
     @property
     def ref(self) -> bytes:
         return self[: REF.size]
 
     @property
     def length(self) -> int:
-        if len(self) != self.SIZE:
-            raise ValueError("a large value's place does not have the size that it should have")
         size: int = self._LAYOUT.unpack(self)[1]
         return size
 
@@ -133,7 +138,7 @@ def _find_any(leaf: bytes, key: bytes) -> bytes | None:
         if middle - start == len(key) and leaf.startswith(key, cells + start):
             value = leaf[cells + middle : cells + end]
             if leaf[1] & HAS_OVERFLOW and leaf[cells - count + at - _START]:
-                return Overflow(value)
+                return Overflow.of(value)
             return value
         at = leaf.find(fingerprint, at + 1, table)
     return None
@@ -157,7 +162,7 @@ def decode_leaf(leaf: bytes) -> tuple[list[bytes], list[bytes]]:
         keys, values = list(equal.keys(leaf, start)), list(equal.values(leaf, start))
     if leaf[1] & HAS_OVERFLOW:
         kinds = leaf[start - len(keys) : start]
-        values = [Overflow(value) if kind else value for value, kind in zip(values, kinds, strict=True)]
+        values = [Overflow.of(value) if kind else value for value, kind in zip(values, kinds, strict=True)]
     return keys, values
 
 

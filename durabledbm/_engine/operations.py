@@ -1,10 +1,10 @@
-"""Single writes that depend on what there is: functions of a `Work`, which a pipeline or a transaction runs."""
+"""Operations that are one write: functions of a `Work`, which a pipeline or a transaction runs."""
 
 from __future__ import annotations
 
-from .work import Work
+from .work import CHANGE_MEMORY, Work
 
-__all__ = ["delete", "pop", "pop_end", "set_default"]
+__all__ = ["delete", "pop", "pop_end", "set_default", "update"]
 
 
 def delete(work: Work, key: bytes) -> bool:
@@ -38,3 +38,9 @@ def set_default(work: Work, key: bytes, default: bytes) -> bytes:
         work.put(key, default)
         return default
     return value
+
+
+def update(work: Work, changes: dict[bytes, bytes]) -> None:
+    """Set all these values."""
+    size = sum(map(len, changes)) + sum(map(len, changes.values())) + CHANGE_MEMORY * len(changes)
+    work.update(changes, size)  # type: ignore[arg-type]

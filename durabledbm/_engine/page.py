@@ -19,8 +19,8 @@ from .checksum import crc32c
 
 __all__ = [
     "BRANCH", "CRC_SIZE", "HEADER", "LEAF", "MAP", "MAX_PAGE_SIZE", "MIN_PAGE_SIZE", "NO_REF", "OVERFLOW",
-    "PENDING", "REF", "SPACE", "TYPE_NAMES", "Header", "crc_of", "mismatch", "pages_for", "read_header", "ref_parts",
-    "seal", "self_consistent",
+    "PENDING", "REF", "SPACE", "TYPE_NAMES", "WHOLE", "Header", "crc_of", "mismatch", "pages_for", "read_header",
+    "ref_parts", "seal", "self_consistent",
 ]  # fmt: skip
 
 MIN_PAGE_SIZE = 4096
@@ -41,7 +41,7 @@ NO_REF = bytes(REF.size)
 CRC_SIZE = 4
 _CRC = struct.Struct("<I")
 
-_RESIDUE = crc32c(_CRC.pack(crc32c(b"")))
+WHOLE = crc32c(_CRC.pack(crc32c(b"")))
 """CRC32C over any bytes followed by their own CRC32C is this constant: a run is verified in one call, no slice."""
 
 
@@ -90,21 +90,26 @@ def read_header(run: bytes) -> Header:
 
 def self_consistent(run: bytes) -> bool:
     """Whether the bytes end in their own CRC."""
-    return crc32c(run) == _RESIDUE
+    return crc32c(run) == WHOLE
 
 
 def mismatch(run: bytes, ref: bytes, kinds: tuple[int, ...]) -> str | None:
     """Why `run` is not what `ref` points at, or None if it is."""
-    if crc32c(run) == _RESIDUE and run.endswith(ref[-CRC_SIZE:]) and run[8:16] == ref[:8] and run[0] in kinds:
+    if (
+        crc32c(run) == WHOLE and run.endswith(ref[-CRC_SIZE:]) and run[8:16] == ref[:8] and run[24:28] == ref[8:12]
+        and run[0] in kinds
+    ):  # fmt: skip
         return None
-    page_id, _, _ = REF.unpack(ref)
-    if crc32c(run) != _RESIDUE:
+    page_id, page_count, _ = REF.unpack(ref)
+    if crc32c(run) != WHOLE:
         return "the checksum does not match the content"
     if not run.endswith(ref[-CRC_SIZE:]):
         return "the page is not the version that its parent points at"
     header = Header._make(HEADER.unpack_from(run))
     if header.page_id != page_id:
         return f"the page says that it is page {header.page_id}"
+    if header.page_count != page_count:
+        return f"the page says that it is one of {header.page_count}, not of {page_count}"
     if header.type not in kinds:
         return f"the page is of type {header.type}, not {' or '.join(TYPE_NAMES[kind] for kind in kinds)}"
     return None

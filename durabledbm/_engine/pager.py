@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from ..errors import CorruptionError, error
 from .checksum import crc32c
-from .disk import Disk
+from .disk import Readable
+from .longruns import LONG, crc_if_whole, is_sparse
 from .node import Branch, Overflow, decode_branch, find_child
-from .page import BRANCH, CRC_SIZE, HEADER, LEAF, OVERFLOW, REF, mismatch
+from .page import BRANCH, CRC_SIZE, HEADER, LEAF, OVERFLOW, REF, mismatch, pages_for
 
 __all__ = ["MALFORMED", "Pager"]
 
@@ -36,17 +37,28 @@ _AHEAD = 1 << 16
 """Bytes, about, that a scan reads at a time."""
 
 _LEAF_ONLY = (LEAF,)
+_OVERFLOW_ONLY = (OVERFLOW,)
+
+_BEYOND = "the page is beyond the file's end"
+_CHECKSUM = "the checksum does not match the content"
+_OTHER_KEY = "the large value belongs to another key"
 
 _CHUNK = 1 << 24
 """Bytes of a large value that are read and checked at a time."""
 
 
+def _nothing_to_mend(cause: error) -> bool:
+    return False
+
+
 class Pager:
     """Reads of one file. `cache_size` is in bytes; what is in use by readers meanwhile comes on top."""
 
-    __slots__ = ("__weakref__", "_disk", "_half", "_old", "_raw", "_room", "hits", "misses", "page_size", "young")
+    __slots__ = (
+        "__weakref__", "_disk", "_half", "_old", "_raw", "_room", "hits", "mend", "misses", "page_size", "young",
+    )  # fmt: skip
 
-    def __init__(self, disk: Disk, page_size: int, cache_size: int) -> None:
+    def __init__(self, disk: Readable, page_size: int, cache_size: int) -> None:
         self._disk = disk
         self.page_size = page_size
         self._half = cache_size // 2
@@ -58,10 +70,25 @@ class Pager:
         """Branches as bytes that were searched once, by ref."""
         self.hits = 0
         self.misses = 0
+        self.mend: Callable[[error], bool] = _nothing_to_mend
+        """Called when a run cannot be read or is not what it should be. It may raise an error that says more; True if
+        it has mended something, so that the run is to be read again."""
 
-    def use(self, disk: Disk) -> None:
+    def use(self, disk: Readable) -> None:
         """Read from another `Disk` of the same file from now on."""
         self._disk = disk
+
+    def successor(self) -> Pager:
+        """Another pager for the same file, which takes over what this one has in memory."""
+        other = Pager(self._disk, self.page_size, 2 * self._half)
+        other.young, other._old, other._raw, other._room = self.young, self._old, self._raw, self._room
+        other.mend = self.mend
+        self.clear()
+        return other
+
+    def file_size(self) -> int:
+        """Bytes of the file."""
+        return self._disk.size()
 
     def branch(self, ref: bytes) -> Branch:
         """The branch at `ref`."""
@@ -135,8 +162,8 @@ class Pager:
                 places.append((page_id, count))
             try:
                 run = self._disk.read((high - low) * size, low * size)
-            except OSError as exc:
-                raise error.wrap(exc, self._disk.path) from exc
+            except OSError:
+                run = b""  # reading them one by one tells what is wrong
             for page_id, count in places:
                 leaf = run[(page_id - low) * size : (page_id - low + count) * size]
                 if len(leaf) < count * size or mismatch(leaf, refs[at], _LEAF_ONLY) is not None:
@@ -166,55 +193,143 @@ class Pager:
 
     def read(self, ref: bytes, kind: int) -> bytes:
         """The run at `ref`, from the disk, verified. Raises `CorruptionError`."""
+        try:
+            return self._read(ref, kind)
+        except error as exc:
+            if not self.mend(exc):
+                raise
+        return self._read(ref, kind)
+
+    def _read(self, ref: bytes, kind: int) -> bytes:
         page_id, page_count, _ = REF.unpack(ref)
         size = page_count * self.page_size
-        if size > 1 << 20:
-            self._check_bounds(ref)
         try:
+            if size > LONG:
+                self._check_long(ref, kind)
             run = self._disk.read(size, page_id * self.page_size) if size <= _CHUNK else b""
             if len(run) < size:
                 run = b"".join(self._pieces(page_id * self.page_size, size))
         except OSError as exc:
             raise error.wrap(exc, self._disk.path) from exc
-        problem = mismatch(run, ref, (kind,)) if len(run) == size and size else "the page is beyond the file's end"
+        except OverflowError as exc:
+            raise self.malformed(ref, _BEYOND) from exc
+        problem = mismatch(run, ref, (kind,)) if len(run) == size and size else _BEYOND
         if problem is not None:
             raise CorruptionError(problem, path=self._disk.path, page_id=page_id)
         self.misses += 1
         return run
 
-    def value(self, overflow: Overflow) -> bytes:
-        """The large value that `overflow` stands for, read and verified in pieces."""
+    def value(self, overflow: Overflow, key: bytes) -> bytes:
+        """The large value that `overflow` stands for, as the value of `key`, read and verified in pieces."""
         try:
-            return self._value(overflow)
+            return self._whole_value(overflow, key)
+        except error as exc:
+            if not self.mend(exc):
+                raise
+        return self._whole_value(overflow, key)
+
+    def _whole_value(self, overflow: Overflow, key: bytes) -> bytes:
+        try:
+            return self._value(overflow, key)
         except OSError as exc:
             raise error.wrap(exc, self._disk.path) from exc
         except MALFORMED as exc:
             raise CorruptionError(str(exc), path=self._disk.path) from exc
 
-    def _value(self, overflow: Overflow) -> bytes:
+    def _value(self, overflow: Overflow, key: bytes) -> bytes:
         ref, length = overflow.ref, overflow.length
-        page_id, page_count, crc = REF.unpack(ref)
-        self._check_bounds(ref)
-        offset, end = page_id * self.page_size, (page_id + page_count) * self.page_size - CRC_SIZE
-        head = self._disk.read(HEADER.size, offset)
-        if len(head) < HEADER.size:
-            raise self.malformed(ref, "the page is beyond the file's end")
-        header = HEADER.unpack(head)
-        start = offset + HEADER.size + header[3]
-        if header[0] != OVERFLOW or header[4] != page_id or start + length > end:
-            raise self.malformed(ref, "the page is not the large value that its parent points at")
-        checksum = crc32c(head)
-        for piece in self._pieces(offset + HEADER.size, start - offset - HEADER.size):
-            checksum = crc32c(piece, checksum)
+        page_id, page_count, _ = REF.unpack(ref)
+        start, end = page_id * self.page_size, (page_id + page_count) * self.page_size
+        at = start + HEADER.size + len(key)
+        if end - start <= _AHEAD:
+            run = self._disk.read(end - start, start)
+            if len(run) < end - start:
+                run = b"".join(self._pieces(start, end - start))
+                if len(run) < end - start:
+                    raise self.malformed(ref, _BEYOND)
+            self._check_head(overflow, key, run)
+            if not run.startswith(key, HEADER.size):
+                raise self.malformed(ref, _OTHER_KEY)
+            if mismatch(run, ref, _OVERFLOW_ONLY) is not None:
+                raise self.malformed(ref, _CHECKSUM)
+            return run[at - start : at - start + length]
+        checksum = self._check_place(overflow, key, start, end)
+        if is_sparse(self._disk, start, end):
+            self._check_crc(ref, start, end)
         parts = []
-        for piece in self._pieces(start, length):
+        for piece in self._pieces(at, length):
             checksum = crc32c(piece, checksum)
             parts.append(piece)
-        tail = b"".join(self._pieces(start + length, end + CRC_SIZE - start - length))
+        tail = b"".join(self._pieces(at + length, end - at - length))
         checksum = crc32c(tail[:-CRC_SIZE], checksum)
-        if checksum != crc or tail[-CRC_SIZE:] != ref[-CRC_SIZE:] or sum(map(len, parts)) != length:
-            raise self.malformed(ref, "the checksum does not match the content")
+        if not checksum.to_bytes(CRC_SIZE, "little") == tail[-CRC_SIZE:] == ref[-CRC_SIZE:]:
+            raise self.malformed(ref, _CHECKSUM)
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def check_value(self, overflow: Overflow, key: bytes) -> int:
+        """Verify the large value that `overflow` stands for, without keeping it; return the commit that wrote it.
+
+        Raises `CorruptionError`.
+        """
+        try:
+            page_id, page_count, _ = REF.unpack(overflow.ref)
+            start, end = page_id * self.page_size, (page_id + page_count) * self.page_size
+            self._check_place(overflow, key, start, end)
+            self._check_crc(overflow.ref, start, end)
+            return HEADER.unpack(self._disk.read(HEADER.size, start))[5]  # type: ignore[no-any-return]
+        except OSError as exc:
+            raise error.wrap(exc, self._disk.path) from exc
+        except MALFORMED as exc:
+            raise CorruptionError(str(exc), path=self._disk.path) from exc
+
+    def _check_head(self, overflow: Overflow, key: bytes, head: bytes) -> None:
+        """Refuse what does not begin as the run of the value of `key`."""
+        ref = overflow.ref
+        payload = len(key) + overflow.length
+        _, page_count, _ = REF.unpack(ref)
+        if len(head) < HEADER.size:
+            raise self.malformed(ref, _BEYOND)
+        kind, _, _, key_size, _, _, _, own_payload = HEADER.unpack_from(head)
+        if (
+            (kind, key_size, own_payload) != (OVERFLOW, len(key), payload)
+            or (head[8:16], head[24:28]) != (ref[:8], ref[8:12])
+            or page_count != pages_for(payload, self.page_size)
+        ):
+            raise self.malformed(ref, "the page is not the large value that its parent points at")
+
+    def _check_place(self, overflow: Overflow, key: bytes, start: int, end: int) -> int:
+        """Refuse a long run that is not the one of the value of `key`. The checksum of its header and key.
+
+        A value stands beside its key, so no two keys have it in common, and no scan comes to it twice.
+        """
+        ref = overflow.ref
+        if end > self._disk.size():
+            raise self.malformed(ref, _BEYOND)
+        head = self._disk.read(HEADER.size, start)
+        self._check_head(overflow, key, head)
+        checksum, at = crc32c(head), 0
+        for piece in self._pieces(start + HEADER.size, len(key)):
+            if piece != key[at : at + len(piece)]:
+                raise self.malformed(ref, _OTHER_KEY)
+            checksum = crc32c(piece, checksum)
+            at += len(piece)
+        return checksum
+
+    def _check_long(self, ref: bytes, kind: int) -> None:
+        """Look at a long run before memory is taken for it: where it is sparse it must be verified first."""
+        page_id, page_count, _ = REF.unpack(ref)
+        start, end = page_id * self.page_size, (page_id + page_count) * self.page_size
+        if end > self._disk.size():
+            raise self.malformed(ref, _BEYOND)
+        head = self._disk.read(HEADER.size, start)
+        if len(head) < HEADER.size or (head[0], head[8:16], head[24:28]) != (kind, ref[:8], ref[8:12]):
+            raise self.malformed(ref, "the page is not the one that its parent points at")
+        if is_sparse(self._disk, start, end):
+            self._check_crc(ref, start, end)
+
+    def _check_crc(self, ref: bytes, start: int, end: int) -> None:
+        if crc_if_whole(self._disk, start, end - start) != ref[-CRC_SIZE:]:
+            raise self.malformed(ref, _CHECKSUM)
 
     def _pieces(self, offset: int, size: int) -> Iterator[bytes]:
         """Read `size` bytes in pieces, fewer if the file ends before. A read may stop short; 0 bytes is the end."""
@@ -225,12 +340,6 @@ class Pager:
                 return
             yield piece
             offset += len(piece)
-
-    def _check_bounds(self, ref: bytes) -> None:
-        """Refuse a run beyond the file's end before memory is taken for it."""
-        page_id, page_count, _ = REF.unpack(ref)
-        if (page_id + page_count) * self.page_size > self._disk.size():
-            raise self.malformed(ref, "the page is beyond the file's end")
 
     def malformed(self, ref: bytes, what: object) -> CorruptionError:
         """The error for a run, or something below it, that makes no sense."""

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from .disk import Disk
 from .locks import oldest_pin
 
-__all__ = ["PinTable", "Pins", "Reader"]
+__all__ = ["Hold", "PinTable", "Pins", "Reader"]
 
 
 class Pins(NamedTuple):
@@ -28,11 +28,13 @@ class Pins(NamedTuple):
 class Reader:
     """Somebody who reads one commit for longer."""
 
-    __slots__ = ("txid",)
+    __slots__ = ("disk", "txid")
 
     def __init__(self) -> None:
+        self.disk: Disk | None = None
+        """The open file that holds the lock, if it is not the handle's (see `Current.pin`)."""
         self.txid = 0
-        """The commit; 0 before it is pinned."""
+        """The commit; 0 before it is pinned, and when it is read no more."""
 
 
 class PinTable:
@@ -77,6 +79,12 @@ class PinTable:
                 self.since.pop(txid, None)
             self.ended.popleft()
 
+    def part(self) -> list[Reader]:
+        """In a child process: nothing is pinned, and nobody reads but those that are returned."""
+        readers = [reader for txid in self.locked for reader in self.readers.get(txid, ()) if reader.txid]
+        self.readers, self.locked, self.since, self.ended = {}, set(), {}, deque()
+        return readers
+
     def oldest(self, disk: Disk) -> Pins | None:
         """The oldest commit that is pinned, here or by another handle of the file."""
         own = min(self.readers, default=None)
@@ -84,3 +92,21 @@ class PinTable:
         if foreign is not None and (own is None or foreign.offset < own):
             return Pins(foreign.offset, foreign.pid)
         return None if own is None else Pins(own, None)
+
+
+class Hold:
+    """Keeps the pages of one commit from being reused by the handle's own commits, while it exists.
+
+    No lock in the file stands for it: whoever makes one has the writer lock, so nobody else commits.
+    """
+
+    __slots__ = ("_reader", "_unpin")
+
+    def __init__(self, pins: PinTable, txid: int, unpin: Callable[[Reader], None]) -> None:
+        self._reader = Reader()
+        self._unpin = unpin
+        pins.add(self._reader, txid)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_unpin"):  # else it was interrupted before it began
+            self._unpin(self._reader)

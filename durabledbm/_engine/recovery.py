@@ -11,22 +11,35 @@ from __future__ import annotations
 import time
 from typing import NamedTuple
 
-from ..errors import CorruptionError, error
+from ..errors import CorruptionError
 from .checksum import crc32c
 from .disk import Disk
 from .locks import writer_present
-from .meta import META_AREA, META_SIZE, Extent, Meta, decode_meta, has_magic, look_of
-from .page import CRC_SIZE, HEADER, self_consistent
+from .longruns import crc_if_whole, keeps
+from .meta import (
+    META_AREA,
+    META_SIZE,
+    UNFINISHED,
+    Extent,
+    ForeignFileError,
+    Meta,
+    decode_meta,
+    has_magic,
+    is_uninitialised,
+    look_of,
+)
+from .page import HEADER
 
-__all__ = ["Slots", "Visible", "crc_if_whole", "extent_arrived", "newest", "read_slots", "visible"]
+__all__ = ["Slots", "Visible", "extent_arrived", "newest", "read_slots", "visible"]
 
 _PATIENCE = 200
 """How often to read again a slot that seems to be in the middle of being written."""
 
-_PIECE = 1 << 24
-
 _MISSING = 1 << 14
 """Pages that a commit may have added to a small file."""
+
+_PAGES = 1 << 24
+"""Pages of a file that may be sparse to whatever degree: a few megabytes are enough to count them."""
 
 
 class Slots(NamedTuple):
@@ -37,8 +50,8 @@ class Slots(NamedTuple):
     """The bytes by which to notice the next commit; empty if that is not to be trusted now."""
     ours: bool
     """Whether the file looks like one of ours at all."""
-    size: int
-    """Bytes that could be read: 0 for an empty file."""
+    uninitialised: bool
+    """Whether the file is a database of ours that was not initialised yet: an empty file, mostly."""
 
 
 def read_slots(disk: Disk) -> Slots:
@@ -47,8 +60,10 @@ def read_slots(disk: Disk) -> Slots:
         area = disk.read(META_AREA, 0)
         slot0, slot1 = area[:META_SIZE], area[META_SIZE:]
         metas = decode_meta(slot0), decode_meta(slot1)
+        if slot0.startswith(UNFINISHED):
+            metas = metas[1], metas[1]  # the mark stands for the copy that is to take its place (see `creation`)
         if None not in metas:
-            return Slots(metas, look_of(slot0, slot1), True, len(area))
+            return Slots(metas, look_of(slot0, slot1), True, False)
         if not writer_present(disk):
             if area == disk.read(META_AREA, 0):
                 break
@@ -56,19 +71,19 @@ def read_slots(disk: Disk) -> Slots:
             time.sleep(50e-6)
     settled = not writer_present(disk)
     ours = has_magic(slot0) or has_magic(slot1)
-    return Slots(metas, look_of(slot0, slot1) if settled else b"", ours, len(area))
+    return Slots(metas, look_of(slot0, slot1) if settled else b"", ours, is_uninitialised(area, disk.size()))
 
 
 def newest(disk: Disk, slots: Slots) -> tuple[Meta, int]:
     """The meta that is the database, and the slot that was synced with it.
 
-    Raises `error` for a file that is not ours, `CorruptionError` for one that is but has no usable meta.
+    Raises `ForeignFileError` for a file that is not ours, `CorruptionError` for one that is but has no usable meta.
     """
     meta0, meta1 = slots.metas
     if meta0 is None and meta1 is None:
         if slots.ours:
             raise CorruptionError("both meta pages are damaged; 'durabledbm salvage' may help", path=disk.path)
-        raise error(f"{disk.path}: not a durabledbm database")
+        raise ForeignFileError(f"{disk.path}: not a durabledbm database")
     first = meta0 is not None and (
         meta1 is None or meta0.txid > meta1.txid or (meta0.txid == meta1.txid and meta1.steady)
     )
@@ -80,6 +95,7 @@ def newest(disk: Disk, slots: Slots) -> tuple[Meta, int]:
         return meta, slot
     if other is None or other.txid != meta.steady_txid:
         raise CorruptionError("the newest commit is incomplete, and the one before it is damaged", path=disk.path)
+    _check_size(disk, other)
     return other, 1 - slot
 
 
@@ -87,10 +103,14 @@ def _check_size(disk: Disk, meta: Meta) -> None:
     """Refuse a meta that speaks of far more pages than the file has, before memory is taken for them.
 
     Some pages at the end may never have been written, and those of a commit that a crash interrupted may be missing.
+    Where the file is sparse, what counts is what it takes of the disk. A page needs about a byte of memory; so if there
+    are not more pages than bytes, the memory is in proportion to what is really there.
     """
     here = disk.size() // meta.page_size
     if meta.page_count > 2 * here + _MISSING:
         raise CorruptionError(f"the file has {here} pages, the meta page speaks of {meta.page_count}", path=disk.path)
+    if meta.page_count > _PAGES and not keeps(disk, meta.page_count):
+        raise CorruptionError(f"most of the {meta.page_count} pages of the file are a hole", path=disk.path)
 
 
 class Visible(NamedTuple):
@@ -106,7 +126,7 @@ def visible(disk: Disk, slots: Slots) -> Visible | None:
     """The newest commit that counts, in a file that somebody may be writing; None if no slot holds a meta.
 
     A commit counts when it is steady, or relaxed, or when its writer is gone: then nobody will sync it, and it is as
-    good as what a fresh `open` would find.
+    good as what a fresh `open` would find. Raises `CorruptionError` if it speaks of far more pages than the file has.
     """
     found = [(meta, slot) for slot, meta in enumerate(slots.metas) if meta is not None]
     if not found:
@@ -116,7 +136,9 @@ def visible(disk: Disk, slots: Slots) -> Visible | None:
     if len(found) == 2 and not meta.steady and not meta.relaxed:
         other = found[0][0]
         if other.txid < meta.txid and other.txid == meta.steady_txid and writer_present(disk):
+            _check_size(disk, other)
             return Visible(other, found[0][1], False)
+    _check_size(disk, meta)
     return Visible(meta, slot, bool(slots.look))
 
 
@@ -137,20 +159,3 @@ def extent_arrived(disk: Disk, extent: Extent, page_size: int) -> bool:
         digest = crc32c(crc, digest)
         page_id += page_count
     return digest == extent.digest
-
-
-def crc_if_whole(disk: Disk, offset: int, size: int) -> bytes | None:
-    """The CRC field of the run there, or None if the run does not match it."""
-    if size <= _PIECE:
-        run = disk.read(size, offset)
-        return run[-CRC_SIZE:] if len(run) == size and self_consistent(run) else None
-    end = offset + size - CRC_SIZE
-    checksum = 0
-    while offset < end:
-        piece = disk.read(min(end - offset, _PIECE), offset)
-        if not piece:
-            return None
-        checksum = crc32c(piece, checksum)
-        offset += len(piece)
-    crc = disk.read(CRC_SIZE, end)
-    return crc if crc == checksum.to_bytes(CRC_SIZE, "little") else None

@@ -26,7 +26,7 @@ class RowCache:
     __slots__ = ("_limit", "_room", "aged", "lock", "young")
 
     def __init__(self, limit: int) -> None:
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
         self._limit = self._room = limit
         self.aged: dict[bytes, bytes] = {}
         self.young: dict[bytes, bytes] = {}

@@ -18,10 +18,11 @@ from __future__ import annotations
 import struct
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from heapq import heappop, heappush
 from typing import NamedTuple
 
 from .freepages import FreePages, Run, coalesced
-from .page import CRC_SIZE, HEADER, MAP, NO_REF, PENDING, REF, SPACE, pages_for, seal
+from .page import CRC_SIZE, HEADER, MAP, NO_REF, PENDING, REF, SPACE, pages_for, ref_parts, seal
 
 __all__ = ["Run", "Space"]
 
@@ -36,11 +37,16 @@ _CHUNK = struct.Struct("<16sQ")
 
 _EXTENT = struct.Struct("<QI")
 
+_ANCIENT = 1
+"""The commit that made the file, which has freed all that has never been used."""
+
 _LOG_PAGES = 2
 """Fold when the log would take more pages than this."""
 
 _CHUNK_MIN = 64
 """So many freed extents that cannot be folded yet are worth a PENDING run; fewer stay in the log."""
+
+_TWICE = "the tree leads to a page twice, or out of the file"
 
 _EXPAND = [bytes((byte >> bit) & 1 for bit in range(8)) for byte in range(256)]
 
@@ -140,22 +146,26 @@ class Space(FreePages):
 
     # -- persistence -------------------------------------------------------------------------------
 
-    def save(self, txid: int, write: Callable[[bytes, int], bytes], *, fold: bool = False) -> bytes:
+    def save(
+        self, txid: int, write: Callable[[bytes, int], bytes], *, fold: bool = False, log_pages: int | None = None
+    ) -> bytes:
         """Close the books of commit `txid`: write what changed with `write(run, page_id) -> ref`, return the ref.
 
-        Allocates the pages it needs itself; `fold` makes it write the map even if the log is short.
+        Allocates the pages it needs itself. It writes the map if the log would take more than `log_pages`, and with
+        `fold` in any case. Raises `ValueError` if what was freed cannot have been in use.
         """
+        log_pages = log_pages or _LOG_PAGES
         self._free_ref(self.ref)
-        freed, dropped = list(coalesced(self._freed)), list(coalesced(self._dropped))
+        freed, dropped = self._disjoint(self._freed), self._disjoint(self._dropped)
         log_count = self._log_count + len(freed) + len(dropped) + 2
-        if self._log_pages(log_count) <= _LOG_PAGES:
-            log_count += sum(1 for _ in self._taken_records(txid))
-        if fold or self._unwritten or self._log_pages(log_count) > _LOG_PAGES:
+        if self._log_pages(log_count) <= log_pages:
+            log_count += sum(1 for _ in self._taken_records())
+        if fold or self._unwritten or self._log_pages(log_count) > log_pages:
             self._fold(txid, write)
-            freed = list(coalesced(self._freed))
+            freed = self._disjoint(self._freed)
             log_count = self._log_count + len(freed) + len(dropped) + 2
         where = self.take_run(self._size_pages(log_count))
-        self._log += b"".join(_LOG.pack(*record) for record in self._taken_records(txid))
+        self._log += b"".join(_LOG.pack(*record) for record in self._taken_records())
         self._log += b"".join(_LOG.pack(page_id, page_count, txid) for page_id, page_count in freed)
         self._log += b"".join(_LOG.pack(page_id, page_count, txid + 1) for page_id, page_count in dropped)
         if freed:
@@ -163,6 +173,8 @@ class Space(FreePages):
         if dropped:
             self._pending.append(_Pending(txid + 1, dropped, NO_REF))
         self._taken, self._freed, self._dropped, self._base = [], [], [], len(self._free)
+        if self.used_count < self.first_page:
+            raise ValueError(_TWICE)
         payload = b"".join(
             (
                 _FIXED.pack(self.used_count, len(self._maps), len(self._chunks), self._log_count, 0),
@@ -177,7 +189,20 @@ class Space(FreePages):
         self.ref = write(run, where[0])
         return self.ref
 
-    def _taken_records(self, txid: int) -> Iterator[tuple[int, int, int]]:
+    def _disjoint(self, runs: list[Run]) -> list[Run]:
+        """The runs, ascending, as few as can be. Raises `ValueError` if they are not what a tree can give up: a file
+        that was made to hurt may lead to a page twice, or out of the file.
+        """
+        few = list(coalesced(runs))
+        inside = not few or (few[0][0] >= self.first_page and sum(few[-1]) <= len(self._free))
+        if not inside or sum(count for _, count in few) != sum(count for _, count in runs):
+            raise ValueError(_TWICE)
+        for page_id, page_count in few:
+            if self._free.find(1, page_id, page_id + page_count) >= 0:
+                raise ValueError(f"of the pages {page_id} to {page_id + page_count - 1} some are free, and in the tree")
+        return few
+
+    def _taken_records(self) -> Iterator[tuple[int, int, int]]:
         """What to log of the pages taken: those that were given back again count only where the map lacks them."""
         for page_id, page_count in coalesced(self._taken):
             at, end = page_id, min(page_id + page_count, len(self._free))
@@ -189,7 +214,7 @@ class Space(FreePages):
                     yield at, stop - at, 0
                 elif stop > self._base:
                     start = max(at, self._base)
-                    yield start, stop - start, txid
+                    yield start, stop - start, _ANCIENT
                 at = stop
 
     @property
@@ -281,14 +306,23 @@ class Space(FreePages):
         space._chunks = list(_CHUNK.iter_unpack(run[at : at + chunk_count * _CHUNK.size]))
         at += chunk_count * _CHUNK.size
         space._log = bytearray(run[at : at + log_count * _LOG.size])
+        space._check_own_runs()
         space._load_map(read)
         space._load_pending(read)
         return space
 
+    def _check_own_runs(self) -> None:
+        """No run that is read is outside of the file, or read twice, however many refs there are."""
+        at = self.first_page
+        for page_id, page_count in sorted(ref_parts(ref)[:2] for ref in self.own_runs()):
+            if page_id < at or page_count < 1 or page_id + page_count > len(self._free):
+                raise ValueError("its own pages overlap, or are not inside the file")
+            at = page_id + page_count
+
     def _load_map(self, read: Callable[[bytes, int], bytes]) -> None:
         page_count = len(self._free)
         parts = []
-        for ref in self._maps:
+        for ref in self._maps[: -(-page_count // self._span)]:
             if ref == NO_REF:
                 parts.append(bytes(self._span))
             else:
@@ -300,41 +334,53 @@ class Space(FreePages):
         self._free = free
 
     def _load_pending(self, read: Callable[[bytes, int], bytes]) -> None:
-        """Go through the log in order: a page may have been freed and taken again, more than once."""
-        freed_by: dict[int, tuple[int, bytes]] = {}
+        """Go through the lists and the log in order: what the last record says of a page counts."""
+        runs: list[Run] = []
+        freed_by: list[tuple[int, bytes]] = []
         for ref, newest in self._chunks:
             run = read(ref, PENDING)
             count = HEADER.unpack_from(run)[3]
             if count * _EXTENT.size > len(run) - HEADER.size - CRC_SIZE:
                 raise ValueError("a list of freed pages is larger than its page")
-            for page_id, length in _EXTENT.iter_unpack(run[HEADER.size : HEADER.size + count * _EXTENT.size]):
-                freed_by.update(dict.fromkeys(self._inside(page_id, length), (newest, ref)))
+            extents = _EXTENT.iter_unpack(run[HEADER.size : HEADER.size + count * _EXTENT.size])
+            runs += [self._inside(page_id, length) for page_id, length in extents]
+            freed_by += [(newest, ref)] * count
+        listed = len(runs)
         for page_id, length, txid in _LOG.iter_unpack(self._log):
-            pages = self._inside(page_id, length)
-            if not pages:
-                continue
-            self._touch(pages.start, len(pages))
-            if txid:
-                freed_by.update(dict.fromkeys(pages, (txid, NO_REF)))
-            else:
-                self._free[pages.start : pages.stop] = bytes(len(pages))
-                for page in pages:
-                    freed_by.pop(page, None)
+            runs.append(self._inside(page_id, length))
+            freed_by.append((txid, NO_REF))
         groups: dict[tuple[int, bytes], list[Run]] = {}
-        for page in sorted(freed_by):
-            self._free[page] = 0
-            groups.setdefault(freed_by[page], []).append((page, 1))
+        for page_id, length, number in _topmost(runs):
+            self._free[page_id : page_id + length] = bytes(length)
+            if number >= listed:
+                self._touch(page_id, length)
+            if freed_by[number][0]:
+                groups.setdefault(freed_by[number], []).append((page_id, length))
+                self.pending_count += length
         self._pending = deque(
-            _Pending(txid, list(coalesced(runs)), chunk) for (txid, chunk), runs in sorted(groups.items())
+            _Pending(txid, list(coalesced(freed)), chunk) for (txid, chunk), freed in sorted(groups.items())
         )
-        self.pending_count = len(freed_by)
         self.free_count = self._free.count(1)
 
-    def _inside(self, page_id: int, length: int) -> range:
+    def _inside(self, page_id: int, length: int) -> Run:
         """The pages of a record that the file still has: it may have been cut off after the record was made."""
         if page_id < self.first_page or length < 1:
             raise ValueError(f"pages {page_id} to {page_id + length - 1} cannot be free")
-        return range(page_id, max(page_id, min(page_id + length, len(self._free))))
+        return page_id, max(0, min(length, len(self._free) - page_id))
+
+    @classmethod
+    def emptied(cls, page_size: int, first_page: int, page_count: int, txid: int) -> Space:
+        """The free space beside an empty tree: all pages, freed by commit `txid` or before.
+
+        It need not be recorded. So emptying a database needs no page, and is possible where the disk is full.
+        """
+        space = cls(page_size, first_page, page_count)
+        if page_count > first_page:
+            everything = first_page, page_count - first_page
+            space._log += _LOG.pack(*everything, txid)
+            space._pending.append(_Pending(txid, [everything], NO_REF))
+            space.pending_count = everything[1]
+        return space
 
     @classmethod
     def rebuilt(
@@ -358,6 +404,30 @@ class Space(FreePages):
             space._pending.append(_Pending(pinned_until, runs, NO_REF))
             space.pending_count = sum(length for _, length in runs)
         return space
+
+
+def _topmost(runs: list[Run]) -> Iterator[tuple[int, int, int]]:
+    """Runs laid over each other, each over those before it, as they are seen from above: first page, length, and the
+    number of the run. A sweep from the first page to the last: however much they overlap, it takes a time that depends
+    on their number only.
+    """
+    starts = sorted((page_id, -number, page_id + length) for number, (page_id, length) in enumerate(runs) if length)
+    open_runs: list[tuple[int, int]] = []
+    """A heap of those that began: the highest one first, with its end."""
+    at = upto = 0
+    while upto < len(starts) or open_runs:
+        if not open_runs:
+            at = starts[upto][0]
+        while upto < len(starts) and starts[upto][0] <= at:
+            heappush(open_runs, starts[upto][1:])
+            upto += 1
+        number, end = open_runs[0]
+        if end <= at:
+            heappop(open_runs)
+            continue
+        stop = min(end, starts[upto][0]) if upto < len(starts) else end
+        yield at, stop - at, -number
+        at = stop
 
 
 def _payload_size(page_count: int, page_size: int) -> int:

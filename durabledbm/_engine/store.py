@@ -10,19 +10,17 @@ import time
 from collections.abc import Callable, Mapping
 from math import inf
 
-from ..errors import CorruptionError, error
-from .creation import initialise, replace
+from ..errors import BusyError, error
+from .creation import initialise, random_bytes
 from .current import NEVER, Current
-from .locks import Turn, WriterLock
+from .locks import Turn
 from .merge import Touch
-from .meta import LOOK_OFFSET, LOOK_SIZE, META_SIZE, steady_copy
-from .recovery import newest, read_slots
+from .meta import LOOK_OFFSET, LOOK_SIZE, META_SIZE, look_with, steady_copy
+from .recovery import Slots, newest, read_slots
 from .state import State
 from .work import Work
 
 __all__ = ["Store"]
-
-_DEFAULT_MODE = 0o666
 
 _LARGE = 256
 """A commit of more pages looks whether it has left the file much larger than it must be."""
@@ -40,17 +38,24 @@ class Store(Current):
         Waits at most `timeout` seconds, then raises `BusyError`.
         """
         self.check_writable()
-        if self._forked:
-            self._reopen()
-        self.writer.acquire(turn, self.disk, timeout)
+        self.inside.check_file()
+        try:
+            self.writer.acquire(turn, self.disk, timeout)
+        except OSError:
+            if self.closed or self.disk.held():
+                raise
+            self.attend()
+            self.writer.acquire(turn, self.disk, timeout)
         try:
             self.check_writable()
             if not self.writer.writing or self.underway:
-                if not self.state.meta.txid and not self._born():
+                if not self.state.meta.txid and (successor := self._successor()) is not None:
                     turn.end()
-                    self._follow()
+                    with self.mutex:
+                        self._go_on_with(successor)
                     return self.begin(turn, timeout)
                 self.settle()
+            self.check_name()
         except BaseException as exc:
             turn.end()
             if isinstance(exc, OSError):
@@ -58,27 +63,24 @@ class Store(Current):
             raise
         return self.state
 
-    def _born(self) -> bool:
-        """Make a file of 0 bytes a database; False if the name leads to another file now, which is to be used."""
-        if not self.disk.size():
-            if not self.disk.linked():
-                return False
-            try:
-                replace(self._volume, self.path, _DEFAULT_MODE, self._page_size)
-                return False
-            except PermissionError:
-                initialise(self.disk, self._page_size)
-        with self.mutex:
-            self._load_from(read_slots(self.disk))
-        return True
+    def initialise(self) -> None:
+        """Make the file, which was just created, a database. If somebody else holds the writer lock, they do it.
 
-    def _follow(self) -> None:
-        """Go on with the file that has the name now."""
-        with self.mutex:
-            self._use(self._volume.open(self.path, writable=True))
-            self.file = self.disk.identity()
-            self.writer = WriterLock(self.file)
-            self._load_from(read_slots(self.disk))
+        If that fails the file is removed again. Others may have opened it meanwhile: they find out before they write.
+        """
+        turn = Turn()
+        try:
+            self.inside.check_file()
+            self.writer.acquire(turn, self.disk, 0.0)
+            self.settle()
+        except BusyError:
+            pass
+        except BaseException:
+            if read_slots(self.disk).uninitialised:
+                self._volume.remove(self.path)
+            raise
+        finally:
+            turn.end()
 
     def settle(self) -> None:
         """Make sure that the newest commit in the file is on the disk, whoever made it and however it ended.
@@ -95,8 +97,10 @@ class Store(Current):
             self.writer.writing = True
 
     def _settle(self) -> None:
-        slots = read_slots(self.disk)
+        slots = self._initialised()
         meta, slot = newest(self.disk, slots)
+        self._compare(slots)
+        look = slots.look or self.read(LOOK_SIZE, LOOK_OFFSET)
         first, second = slots.metas
         twins = first is not None and second is not None and first.txid == second.txid
         if not (twins and (first.steady or second.steady)):  # type: ignore[union-attr]
@@ -105,25 +109,35 @@ class Store(Current):
             self._sync()
             self.disk.forget()
             self.pager.clear()
-            slots = read_slots(self.disk)
+            slots = self._initialised()
             meta, slot = newest(self.disk, slots)
-            other = slots.metas[1 - slot]
+            look, other = slots.look or self.read(LOOK_SIZE, LOOK_OFFSET), slots.metas[1 - slot]
             if other is None or other.txid > meta.txid:
                 # A commit stands there of which something is missing. What is written from now on, even half of it,
                 # could complete it, so nothing of it may be left: noise agrees with no sector of anything.
-                from secrets import token_bytes
-
-                self.disk.write((1 - slot) * META_SIZE, (token_bytes(META_SIZE),))
+                self.disk.write((1 - slot) * META_SIZE, (random_bytes(META_SIZE),))
                 self._sync()
-            page = self.read(META_SIZE, slot * META_SIZE)
-            self.disk.write((1 - slot) * META_SIZE, (steady_copy(page),))
-        if self.state.meta.txid and meta.database_id != self.state.meta.database_id:
-            raise CorruptionError("the file was replaced by another database while it was open", path=self.path)
+            page = steady_copy(self.read(META_SIZE, slot * META_SIZE))
+            self.disk.write((1 - slot) * META_SIZE, (page,))
+            look = look_with(look, 1 - slot, page)
         if meta.txid != self.state.meta.txid or slot != self.state.slot:
             self._install(State.make(meta, slot, self.pager), None)
-        self.look = self.read(LOOK_SIZE, LOOK_OFFSET)
+        self.look = look
         self.committer.settled(meta)
         self._settled = True
+
+    def _initialised(self) -> Slots:
+        """The two slots, of a file that is a database afterwards."""
+        slots = read_slots(self.disk)
+        if slots.uninitialised:
+            if self.state.meta.txid:
+                raise self._replaced()  # emptied: what was committed must not seem undone
+            initialise(self._volume, self.disk, self._page_size)
+            slots = read_slots(self.disk)
+            self._load_from(slots)
+        elif not self.state.meta.txid:
+            self._load_from(slots)
+        return slots
 
     def _sync(self) -> None:
         try:
@@ -182,11 +196,16 @@ class Store(Current):
         """Run a step that makes a commit, and make its result current. Whatever it raises leaves the handle sound."""
         assert self.writer.kept
         self.check()
+        observer, before = self.observer, self.state
+        if observer is not None:
+            observer.expect()
         with self._committing:
+            self.committer.note_synced(self.state.meta)
             if self.underway:
                 raise error(f"{self.path}: an earlier commit was interrupted; this one was to build on it")
             self.underway = True
             try:
+                self.check_place()
                 state = step()
                 self._publish(state, changes)
                 self.underway = False
@@ -196,19 +215,39 @@ class Store(Current):
                 if isinstance(exc, OSError):
                     raise error.wrap(exc, self.path) from exc
                 raise
-        if self.observer is not None:
-            self.observer.committed(changes)
+        if observer is not None:
+            observer.committed(before, changes)
+        self.check_name()  # what nobody will find is not acknowledged
         return state
+
+    def check_place(self) -> None:
+        """Raise if something that knows no locks has written to the file since this handle has the writer lock: pages
+        that are free here may be in use there.
+        """
+        try:
+            same = self.read(LOOK_SIZE, LOOK_OFFSET) == self.look
+        except OSError as exc:
+            if not self.may_pass(exc):
+                raise
+            same = False
+        if not same:
+            if self.disk.held():
+                raise self._replaced()
+            self.attend()
 
     def _publish(self, state: State, changes: Mapping[bytes, object] | None) -> None:
         """Show the commit to all at once: other processes see what is written here, threads of this one what is
         installed. Were this interrupted, whoever looks would find out from the file what there is.
         """
         with self.mutex:
+            look = self.look
             self.writer.writing, self.look = False, NEVER
-            self.committer.publish(state)
+            for slot, page in self.committer.publish(state):
+                look = look_with(look, slot, page)
             self._install(state, changes)
-            self.look = self.read(LOOK_SIZE, LOOK_OFFSET)
+            if self.read(LOOK_SIZE, LOOK_OFFSET) != look:
+                raise self._replaced()
+            self.look = look
             self.writer.writing = True
 
     def _give_up(self, cause: BaseException) -> None:
@@ -223,7 +262,19 @@ class Store(Current):
     @property
     def unsynced(self) -> bool:
         """Whether something that was committed here may not be on the disk."""
-        return self.committer.is_loose or self.underway
+        return self.underway or (self.committer.is_loose and self.committer.synced_txid < self.state.meta.txid)
+
+    def sync_file(self) -> None:
+        """Sync what was committed here, waiting for no other writer: the writer lock need not be held.
+
+        That is all that a relaxed commit lacks to survive anything. Its meta is not marked steady by this, which
+        `harden` does, so whoever writes next verifies it once more, or syncs again.
+        """
+        self.attend()
+        txid = self.state.meta.txid
+        self._sync()
+        self.check_name()
+        self.committer.synced_txid = max(self.committer.synced_txid, txid)
 
     def harden(self) -> None:
         """Sync what was committed with `sync=False`. The writer lock must be held."""

@@ -2,8 +2,8 @@
 
 Look-ups and scans in both directions. There is no cursor to keep valid: whoever writes makes a new tree (see `merge`),
 and this one stays what it was for as long as its pages are pinned. Descents are as deep as the meta page says and no
-deeper, so a damaged file cannot lead in circles; a scan checks that keys ascend from leaf to leaf, so it cannot lead
-through the same leaf a billion times either.
+deeper, so a damaged file cannot lead in circles; a scan goes through a leaf for each branch and checks that keys ascend
+from leaf to leaf, so it cannot lead through the same leaf a billion times either.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Tree:
     def get(self, key: bytes) -> bytes | None:
         """The value of `key`, or None."""
         value = self.find(key)
-        return self.pager.value(value) if type(value) is Overflow else value
+        return self.pager.value(value, key) if type(value) is Overflow else value
 
     def leaf_refs(
         self, start: bytes | None = None, stop: bytes | None = None, *, reverse: bool = False
@@ -73,6 +73,8 @@ class Tree:
         self, start: bytes | None, stop: bytes | None, *, reverse: bool, with_values: bool
     ) -> Iterator[Chunk]:
         """The entries with `start <= key < stop`, a leaf at a time; no list is empty."""
+        if start is not None and stop is not None and start >= stop:
+            return
         last: bytes | None = None
         values: list[bytes] = []
         large = False
@@ -85,7 +87,7 @@ class Tree:
                     keys = leaf_keys(leaf)
                 if not keys:
                     raise self._malformed("an empty leaf")
-                if last is not None and (keys[-1] >= last if reverse else keys[0] <= last):
+                if keys[0] > keys[-1] or (last is not None and (keys[-1] >= last if reverse else keys[0] <= last)):
                     raise self._malformed("the keys are out of order")
                 last = keys[0] if reverse else keys[-1]
                 first = 0 if start is None or keys[0] >= start else bisect_left(keys, start)
@@ -120,6 +122,8 @@ class Tree:
         first = 0 if start is None else bisect_right(separators, start)
         end = len(refs) if stop is None else bisect_left(separators, stop) + 1
         children = refs[first:end]
+        if not children:
+            raise self.pager.malformed(ref, "the separators are out of order")
         if reverse:
             children.reverse()
         if level == 2:

@@ -7,18 +7,20 @@ commit, and may be interrupted at any moment.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from ..errors import CorruptionError
 from .disk import Disk
 from .merge import MOVE, TOUCH, Touch
-from .node import Overflow, decode_branch, decode_leaf, leaf_keys
+from .node import Overflow, decode_branch, leaf_keys
 from .page import BRANCH, CRC_SIZE, HEADER, LEAF, OVERFLOW, REF, self_consistent
 from .pager import MALFORMED
+from .pageset import PageSet
 from .space import Space
 from .tree import Tree
+from .walk import walk
 
-__all__ = ["at_the_end", "is_wasteful", "leaf_batches", "spare_pages", "standing"]
+__all__ = ["at_the_end", "is_wasteful", "leaf_batches", "spare_pages"]
 
 _WASTEFUL = 0.2
 """Pages that a file may have beyond those in use, in proportion to them: room to write in..."""
@@ -27,7 +29,10 @@ _WASTEFUL_PAGES = 64
 """...and so many more."""
 
 _LONGEST_RUN = 1024
-"""Pages of the longest run that is looked for at the end of a file while committing something else."""
+"""Pages of the longest run that is looked for at the end of a file while committing something else..."""
+
+_LONGEST_NODE = 64
+"""...and of the longest leaf, branch or key, which must be read for that."""
 
 
 def is_wasteful(spare: int, used: int, written: int = 0) -> bool:
@@ -58,93 +63,61 @@ def at_the_end(disk: Disk, tree: Tree, space: Space, limit: int) -> tuple[dict[b
 
 
 def _is_there(tree: Tree, key: bytes, page_id: int) -> bool:
-    """Whether the way to `key` leads over the run at that page."""
+    """Whether the way to `key` leads over the run at that page, and is intact."""
     ref = tree.root
+    met = False
     try:
         for level in range(tree.depth, 0, -1):
-            if REF.unpack(ref)[0] == page_id:
-                return True
+            met = met or REF.unpack(ref)[0] == page_id
             if level > 1:
                 ref = tree.pager.child(ref, key)
         value = tree.find(key)
+        if type(value) is Overflow and REF.unpack(value.ref)[0] == page_id:
+            tree.pager.check_value(value, key)
+            return True
     except (*MALFORMED, CorruptionError):
         return False  # damage elsewhere is not for a commit to find
-    return type(value) is Overflow and REF.unpack(value.ref)[0] == page_id
+    return met
 
 
 def _key_of(disk: Disk, tree: Tree, page_id: int) -> tuple[bytes, Touch] | None:
-    """A key that leads to the run that starts at the page, if one does."""
+    """A key that leads to the run that starts at the page, if it looks like one of the tree. Reads little of it."""
     page_size = tree.pager.page_size
     head = disk.read(page_size, page_id * page_size)
     if len(head) < page_size:
         return None
     kind, _, _, count, own_id, _, page_count, payload_size = HEADER.unpack_from(head)
-    if own_id != page_id or kind not in (LEAF, BRANCH, OVERFLOW) or not 0 < page_count <= _LONGEST_RUN:
+    if own_id != page_id or not 0 < page_count <= _LONGEST_RUN:
+        return None
+    if kind == OVERFLOW:
+        size = HEADER.size + count
+        if count > payload_size or size > min(page_count, _LONGEST_NODE) * page_size:
+            return None
+        run = head if size <= page_size else disk.read(size, page_id * page_size)
+        return run[HEADER.size : size], MOVE
+    if kind not in (LEAF, BRANCH) or page_count > _LONGEST_NODE:
         return None
     run = head if page_count == 1 else disk.read(page_count * page_size, page_id * page_size)
     if len(run) < page_count * page_size or not self_consistent(run):
         return None
     try:
-        if kind == OVERFLOW:
-            return (run[HEADER.size : HEADER.size + count], MOVE) if count <= payload_size else None
-        if kind == LEAF:
-            return leaf_keys(run)[0], TOUCH
-        ref = decode_branch(run).refs[0]
-        # Nobody vouches for what a branch that is not in the tree leads to: it may be long, or the branch itself.
-        for _ in range(tree.depth):
-            child, page_count, _ = REF.unpack(ref)
-            if page_count > _LONGEST_RUN:
-                return None
-            run = disk.read(page_count * page_size, child * page_size)
-            kind = HEADER.unpack_from(run)[0]
-            if kind == LEAF:
-                return leaf_keys(run)[0], TOUCH
-            if kind != BRANCH or not self_consistent(run):
-                return None
-            ref = decode_branch(run).refs[0]
-    except (*MALFORMED, CorruptionError):
-        pass
-    return None
+        keys = leaf_keys(run) if kind == LEAF else decode_branch(run).separators
+    except MALFORMED:
+        return None
+    return (keys[0], TOUCH) if keys else None
 
 
-def standing(tree: Tree, start: int, end: int) -> Iterator[tuple[int, bytes, Touch]]:
-    """Page id, and a key that leads there, of every run of the tree that has a page from `start` up to `end`."""
-    if tree.depth:
-        yield from _standing(tree, tree.root, tree.depth, b"", start, end)
-
-
-def _standing(
-    tree: Tree, ref: bytes, level: int, low: bytes, start: int, end: int
-) -> Iterator[tuple[int, bytes, Touch]]:
-    page_id, page_count, _ = REF.unpack(ref)
-    if page_id < end and page_id + page_count > start:
-        yield page_id, low, TOUCH
-    if level > 1:
-        branch = tree.pager.branch(ref)
-        for child, bound in zip(branch.refs, [low, *branch.separators], strict=True):
-            yield from _standing(tree, child, level - 1, bound, start, end)
-        return
-    leaf = tree.pager.leaf(ref, keep=False)
-    if leaf[1]:
-        for key, value in zip(*decode_leaf(leaf), strict=True):
-            if type(value) is Overflow:
-                page_id, page_count, _ = REF.unpack(value.ref)
-                if page_id < end and page_id + page_count > start:
-                    yield page_id, key, MOVE
-
-
-def leaf_batches(tree: Tree, after: bytes | None, limit: int) -> dict[bytes, bytes]:
+def leaf_batches(tree: Tree, pages: PageSet, after: bytes | None, limit: int) -> dict[bytes, bytes]:
     """The next `limit` leaves after the one that holds `after`, from the first if that is None.
 
-    Each is a key that leads to the leaf, and its ref.
+    Each is a key that leads to the leaf, and its ref. `pages` are those of the file, for the walk to claim.
     """
     leaves: dict[bytes, bytes] = {}
-    if tree.depth:
-        for low, ref in _lows(tree, tree.root, tree.depth, b"", after):
-            if after is None or low > after:
-                leaves[low] = ref
-                if len(leaves) == limit:
-                    break
+    for visit in walk(tree, pages, down_to=1, after=after):
+        if visit.level == 1 and (after is None or visit.low > after):
+            leaves[visit.low] = visit.ref
+            if len(leaves) == limit:
+                break
     return leaves
 
 
@@ -156,14 +129,3 @@ def spare_pages(tree: Tree, refs: Iterable[bytes]) -> float:
         pages += REF.unpack(ref)[1]
         size += HEADER.unpack_from(tree.pager.leaf(ref, keep=False))[-1]
     return (pages - -(-size // room)) / max(pages, 1)
-
-
-def _lows(tree: Tree, ref: bytes, level: int, low: bytes, after: bytes | None) -> Iterator[tuple[bytes, bytes]]:
-    if level == 1:
-        yield low, ref
-        return
-    branch = tree.pager.branch(ref)
-    bounds = [low, *branch.separators]
-    for at, child in enumerate(branch.refs):
-        if after is None or at + 1 == len(bounds) or bounds[at + 1] > after:
-            yield from _lows(tree, child, level - 1, bounds[at], after)

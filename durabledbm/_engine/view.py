@@ -119,7 +119,7 @@ class View:
                 break
         else:
             value = self.tree.find(key)
-        return self.tree.pager.value(value) if type(value) is Overflow else value
+        return self.tree.pager.value(value, key) if type(value) is Overflow else value
 
     def items(
         self, start: bytes | None = None, stop: bytes | None = None, *, reverse: bool = False,
@@ -146,15 +146,24 @@ class View:
 
         Whoever iterates over a run finds the keys gone when life ends, comes back here for more, and is told.
         """
-        value_of = self.tree.pager.value
+        pager = self.tree.pager
+        room = -1
         ahead = life.join()
         try:
             for keys, values, large in self._chunks(start, stop, reverse, with_values=with_values):
                 if large:  # values, which are read one by one, when it is their turn
+                    if room < 0:
+                        room = pager.file_size()
                     for key, value in zip(keys, values, strict=True):
                         if life.ended:
                             raise life.over()
-                        yield ((key, value_of(value) if type(value) is Overflow else value),)
+                        if type(value) is Overflow:
+                            room -= value.length
+                            if room < 0:  # runs that overlap: more to read than there is
+                                raise pager.malformed(value.ref, "the large values are larger than the file")
+                            yield ((key, pager.value(value, key)),)
+                        else:
+                            yield ((key, value),)
                     continue
                 ahead[:] = keys
                 if life.ended:

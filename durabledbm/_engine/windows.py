@@ -33,15 +33,15 @@ from __future__ import annotations
 import errno
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NewType, Protocol
 
 from ..errors import ClosedError
-from .disk import LockOwner
+from .disk import ELSEWHERE, LockOwner
+from .patience import Patience
 
-__all__ = ["Handle", "Kernel", "WindowsDisk", "WindowsVolume"]
+__all__ = ["Handle", "Kernel", "WindowsDisk", "WindowsVolume", "take_owner"]
 
 Handle = NewType("Handle", int)
 """An open file, as Windows knows it."""
@@ -109,11 +109,14 @@ class Kernel(Protocol):
 class WindowsDisk:
     """A file of Windows."""
 
-    __slots__ = ("__weakref__", "_handle", "_held", "_hint", "_kernel", "_mutex", "path", "read", "writable")
+    __slots__ = (
+        "__weakref__", "_handle", "_held", "_hint", "_identity", "_kernel", "_mutex", "path", "read", "writable",
+    )  # fmt: skip
 
     def __init__(self, kernel: Kernel, handle: Handle, path: str, *, writable: bool) -> None:
         self._kernel = kernel
         self._handle: Handle | None = handle
+        self._identity = kernel.identity(handle)
         self.path = path
         self.writable = writable
         self.read: Callable[[int, int], bytes] = partial(kernel.read, handle)
@@ -133,6 +136,10 @@ class WindowsDisk:
 
     def size(self) -> int:
         return self._kernel.size(self._open_handle())
+
+    def data(self, start: int, stop: int) -> tuple[int, int]:
+        self._open_handle()
+        return start, stop
 
     def write(self, offset: int, parts: Sequence[bytes]) -> None:
         handle = self._open_handle()
@@ -155,7 +162,13 @@ class WindowsDisk:
         """Windows has no way to drop cached pages of a file that others may have open."""
 
     def identity(self) -> tuple[int, int]:
-        return self._kernel.identity(self._open_handle())
+        return self._identity
+
+    def status(self) -> os.stat_result:
+        return os.stat(self.path)
+
+    def take_owner(self, like: os.stat_result) -> None:
+        """Nothing: see `WindowsVolume.create`."""
 
     def linked(self) -> bool:
         try:
@@ -163,9 +176,22 @@ class WindowsDisk:
         except OSError:
             return False
         try:
-            return self._kernel.identity(handle) == self.identity()
+            return self._kernel.identity(handle) == self._identity
         finally:
             self._kernel.close(handle)
+
+    def held(self) -> bool:
+        """Nobody closes handles that he does not know here. Should it happen all the same, this tells."""
+        try:
+            return self._handle is not None and self._kernel.identity(self._handle) == self._identity
+        except OSError:
+            return False
+
+    def regain(self) -> None:
+        self._open_handle()
+        if not self.held():
+            fresh = self._opened_again()
+            self._handle, self._held, self.read = fresh, {}, partial(self._kernel.read, fresh)
 
     # -- locks ---------------------------------------------------------------------------------------------------
 
@@ -175,13 +201,13 @@ class WindowsDisk:
             if offset in self._held:
                 assert self._held[offset] == exclusive, "a lock is not converted"
                 return True
-            deadline = time.monotonic() + _PATIENCE
+            patience = Patience(_PATIENCE)
             attempt = 0
             while not self._kernel.lock(handle, offset, 1, exclusive=exclusive):
                 attempt += 1
-                if attempt >= _ATTEMPTS if exclusive else time.monotonic() > deadline:
+                if attempt >= _ATTEMPTS if exclusive else patience.over:
                     return False
-                time.sleep(0 if attempt < _ATTEMPTS else _NAP)
+                patience.nap(0 if attempt < _ATTEMPTS else _NAP)
             self._held[offset] = exclusive
             return True
 
@@ -239,19 +265,21 @@ class WindowsDisk:
     # -- ends ----------------------------------------------------------------------------------------------------
 
     def reopen(self) -> WindowsDisk:
-        fresh = WindowsDisk(
-            self._kernel, self._kernel.open(self.path, writable=self.writable), self.path, writable=self.writable
-        )
-        if fresh.identity() != self.identity():
-            fresh.close()
-            raise FileNotFoundError(errno.ENOENT, "the file was replaced while it was open", self.path)
-        return fresh
+        return WindowsDisk(self._kernel, self._opened_again(), self.path, writable=self.writable)
+
+    def _opened_again(self) -> Handle:
+        handle = self._kernel.open(self.path, writable=self.writable)
+        if self._kernel.identity(handle) != self._identity:
+            self._kernel.close(handle)
+            raise FileNotFoundError(errno.ENOENT, ELSEWHERE, self.path)
+        return handle
 
     def close(self) -> None:
+        ours = self.held()
         handle, self._handle = self._handle, None
         self.read = _read_closed
         self._held = {}
-        if handle is not None:
+        if handle is not None and ours:
             self._kernel.close(handle)
 
     def __del__(self) -> None:
@@ -297,6 +325,10 @@ class WindowsVolume:
             self._kernel.flush(handle)
         finally:
             self._kernel.close(handle)
+
+
+def take_owner(fd: int, like: os.stat_result) -> None:
+    """Nothing: see `WindowsVolume.create`."""
 
 
 def _read_closed(length: int, offset: int) -> bytes:

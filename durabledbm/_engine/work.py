@@ -43,11 +43,14 @@ class Work:
     """Changes on top of `state`."""
 
     __slots__ = (
-        "_base_count", "_floors", "_growth", "_live", "_origin", "_present", "base", "cleared", "layers", "size",
+        "_base_count", "_floors", "_growth", "_live", "_origin", "_present", "base", "cleared", "hold", "layers",
+        "size",
     )  # fmt: skip
 
-    def __init__(self, base: View, count: Callable[[], int]) -> None:
+    def __init__(self, base: View, count: Callable[[], int], *, hold: object = None) -> None:
         self.base = base
+        self.hold = hold
+        """What keeps the pages of the base, if anything must."""
         self._base_count = count
         self._origin = base, count
         self.cleared = False
@@ -84,7 +87,7 @@ class Work:
                 break
         else:
             value = self.base.find(key) if fetch is None else fetch(key)
-        return self.base.tree.pager.value(value) if type(value) is Overflow else value  # type: ignore[return-value]
+        return self.base.tree.pager.value(value, key) if type(value) is Overflow else value  # type: ignore[return-value]
 
     def view(self) -> View:
         """What there is now, as a view that later changes do not touch."""
@@ -93,13 +96,25 @@ class Work:
             layer.shared = True
         return View(self.base.tree, layers + self.base.layers)
 
+    def copied_view(self) -> View:
+        """The same, for a call that has interrupted a change: what is being changed is copied, not handed out."""
+        layers = tuple(Layer(layer.copy()) for layer in self.layers if layer)
+        return View(self.base.tree, layers + self.base.layers)
+
     def count(self) -> int:
         """How many entries there are. The first call looks up every changed key; after that it is kept up to date."""
         if self._present is None:
             changes = self.changes()
-            self._growth = sum((value is not None) - self._in_base(key) for key, value in changes.items())
+            self._growth = self._growth_by(changes)
             self._present = {key: value is not None for key, value in changes.items()}
         return self._base_count() + self._growth
+
+    def counted_afresh(self) -> int:
+        """The same, for a call that has interrupted a change: nothing is kept up to date by it."""
+        return self._base_count() + self._growth_by(self.changes().copy())
+
+    def _growth_by(self, changes: dict[bytes, bytes | None]) -> int:
+        return sum((value is not None) - self._in_base(key) for key, value in changes.items())
 
     def _in_base(self, key: bytes) -> bool:
         return self.base.find(key) is not None
@@ -120,9 +135,15 @@ class Work:
             raise ValueError(_TOO_LONG)
         known, self._present = self._present, None  # if this is interrupted, entries are counted anew
         live[key] = value
+        if live is not self._live:  # a signal handler has written too, and has moved the changes elsewhere
+            self._live[key] = value
+            known = None
         self.size += size + CHANGE_MEMORY
         if known is not None:
-            self._note(known, key, present=True)
+            after = self.size
+            self._count_change(known, key, present=True)
+            if self.size == after:  # else a signal handler has written meanwhile, too
+                self._present = known
 
     def delete(self, key: bytes) -> None:
         """Delete `key`, which may be absent."""
@@ -132,7 +153,10 @@ class Work:
         self._live[key] = None
         self.size += len(key) + CHANGE_MEMORY
         if known is not None:
-            self._note(known, key, present=False)
+            after = self.size
+            self._count_change(known, key, present=False)
+            if self.size == after:
+                self._present = known
 
     def update(self, changes: dict[bytes, bytes | None], size: int) -> None:
         """Make many changes; `size` is their memory."""
@@ -140,17 +164,20 @@ class Work:
             raise ValueError(_TOO_LONG)
         if self._live.shared:
             self._start_layer()
-        self._present = None
+        known, self._present = self._present, None
         self._live.update(changes)
         self.size += size
+        if known is not None:
+            for key, value in changes.items():
+                self._count_change(known, key, present=value is not None)
+            self._present = known
 
-    def _note(self, known: dict[bytes, bool], key: bytes, *, present: bool) -> None:
+    def _count_change(self, known: dict[bytes, bool], key: bytes, *, present: bool) -> None:
         before = known.get(key)
         if before is None:
             before = self._in_base(key)
         self._growth += present - before
         known[key] = present
-        self._present = known
 
     def _start_layer(self) -> Layer:
         """Write to a new layer: the present one was handed out."""
@@ -178,9 +205,10 @@ class Work:
         return point
 
     def release(self, point: Savepoint) -> None:
-        """The changes since the savepoint stay."""
-        floor = self._floors.pop()
-        outer = self._floors[-1] if self._floors else 0
+        """The changes since the savepoint stay, and so do those since savepoints that were made after it."""
+        depth = len(point.floors)
+        floor, outer = self._floors[depth], self._floors[depth - 1] if depth else 0
+        del self._floors[depth:]
         above, below = self.layers[: len(self.layers) - floor], self.layers[len(self.layers) - floor :]
         if floor > outer and not below[0].shared:
             for layer in reversed(above):
@@ -189,8 +217,12 @@ class Work:
         else:
             self._start_layer()
 
+    def unchanged_since(self, point: Savepoint) -> bool:
+        """Whether nothing was changed since the savepoint."""
+        return self.base is point.base and self.size == point.size
+
     def roll_back(self, point: Savepoint) -> None:
-        """The changes since the savepoint are gone."""
+        """The changes since the savepoint, and since those made after it, are gone."""
         self._become(point.base, point.base_count, point.layers, point.size, list(point.floors), point.cleared)
 
     def _become(
@@ -222,8 +254,7 @@ class Work:
         return changes
 
     def reset(self) -> None:
-        """Forget all changes. There must be no savepoints."""
-        assert not self._floors
+        """Forget all changes, and all savepoints."""
         self._become(*self._origin)
 
     def clear(self) -> None:

@@ -205,6 +205,23 @@ class Writer:
             self._buffer = []
         self._buffer_start = self._buffer_end = 0
 
+    def pad(self, start: int, end: int) -> None:
+        """Write zeros from page `start` up to `end`, but for what was written there last, so that there is space for
+        what may be written there one day.
+        """
+        start = max(start, min(self._buffer_end, end))
+        if start < end:
+            if start != self._buffer_end:
+                self.flush()
+                self._buffer_start = start
+            self._buffer.append(bytes((end - start) * self.page_size))
+            self._buffer_end = end
+
+    def discard(self) -> None:
+        """Forget what is still collected here: nothing leads to it."""
+        self._buffer = []
+        self._buffer_start = self._buffer_end = 0
+
     def finish(self) -> tuple[Extent, ...]:
         """Return the places that are left, write what is left, and tell what was written where."""
         self.release_place()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from .._filemap import FileMap
+from .._text import printable
 from ..progress import quantity
 from .layout import FREED, WITHOUT_AGE, Cell, cells_of, facts_of, marked_pages, part_of_age, totals_of, written_by
 from .palette import KINDS, ramp
@@ -91,7 +92,7 @@ def draw(
     pages = start, picture.page_count if stop is None else stop
     if only_map:
         return [*_map(picture, pen, width, rows, mode, pages), *_legend(picture, pen, mode)]
-    lines = [pen.paint(picture.path, bold=True)]
+    lines = [pen.paint(printable(picture.path), bold=True)]
     lines += _wrapped([f"{name}: {value}" for name, value in facts_of(picture)], width)
     if picture.page_count:
         lines += ["", *_map(picture, pen, width, rows, mode, pages), "", *_legend(picture, pen, mode)]

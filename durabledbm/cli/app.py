@@ -15,8 +15,9 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from .._text import OutputError, style, terminal_width
-from .command import PROGRAM, Command
+from .._text import OutputError
+from .command import PROGRAM, Command, help_width, wrapped
+from .console import complain
 from .faults import No, Usage, explain
 
 __all__ = ["CTRL_C", "GROUPS", "NO_READER", "all_commands", "find", "main", "overview"]
@@ -28,6 +29,7 @@ GROUPS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("data", "Reading and writing", ("get", "put", "del", "list")),
     ("care", "Looking after a file", ("stat", "check", "salvage", "compact")),
     ("copies", "Copies and other formats", ("backup", "dump", "load", "migrate", "export")),
+    ("moving", "Moving to a server", ("mirror",)),
     ("programs", "Programs and pictures", ("exec", "inspect", "tour", "completion")),
 )
 """Modules, what their commands have in common, and their commands. A module is imported when it is needed."""
@@ -36,7 +38,7 @@ GROUPS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (the process's own if None) and return its exit status.
 
-    Exceptions come out only of `exec`, which runs a program of the user's.
+    `exec` does not return: the process becomes the program.
     """
     _have_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -47,7 +49,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return CTRL_C
     except OSError as exc:
         return _output_failed(exc)
+    except ImportError as exc:
+        if exc.name != "crc32c":
+            raise
+        return _failed(PROGRAM, str(exc))
     return status
+
+
+def _failed(who: str, text: str) -> int:
+    complain(who, text)
+    return 2
 
 
 def _have_streams() -> None:
@@ -71,13 +82,11 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     command = find(arguments[0])
     if command is None:
-        return _complain(PROGRAM, _no_such_command(arguments[0]))
+        return _failed(PROGRAM, _no_such_command(arguments[0]))
     try:
         args = command.parser().understand(arguments[1:])
     except SystemExit as exc:
         return exc.code if isinstance(exc.code, int) else 2
-    if command.rest:
-        return command.run(args)
     try:
         return command.run(args)
     except KeyboardInterrupt:
@@ -89,29 +98,14 @@ def _dispatch(arguments: list[str]) -> int:
             traceback.print_exc()
         text = explain(exc, command.name, [] if isinstance(exc, Usage) else _names(args))
         if not isinstance(exc, No) or str(exc):
-            _complain(f"{PROGRAM} {command.name}", text)
+            complain(f"{PROGRAM} {command.name}", text)
         return 1 if isinstance(exc, No) else 2
 
 
 def _names(args: argparse.Namespace) -> list[str]:
     """The files that the command was given, the one that it is about first."""
-    values = (getattr(args, name, None) for name in ("file", "target", "source", "log", "input", "output"))
-    return [value for value in values if isinstance(value, str)]
-
-
-def _complain(who: str, text: str) -> int:
-    _flush()
-    colour = style(stream=sys.stderr)
-    sys.stderr.write(f"{colour(f'{who}:', 'bold')} {text}\n")
-    return 2
-
-
-def _flush() -> None:
-    """What was printed comes before what is said about it. A failure here is met again at the end."""
-    try:
-        sys.stdout.flush()
-    except (OSError, ValueError):
-        pass
+    values = [getattr(args, name, None) for name in ("file", "target", "source", "log", "input", "output")]
+    return [value for value in values + getattr(args, "files", []) if isinstance(value, str)]
 
 
 def _output_failed(exc: OSError) -> int:
@@ -125,7 +119,7 @@ def _output_failed(exc: OSError) -> int:
         pass
     if exc.errno == errno.EPIPE:
         return NO_READER
-    return _complain(PROGRAM, f"standard output: {exc.strerror or exc}")
+    return _failed(PROGRAM, f"standard output: {exc.strerror or exc}")
 
 
 # -- the commands ----------------------------------------------------------------------------------
@@ -160,16 +154,16 @@ def _help(arguments: list[str]) -> int:
     if len(arguments) > 1 and arguments[0] == "help":
         command = find(arguments[1])
         if command is None:
-            return _complain(PROGRAM, _no_such_command(arguments[1]))
+            return _failed(PROGRAM, _no_such_command(arguments[1]))
         sys.stdout.write(command.parser().format_help())
         return 0
     stream = sys.stdout if arguments else sys.stderr
-    stream.write(overview(min(terminal_width(), 100)))
+    stream.write(overview(help_width()))
     return 0 if arguments else 2
 
 
 def overview(width: int) -> str:
-    """The commands, a line each."""
+    """The commands, a line each where `width` columns are enough."""
     lines = [
         f"{PROGRAM}: a dict that lasts, in one file",
         "",
@@ -181,9 +175,7 @@ def overview(width: int) -> str:
         for name in names:
             command = find(name)
             assert command is not None
-            lines.append(f"  {name:<12}{command.summary}"[:width])
-    lines += [
-        "",
-        f"Start with '{PROGRAM} tour'. Options of all commands: --help, --debug; of the program: --version.",
-    ]
+            lines += wrapped(command.summary, width, f"  {name:<12}")
+    last = f"Start with '{PROGRAM} tour'. Options of all commands: --help, --debug; of the program: --version."
+    lines += ["", *wrapped(last, width)]
     return "\n".join(lines) + "\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import itertools
 import json
 import os
@@ -10,11 +11,12 @@ import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import open as open_database
-from .._text import plural, printable, style, write
-from ..errors import CorruptionError
+from .._text import OutputError, plural, printable, style, write
+from ..errors import CorruptionError, error
 from ..progress import quantity, shown
-from .command import Command, Parser, file_argument, timeout_option
-from .faults import Usage
+from .command import PROGRAM, Command, Parser, file_argument, timeout_option
+from .console import complain, message
+from .faults import Usage, explain, quoted
 from .holders import Holder, holders
 from .opening import is_sharded, open_store, size_of
 from .values import looks_pickled
@@ -108,8 +110,8 @@ def _stat_sharded(args: argparse.Namespace) -> int:
 
 def _lines(about: _About) -> list[tuple[str, str]]:
     stats = about.stats
-    if not stats.file_bytes:
-        return [("entries", "0"), ("file", "0 B: a database that nothing was written to yet")]
+    if not stats.txid:
+        return [("entries", "0"), ("file", f"{_size(stats.file_bytes)}: a database that nothing was written to yet")]
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(stats.time_ns / 1e9))
     kinds = [
         plural(stats.depth, "level"),
@@ -178,31 +180,47 @@ def _figures(about: _About) -> dict[str, Any]:
 
 
 def _check_arguments(parser: Parser) -> None:
-    file_argument(parser)
+    parser.add_argument("files", metavar="FILE", nargs="+", help="the database files")
     parser.add_argument("-q", "--quiet", action="store_true", help="print nothing: the exit status is the answer")
 
 
 def _check(args: argparse.Namespace) -> int:
+    """The worst answer: a file that could not be read at all counts more than one with problems."""
+    if len(args.files) == 1:
+        return _check_one(args.files[0], args.quiet)
+    worst = 0
+    for file in args.files:
+        try:
+            status = _check_one(file, args.quiet)
+        except (OSError, ValueError) as exc:
+            if isinstance(exc, OutputError):
+                raise
+            complain(f"{PROGRAM} check", explain(exc, "check", [file]))
+            status = 2
+        worst = max(worst, status)
+    return worst
+
+
+def _check_one(file: str, quiet: bool) -> int:
     entries = 0
     try:
-        with open_store(args.file, "r") as db, shown("check") as meter:
+        with open_store(file, "r") as db, shown("check") as meter:
             problems = [str(problem) for problem in db.check(progress=meter)]
             entries = len(db)
     except CorruptionError as exc:
         problems = [exc.message.split("; ")[0] + ("" if exc.page_id is None else f" (page {exc.page_id})")]
-    if args.quiet:
+    if quiet:
         return 1 if problems else 0
-    colour = style()
+    colour, name = style(), printable(file)
     for problem in problems:
-        write(f"{args.file}: {colour(problem, 'red')}")
+        write(f"{name}: {colour(printable(problem), 'red')}")
     if problems:
-        write(
-            f"{args.file}: {plural(len(problems), 'problem')}; 'durabledbm salvage {args.file} NEW' saves "
-            "what is readable"
-        )
+        write(f"{name}: {plural(len(problems), 'problem')}")
+        which = f"{file}/SHARD" if is_sharded(file) else file
+        message(f"{file}: 'durabledbm salvage {quoted(which)} NEW' saves what is readable")
         return 1
-    size = _size(size_of(args.file))
-    write(f"{args.file}: {colour('sound', 'green')}, {plural(entries, 'entry')}, every page of {size} verified")
+    size = _size(size_of(file))
+    write(f"{name}: {colour('sound', 'green')}, {plural(entries, 'entry')}, every page of {size} verified")
     return 0
 
 
@@ -219,13 +237,15 @@ def _salvage(args: argparse.Namespace) -> int:
     from ..salvage import salvage
 
     if is_sharded(args.file):
-        raise Usage(f"{args.file} is the directory of a sharded database: salvage the broken one of its files")
+        raise Usage(f"{args.file}: is the directory of a sharded database: salvage the broken one of its files")
+    if os.path.isdir(args.file):
+        raise error(errno.EISDIR, os.strerror(errno.EISDIR), args.file)
     if size_of(args.file) == 0:
-        raise Usage(f"{args.file} is empty: a database that nothing was written to, or a file that lost everything")
+        raise Usage(f"{args.file}: is empty: a database that nothing was written to, or a file that lost everything")
     with shown("salvage") as meter:
         report = salvage(args.file, args.target, progress=meter)
     for line in str(report).splitlines()[: 1 if args.quiet else None]:
-        write(f"{args.target}: {printable(line)}")
+        message(f"{args.target}: {line}")
     return 1 if report.unreadable or report.commit is None else 0
 
 
@@ -240,7 +260,7 @@ def _compact_arguments(parser: Parser) -> None:
 def _compact(args: argparse.Namespace) -> int:
     before = size_of(args.file)
     if before == 0 and not os.path.isdir(args.file):
-        write(f"{args.file}: empty, it can't be smaller")
+        message(f"{args.file}: empty, it can't be smaller")
         return 0
     with open_store(args.file, "w", args.timeout) as db:
         with shown("compact") as meter:
@@ -248,11 +268,11 @@ def _compact(args: argparse.Namespace) -> int:
         stats = db.stats()
     after = size_of(args.file)
     if after == before:
-        write(f"{args.file}: {_size(after)}, there is nothing to gain")
+        message(f"{args.file}: {_size(after)}, there is nothing to gain")
     else:
-        write(f"{args.file}: {_size(before)} before, {_size(after)} now")
+        message(f"{args.file}: {_size(before)} before, {_size(after)} now")
     if stats.pinned_bytes:
-        write(f"{args.file}: an open snapshot keeps {_size(stats.pinned_bytes)}; compact again when it is closed")
+        message(f"{args.file}: an open snapshot keeps {_size(stats.pinned_bytes)}; compact again when it is closed")
     return 0
 
 
@@ -274,7 +294,7 @@ COMMANDS = {
             ],
         ),
         Command(
-            "check", "verify every page of a file",
+            "check", "verify every page of a file, or of several",
             "Reads the whole file and verifies every page: its checksum, its place, the order of the keys, "
             "that each page is in "
             "use exactly once or free, and the counts. Others may read and write meanwhile; nothing is "
@@ -283,6 +303,7 @@ COMMANDS = {
             _check_arguments, _check,
             [
                 ("durabledbm check app.db", "verify"),
+                ("durabledbm check *.db", "several files, one after the other"),
                 ("durabledbm check -q app.db || mail -s 'app.db is damaged' root", "in a script"),
             ],
             "problems were found",

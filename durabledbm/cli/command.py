@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
+from difflib import get_close_matches
 from typing import Any, NamedTuple, NoReturn
 
 from .._text import terminal_width
+from .console import complain
 
 __all__ = [
     "PROGRAM",
@@ -25,9 +28,11 @@ __all__ = [
     "exit_lines",
     "file_argument",
     "help_text",
+    "help_width",
     "key_bytes",
     "timeout_option",
     "usage_of",
+    "wrapped",
 ]
 
 PROGRAM = "durabledbm"
@@ -53,7 +58,7 @@ class Command(NamedTuple):
     no: str = ""
     """What exit status 1 means; empty if there is no such answer."""
     rest: bool = False
-    """Everything behind the first argument that is not an option is that argument's, not the command's."""
+    """Everything behind the command's own options is a program with its arguments: `args.program`, a list."""
 
     def parser(self) -> Parser:
         """A parser of its arguments."""
@@ -65,7 +70,11 @@ class Command(NamedTuple):
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, and whose help is `help_text`."""
+    """A parser whose errors are one line, and whose help is `help_text`.
+
+    Options may stand before, between and behind the other words, until a `--`. argparse is given the options alone:
+    what it does with a mixture differs between versions of Python, and it gives no hints.
+    """
 
     def __init__(self, command: Command) -> None:
         super().__init__(prog=f"{PROGRAM} {command.name}", add_help=False, allow_abbrev=False)
@@ -74,16 +83,104 @@ class Parser(argparse.ArgumentParser):
         """What the help says about arguments and options. Noted early: parsing changes them."""
 
     def format_help(self) -> str:
-        return help_text(self.command, self, min(terminal_width(), 100))
+        return help_text(self.command, self, help_width())
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}; see '{self.prog} --help'\n")
+        complain(self.prog, f"{message}; see '{self.prog} --help'")
+        raise SystemExit(2)
 
     def understand(self, argv: Sequence[str]) -> argparse.Namespace:
         """Parse. Raises `SystemExit` with status 2, after saying what is wrong, or 0 after printing help."""
-        args = self.parse_args(argv) if self.command.rest else self.parse_intermixed_args(argv)
+        options, words = self._sorted(argv)
+        arguments = [action for action in self._actions if not action.option_strings]
+        self._actions[:] = [action for action in self._actions if action.option_strings]
+        args = self.parse_args(options)
+        if self.command.rest:
+            args.program = words
+            words = words[:1]
+        self._assign(arguments, words, args)
         args.command = self.command.name
         return args
+
+    def _sorted(self, argv: Sequence[str]) -> tuple[list[str], list[str]]:
+        """The options, each in one word with its value, and the other words."""
+        options: list[str] = []
+        words: list[str] = []
+        left = iter(argv)
+        for word in left:
+            if word == "--":
+                return options, words + list(left)
+            if not self._is_option(word):
+                words.append(word)
+            elif word.startswith("--"):
+                name, equals, value = word.partition("=")
+                if self._option(name, argv).nargs == 0:
+                    options.append(word)
+                else:
+                    options += _with_value(name, "=", value if equals else next(left, None))
+            else:
+                for at, letter in enumerate(word[1:], 2):
+                    if self._option(f"-{letter}", argv).nargs != 0:
+                        options += _with_value(f"-{letter}", "", word[at:] or next(left, None))
+                        break
+                    options.append(f"-{letter}")
+            if self.command.rest and words:
+                return options, words + list(left)
+        return options, words
+
+    def _is_option(self, word: str) -> bool:
+        """Whether it is meant to be an option: a number with a minus sign is not."""
+        if not word.startswith("-") or word == "-":
+            return False
+        if self.command.rest:  # options of one letter are the program's
+            return word.startswith("--") or word == "-h"
+        return word[:2] in self._option_string_actions or not word[1:].replace(".", "", 1).isdecimal()
+
+    def _option(self, name: str, argv: Sequence[str]) -> argparse.Action:
+        if name not in self._option_string_actions:
+            self.error(f"there is no option '{name}'{self._hint(name, argv)}")
+        return self._option_string_actions[name]
+
+    def _hint(self, name: str, argv: Sequence[str]) -> str:
+        """What may have been meant by an option that there is not."""
+        close = get_close_matches(name, self._option_string_actions, 1) if name.startswith("--") else []
+        hint = f"; did you mean '{close[0]}'?" if close else ""
+        arguments = [action.metavar for action in self._actions if not action.option_strings]
+        if "KEY" in arguments:
+            return f"{hint} (before a key or value that begins with a hyphen, write --)"
+        if any(word.startswith(name) and os.path.lexists(word) for word in argv):
+            return f"{hint} (before a file whose name begins with a hyphen, write --)"
+        return hint
+
+    def _assign(self, arguments: list[argparse.Action], words: list[str], args: argparse.Namespace) -> None:
+        """Give each argument its words: one, one if there is one ("?"), or all that are left ("+", "...")."""
+        left = list(words)
+        missing = [_name_of(action) for action in arguments[len(left) :] if action.nargs in (None, "+")]
+        if missing:
+            self.error(f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing")
+        for action in arguments:
+            several = action.nargs in ("+", "...")
+            taken, left = (left, []) if several else (left[:1], left[1:])
+            values = [self._value(action, word) for word in taken]
+            setattr(args, action.dest, values if several else values[0] if values else action.default)
+        if left:
+            self.error(f"there are too many arguments: {' '.join(map(shlex.quote, left))}")
+
+    def _value(self, action: argparse.Action, word: str) -> Any:
+        if action.choices is not None and word not in action.choices:
+            self.error(f"'{word}' is none of {', '.join(action.choices)}")
+        if action.type is None:
+            return word
+        assert callable(action.type)
+        try:
+            return action.type(word)
+        except argparse.ArgumentTypeError as exc:
+            self.error(str(exc))
+
+
+def _with_value(name: str, glue: str, value: str | None) -> list[str]:
+    """An option in the form in which argparse takes any value; without one, argparse complains."""
+    return [name] if value is None else [f"{name}{glue}{value}"] if value else [name, ""]
 
 
 class _Help(argparse.Action):
@@ -156,10 +253,14 @@ def _entries_of(parser: Parser) -> Iterator[Entry]:
             yield Entry(", ".join(action.option_strings) + value, action.help or "", True)
 
 
+def _name_of(action: argparse.Action) -> str:
+    return action.metavar if isinstance(action.metavar, str) else action.dest.upper()
+
+
 def _metavar(action: argparse.Action) -> str:
     if action.choices is not None and action.metavar is None:
         return "|".join(map(str, action.choices))
-    name = action.metavar if isinstance(action.metavar, str) else (action.dest or "").upper()
+    name = _name_of(action)
     if action.option_strings or action.nargs is None:
         return name
     return {"?": f"[{name}]", "*": f"[{name}...]", "+": f"{name}...", "...": f"[{name}...]"}[str(action.nargs)]
@@ -180,9 +281,21 @@ def exit_lines(command: Command) -> list[str]:
     return lines
 
 
+def help_width() -> int:
+    """Columns for help: those of the terminal, but neither too few for words nor too many for reading."""
+    return min(max(terminal_width(), 40), 100)
+
+
+def wrapped(text: str, width: int, lead: str = "") -> list[str]:
+    """`text` behind `lead`, in lines of at most `width` columns, the others under the beginning of the text."""
+    return textwrap.wrap(
+        text, max(width, len(lead) + 20), initial_indent=lead, subsequent_indent=" " * len(lead), break_on_hyphens=False
+    )
+
+
 def help_text(command: Command, parser: Parser, width: int) -> str:
     """What `--help` prints."""
-    lines = [f"{parser.prog}: {command.summary}", "", f"usage: {usage_of(parser)}"]
+    lines = [*wrapped(command.summary, width, f"{parser.prog}: "), "", *wrapped(usage_of(parser), width, "usage: ")]
     for paragraph in command.description.strip().split("\n\n"):
         lines += ["", *_paragraph(paragraph, width)]
     for title, wanted in (("arguments", False), ("options", True)):
@@ -194,12 +307,11 @@ def help_text(command: Command, parser: Parser, width: int) -> str:
     if command.examples:
         lines += ["", "examples:"]
         for line, meaning in command.examples:
-            lines += [
-                f"  {line}",
-                *textwrap.wrap(meaning, width, initial_indent=" " * 6, subsequent_indent=" " * 6),
-            ]
+            lines += [f"  {line}", *wrapped(meaning, width, " " * 6)]
     if not command.rest:
-        lines += ["", "exit status:", *(f"  {line}" for line in exit_lines(command))]
+        lines += ["", "exit status:"]
+        for line in exit_lines(command):
+            lines += wrapped(line[3:], width, f"  {line[:3]}")
     return "\n".join(lines) + "\n"
 
 
@@ -208,11 +320,11 @@ def _paragraph(paragraph: str, width: int) -> list[str]:
     dedented = textwrap.dedent(paragraph)
     if paragraph.startswith("    "):
         return textwrap.indent(dedented, "    ").splitlines()
-    return textwrap.wrap(" ".join(dedented.split()), width, break_on_hyphens=False)
+    return wrapped(" ".join(dedented.split()), width)
 
 
 def _entry(entry: Entry, width: int) -> list[str]:
-    text = textwrap.wrap(entry.help, max(width - _OPTION_WIDTH - 2, 20), break_on_hyphens=False)
+    text = wrapped(entry.help, width - _OPTION_WIDTH - 2)
     names = f"  {entry.names}"
     pad = " " * (_OPTION_WIDTH + 2)
     if len(names) > _OPTION_WIDTH:

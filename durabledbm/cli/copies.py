@@ -11,11 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from .._text import StandardOutput, plural, write
+from .._text import StandardOutput, plural
 from ..progress import quantity, shown
 from .command import Command, Parser, file_argument, timeout_option
+from .console import message
 from .faults import Usage
-from .opening import open_store, refuse_beside, size_of
+from .opening import is_sharded, open_remote, open_store, size_of
+from .targets import check_directory, check_target, force_option, is_stream
 
 if TYPE_CHECKING:
     from .._until import Until
@@ -25,13 +27,9 @@ if TYPE_CHECKING:
 __all__ = ["COMMANDS"]
 
 _STREAM = "-"
+_DAMAGE_SHOWN = 20
 
 _FACTORS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30}
-
-
-def _report(text: str) -> None:
-    """What was done: for people, so not on standard output where that may be the result."""
-    sys.stderr.write(f"{text}\n")
 
 
 # -- backup ------------------------------------------------------------------------------------------
@@ -39,15 +37,20 @@ def _report(text: str) -> None:
 
 def _backup_arguments(parser: Parser) -> None:
     file_argument(parser)
-    parser.add_argument("target", metavar="TARGET", help="the copy; if the file exists, it is replaced")
+    parser.add_argument("target", metavar="TARGET", help="the copy")
+    force_option(parser)
 
 
 def _backup(args: argparse.Namespace) -> int:
+    if is_sharded(args.file):
+        check_directory(args.target)
+    else:
+        check_target(args.target, args.file, force=args.force)
     with open_store(args.file, "r") as db, shown("backup", "entries") as meter:
         db.backup(args.target, progress=meter)
     with open_store(args.target, "r") as copy:
         count = len(copy)
-    write(f"{args.target}: {plural(count, 'entry')}, {quantity(size_of(args.target), 'bytes')}")
+    message(f"{args.target}: {plural(count, 'entry')}, {quantity(size_of(args.target), 'bytes')}")
     return 0
 
 
@@ -55,14 +58,15 @@ def _backup(args: argparse.Namespace) -> int:
 
 
 def _dump_arguments(parser: Parser) -> None:
-    file_argument(parser)
+    parser.add_argument("file", metavar="FILE", nargs="?", help="the database file, unless there is --from")
     parser.add_argument(
         "target",
         metavar="TARGET",
         nargs="?",
-        default=_STREAM,
         help="a file, or with --max-file-size a directory; standard output without it, or for -",
     )
+    parser.add_argument("--from", dest="origin", metavar="URL", help="dump a table on a server in the place of FILE")
+    _table_option(parser, "with --from: the table there")
     _codec_option(parser, "binary (the default): any bytes, with checksums; text: a line for each entry")
     parser.add_argument(
         "--max-file-size",
@@ -70,6 +74,11 @@ def _dump_arguments(parser: Parser) -> None:
         type=_size,
         help="write a directory of files no larger than SIZE bytes; K, M and G are understood",
     )
+    force_option(parser)
+
+
+def _table_option(parser: Parser, help: str) -> None:
+    parser.add_argument("--table", metavar="NAME", default="durabledbm", help=f"{help} (default: durabledbm)")
 
 
 def _codec_option(parser: Parser, help: str) -> None:
@@ -87,36 +96,65 @@ def _size(text: str) -> int:
 def _dump(args: argparse.Namespace) -> int:
     from ..dump import dump
 
-    target: Any = args.target
-    if target == _STREAM:
-        if args.max_file_size is not None:
-            raise Usage("--max-file-size is for a directory: name a TARGET")
-        if sys.stdout.isatty() and args.codec != "text":
-            raise Usage("a binary dump would not look good on a terminal: name a TARGET, use a pipe, or --codec text")
-        target = StandardOutput()
-    with open_store(args.file, "r") as db, shown("dump", "entries") as meter:
+    if args.origin is not None:
+        if args.target is not None:
+            raise Usage("with --from there is a TARGET, but no FILE")
+        args.file, args.target = None, args.file
+    elif args.file is None:
+        raise Usage("dump what? Name a FILE, or --from URL")
+    with _dump_target(args) as target, _dump_source(args) as db, shown("dump", "entries") as meter:
         try:
             count = dump(
                 db, target, codec=args.codec or "binary", max_file_size=args.max_file_size, progress=meter,
             )  # fmt: skip
         except ValueError as exc:
             raise Usage(f"{exc}{'; without --codec text any entry can be dumped' * (args.codec == 'text')}") from exc
-    if args.target != _STREAM:
-        write(f"{args.target}: {plural(count, 'entry')}")
+    if args.target not in (None, _STREAM):
+        message(f"{args.target}: {plural(count, 'entry')}")
     return 0
+
+
+def _dump_source(args: argparse.Namespace) -> Any:
+    return open_store(args.file, "r") if args.origin is None else open_remote(args.origin, args.table, flag="r")
+
+
+@contextmanager
+def _dump_target(args: argparse.Namespace) -> Iterator[Any]:
+    """What the dump is written to: a name, or a stream."""
+    if args.target in (None, _STREAM):
+        if args.max_file_size is not None:
+            raise Usage("--max-file-size is for a directory: name a TARGET")
+        if sys.stdout.isatty() and args.codec != "text":
+            raise Usage("a binary dump would not look good on a terminal: name a TARGET, use a pipe, or --codec text")
+        yield StandardOutput()
+    elif args.max_file_size is not None:
+        yield args.target
+    else:
+        if args.file is not None:
+            check_target(args.target, args.file, force=args.force)
+        if is_stream(args.target):
+            with open(args.target, "wb") as stream:
+                yield stream
+        else:
+            yield args.target
 
 
 # -- load --------------------------------------------------------------------------------------------
 
 
 def _load_arguments(parser: Parser) -> None:
-    file_argument(parser, "the database file; it is created if it is missing")
+    parser.add_argument(
+        "file", metavar="FILE", nargs="?",
+        help="the database file, unless there is --to; it is created if it is missing",
+    )  # fmt: skip
     parser.add_argument(
         "source",
         metavar="SOURCE",
         nargs="?",
         help="a dump, a log of changes, or, for a new FILE, a backup; - for standard input",
     )
+    parser.add_argument("--to", metavar="URL", help="load into a table on a server in the place of FILE")
+    _table_option(parser, "with --to: the table there, which is created if it is missing")
     parser.add_argument(
         "--log",
         metavar="DIRECTORY",
@@ -145,26 +183,51 @@ def _load(args: argparse.Namespace) -> int:
     from ..stdlib import whichdb
 
     until: Until = {} if args.until is None else args.until
+    if args.to is not None:
+        return _load_remote(args, until)
+    if args.file is None:
+        raise Usage("load into what? Name a FILE, or --to URL")
     if args.log is not None or (
         args.source not in (None, _STREAM) and os.path.isfile(args.source) and whichdb(args.source) == "durabledbm"
     ):
         return _restore(args, until)
-    if args.source is None and sys.stdin.isatty():
-        raise Usage("load what? Name a SOURCE, or use a pipe")
-    source: Any = sys.stdin.buffer if args.source in (None, _STREAM) else args.source
+    source = _stream_or_name(args.source)
     with _target(args.file) as file:
-        loaded = _loaded(args, file, source, until)
-    _report(f"{args.file}: {plural(loaded.changes, 'change')} loaded{_as_of(loaded.commit)}")
-    if loaded.tail is not None:
-        _report(f"{loaded.tail.file}: the log ends in a torn record at byte {loaded.tail.offset}, as after a crash")
+        loaded = _loaded(args, open_store(file, "c", args.timeout), source, until)
+    _report_loaded(args.file, loaded)
     return 0
 
 
-def _loaded(args: argparse.Namespace, file: str, source: Any, until: Until) -> Loaded:
+def _stream_or_name(source: str | None) -> Any:
+    """What to load: standard input, or what has that name."""
+    if source is None and sys.stdin.isatty():
+        raise Usage("load what? Name a SOURCE, or use a pipe")
+    return sys.stdin.buffer if source in (None, _STREAM) else source
+
+
+def _loaded(args: argparse.Namespace, target: Any, source: Any, until: Until) -> Loaded:
     from ..dump import load
 
-    with open_store(file, "c", args.timeout) as db, shown("load", "changes") as meter:
+    with target as db, shown("load", "changes") as meter:
         return load(source, db, codec=args.codec, progress=meter, **until)
+
+
+def _report_loaded(name: str, loaded: Loaded) -> None:
+    message(f"{name}: {plural(loaded.changes, 'change')} loaded{_as_of(loaded.commit)}")
+    _explain(name, loaded.explanation)
+    if loaded.tail is not None:
+        message(f"{loaded.tail.file}: the log ends in a torn record at byte {loaded.tail.offset}, as after a crash")
+
+
+def _load_remote(args: argparse.Namespace, until: Until) -> int:
+    if args.source is not None:
+        raise Usage("with --to there is a SOURCE, but no FILE")
+    if args.log is not None:
+        raise Usage("--log restores a FILE: it does not go with --to")
+    source, args.file = _stream_or_name(args.file), None
+    loaded = _loaded(args, open_remote(args.to, args.table, args.timeout), source, until)
+    _report_loaded(f"table {args.table}", loaded)
+    return 0
 
 
 @contextmanager
@@ -173,18 +236,18 @@ def _target(file: str) -> Iterator[str]:
     if os.path.lexists(file):
         yield file
         return
-    refuse_beside(file)
-    from ..migration import remove_stale, take_name
+    from .._engine.creation import initialise
+    from .._engine.native import FileVolume
+    from .._kinds import refuse_beside
+    from .._tempfiles import new_file, take_name
+    from ..database import DEFAULT_PAGE_SIZE
 
+    refuse_beside(FileVolume(), file)
     path = os.path.abspath(file)
-    remove_stale(f"{path}.loading-")
-    fresh = f"{path}.loading-{os.getpid()}"
-    try:
-        yield fresh
-        take_name(fresh, path)
-    finally:
-        if os.path.exists(fresh):
-            os.unlink(fresh)
+    with new_file(path, 0o666) as fresh:
+        initialise(FileVolume(), fresh.disk, DEFAULT_PAGE_SIZE)
+        yield fresh.path
+        take_name(fresh.path, path)
 
 
 def _restore(args: argparse.Namespace, until: Until) -> int:
@@ -194,8 +257,14 @@ def _restore(args: argparse.Namespace, until: Until) -> int:
         raise Usage("--log needs a SOURCE that is a file, not a pipe")
     with shown("load", "entries") as meter:
         commit = restore(args.file, args.source, args.log, progress=meter, **until)
-    _report(f"{args.file}: restored{_as_of(commit)}")
+    message(f"{args.file}: restored{_as_of(commit)}")
+    _explain(args.file, commit.explanation)
     return 0
+
+
+def _explain(file: str, explanation: str) -> None:
+    if explanation:
+        message(f"{file}: {explanation}; to end before one, give --until the number of a commit")
 
 
 def _as_of(commit: Commit | None) -> str:
@@ -212,7 +281,8 @@ def _migrate_arguments(parser: Parser) -> None:
     parser.add_argument(
         "file",
         metavar="SOURCE",
-        help="a database of dbm.dumb, dbm.gnu, dbm.ndbm, dbm.sqlite3 (as it was opened) or LMDB",
+        help="a database of dbm.dumb, dbm.gnu, dbm.ndbm, dbm.sqlite3 (as it was opened, or one of its files), LMDB, "
+        "or Berkeley DB (a hash file)",
     )
     parser.add_argument(
         "target",
@@ -220,15 +290,20 @@ def _migrate_arguments(parser: Parser) -> None:
         nargs="?",
         help="the new file; without it, the new file takes the place of SOURCE",
     )
+    parser.add_argument("--salvage", action="store_true", help="if SOURCE is damaged, copy what can be read")
 
 
 def _migrate(args: argparse.Namespace) -> int:
-    from ..migration import BACKUP, migrate
+    from ..migration import convert
 
+    damage: list[str] = []
     with shown("migrate", "steps") as meter:
-        count = migrate(args.file, args.target, progress=meter)
-    kept = "" if args.target is not None else f"; the old database is now {args.file}{BACKUP}"
-    write(f"{args.target or args.file}: {plural(count, 'entry')}, each compared{kept}")
+        done = convert(args.file, args.target, progress=meter, on_damage=damage.append if args.salvage else None)
+    for line in damage[:_DAMAGE_SHOWN]:
+        message(line)
+    lost = f", {plural(len(damage), 'damaged place')} left out" if damage else ""
+    kept = "" if done.backup is None else f"; the old database is now {done.backup}"
+    message(f"{done.path}: {plural(done.entries, 'entry')}, each compared{lost}{kept}")
     return 0
 
 
@@ -250,7 +325,7 @@ def _export(args: argparse.Namespace) -> int:
             raise Usage(f"this Python has no {args.to}: choose another --to") from None
     with shown("export", "steps") as meter:
         count = export(args.file, args.target, args.to, progress=meter)
-    write(f"{args.target}: {plural(count, 'entry')}, each compared")
+    message(f"{args.target}: {plural(count, 'entry')}, each compared")
     return 0
 
 
@@ -263,7 +338,7 @@ COMMANDS = {
             "backup", "make a consistent copy of a file that is in use",
             "Copies one state of the database, whoever reads and writes meanwhile. The copy is compact, and "
             "it appears whole "
-            "or not at all: a failure leaves TARGET as it was.",
+            "or not at all: a failure leaves TARGET as it was, also with --force.",
             _backup_arguments, _backup,
             [("durabledbm backup app.db app.backup", "copy it")],
         ),
@@ -274,16 +349,18 @@ COMMANDS = {
             "output, a file, or a directory of files of limited size. Files appear whole or not at all.",
             _dump_arguments, _dump,
             [
-                ("durabledbm dump app.db app.dump", "into a file"),
+                ("durabledbm dump app.db app.dump --force", "into a file, in place of an older one"),
                 ("durabledbm dump app.db | zstd > app.dump.zst", "compressed"),
                 ("durabledbm dump app.db --codec text | grep user:", "to read"),
                 ("durabledbm dump app.db dumps --max-file-size 64M", "into a directory"),
+                ("durabledbm dump --from postgresql:///postgres --table app app.back", "from a server"),
             ],
         ),
         Command(
             "load", "load a dump or a log of changes; restore a backup",
             "Applies what SOURCE holds to FILE, in one transaction: other entries stay, and a failure "
-            "changes nothing.\n\n"
+            "changes nothing. With --to it goes to a server: to PostgreSQL by COPY, in one transaction, too, to Redis "
+            "in batches. What has arrived there is read back and compared.\n\n"
             "With --log a new FILE is made of SOURCE, a backup or a dump, and of the log that was attached "
             "to the "
             "database: as of the log's last commit, or any other with --until.",
@@ -291,6 +368,7 @@ COMMANDS = {
             [
                 ("durabledbm load new.db app.dump", "load a dump"),
                 ("zstd -dc app.dump.zst | durabledbm load new.db", "from a pipe"),
+                ("durabledbm dump app.db | durabledbm load --to postgresql:///postgres --table app", "to a server"),
                 ("durabledbm load new.db backup.db --log app.log", "a backup, and what came after it"),
                 ("durabledbm load new.db backup.db --log app.log --until 2026-05-01T12:00", "as it was at noon"),
             ],
@@ -307,6 +385,7 @@ COMMANDS = {
             [
                 ("durabledbm migrate sessions", "in place: programs find the same name"),
                 ("durabledbm migrate old.gdbm new.db", "under a new name"),
+                ("durabledbm migrate --salvage sessions saved.db", "what can be read, if it is damaged"),
             ],
         ),
         Command(

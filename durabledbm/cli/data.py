@@ -9,13 +9,27 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
-from .._text import as_json, escape, plural, raw, shorten, style, terminal_width, unescape, write
+from .._text import (
+    as_json,
+    beginning,
+    columns,
+    escape,
+    plural,
+    raw,
+    shorten,
+    style,
+    terminal_width,
+    unescape,
+    write,
+)
 from ..handle import Database
 from ..mapping import prefix_range
 from ..progress import quantity
 from .command import Command, Parser, file_argument, key_bytes, timeout_option
+from .console import message
 from .faults import No, Usage
 from .opening import open_store
+from .targets import check_target, force_option, write_file
 from .values import PICKLE_HELP, dumps, looks_pickled, pickled, warn_of_pickles
 
 if TYPE_CHECKING:
@@ -47,6 +61,7 @@ def _get_arguments(parser: Parser) -> None:
     file_argument(parser)
     parser.add_argument("key", metavar="KEY", type=key_bytes, help="the key")
     parser.add_argument("-o", "--output", metavar="FILE", help="write the value to FILE instead of standard output")
+    force_option(parser, "the FILE of -o")
     _escaped_option(parser)
     parser.add_argument("--pickle", action="store_true", help=PICKLE_HELP)
     parser.add_argument(
@@ -56,6 +71,8 @@ def _get_arguments(parser: Parser) -> None:
 
 def _get(args: argparse.Namespace) -> int:
     key = _key(args, args.key)
+    if args.output is not None:
+        check_target(args.output, args.file, force=args.force)
     with open_store(args.file, "r") as db:
         value = db.get(key)
     if value is None:
@@ -68,8 +85,7 @@ def _get(args: argparse.Namespace) -> int:
     else:
         data = value
     if args.output is not None:
-        with open(args.output, "wb") as file:
-            file.write(data)
+        write_file(args.output, data, args.file, force=args.force)
     elif data is value and sys.stdout.isatty():
         _show(value)
     else:
@@ -86,10 +102,8 @@ def _show(value: bytes) -> None:
     if (value and not all(char.isprintable() or char in "\n\t" for char in text)) or (value and not text):
         what = "a pickle: --pickle loads it" if looks_pickled(value) else "no plain text"
         write(escape(value))
-        sys.stdout.flush()
-        sys.stderr.write(
-            f"({what}; shown with escapes. In a pipe and with -o the {plural(len(value), 'byte')} come as they are)\n"
-        )
+        size = plural(len(value), "byte")
+        message(f"({what}; shown with escapes. In a pipe and with -o the {size} come as they are)")
     else:
         write(text, end="" if text.endswith("\n") else "\n")
 
@@ -132,7 +146,7 @@ def _put(args: argparse.Namespace) -> int:
 
 def _from_standard_input() -> bytes:
     if sys.stdin.isatty():
-        sys.stderr.write("(the value comes from the keyboard; Ctrl-D at the start of a line ends it)\n")
+        message("(the value comes from the keyboard; Ctrl-D at the start of a line ends it)")
     return sys.stdin.buffer.read()
 
 
@@ -147,17 +161,19 @@ def _del_arguments(parser: Parser) -> None:
 
 
 def _del(args: argparse.Namespace) -> int:
+    keys = list(dict.fromkeys(_key(args, key) for key in args.keys))
     missing = []
-    with (
-        open_store(args.file, "w", args.timeout) as db,
-        db.transaction() if isinstance(db, Database) else nullcontext(),
-    ):
-        for key in dict.fromkeys(_key(args, key) for key in args.keys):
-            if db.pop(key, None) is None:
-                missing.append(f"'{escape(key)}'")
+    with open_store(args.file, "w", args.timeout) as db:
+        if not any(key in db for key in keys):
+            missing = keys  # then nothing is written, and no other writer waited for
+        else:
+            with db.transaction() if isinstance(db, Database) else nullcontext():
+                missing = [key for key in keys if db.pop(key, None) is None]
     if missing:
-        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-        raise No(f"there is no key {', '.join(missing[:5])}{more}; any others were deleted")
+        named = ", ".join(f"'{escape(key)}'" for key in missing[:5])
+        more = f" and {len(missing) - 5:,} more" if len(missing) > 5 else ""
+        others = "; the others were deleted" if len(missing) < len(keys) else ""
+        raise No(f"there is no key {named}{more}{others}")
     return 0
 
 
@@ -236,7 +252,7 @@ class _Lines:
     def entry(self, key: bytes, value: bytes) -> None:
         args = self._args
         left = "" if args.values else escape(key)
-        right = "" if args.keys else self._value(value, len(left))
+        right = "" if args.keys else self._value(value, columns(left))
         separator = "" if args.keys or args.values else "  " if self._width else "\t"
         write(f"{self._colour(left, 'cyan')}{separator}{right}")
 
@@ -248,19 +264,18 @@ class _Lines:
             if not self._width:
                 return escape(value)
             # What does not fit need not be made readable, and may be large.
-            text = escape(value[: 4 * self._width])
+            text = escape(beginning(value, 4 * self._width))
         room = max(self._width - used - 2, 20) if self._width else 0
-        if not room or (len(text) <= room and (self._args.pickle or len(value) <= 4 * self._width)):
+        if not room or (columns(text) <= room and (self._args.pickle or len(value) <= 4 * self._width)):
             return text
         size = f" ({quantity(len(value), 'bytes')})"
-        return shorten(text[: room - len(size) - 1] + " " * room, room - len(size)) + self._colour(size, "dim")
+        return shorten(text, room - len(size), cut=True) + self._colour(size, "dim")
 
     def end(self) -> None:
         if self._pickles and self._width:
-            sys.stdout.flush()
-            sys.stderr.write(
-                f"({plural(self._pickles, 'value')} look like objects of a shelf; --pickle loads them, if "
-                "you trust the file)\n"
+            message(
+                f"({plural(self._pickles, 'value')} look like objects of a shelf; --pickle loads them, if you trust "
+                "the file)"
             )
 
 
@@ -316,7 +331,7 @@ COMMANDS = {
             _get_arguments, _get,
             [
                 ("durabledbm get app.db user:1", "print the value of the key user:1"),
-                ("durabledbm get app.db logo -o logo.png", "save a value in a file"),
+                ("durabledbm get app.db logo -o copy.png", "save a value in a file"),
                 ("durabledbm get app.db 'caf\\xe9' -e", "a key that is no UTF-8"),
             ],
             "there is no such key",

@@ -12,10 +12,9 @@ from collections.abc import Sequence
 
 from .._text import printable
 from ..errors import BusyError, CorruptionError, error
-from .command import PROGRAM
-from .holders import holders
+from .holders import writer
 
-__all__ = ["No", "Usage", "explain"]
+__all__ = ["No", "Usage", "explain", "quoted"]
 
 _NEXT = {
     errno.ENOENT: "no such file or directory",
@@ -47,17 +46,30 @@ class No(Exception):
     """The answer is no: exit status 1. The text, if any, says what is not there."""
 
 
+def quoted(path: str) -> str:
+    """A file's name as a word of a command line."""
+    return shlex.quote(f"./{path}" if path.startswith("-") else path)
+
+
 def explain(exc: BaseException, command: str, names: Sequence[str]) -> str:
     """One line about `exc`, which befell `command` on the files `names`, the one that it is about first."""
     path = names[0] if names else None
+    if isinstance(exc, OSError) and _is_address(exc.filename or str(exc)):  # of a server, not of a file
+        said = f"{exc.filename}: {exc.strerror}" if exc.filename else str(exc)
+        return printable(" ".join(said.split()))
     if isinstance(exc, CorruptionError) and exc.path is not None:
         path = _as_given(exc.path, names)
     elif isinstance(exc, OSError) and isinstance(exc.filename, (str, bytes)):
         path = _as_given(os.fsdecode(exc.filename), names)
     text = _said(exc, command, path)
-    named = any(text.startswith((f"{name}: ", f"{os.path.realpath(name)}: ")) for name in names)
-    prefix = "" if path is None or named or text.startswith(f"{path}: ") else f"{path}: "
-    return printable(prefix + " ".join(text.split()))
+    head, colon, rest = text.partition(": ")
+    if colon and (head == path or _as_given(head, names) != head or head in names):
+        path, text = _as_given(head, names), rest  # it begins with a name of its own
+    return printable((f"{path}: " if path else "") + " ".join(text.split()))
+
+
+def _is_address(text: object) -> bool:
+    return isinstance(text, str) and "://" in text.partition(" ")[0]
 
 
 def _as_given(path: str, names: Sequence[str]) -> str:
@@ -67,7 +79,13 @@ def _as_given(path: str, names: Sequence[str]) -> str:
         folder = os.path.realpath(os.path.dirname(path))
         missing = [name for name in names if not os.path.lexists(name)] or list(names)
         return next((name for name in missing if os.path.dirname(os.path.realpath(name)) == folder), path)
-    return next((name for name in names if os.path.realpath(name) == os.path.realpath(path)), path)
+    real = os.path.realpath(path)
+    for name in names:
+        if os.path.realpath(name) == real:
+            return name
+        if os.path.isabs(path) and real.startswith(os.path.join(os.path.realpath(name), "")) and os.path.isdir(name):
+            return os.path.join(name, os.path.relpath(real, os.path.realpath(name)))
+    return path
 
 
 def _said(exc: BaseException, command: str, path: str | None) -> str:
@@ -75,6 +93,8 @@ def _said(exc: BaseException, command: str, path: str | None) -> str:
         return _damaged(exc, path)
     if isinstance(exc, BusyError):
         return _busy(path, exc)
+    if isinstance(exc, OSError) and type(exc).__name__ == "OtherKindError":
+        return exc.strerror or str(exc)
     if type(exc).__name__ == "UnknownVersionError":
         return f"{exc}; a newer durabledbm reads it"
     if isinstance(exc, OSError) and exc.errno is not None:
@@ -98,9 +118,11 @@ def _of_system(exc: OSError, command: str, path: str | None) -> str:
     if number == errno.EINVAL and path is not None and os.path.isdir(path):
         return _NEXT[errno.EISDIR]
     if path is not None and number in (errno.EACCES, errno.EPERM, errno.EROFS) and not os.path.lexists(path):
-        folder = os.path.dirname(path) or "this directory"
+        folder = os.path.dirname(path)
+        if not _can_enter(folder):
+            return f"permission denied: you may not enter the directory {folder}"
         why = "a read-only file system" if number == errno.EROFS else "permission denied"
-        return f"{why}: no file can be created in {folder}"
+        return f"{why}: no file can be created in {folder or 'this directory'}"
     known = _NEXT.get(number)
     said = exc.strerror or str(exc)
     if known is None or said == os.strerror(number):
@@ -108,57 +130,66 @@ def _of_system(exc: OSError, command: str, path: str | None) -> str:
     return f"{said}; choose another name, or remove it first" if number == errno.EEXIST else said
 
 
+def _can_enter(folder: str) -> bool:
+    try:
+        os.stat(os.path.join(folder, "."))
+    except PermissionError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
 def _missing(path: str, command: str) -> str:
-    kind = _kind_of(path)
-    if kind:
-        return _convert(kind, path)
+    from .._engine.native import FileVolume
+    from .._kinds import OtherKindError, refuse_beside
+
+    if not path:
+        return "the name of the file is empty"
+    try:
+        refuse_beside(FileVolume(), path)
+    except OtherKindError as exc:
+        return exc.strerror or str(exc)
     folder = os.path.dirname(path) or "."
     if not os.path.isdir(folder):
         return f"there is no directory {folder}"
     if command not in _BEGINNERS:
         return "no such file"
-    return f"no such file; 'durabledbm put {shlex.quote(path)} KEY VALUE' creates a database"
+    return f"no such file; 'durabledbm put {quoted(path)} KEY VALUE' creates a database"
 
 
 def _foreign(path: str) -> str:
-    kind = _kind_of(path)
-    if kind and kind != PROGRAM:
-        return _convert(kind, path)
-    return "not a durabledbm database, and of no kind that 'durabledbm migrate' knows; it was left as it is"
+    from .._engine.native import FileVolume
+    from .._kinds import foreign
 
-
-def _convert(kind: str, path: str) -> str:
-    if kind == "dbm.sqlite3":
-        name = shlex.quote(path)
-        hint = f"if dbm.sqlite3 made it, 'durabledbm migrate {name}' converts it"
-        return f"an SQLite database, not one of durabledbm; {hint}"
-    return f"a {kind} database, not one of durabledbm; 'durabledbm migrate {shlex.quote(path)}' converts it"
-
-
-def _kind_of(path: str) -> str | None:
-    from .._foreign import identify
-
-    try:
-        return identify(path)
-    except (OSError, ImportError):
-        return None
+    known = foreign(FileVolume(), path, path)
+    if isinstance(known, CorruptionError):
+        return _damaged(known, path)
+    return known.strerror or f"{str(known).removeprefix(f'{path}: ')}; it was left as it is"
 
 
 def _damaged(exc: CorruptionError, path: str | None) -> str:
     where = "" if exc.page_id is None else f" (page {exc.page_id})"
-    said = f"damaged: {exc.message.split('; ')[0]}{where}"
+    what, _, advice = exc.message.partition("; ")
+    said = f"damaged: {what}{where}"
     if exc.message.startswith("at offset 0: "):
         said = f"neither a dump nor a log, or {said}"
-    if path is None or _kind_of(path) != PROGRAM:
-        return said
-    name = shlex.quote(path)
+    if path is None or not _is_ours(path):
+        return f"{said}; {advice}" if "'durabledbm " in advice else said
+    name = quoted(path)
     return f"{said}; 'durabledbm check {name}' shows how much, 'durabledbm salvage {name} NEW' saves what is readable"
 
 
+def _is_ours(path: str) -> bool:
+    from .._engine.native import FileVolume
+    from .._kinds import OURS, has_our_pages, kind_of
+
+    return kind_of(FileVolume(), path) == OURS or has_our_pages(FileVolume(), path)
+
+
 def _busy(path: str | None, exc: BusyError) -> str:
-    who = next((holder for holder in holders(path) if holder.writing), None) if path else None
+    who = (writer(path) if path else None) or "another process"
     text = str(exc)
     waited = text.rsplit(" for more than ", 1)[-1] if " for more than " in text else ""
-    writer = "another process" if who is None else f"process {who.pid} ({who.command})"
     done = f", and was not done within {waited}" if waited else ""
-    return f"{writer} is writing to it{done}; wait for it to finish, or wait longer with --timeout"
+    return f"{who} is writing to it{done}; wait for it to finish, or wait longer with --timeout"

@@ -11,7 +11,9 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-__all__ = ["Holder", "holders"]
+from .._engine.native import FileVolume
+
+__all__ = ["Holder", "files_of", "holders", "writer"]
 
 _WRITER = (1 << 62) - 2
 _PINS = 1 << 62
@@ -29,35 +31,70 @@ class Holder(NamedTuple):
     """The oldest commit that it reads."""
 
 
+def files_of(path: str) -> list[str]:
+    """The file, or those in the directory of a sharded database."""
+    if os.path.isdir(path):
+        return [entry.path for entry in os.scandir(path) if entry.is_file()]
+    return [path]
+
+
 def holders(path: str) -> list[Holder]:
     """The processes, this one left out, that have the file open. Empty where the system does not tell."""
     try:
-        status = os.stat(path)
         pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+        files = _identities(path)
     except OSError:
         return []
-    found = []
-    for pid in pids:
-        if pid == os.getpid():
-            continue
-        try:
-            locks = [list(_locks(pid, fd)) for fd in _descriptors(pid, (status.st_dev, status.st_ino))]
-            if locks:
-                offsets = [offset for one in locks for offset in one]
-                pins = [offset - _PINS for offset in offsets if offset >= _PINS]
-                found.append(Holder(pid, _command(pid), _WRITER in offsets, min(pins, default=None)))
-        except OSError:
-            continue  # somebody else's process, or one that has ended
-    return found
+    found = (_holder(pid, files) for pid in pids if pid != os.getpid())
+    return [holder for holder in found if holder is not None]
 
 
-def _descriptors(pid: int, identity: tuple[int, int]) -> Iterator[str]:
+def writer(path: str) -> str | None:
+    """Which other process writes to the file, in words: "another process" where the system does not tell which."""
+    try:
+        if not any(map(_is_locked, files_of(path))):
+            return None
+        this = _holder(os.getpid(), _identities(path))
+    except OSError:
+        return None
+    if this is not None and this.writing:
+        return None
+    who = next((holder for holder in holders(path) if holder.writing), None)
+    return "another process" if who is None else f"process {who.pid} ({who.command})"
+
+
+def _is_locked(file: str) -> bool:
+    """Whether any process at all has the writer lock."""
+    disk = FileVolume().open(file, writable=False)
+    try:
+        return disk.lowest_lock(_WRITER, _WRITER + 1) is not None
+    finally:
+        disk.close()
+
+
+def _identities(path: str) -> set[tuple[int, int]]:
+    return {(status.st_dev, status.st_ino) for status in map(os.stat, files_of(path))}
+
+
+def _holder(pid: int, files: set[tuple[int, int]]) -> Holder | None:
+    try:
+        locks = [list(_locks(pid, fd)) for fd in _descriptors(pid, files)]
+        if not locks:
+            return None
+        offsets = [offset for one in locks for offset in one]
+        pins = [offset - _PINS for offset in offsets if offset >= _PINS]
+        return Holder(pid, _command(pid), _WRITER in offsets, min(pins, default=None))
+    except OSError:
+        return None  # somebody else's process, or one that has ended
+
+
+def _descriptors(pid: int, files: set[tuple[int, int]]) -> Iterator[str]:
     for fd in os.listdir(f"/proc/{pid}/fd"):
         try:
             status = os.stat(f"/proc/{pid}/fd/{fd}")
         except OSError:
             continue
-        if (status.st_dev, status.st_ino) == identity:
+        if (status.st_dev, status.st_ino) in files:
             yield fd
 
 

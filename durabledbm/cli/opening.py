@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-import errno
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from .. import open as open_database
-from ..errors import error
+from .console import message
+from .holders import writer
 
 if TYPE_CHECKING:
     from ..database import Flag
     from ..handle import Database
+    from ..remote.database import RemoteDatabase
     from ..sharded import ShardedDatabase
 
-__all__ = ["is_sharded", "open_store", "refuse_beside", "size_of"]
+__all__ = ["is_sharded", "open_remote", "open_store", "size_of"]
+
+_SILENT = 1.0
+"""Seconds of waiting for another writer that are not worth a word."""
 
 
 def is_sharded(file: str) -> bool:
@@ -26,28 +33,58 @@ def is_sharded(file: str) -> bool:
     return os.path.exists(os.path.join(file, NAME))
 
 
-def open_store(file: str, flag: Flag, timeout: float | None = 30.0) -> Database | ShardedDatabase:
-    """Open it. Raises what `durabledbm.open` raises."""
+@contextmanager
+def open_store(file: str, flag: Flag, timeout: float | None = 30.0) -> Iterator[Database | ShardedDatabase]:
+    """Open it for the length of a block. Raises what `durabledbm.open` raises.
+
+    A block that has waited for a second to write, or for longer, is told on standard error who writes.
+    """
+    with nullcontext() if flag == "r" else _waiting_told(file, timeout), _opened(file, flag, timeout) as db:
+        yield db
+
+
+def _opened(file: str, flag: Flag, timeout: float | None) -> Database | ShardedDatabase:
     options: dict[str, Any] = {"timeout": timeout}
     if is_sharded(file):
         from ..sharded import open_sharded
 
         return open_sharded(file, flag, **options)
-    if flag == "c":
-        refuse_beside(file)
     return open_database(file, flag, **options)
 
 
-def refuse_beside(file: str) -> None:
-    """Do not create a file whose name another module's files go by: to its user the database would seem empty."""
-    from .._foreign import identify
+def open_remote(url: str, table: str, timeout: float | None = 30.0, flag: str = "c") -> RemoteDatabase:
+    """Open a table on a server. Raises what `durabledbm.remote.open` raises."""
+    from ..remote import open as open_url
 
-    if not os.path.lexists(file):
-        try:
-            identify(file)
-        except OSError:
-            return
-        raise error(errno.ENOENT, os.strerror(errno.ENOENT), file)
+    return open_url(url, flag, table=table, timeout=timeout)
+
+
+@contextmanager
+def _waiting_told(file: str, timeout: float | None) -> Iterator[None]:
+    """Look from time to time, until the block ends, whether another process keeps it from writing. Say so once."""
+    if timeout is not None and timeout <= _SILENT:
+        yield
+        return
+    done = threading.Event()
+
+    def watch() -> None:
+        pause = _SILENT
+        while not done.wait(pause):
+            who = writer(file)
+            if who is not None:
+                limit = "" if timeout is None else f" for at most {timeout:g} second{'s' * (timeout != 1)}"
+                message(f"{file}: {who} is writing to it; waiting{limit}")
+                return
+            pause *= 2
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
 
 
 def size_of(file: str) -> int:

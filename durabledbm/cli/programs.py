@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import os
+import subprocess
 import sys
-import traceback
 
 from .._text import escape, style, terminal_width, unescape, write
-from ..progress import shown
+from ..errors import error
+from ..progress import quantity, shown
 from .command import Command, Parser, file_argument, key_bytes, timeout_option
-from .faults import No, Usage, explain
+from .console import message
+from .faults import No, Usage, quoted
 from .opening import is_sharded
+from .targets import check_target, force_option, write_file
 
 __all__ = ["COMMANDS"]
 
@@ -32,39 +37,47 @@ def _colour_option(parser: Parser) -> None:
 def _exec_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--durability", choices=("full", "process", "interval", "manual"), default="full",
-        help="what an acknowledged write survives, for the files that the script creates or opens (default: "
+        help="what an acknowledged write survives, for the files that the program creates or opens (default: "
         "full)",
     )  # fmt: skip
     timeout_option(parser)
-    parser.add_argument("file", metavar="SCRIPT", help="a Python program")
-    parser.add_argument("arguments", metavar="ARGUMENT", nargs=argparse.REMAINDER, help="its arguments")
+    parser.add_argument("first", metavar="PROGRAM", help="a script, a directory or a .pyz, -m MODULE, or -c CODE")
+    parser.add_argument("others", metavar="ARGUMENT", nargs=argparse.REMAINDER, help="its arguments")
 
 
 def _exec(args: argparse.Namespace) -> int:
-    from ..stdlib import run_script
+    """Become `python PROGRAM ARGUMENT...`, in which `sitecustomize` of `_children` does the rest."""
+    from .._children import environment
 
-    try:
-        with open(args.file, "rb"):
-            pass
-    except OSError as exc:
-        sys.stderr.write(f"durabledbm exec: {explain(exc, 'exec', [args.file])}\n")
-        return 2
-    try:
-        run_script(args.file, args.arguments, durability=args.durability, timeout=args.timeout)
-    except Exception as exc:
-        if args.debug:
-            raise
-        _show_as_python_does(exc, args.file)
-        return 1
-    return 0
+    script = _script_of(args.program)
+    if script is not None and not os.path.lexists(script):
+        raise error(errno.ENOENT, os.strerror(errno.ENOENT), script)
+    if not sys.executable:
+        raise Usage("Python does not know its own program here, so it can't be started again")
+    environ = environment({"durability": args.durability, "timeout": args.timeout})
+    command = [sys.executable, *args.program]
+    sys.stdout.flush()
+    if os.name != "nt":  # a shell of Windows would not wait for what takes the place of a process
+        os.execve(sys.executable, command, environ)
+    return subprocess.call(command, env=environ)
 
 
-def _show_as_python_does(exc: BaseException, script: str) -> None:
-    """The traceback of a script, from its own first line on."""
-    frame = exc.__traceback__
-    while frame is not None and frame.tb_frame.f_code.co_filename != script:
-        frame = frame.tb_next
-    traceback.print_exception(type(exc), exc, frame)
+def _script_of(words: list[str]) -> str | None:
+    """The script among the arguments of `python`, or None if it is to run something else."""
+    left = iter(words)
+    for word in left:
+        if word == "-" or not word.startswith("-"):
+            return None if word == "-" else word
+        for at, option in enumerate(word[1:], 1):
+            if option in "EIS":
+                raise Usage(f"python -{option} would ignore what makes dbm and shelve use durabledbm: leave it out")
+            if option in "cm":
+                return None
+            if option in "WX":  # its value is the rest of the word, or the next one
+                if not word[at + 1 :]:
+                    next(left, None)
+                break
+    return None
 
 
 # -- inspect ---------------------------------------------------------------------------------------
@@ -85,6 +98,7 @@ def _inspect_arguments(parser: Parser) -> None:
         metavar="FILE",
         help="write the map as an HTML page that tells more about the page under the pointer",
     )
+    force_option(parser, "the FILE of --svg or --html")
     parser.add_argument(
         "--pages",
         metavar="A-B",
@@ -114,8 +128,11 @@ def _inspect(args: argparse.Namespace) -> int:
     from ..inspect import inspect
 
     if is_sharded(args.file):
-        raise Usage(f"{args.file} is the directory of a sharded database: inspect one of its files")
+        raise Usage(f"{args.file}: is the directory of a sharded database: inspect one of its files")
     key = None if args.key is None else unescape(args.key) if args.escaped else args.key
+    for target in (args.svg, args.html):
+        if target is not None:
+            check_target(target, args.file, force=args.force)
     with shown("inspect") as meter:
         picture = inspect(args.file, key=key, progress=meter)
     start, stop = args.pages
@@ -124,11 +141,11 @@ def _inspect(args: argparse.Namespace) -> int:
     if args.svg is not None:
         from .._picture.svg import svg
 
-        _save(args.svg, svg(picture, mode=args.by))
+        _save(args.svg, svg(picture, mode=args.by), args)
     if args.html is not None:
         from .._picture.html import html
 
-        _save(args.html, html(picture, mode=args.by))
+        _save(args.html, html(picture, mode=args.by), args)
     if args.svg is None and args.html is None:
         from .._picture.terminal import draw
 
@@ -148,13 +165,14 @@ def _inspect(args: argparse.Namespace) -> int:
             if not any("damaged" in step.what for step in picture.steps)
             else "the way to the key is damaged"
         )
+    if picture.problems:
+        raise No(f"the file is damaged; 'durabledbm check {quoted(args.file)}' lists what is wrong with it")
     return 0
 
 
-def _save(name: str, text: str) -> None:
-    with open(name, "w", encoding="utf-8") as file:
-        file.write(text)
-    write(name)
+def _save(name: str, text: str, args: argparse.Namespace) -> None:
+    write_file(name, text.encode("utf-8", "backslashreplace"), args.file, force=args.force)
+    message(f"{name}: {quantity(len(text), 'bytes')}")
 
 
 # -- tour ------------------------------------------------------------------------------------------
@@ -210,15 +228,15 @@ COMMANDS = {
     for command in (
         Command(
             "exec", "run a Python program whose dbm and shelve use durabledbm",
-            "Runs SCRIPT as 'python SCRIPT ARGUMENT...' would, but dbm.open() and shelve.open() create "
-            "durabledbm files in it "
+            "Runs 'python PROGRAM ARGUMENT...', whatever python understands there: a script, a directory or "
+            "an archive with a __main__, -m MODULE, -c CODE, options of python's own. But dbm.open() and "
+            "shelve.open() create durabledbm files in it, and in the Python processes that it starts "
             "(see durabledbm.install()). Files of other kinds that exist already are opened by their own "
-            "modules. The exit "
-            "status is the script's.",
+            "modules. The exit status is the program's.",
             _exec_arguments, _exec,
             [
                 ("durabledbm exec crawler.py --depth 3", "a program as it is, with files that last"),
-                ("durabledbm exec --durability process crawler.py", "faster: it survives kills"),
+                ("durabledbm exec --durability process -m crawler", "faster: it survives kills"),
             ],
             rest=True,
         ),
@@ -239,7 +257,7 @@ COMMANDS = {
                 ("durabledbm inspect app.db --key user:1", "the way to a key"),
                 ("durabledbm inspect app.db --html app.html", "a page to explore in a browser"),
             ],
-            "the key is not there",
+            "the key is not there, or something is damaged",
         ),
         Command(
             "tour", "see on real data what durabledbm does",

@@ -7,10 +7,10 @@ such; `--pickle` loads it, after a warning.
 from __future__ import annotations
 
 import json
-import sys
 from typing import Any
 
-from .._text import as_json, escape, printable, style
+from .._text import as_json, escape, printable
+from .console import complain
 
 __all__ = ["PICKLE_HELP", "looks_pickled", "pickled", "warn_of_pickles"]
 
@@ -26,11 +26,7 @@ def looks_pickled(value: bytes) -> bool:
 
 def warn_of_pickles(file: str) -> None:
     """Say it before the first object is loaded."""
-    colour = style(stream=sys.stderr)
-    sys.stderr.write(
-        f"{colour('warning:', 'yellow')} --pickle runs code that {file} may contain; use it on files that you trust\n"
-    )
-    sys.stderr.flush()
+    complain("warning", f"--pickle runs code that {file} may contain; use it on files that you trust", "yellow")
 
 
 def pickled(value: bytes, *, in_json: bool) -> str:
@@ -48,11 +44,18 @@ def pickled(value: bytes, *, in_json: bool) -> str:
 
 
 def dumps(obj: Any) -> str:
-    """`obj` as a line of JSON. What JSON lacks becomes text."""
+    """`obj` as a line of JSON. What JSON lacks becomes text, and what cannot be printed is written as \\uXXXX."""
     try:
-        return json.dumps(obj, ensure_ascii=False, default=_substitute)
+        text = json.dumps(obj, ensure_ascii=False, default=_substitute)
     except (TypeError, ValueError):  # keys that JSON cannot have, or circles
-        return json.dumps(repr(obj), ensure_ascii=False)
+        text = json.dumps(repr(obj), ensure_ascii=False)
+    # JSON itself asks for this only below U+0020: a terminal obeys U+0080 to U+009F, too.
+    return text if text.isprintable() else "".join(map(_shown, text))
+
+
+def _shown(char: str) -> str:
+    """A character of a JSON text: what cannot be printed stands in a string, where it may be an escape."""
+    return char if char.isprintable() else json.dumps(char)[1:-1]
 
 
 def _substitute(obj: object) -> Any:

@@ -12,10 +12,11 @@ the table at the end, `stage` how it all looks.
 from __future__ import annotations
 
 import os
-import shutil
 import sys
-import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+from .._tempfiles import new_directory
 from ..errors import error
 from .rivals import default_backend, in_memory, on_disk, sources
 from .stage import Stage
@@ -41,12 +42,7 @@ def tour(
     found = sources(files)
     if not found:
         raise error("this Python has no source files of its standard library to work with")
-    directory = tempfile.mkdtemp(prefix="durabledbm-tour-", dir=on_disk()) if keep is None else keep
-    if keep is not None:
-        os.makedirs(keep, exist_ok=True)
-        if os.listdir(keep):
-            raise error(f"{keep}: not empty; choose another directory to keep the files in")
-    try:
+    with _place(keep) as directory:
         default = default_backend()
         visit = Visit(stage, directory, found, default, budget)
         size = sum(map(len, found.values()))
@@ -67,6 +63,18 @@ def tour(
             step(visit)
         stage.end(visit.failures, kept=keep, path=visit.path)
         return not visit.failures
-    finally:
-        if keep is None:
-            shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextmanager
+def _place(keep: str | None) -> Iterator[str]:
+    """The directory to work in: `keep`, or one that is removed afterwards."""
+    if keep is None:
+        with new_directory(os.path.join(on_disk(), "tour")) as temporary:
+            directory = os.path.join(temporary.path, "tour")
+            os.mkdir(directory)
+            yield directory
+        return
+    os.makedirs(keep, exist_ok=True)
+    if os.listdir(keep):
+        raise error(f"{keep}: not empty; choose another directory to keep the files in")
+    yield keep

@@ -9,6 +9,8 @@ import sysconfig
 import tempfile
 from types import ModuleType
 
+from .._tempfiles import new_directory
+
 __all__ = ["SYNCS", "backend", "default_backend", "in_memory", "on_disk", "sources"]
 
 SYNCS = {"dbm.sqlite3"}
@@ -19,8 +21,8 @@ _SKIPPED = {"site-packages", "dist-packages", "__pycache__", "node_modules"}
 
 def default_backend() -> str:
     """The module that `dbm.open` uses for a new file, found out by letting it make one."""
-    with tempfile.TemporaryDirectory() as directory:
-        path = os.path.join(directory, "file")
+    with new_directory(os.path.join(tempfile.gettempdir(), "rival")) as directory:
+        path = os.path.join(directory.path, "file")
         dbm.open(path, "n").close()
         return dbm.whichdb(path) or "dbm.dumb"
 

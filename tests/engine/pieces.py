@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from simdisk import SimVolume
 
@@ -11,9 +11,10 @@ from durabledbm._engine.meta import Meta, encode_meta, first_page
 from durabledbm._engine.node import Overflow, decode_leaf
 from durabledbm._engine.page import NO_REF, REF
 from durabledbm._engine.pager import Pager
+from durabledbm._engine.pageset import PageSet
 from durabledbm._engine.space import Space
 from durabledbm._engine.tree import Tree
-from durabledbm._engine.walk import walk
+from durabledbm._engine.walk import Visit, walk
 from durabledbm._engine.writer import Writer
 
 PATH = "/db"
@@ -62,18 +63,25 @@ class Engine:
         for keys, values, _ in self.tree.chunks(None, None, reverse=False, with_values=True):
             for key, value in zip(keys, values, strict=True):
                 assert key not in found
-                found[key] = self.pager.value(value) if type(value) is Overflow else value
+                found[key] = self.pager.value(value, key) if type(value) is Overflow else value
         return found
 
     def tree_pages(self) -> set[int]:
         """The pages of the tree. No page is in it twice."""
         pages: set[int] = set()
-        for ref, _ in walk(self.tree):
-            page_id, page_count, _ = REF.unpack(ref)
-            run = set(range(page_id, page_id + page_count))
+        for visit in self.walk():
+            run = set(range(visit.page_id, visit.page_id + visit.page_count))
             assert not run & pages
             pages |= run
         return pages
+
+    def walk(self) -> Iterator[Visit]:
+        """All runs of the tree."""
+        return walk(self.tree, self.pages())
+
+    def pages(self) -> PageSet:
+        """The pages of the file, for a walk to claim. None has been cut off while it was written."""
+        return PageSet(first_page(self.page_size), max(self.space.page_count, self.disk.size() // self.page_size))
 
     def leaves(self) -> list[list[bytes]]:
         """The keys of each leaf."""

@@ -26,6 +26,25 @@ def test_pieces_give_what_the_whole_gives() -> None:
         assert checksum.crc32c(data[cut:], checksum.crc32c(data[:cut])) == checksum.crc32c(data)
 
 
+@pytest.mark.parametrize("size", [0, 1, 2, 3, 255, 4096, 70_000])
+@pytest.mark.parametrize("before", [b"", b"a", bytes(range(256))])
+def test_zeros_need_not_be_read(before: bytes, size: int) -> None:
+    expected = checksum.crc32c(before + bytes(size))
+    assert checksum.with_zeros(checksum.crc32c(before), size) == expected
+
+
+def test_any_number_of_zeros_costs_little() -> None:
+    half = checksum.with_zeros(checksum.crc32c(b"a"), 1 << 50)
+    assert checksum.with_zeros(half, 1 << 50) == checksum.with_zeros(checksum.crc32c(b"a"), 1 << 51)
+
+
+def test_the_checksum_of_an_end_follows_from_those_of_the_whole_and_the_front() -> None:
+    data = bytes(range(256)) * 20
+    for cut in (0, 1, 100, len(data)):
+        whole, front = checksum.crc32c(data), checksum.crc32c(data[:cut])
+        assert checksum.of_the_end(whole, front, len(data) - cut) == checksum.crc32c(data[cut:])
+
+
 def test_it_is_the_function_of_the_package() -> None:
     found = checksum.from_extension("crc32c")
     data = bytes(range(256)) * 999

@@ -17,6 +17,7 @@ from durabledbm._engine import commit as commit_module
 from durabledbm._engine.meta import META_AREA, META_SIZE, Meta, decode_meta, first_page
 from durabledbm._engine.page import REF
 from durabledbm._engine.pager import Pager
+from durabledbm._engine.pageset import PageSet
 from durabledbm._engine.space import Space
 from durabledbm._engine.tree import Tree
 from durabledbm._engine.walk import walk
@@ -321,7 +322,8 @@ def reachable(volume: SimVolume, meta: Meta) -> set[int]:
     """Every page that a reader of this commit, or a writer that goes on from it, may read."""
     pager = Pager(volume.open(PATH, writable=False), 4096, 0)
     space = Space.load(meta.space, 4096, 2, meta.page_count, pager.read)
-    refs = [*space.own_runs(), *(ref for ref, _ in walk(Tree(pager, meta.root, meta.depth)))]
+    tree = Tree(pager, meta.root, meta.depth)
+    refs = [*space.own_runs(), *(visit.ref for visit in walk(tree, PageSet(2, meta.page_count)))]
     parts = [REF.unpack(ref) for ref in refs]
     return {page for page_id, count, _ in parts for page in range(page_id, page_id + count)}
 

@@ -220,6 +220,7 @@ def test_a_thread_that_waits_for_itself_is_told_so_at_once(opened: Callable[[], 
     """Through whatever handle: it would wait for ever."""
     disks = opened(), opened()
     locks, turns = [WriterLock((5, 5)) for _ in range(2)], [Turn(), Turn()]
+    turns[0].stuck = lambda: True
     locks[0].acquire(turns[0], disks[0], 0)
     for lock, disk in zip(locks, disks, strict=True):
         with pytest.raises(BusyError, match="this thread already writes"):
@@ -227,6 +228,15 @@ def test_a_thread_that_waits_for_itself_is_told_so_at_once(opened: Callable[[], 
     turns[0].end()
     locks[1].acquire(turns[1], disks[1], 0)
     turns[1].end()
+
+
+def test_a_turn_that_an_interrupted_operation_of_this_thread_has_left_is_ended(opened: Callable[[], Disk]) -> None:
+    disk, lock, left = opened(), WriterLock((5, 5)), Turn()
+    lock.acquire(left, disk, 0)
+    turn = Turn()
+    lock.acquire(turn, disk, None)
+    assert left.lock is None
+    turn.end()
 
 
 def test_another_thread_does_not_count_as_oneself(opened: Callable[[], Disk]) -> None:

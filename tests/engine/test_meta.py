@@ -13,6 +13,7 @@ from durabledbm._engine.meta import (
     LOOK_SIZE,
     MAGIC,
     MAX_DEPTH,
+    MAX_LISTED,
     MAX_TXID,
     META_AREA,
     META_SIZE,
@@ -24,6 +25,8 @@ from durabledbm._engine.meta import (
     first_page,
     has_magic,
     look_of,
+    look_with,
+    may_follow,
     room_for,
     steady_copy,
 )
@@ -46,7 +49,7 @@ def metas(draw: st.DrawFn) -> Meta:
     counts = st.integers(0, page_count * page_size)
     refs = st.binary(min_size=REF.size, max_size=REF.size)
     return Meta(
-        txid=draw(st.integers(0, MAX_TXID - 1)),
+        txid=draw(st.integers(1, MAX_TXID - 1)),
         page_size=page_size,
         database_id=draw(st.binary(min_size=16, max_size=16)),
         page_count=page_count,
@@ -59,7 +62,9 @@ def metas(draw: st.DrawFn) -> Meta:
         steady=draw(st.booleans()),
         relaxed=draw(st.booleans()),
         time_ns=draw(u64),
-        extents=tuple(draw(st.lists(st.builds(Extent, u64, u32, u32), max_size=64))),
+        generation=draw(st.binary(min_size=8, max_size=8)),
+        generation_txid=draw(u64),
+        extents=tuple(draw(st.lists(st.builds(Extent, u64, st.integers(0, MAX_LISTED // 64), u32), max_size=64))),
         changes=draw(changes),
     )
 
@@ -128,8 +133,11 @@ def test_an_impossible_page_size_is_damage(page_size: int) -> None:
 
 @pytest.mark.parametrize(
     ("offset", "value"),
-    [(16, MAX_TXID), (16, 2**64 - 1), (80, MAX_DEPTH + 1), (48, 2 * 4096 + 1), (48, 2**64 - 1), (56, 2**63)],
-)
+    [
+        (16, 0), (16, MAX_TXID), (16, 2**64 - 1), (80, MAX_DEPTH + 1), (40, 0), (40, 1), (48, 2 * 4096 + 1),
+        (48, 2**64 - 1), (56, 2**63),
+    ],
+)  # fmt: skip
 def test_numbers_that_cannot_be_are_damage(offset: int, value: int) -> None:
     size = 4 if offset == 80 else 8
     assert decode_meta(patched(encode_meta(PLAIN), offset, value.to_bytes(size, "little"))) is None
@@ -138,22 +146,30 @@ def test_numbers_that_cannot_be_are_damage(offset: int, value: int) -> None:
 @pytest.mark.parametrize(
     ("offset", "value"),
     [
-        (136, (META_SIZE - 144 - 12 + 1).to_bytes(4, "little")),  # more bytes of changes than there are
-        (136, b"\xff\xff\xff\xff"),
-        (140, (300).to_bytes(2, "little")),  # more extents than there is room for
-        (140, b"\xff\xff"),
-        (142, (2).to_bytes(2, "little")),  # more changes than their bytes
-        (142, b"\xff\xff"),
-        (144, (100).to_bytes(4, "little")),  # a key longer than the changes
-        (144, b"\xff\xff\xff\xff"),
-        (148, (100).to_bytes(4, "little")),  # a value longer than the changes
-        (148, b"\xff\xff\xff\x7f"),
+        (152, (META_SIZE - 160 - 12 + 1).to_bytes(4, "little")),  # more bytes of changes than there are
+        (152, b"\xff\xff\xff\xff"),
+        (156, (300).to_bytes(2, "little")),  # more extents than there is room for
+        (156, b"\xff\xff"),
+        (158, (2).to_bytes(2, "little")),  # more changes than their bytes
+        (158, b"\xff\xff"),
+        (160, (100).to_bytes(4, "little")),  # a key longer than the changes
+        (160, b"\xff\xff\xff\xff"),
+        (164, (100).to_bytes(4, "little")),  # a value longer than the changes
+        (164, b"\xff\xff\xff\x7f"),
     ],
 )
 def test_lists_that_do_not_fit_are_damage(offset: int, value: bytes) -> None:
     """With a checksum that is right: a file that was made to hurt."""
     slot = encode_meta(PLAIN._replace(changes={b"key": b"value"}))
     assert decode_meta(patched(slot, offset, value)) is None
+
+
+@pytest.mark.parametrize("page_counts", [(MAX_LISTED + 1,), (2**31,), (2**32 - 1,) * 10, (MAX_LISTED // 2,) * 3])
+def test_extents_of_too_many_pages_are_damage(page_counts: tuple[int, ...]) -> None:
+    """Nobody lists them, and verifying them would take long."""
+    extents = tuple(Extent(3, page_count, 5) for page_count in page_counts)
+    assert decode_meta(encode_meta(PLAIN._replace(extents=extents))) is None
+    assert decode_meta(encode_meta(PLAIN._replace(extents=(Extent(3, MAX_LISTED, 5),)))) is not None
 
 
 @given(extent_count=st.integers(0, 100), spare=st.integers(0, 1))
@@ -194,6 +210,51 @@ def test_the_look_changes_with_every_commit_in_either_slot() -> None:
     slots = [encode_meta(PLAIN._replace(txid=txid)) for txid in (5, 6, 7)]
     looks = {look_of(a, b) for a in slots for b in slots}
     assert len(looks) == 9
+
+
+@pytest.mark.parametrize("slot", [0, 1])
+def test_the_look_after_a_slot_was_written_is_known_without_reading(slot: int) -> None:
+    slots = [encode_meta(PLAIN._replace(txid=txid)) for txid in (5, 6)]
+    before = look_of(*slots)
+    slots[slot] = encode_meta(PLAIN._replace(txid=7, generation=b"12345678"))
+    assert look_with(before, slot, slots[slot]) == look_of(*slots)
+
+
+@pytest.mark.parametrize("slot", [0, 1])
+def test_the_look_tells_generations_apart(slot: int) -> None:
+    """Two commits of the same number and the same moment, which differ in what they changed."""
+    metas = [
+        PLAIN._replace(txid=6, generation=name, generation_txid=6, changes={b"key": value})
+        for name, value in ((b"one     ", b"1"), (b"two     ", b"2"))
+    ]
+    slots = [[encode_meta(PLAIN._replace(txid=5))] * 2 for _ in metas]
+    for own, meta in zip(slots, metas, strict=True):
+        own[slot] = encode_meta(meta)
+    assert look_of(*slots[0]) != look_of(*slots[1])
+
+
+SEEN = PLAIN._replace(txid=120, generation=b"A" * 8, generation_txid=90)
+
+
+@pytest.mark.parametrize(
+    ("meta", "follows"),
+    [
+        (SEEN, True),
+        (SEEN._replace(steady=True), True),
+        (SEEN._replace(time_ns=1), False),
+        (SEEN._replace(changes={b"k": b"v"}), False),
+        (SEEN._replace(txid=119), False),
+        (SEEN._replace(txid=121), True),
+        (SEEN._replace(txid=500), True),
+        (SEEN._replace(txid=121, generation=b"B" * 8, generation_txid=121), True),
+        (SEEN._replace(txid=500, generation=b"B" * 8, generation_txid=300), True),
+        (SEEN._replace(txid=121, generation=b"B" * 8, generation_txid=101), False),
+        (SEEN._replace(txid=121, generation=b"B" * 8, generation_txid=120), False),
+        (SEEN._replace(txid=500, generation=bytes(8), generation_txid=0), False),
+    ],
+)
+def test_a_meta_tells_whether_what_was_seen_may_be_part_of_its_past(meta: Meta, follows: bool) -> None:
+    assert may_follow(meta, SEEN) == follows
 
 
 def test_the_meta_area_takes_whole_pages() -> None:

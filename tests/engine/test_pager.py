@@ -142,7 +142,7 @@ def test_a_ref_to_nowhere_is_refused_at_once(page_id: int, page_count: int) -> N
         with pytest.raises((CorruptionError, OverflowError)):
             read(ref)
     with pytest.raises((CorruptionError, OverflowError)):
-        engine.pager.value(Overflow.make(ref, 2**40))
+        engine.pager.value(Overflow.make(ref, 2**40), b"key")
 
 
 def test_reads_that_stop_short_are_continued() -> None:
@@ -157,7 +157,7 @@ def test_an_error_of_the_disk_is_an_error_of_ours() -> None:
     engine = Engine()
     ref = leaf(engine)
     cell, _ = large(engine, 50_000)
-    for call in (lambda: engine.pager.leaf(ref), lambda: engine.pager.value(cell)):
+    for call in (lambda: engine.pager.leaf(ref), lambda: engine.pager.value(cell, b"key")):
         engine.volume.fail_at(0, disk_error(errno.EIO), kinds=("read",))
         with pytest.raises(error) as caught:
             call()
@@ -248,8 +248,9 @@ EDGES = [0, 1, 4096 - 36 - 3, 4096 - 36 - 2, 3 * 4096 - 36 - 3, 3 * 4096, 100_00
 def test_a_large_value_is_read_as_it_was_written(size: int, key: bytes) -> None:
     engine = Engine()
     cell, value = large(engine, size, key)
-    assert engine.pager.value(cell) == value
+    assert engine.pager.value(cell, key) == value
     assert cell.length == size
+    assert engine.pager.check_value(cell, key) == engine.txid
 
 
 @pytest.mark.parametrize("size", [size for size in EDGES if size != 1])  # half of one byte would be none: the end
@@ -259,7 +260,7 @@ def test_a_large_value_is_read_in_pieces(monkeypatch: pytest.MonkeyPatch, size: 
     cell, value = large(engine, size)
     for number in (1, 2, 3):
         engine.volume.fail_at(number, Fault(None, "part"), kinds=("read",))
-        assert engine.pager.value(cell) == value
+        assert engine.pager.value(cell, b"key") == value
 
 
 def test_every_kind_of_damage_to_a_large_value_is_noticed() -> None:
@@ -278,28 +279,38 @@ def test_every_kind_of_damage_to_a_large_value_is_noticed() -> None:
     ]:
         damage(engine, offset, bytes([intact[offset] ^ 0x10]))
         with pytest.raises(CorruptionError) as caught:
-            engine.pager.value(cell)
+            engine.pager.value(cell, b"key")
         assert caught.value.page_id == page_id
         engine.volume.put(PATH, intact)
-    engine.pager.value(cell)
+    engine.pager.value(cell, b"key")
 
 
 def test_a_large_value_whose_length_is_wrong_is_refused() -> None:
     engine = Engine()
-    cell, value = large(engine, 10_000)
+    cell, _ = large(engine, 10_000)
     page_count = REF.unpack(cell.ref)[1]
-    for length in (page_count * 4096, 2**40, 2**64 - 1):
-        with pytest.raises(CorruptionError):
-            engine.pager.value(Overflow.make(cell.ref, length))
-    # One that fits is not told from the right one here: the leaf that holds it is checked by itself.
-    assert engine.pager.value(Overflow.make(cell.ref, 9_999)) == value[:9_999]
+    for length in (0, 9_999, 10_001, page_count * 4096, 2**40, 2**64 - 1):
+        for use in (engine.pager.value, engine.pager.check_value):
+            with pytest.raises(CorruptionError):
+                use(Overflow.make(cell.ref, length), b"key")
 
 
 def test_a_leaf_is_no_large_value() -> None:
     engine = Engine()
     ref = leaf(engine)
     with pytest.raises(CorruptionError, match="not the large value"):
-        engine.pager.value(Overflow.make(ref, 5))
+        engine.pager.value(Overflow.make(ref, 5), b"key")
+
+
+@pytest.mark.parametrize("size", [10_000, 200_000])
+@pytest.mark.parametrize("key", [b"", b"kez", b"keys", b"ke"])
+def test_a_large_value_of_another_key_is_refused(key: bytes, size: int) -> None:
+    """A value stands beside its key. So no two keys have one in common, and no scan comes to it twice."""
+    engine = Engine()
+    cell, _ = large(engine, size)
+    for use in (engine.pager.value, engine.pager.check_value):
+        with pytest.raises(CorruptionError, match=r"another key|not the large value"):
+            use(cell, key)
 
 
 def test_a_large_value_that_was_cut_off_is_refused() -> None:
@@ -309,7 +320,7 @@ def test_a_large_value_that_was_cut_off_is_refused() -> None:
     for size in ((page_id + 1) * 4096, page_id * 4096 + 10, page_id * 4096):
         engine.disk.resize(size)
         with pytest.raises(CorruptionError, match="beyond the file's end"):
-            engine.pager.value(cell)
+            engine.pager.value(cell, b"key")
 
 
 def test_a_branch_whose_content_makes_no_sense_is_damage() -> None:

@@ -244,20 +244,17 @@ def behind_a_sync(pipeline: Group, crew: Crew, reached: threading.Event, keys: l
     return tasks
 
 
-def test_whoever_shares_a_commit_that_is_interrupted_is_told(store: Store, volume: SimVolume) -> None:
-    """It may be in the file or not: all of it or nothing."""
+def test_an_interrupt_in_a_commit_is_nothing_to_those_who_share_it(store: Store, volume: SimVolume) -> None:
+    """The leader finds out what became of the commit before it lets go of the writer lock."""
     pipeline, crew = Group(store, ENOUGH, sync=True), Crew()
     interrupting = Interrupting(volume, "sync")
     first, leader, *others = behind_a_sync(pipeline, crew, interrupting.reached, [b"leader", b"a", b"b"])
     interrupting.go.set()
     assert first.failure() is None
     assert type(leader.failure()) is KeyboardInterrupt
-    failures = [other.failure() for other in others]
-    assert [type(failure) for failure in failures] == [durabledbm.error] * 2
-    assert all("together with others failed: KeyboardInterrupt()" in str(failure) for failure in failures)
-    assert failures[0] is not failures[1]
+    assert [other.failure() for other in others] == [None, None]
     pipeline.run(putting(b"later"))
-    assert set(content(volume)) in ({b"first", b"later"}, {b"first", b"leader", b"a", b"b", b"later"})
+    assert set(content(volume)) - {b"leader"} == {b"first", b"a", b"b", b"later"}
 
 
 def test_when_a_leader_is_interrupted_before_it_began_the_others_are_committed_all_the_same(
@@ -594,19 +591,18 @@ def test_a_transaction_that_clears_what_is_deferred(volume: SimVolume) -> None:
 def test_a_fork_beside_a_transaction_that_has_spilled_waits_for_nobody(
     volume: SimVolume, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The transaction has taken along what was pending, so there is nothing to write before its end."""
+    """What was pending was committed before the transaction spilled, so there is nothing to write before its end."""
     monkeypatch.setattr(transaction_module, "SPILL_SIZE", 1000)
     with open_on(volume, PATH, "w", durability="manual", timeout=ENOUGH) as db:
         db["pending"] = "1"
         with db.transaction() as tx:
             for number in range(20):
                 tx[b"%d" % number] = b"x" * 100
-            assert db._pipeline.spilling
             started = time.monotonic()
             db._before_fork()
             assert time.monotonic() - started < ENOUGH / 2
             assert db._pipeline.timeout == ENOUGH
-            assert content(volume) == {}
+            assert content(volume) == {b"pending": b"1"}
         db.sync()
         assert len(db) == 21
     assert len(content(volume)) == 21
@@ -783,11 +779,11 @@ def test_who_writes_flushes_what_the_flusher_did_not_get_to(volume: SimVolume, d
         assert content(SimVolume({PATH: volume.medium(PATH)})) == {}
         flusher = db._pipeline.flusher
         assert flusher is not None
-        assert not flusher.late()
+        assert not flusher.overdue
         flusher.due = 0.0  # as if the thread had been asleep
         db["second"] = "2"
         assert content(SimVolume({PATH: volume.medium(PATH)})) == {b"first": b"1", b"second": b"2"}
-        assert not flusher.late()
+        assert not flusher.overdue
         db["third"] = "3"
         assert content(SimVolume({PATH: volume.medium(PATH)})) == {b"first": b"1", b"second": b"2"}
 

@@ -13,12 +13,13 @@ import signal
 import stat
 import struct
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from children import open_directory, unprivileged
 
 from durabledbm._engine import posix
 from durabledbm._engine.posix import FileDisk, FileVolume
@@ -142,7 +143,7 @@ def test_where_only_the_name_tells_the_file_another_of_that_name_is_refused(disk
     again.close()
     os.rename(path, path + ".old")
     Path(path).write_bytes(b"other")
-    with pytest.raises(FileNotFoundError, match="replaced while it was open"):
+    with pytest.raises(FileNotFoundError, match="moved or removed while it was open"):
         disk.reopen()
     assert Path(path).read_bytes() == b"other"
 
@@ -170,6 +171,98 @@ def test_a_file_takes_over_the_permissions_of_the_one_that_it_replaces(path: str
     volume.replace(path, path + ".nobody")
     assert stat.S_IMODE(os.stat(path + ".nobody").st_mode) == 0o604
     assert not os.path.exists(path)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_a_file_takes_over_the_owner_and_group_of_the_one_that_it_replaces(path: str) -> None:
+    volume = FileVolume()
+    for name, owner, group in (("old", 65534, 65533), ("new", 0, 0)):
+        volume.create(path + name, 0o600).close()
+        os.chown(path + name, owner, group)
+    volume.replace(path + "new", path + "old")
+    status = os.stat(path + "old")
+    assert (status.st_uid, status.st_gid) == (65534, 65533)
+
+
+def test_what_the_system_does_not_permit_is_left_as_it_is_and_never_wider(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume = FileVolume()
+    old = volume.create(path, 0o600)
+    os.chmod(path, 0o664)
+    status = old.status()
+    like = os.stat_result((status.st_mode, 0, 0, 1, status.st_uid, status.st_gid + 1, 0, 0, 0, 0))
+    old.close()
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "not permitted")
+
+    monkeypatch.setattr(os, "fchown", refuse)
+    with closing(volume.create(path + "2", 0o600)) as disk:
+        disk.take_owner(like)
+    assert stat.S_IMODE(os.stat(path + "2").st_mode) == 0o644, "the permissions of another group"
+    monkeypatch.setattr(os, "fchmod", refuse)
+    with closing(volume.create(path + "3", 0o600)) as disk:
+        disk.take_owner(like)
+    assert stat.S_IMODE(os.stat(path + "3").st_mode) == 0o600
+
+
+@pytest.mark.parametrize("divert", [os.symlink, os.link])
+def test_a_replacement_that_is_diverted_gives_nobody_anything(
+    path: str, tmp_path: Path, divert: Callable[[str, str], None]
+) -> None:
+    """Whoever may write the directory may put a link to a victim in place of the new file."""
+    victim = str(tmp_path / "victim")
+    volume = FileVolume()
+    for name, mode in ((path, 0o666), (victim, 0o600)):
+        volume.create(name, 0o600).close()
+        os.chmod(name, mode)
+    divert(victim, path + ".new")
+    try:
+        volume.replace(path + ".new", path)
+    except OSError as exc:
+        assert exc.errno == errno.ELOOP  # noqa: PT017
+    assert stat.S_IMODE(os.stat(victim).st_mode) == 0o600
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EACCES])
+def test_where_a_directory_cannot_be_synced_the_file_is(
+    disk: FileDisk, path: str, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced = []
+
+    def fsync(fd: int) -> None:
+        status = os.fstat(fd)
+        if stat.S_ISDIR(status.st_mode):
+            raise OSError(code, os.strerror(code))
+        synced.append(status.st_ino)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    FileVolume().sync_directory(path)
+    assert synced == [os.stat(path).st_ino]
+    FileVolume().sync_directory(path + " that is not there")
+
+
+def test_a_sync_of_a_directory_that_fails_is_told(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fsync(fd: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match="Input/output"):
+        FileVolume().sync_directory(path)
+
+
+def test_a_directory_that_may_be_searched_but_not_read_is_no_obstacle() -> None:
+    """One in which everybody may put files, and nobody may look around."""
+    with open_directory() as directory:
+        directory.chmod(0o1733)
+        unprivileged("""
+with durabledbm.open("db", "c") as db:
+    db["key"] = "value"
+    db.backup("copy")
+with durabledbm.open("copy") as db:
+    assert dict(db.items()) == {b"key": b"value"}
+""", directory)
 
 
 def test_the_directory_of_a_bare_name_is_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import itertools
 import pytest
 from simdisk import SimVolume
 
-from durabledbm._engine import recovery
+from durabledbm._engine import longruns
 from durabledbm._engine.disk import Disk
 from durabledbm._engine.locks import Turn, WriterLock
 from durabledbm._engine.meta import META_AREA, META_SIZE, Extent, Meta, decode_meta, encode_meta
@@ -78,7 +78,7 @@ def test_a_file_of_others_is_not_damage(content: bytes) -> None:
 
 def test_an_empty_file_has_no_slots() -> None:
     slots = read_slots(disk_with(b""))
-    assert slots.size == 0
+    assert slots.uninitialised
     assert slots.metas == (None, None)
 
 
@@ -164,7 +164,8 @@ def test_an_extent_that_makes_no_sense_has_not_arrived(
 def test_a_long_run_is_verified_in_pieces(
     written: tuple[bytes, tuple[Extent, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recovery, "_PIECE", 5000)
+    monkeypatch.setattr(longruns, "LONG", 4096)
+    monkeypatch.setattr(longruns, "_PIECE", 5000)
     pages, extents = written
     assert chosen(disk_with(meta(7), meta(8, extents=extents), rest=pages)) == (8, 1)
     for at in (10, 4096 + 7, 9 * 4096, len(pages) - 5, len(pages) - 2):

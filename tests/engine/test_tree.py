@@ -10,6 +10,7 @@ import pytest
 from durabledbm._engine.node import Overflow
 from durabledbm._engine.page import LEAF, REF, seal
 from durabledbm._engine.pager import Pager
+from durabledbm._engine.pageset import PageSet
 from durabledbm._engine.tree import Tree
 from durabledbm._engine.walk import walk
 from durabledbm.errors import CorruptionError
@@ -61,7 +62,7 @@ def test_an_empty_tree_holds_nothing(engine: Engine) -> None:
     assert b"key" not in tree
     assert list(tree.leaf_refs()) == []
     assert scan(tree, None, None, reverse=False) == []
-    assert list(walk(tree)) == []
+    assert list(walk(tree, PageSet(2, 100))) == []
 
 
 @pytest.mark.parametrize("reverse", [False, True])
@@ -113,11 +114,11 @@ def test_a_short_scan_leaves_its_pages_in_the_cache_and_a_long_one_few(engine: E
 
 
 def test_a_walk_names_every_run_once_and_parents_first(engine: Engine) -> None:
-    seen = [ref for ref, _ in walk(engine.tree)]
+    seen = [visit.ref for visit in engine.walk()]
     assert len(seen) == len(set(seen))
     assert seen[0] == engine.tree.root
     assert engine.tree_pages()
-    assert len([kind for _, kind in walk(engine.tree) if kind == LEAF]) == len(list(engine.tree.leaf_refs()))
+    assert len([visit for visit in engine.walk() if visit.kind == LEAF]) == len(list(engine.tree.leaf_refs()))
 
 
 # -- trees that no writer of ours has made ---------------------------------------------------------------------------
@@ -138,7 +139,7 @@ def test_a_tree_that_is_deeper_than_said_is_refused(engine: Engine) -> None:
     with pytest.raises(CorruptionError):
         scan(tree, None, None, reverse=False)
     with pytest.raises(CorruptionError):
-        list(walk(tree))
+        list(walk(tree, PageSet(2, 100)))
 
 
 def made(*leaves: dict[bytes, bytes], separators: list[bytes]) -> Tree:
@@ -204,7 +205,7 @@ def test_a_leaf_that_makes_no_sense_is_damage(payload: bytes, count: int) -> Non
     for use in (
         lambda: [tree.find(b"%d" % n) for n in range(256)],
         lambda: scan(tree, None, None, reverse=False),
-        lambda: list(walk(tree)),
+        lambda: list(walk(tree, PageSet(2, 100))),
     ):
         assert outcome(use) in ("nothing raised", "CorruptionError on page 2")
 

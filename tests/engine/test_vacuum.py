@@ -13,8 +13,7 @@ from durabledbm._engine.node import Overflow, decode_branch, encode_branch
 from durabledbm._engine.page import BRANCH, REF, seal
 from durabledbm._engine.pager import Pager
 from durabledbm._engine.tree import Tree
-from durabledbm._engine.vacuum import at_the_end, standing
-from durabledbm._engine.walk import walk
+from durabledbm._engine.vacuum import at_the_end
 
 from .pieces import PATH, Engine
 
@@ -52,12 +51,12 @@ def found(engine: Engine, limit: int = EVERYTHING) -> dict[bytes, Touch]:
 
 def at_end(engine: Engine) -> set[int]:
     """The first pages of the runs that stand where the file could have ended."""
-    return {page for ref, _ in walk(engine.tree) if (page := REF.unpack(ref)[0]) >= engine.space.used_count}
+    return {visit.page_id for visit in engine.walk() if visit.page_id >= engine.space.used_count}
 
 
 def large(engine: Engine) -> set[int]:
     """The first pages of the large values."""
-    return {page for page, _, touch in standing(engine.tree, 0, EVERYTHING) if touch is MOVE}
+    return {visit.page_id for visit in engine.walk() if not visit.level}
 
 
 def reached(engine: Engine, touches: dict[bytes, Touch]) -> set[int]:
@@ -83,7 +82,6 @@ def test_every_run_at_the_end_is_led_to_and_what_leads_there_is_in_the_tree(engi
     assert branches, "they are led to as well"
     assert set(touches.values()) == {TOUCH, MOVE}
     assert all(way(engine.tree, key) & wanted for key in touches)
-    assert {page for page, _, _ in standing(engine.tree, engine.space.used_count, EVERYTHING)} >= wanted
 
 
 def test_the_last_ones_come_first_and_no_more_than_asked_for(engine: Engine) -> None:

@@ -224,8 +224,38 @@ def test_clearing_and_releasing(engine: Engine) -> None:
     assert work.changes() == {b"98": b"two"}
 
 
-def test_resetting_with_savepoints_is_a_bug_of_ours(engine: Engine) -> None:
+def test_resetting_forgets_savepoints_that_nobody_released(engine: Engine) -> None:
     work = work_on(engine)
+    work.put(b"99", b"one")
     work.savepoint()
-    with pytest.raises(AssertionError):
-        work.reset()
+    work.put(b"98", b"two")
+    work.reset()
+    assert not work.has_savepoints
+    assert dict(work.view().items()) == IN_TREE
+
+
+def test_releasing_or_returning_to_a_savepoint_ends_those_made_after_it(engine: Engine) -> None:
+    for back in (False, True):
+        work = work_on(engine)
+        work.put(b"99", b"one")
+        outer = work.savepoint()
+        assert work.unchanged_since(outer)
+        work.put(b"98", b"two")
+        point = work.savepoint()
+        work.put(b"97", b"three")
+        inner = work.savepoint()
+        work.view()
+        work.put(b"96", b"four")
+        work.savepoint()
+        assert not work.unchanged_since(inner)
+        if back:
+            work.roll_back(point)
+        else:
+            work.release(point)
+        left = {b"99": b"one", b"98": b"two"} | ({} if back else {b"97": b"three", b"96": b"four"})
+        assert dict(work.view().items()) == {**IN_TREE, **left}
+        assert work.has_savepoints
+        work.put(b"95", b"five")
+        work.roll_back(outer)
+        assert dict(work.view().items()) == {**IN_TREE, b"99": b"one"}
+        assert not work.has_savepoints

@@ -1,0 +1,345 @@
+"""Blocks of transactions: what begins and ends with them, on whatever server.
+
+The outermost block is a transaction (`Root`), one inside it a savepoint of that. An engine says how a root is begun
+(`RemoteDatabase._begin_root`) and what its steps are; here is in which order they come.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from types import TracebackType
+from typing import Any, TypeVar
+
+from .._caller import Caller
+from ..errors import BusyError, ClosedError, error
+from .context import Block, enter, innermost, leave
+from .faces import KeyRange, Operation, TableOperations, WritableTable
+from .loading import Loader, Progress
+from .snapshots import Snapshot
+from .waiting import Life, OwnedLock
+
+__all__ = ["Root", "Table", "Transaction"]
+
+T = TypeVar("T")
+
+_BLOCK_OVER = "the block of the transaction is over, or was undone"
+
+
+class Root:
+    """What an outermost block and those nested in it share. Dropped before its end, it is rolled back."""
+
+    def __init__(self) -> None:
+        self.caller = Caller()
+        self._pid = os.getpid()
+        self.lock = OwnedLock()
+        """Held during each operation."""
+        self.open: list[int] = []
+        """The blocks that are open, by number, innermost last."""
+        self.lives: list[Life] = []
+        """One for each block that was ever begun, and for each part of one between rollbacks: its iterators' lives."""
+        self._numbers = 0
+
+    # What an engine provides. The lock is held.
+
+    @property
+    def failure(self) -> error | None:
+        """Why the transaction can only be undone, or the innermost block that is open; None if it can go on."""
+        return None
+
+    def carry_out(self, table: TableOperations, operation: Operation[T]) -> T:
+        """The result of `operation` in the transaction."""
+        raise NotImplementedError
+
+    def scan(self, table: TableOperations, keys: KeyRange, life: Life, *, values: bool) -> Iterator[Any]:
+        """An iterator over what there is now in the transaction."""
+        raise NotImplementedError
+
+    def save(self, number: int) -> None:
+        """Set a savepoint."""
+        raise NotImplementedError
+
+    def undo(self, number: int) -> None:
+        """Return to a savepoint, which stays."""
+        raise NotImplementedError
+
+    def release(self, number: int) -> None:
+        """Forget a savepoint, and all behind it."""
+        raise NotImplementedError
+
+    def commit(self) -> None:
+        """Make everything durable, or raise."""
+        raise NotImplementedError
+
+    def restart(self) -> None:
+        """Undo everything, and go on."""
+        raise NotImplementedError
+
+    def finish(self) -> None:
+        """Undo what is not committed, and let go of everything. Doing it twice is harmless."""
+        raise NotImplementedError
+
+    # What follows.
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it was begun in this process."""
+        return self._pid == os.getpid()
+
+    def check(self) -> None:
+        """Raise if it was begun before a fork."""
+        if not self.is_ours:
+            raise error("the transaction was begun before a fork: it belongs to the parent process")
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """A block of operations of an open transaction, which nobody else uses meanwhile."""
+        with self.lock:
+            try:
+                yield
+            finally:
+                if not self.open:  # `close()` came in the middle, on this thread, and could not wait
+                    self.finish()
+
+    def new_number(self) -> int:
+        """The number of a new block."""
+        self._numbers += 1
+        return self._numbers
+
+    def begin_life(self) -> Life:
+        """The life of iterators that are begun from now on."""
+        self.lives.append(Life(_BLOCK_OVER))
+        return self.lives[-1]
+
+    def end_lives(self, first: int) -> None:
+        """End all iterators that were begun in those blocks."""
+        for life in self.lives[first:]:
+            life.end()
+
+    def undone(self) -> error:
+        """The error for a block that was to be kept, although something in it had failed."""
+        text = f"the transaction was rolled back: an operation in it failed ({self.failure})"
+        return BusyError(text) if isinstance(self.failure, BusyError) else error(text)
+
+    def abandon(self) -> None:
+        """All blocks are over. What is not committed never will be."""
+        self.open.clear()
+        self.end_lives(0)
+
+    def end(self) -> None:
+        """The outermost block is over."""
+        self.abandon()
+        self.finish()
+
+    def close(self) -> None:
+        """The database is being closed by somebody in a block: roll back, now or when what is under way is over."""
+        self.abandon()
+        if not self.lock.held_here():
+            with self.lock:
+                self.finish()
+
+
+class Transaction(WritableTable, Block):
+    """Made by `transaction()` of a database on a server, used with `with`. Inside another one it is a savepoint of it.
+
+    Leaving the block commits; an exception rolls back what was done in the block, and propagates. Any operation in
+    the block, and its end, may raise `BusyError`: another transaction stood in the way, nothing of the outermost
+    block was committed, and it may be run again. If the connection breaks within the block nothing was committed; if
+    it breaks at the end, `ConnectionLostError.committed` is None.
+    """
+
+    __slots__ = (
+        "__weakref__", "_caller", "_first_life", "_life", "_number", "_rolled_back", "_root", "_table", "database",
+    )  # fmt: skip
+
+    def __init__(self, database: Any, table: TableOperations) -> None:
+        self.database = database
+        self._table = table
+        self._root: Root | None = None
+        self._caller: Caller | None = None
+        self._number = 0
+        self._rolled_back = False
+        self._first_life = 0
+        self._life = Life(_BLOCK_OVER)
+
+    # -- the block -----------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Transaction:
+        if self._root is not None:
+            raise error("a transaction is used once; call transaction() again")
+        self.database._check_writable()
+        outer = innermost(Transaction, self.database)
+        if outer is None:
+            root: Root = self.database._begin_root()
+        else:
+            root = outer._open()
+            self._rolled_back = outer._rolled_back
+        self._root, self._caller, self._number = root, root.caller, root.new_number()
+        if outer is not None:
+            with root.in_use():
+                root.save(self._number)
+        self._first_life = len(root.lives)
+        self._life = root.begin_life()
+        root.open.append(self._number)
+        enter(self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        root = self._root
+        assert root is not None
+        try:
+            if self._number in root.open:
+                self._end(root, keep=kind is None)
+            elif kind is None:
+                raise ClosedError("the block was ended before its end: by close(), or with the block around it")
+        except error:
+            if kind is None:
+                raise
+            # else the exception that ends the block says more, and nothing of the block was kept
+        finally:
+            leave()
+
+    def _end(self, root: Root, *, keep: bool) -> None:
+        place = root.open.index(self._number)
+        del root.open[place:]  # those within it end with it
+        if place == 0:
+            try:
+                root.check()
+                if keep and not self._rolled_back:
+                    with root.lock:
+                        if root.failure is not None:
+                            raise root.undone()
+                        root.commit()
+            finally:
+                root.end()
+            return
+        with root.in_use():
+            failed = root.undone() if root.failure is not None else None
+            if failed is not None or not keep or self._rolled_back:
+                root.end_lives(self._first_life)
+                root.undo(self._number)
+            root.release(self._number)
+        if failed is not None and keep:
+            raise failed
+
+    def rollback(self) -> None:
+        """Undo everything that was done in this block, now. The block goes on, and can read but not write any more.
+
+        Raises `error` while a transaction nested in this one is open.
+        """
+        root = self._open()
+        if root.open[-1] != self._number:
+            raise error("a transaction can be rolled back only when those nested in it have ended")
+        if self._rolled_back:
+            return
+        self._rolled_back = True
+        root.end_lives(self._first_life)
+        self._life = root.begin_life()
+        with root.in_use():
+            if len(root.open) > 1:
+                root.undo(self._number)
+            else:
+                root.restart()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the block has begun and not ended."""
+        return self._root is not None and self._number in self._root.open
+
+    def in_use_here(self) -> bool:
+        """Whether the caller has interrupted an operation of the transaction on its own thread."""
+        return self._root is not None and self._root.lock.held_here()
+
+    def abandon(self) -> None:
+        """The database is being closed by the caller, who is in the block: roll the whole transaction back."""
+        if self._root is not None:
+            self._root.close()
+
+    def _open(self) -> Root:
+        root = self._root
+        if root is None or self._number not in root.open:
+            raise ClosedError("the transaction is not open: it lives in its 'with' block")
+        root.check()
+        return root
+
+    # -- the mapping ---------------------------------------------------------------------------------------------
+
+    def table(self, name: str) -> Table:
+        """Another table of the database, in this transaction."""
+        return Table(self, self.database, self.database._made(name), name)
+
+    def _check(self) -> None:
+        self._open()
+
+    def _read(self, table: TableOperations, operation: Operation[T]) -> T:
+        root = self._open()
+        with root.in_use():
+            return root.carry_out(table, operation)
+
+    def _write(self, table: TableOperations, operation: Operation[T]) -> T:
+        if self._open() is not None and self._rolled_back:
+            raise error("the transaction was rolled back: nothing can be written in the rest of its block")
+        return self._read(table, operation)
+
+    def _scan(self, table: TableOperations, keys: KeyRange, *, values: bool) -> Iterator[Any]:
+        root = self._open()
+        with root.in_use():
+            return root.scan(table, keys, self._life, values=values)
+
+    def _writable(self) -> bool:
+        return True
+
+    def __repr__(self) -> str:
+        state = "not begun" if self._root is None else "open" if self.is_open else "ended"
+        return f"<{type(self).__name__} on {self.database.location!r}, {state}>"
+
+
+class Table(WritableTable):
+    """The mapping face of a further table. Made by `table()` of a database or of a transaction, and over with it."""
+
+    __slots__ = ("_database", "_owner", "_table", "name")
+
+    def __init__(self, owner: WritableTable, database: Any, table: TableOperations, name: str) -> None:
+        self._owner = owner
+        self._database = database
+        self._table = table
+        self.name = name
+
+    def _check(self) -> None:
+        self._owner._check()
+
+    def _read(self, table: TableOperations, operation: Operation[T]) -> T:
+        return self._owner._read(table, operation)
+
+    def _write(self, table: TableOperations, operation: Operation[T]) -> T:
+        return self._owner._write(table, operation)
+
+    def _scan(self, table: TableOperations, keys: KeyRange, *, values: bool) -> Iterator[Any]:
+        return self._owner._scan(table, keys, values=values)
+
+    def _writable(self) -> bool:
+        return self._owner._writable()
+
+    def transaction(self) -> Transaction:
+        """A block of the database. What is written through it goes to this table."""
+        return Transaction(self._database, self._table)
+
+    def snapshot(self) -> Snapshot:
+        """This table as of now, read-only, for as long as wanted."""
+        snapshot: Snapshot = self._database._snapshot_of(self._table)
+        return snapshot
+
+    def loading(self, progress: Progress | None = None, *, replace: bool = False) -> AbstractContextManager[Loader]:
+        """As that of the database, into this table."""
+        loading: AbstractContextManager[Loader] = self._database._loading_into(self, progress, replace=replace)
+        return loading
+
+    def sync(self) -> None:
+        """As that of the database."""
+        self._database.sync()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r} of {self._database!r}>"

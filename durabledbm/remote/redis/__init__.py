@@ -1,0 +1,1 @@
+"""A database on a Redis server, over redis-py. `scripts` tells how it is kept; `database` is where to begin reading."""

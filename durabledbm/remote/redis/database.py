@@ -1,0 +1,202 @@
+"""A database on a Redis server: what `remote.open("redis://...")` returns. `scripts` tells how it is kept there."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import redis
+
+from ...errors import error
+from ..database import RemoteDatabase, Stats
+from ..faces import KeyRange
+from ..pool import Pool
+from .scan import Scan
+from .scripts import DROP, LEAVE
+from .session import Session, connect, connections
+from .snapshot import RedisSnapshot, new_reader
+from .table import Bounds, RedisTable
+from .transaction import RedisRoot
+
+if TYPE_CHECKING:
+    from redis.connection import ConnectionPool
+
+__all__ = ["RedisDatabase", "open_redis"]
+
+T = TypeVar("T")
+
+
+def open_redis(
+    url: str, flag: str, table: str, timeout: float | None, max_connections: int, options: dict[str, Any]
+) -> RedisDatabase:
+    """See `remote.open`."""
+    if not table or table.startswith("}"):
+        raise ValueError(f"a table cannot have the name {table!r}")
+    made = connections(url, options)
+    where = _location(made)
+    pool: Pool[Session] = Pool(lambda _: connect(made, where), redis.RedisError, where, max_connections, timeout)
+    place = b"{%b}" % table.encode()
+    main = RedisTable(place, place, table)
+    database = RedisDatabase(pool, main, flag == "r")
+    try:
+        if flag in ("r", "w") and not database._exists(main):
+            raise error(errno.ENOENT, f"there is no table {table!r}", where)
+        database._made("")
+        if flag == "n":
+            database.clear()
+    except BaseException:
+        database.close()
+        raise
+    return database
+
+
+def _location(made: ConnectionPool) -> str:
+    """The address without what is secret in it."""
+    options = made.connection_kwargs
+    number = options.get("db") or 0
+    if "path" in options:
+        return f"unix://{options['path']}?db={number}"
+    return f"redis://{options.get('host', 'localhost')}:{options.get('port', 6379)}/{number}"
+
+
+class RedisDatabase(RemoteDatabase):
+    """A database on a Redis server, whose memory it must fit into.
+
+    Each write is atomic, and durable as the server is configured (`appendfsync always` waits for the disk). Writes and
+    blocks are serializable. What a block has read and written is kept in this process until its end.
+    """
+
+    __slots__ = ("_goodbyes", "_readers")
+
+    _table: RedisTable
+
+    def _build(self, pool: Pool[Any], table: Any, readonly: bool) -> None:
+        self._goodbyes: deque[bytes] = deque()
+        """Readers that have ended, which the server has not been told of: finalizers cannot do it."""
+        self._readers: dict[bytes, int] = {}
+        """Those that have not, and the process that began each."""
+        super()._build(pool, table, readonly)
+
+    # -- readers -------------------------------------------------------------------------------------------------
+
+    def _run(self, operation: Callable[[Any], T], *, harmless: bool) -> T:
+        if self._goodbyes:
+            self._say_goodbyes()
+        return super()._run(operation, harmless=harmless)
+
+    def _enter(self, reader: bytes) -> None:
+        """A reader is about to begin."""
+        self._readers[reader] = os.getpid()
+
+    def _leave(self, reader: bytes) -> None:
+        """A reader has ended. This may be called at any moment."""
+        if self._readers.pop(reader, None) == os.getpid():  # else it is the parent's
+            self._goodbyes.append(reader)
+
+    def _say_goodbyes(self) -> None:
+        ended = []
+        while self._goodbyes:
+            try:
+                ended.append(self._goodbyes.popleft())
+            except IndexError:
+                break  # another thread was faster
+        if ended:
+            place = self._table.database
+            self._pool.run("", lambda session: session.script(LEAVE, place, *ended), harmless=True)
+
+    # -- blocks and snapshots ------------------------------------------------------------------------------------
+
+    def _begin_root(self) -> RedisRoot:
+        root = RedisRoot(self)
+        self._transactions.add(root)
+        return root
+
+    def _new_snapshot(self, table: Any) -> RedisSnapshot:
+        return RedisSnapshot(self, table)
+
+    def _begin_scan(self, table: Any, keys: KeyRange, *, values: bool) -> Iterator[Any]:
+        reader, bounds = new_reader(), Bounds.of(keys)
+        self._enter(reader)
+        first = self._run(lambda session: table.page_and_enter(session, bounds, reader, values=values), harmless=True)
+        if first.bound is None:  # that was all, so the reader did not begin
+            self._readers.pop(reader)
+        seen = table.as_of(reader)
+
+        def turn(rest: Bounds) -> Any:
+            return self._run(lambda session: seen.page(session, rest, values=values), harmless=True)
+
+        return Scan(first, bounds, turn, self._life, lambda: self._leave(reader), values=values, owner=self)
+
+    def _end(self) -> None:
+        for reader in list(self._readers):
+            self._leave(reader)
+        try:
+            self._say_goodbyes()
+        except error:
+            pass  # a server that is away will give them up by itself
+
+    # -- tables --------------------------------------------------------------------------------------------------
+
+    def _table_named(self, name: str) -> RedisTable:
+        if not name:
+            return self._table
+        return RedisTable(self._table.database, self._table.where + b"/" + name.encode(), f"{self.name}/{name}")
+
+    def _names(self) -> bytes:
+        return self._table.database + b":tables"
+
+    def _own_name(self, table: RedisTable) -> bytes:
+        return table.where[len(self._table.where) + 1 :]
+
+    def _exists(self, table: RedisTable) -> bool:
+        def ask(session: Session) -> bool:
+            return bool(session.command("SISMEMBER", self._names(), self._own_name(table))) or table.has_any(session)
+
+        return self._run(ask, harmless=True)
+
+    def _make(self, table: Any) -> None:
+        if not self._exists(table):
+            self._check_writable()
+            self._run(lambda session: session.command("SADD", self._names(), self._own_name(table)), harmless=True)
+
+    def tables(self) -> list[str]:
+        """The names of the further tables."""
+        self._check()
+        names = self._run(lambda session: session.command("SMEMBERS", self._names()), harmless=True)
+        return sorted(name.decode() for name in names if name)
+
+    def drop_table(self, name: str) -> None:
+        """Remove a further table and all its entries, as one change. Raises `KeyError` if it is not there.
+
+        In a transaction it is not part of it, but done at once.
+        """
+        table = self._table_named(name)
+        self._check_writable()
+        self._known.discard(table.name)
+        dropped = name and self._run(
+            lambda session: session.script(DROP, table.database, table.where, name.encode()), harmless=False
+        )
+        if not dropped:
+            raise KeyError(name)
+
+    # -- the rest ------------------------------------------------------------------------------------------------
+
+    def stats(self) -> Stats:
+        """Figures of the database."""
+
+        def ask(session: Session) -> tuple[int, int, str]:
+            names = (self._table.where + b":entries", self._table.where + b":order")
+            size = sum(session.command("MEMORY", "USAGE", name) or 0 for name in names)
+            about = session.command("INFO", "server").decode()
+            version = next((line for line in about.splitlines() if line.startswith("redis_version:")), "")
+            return self._table.count(session), size, f"Redis {version.partition(':')[2]}"
+
+        self._check()
+        return self._stats(*self._run(ask, harmless=True))
+
+    def sync(self) -> None:
+        """There is nothing to do: the server has every write, and keeps it as it is configured to."""
+        self._check()
