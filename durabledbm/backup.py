@@ -55,8 +55,9 @@ def backup(
     """Write a copy of `state`, which must be pinned, to the file `target`.
 
     A file that is there already is replaced, at the end, and keeps its owner, group and permissions; a new one has the
-    permissions of the database's file. `progress(done, total)` is called with numbers of entries; if it raises, there is no copy. Raises `error`
-    if the target cannot be written, or is the database itself, `CorruptionError` if the database is damaged.
+    permissions of the database's file. `progress(done, total)` is called with numbers of entries; if it raises, there
+    is no copy. Raises `error` if the target cannot be written, or is the database itself, `CorruptionError` if the
+    database is damaged.
     """
     path = os.path.realpath(os.fsdecode(target))
     check_target(path, store.disk.identity())

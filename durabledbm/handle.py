@@ -195,7 +195,7 @@ class Database(Upkeep, Writable):
                 if pending is not None and pending[1].meta.txid == pin.state.meta.txid:
                     return pending[0], pin
                 # Nothing is pending: unless it was committed since the pin was made, that is all there is.
-                if pending is None and self._store.state.meta.txid <= pin.state.meta.txid:
+                if pending is None and (self._plain or self._store.state.meta.txid <= pin.state.meta.txid):
                     return pin.state.view, pin
         except OSError as exc:
             raise self._error(exc) from exc

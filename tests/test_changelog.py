@@ -39,7 +39,8 @@ class WatchedDisk:
         self.disk, self.volume = disk, volume
         self.path, self.writable, self.read = disk.path, disk.writable, disk.read
         self.size, self.linked, self.identity = disk.size, disk.linked, disk.identity
-        self.unlock, self.close = disk.unlock, disk.close
+        self.unlock, self.close, self.held, self.regain = disk.unlock, disk.close, disk.held, disk.regain
+        self.data = disk.data
         self.status, self.take_owner = disk.status, disk.take_owner
 
     def write(self, offset: int, parts: Sequence[bytes]) -> None:

@@ -15,7 +15,7 @@ from test_tidy import tree
 import durabledbm
 
 ROOT = Path(__file__).parent.parent
-MODULES = ("dump", "errors", "export", "redisdb", "reshard", "restore", "salvage", "shelve")
+MODULES = ("dump", "errors", "export", "remote", "reshard", "restore", "salvage", "shelve")
 """Public modules that are no names of `__all__`: `from durabledbm import *` must not hide the stdlib's `shelve`."""
 
 

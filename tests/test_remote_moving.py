@@ -345,7 +345,7 @@ def test_commands_to_a_server_and_back(
     assert errors.startswith("table moved: 2 changes loaded, as of commit ")
     assert dict(there) == {b"a": b"1", b"b": b"2"}
     back = str(tmp_path / "back")
-    assert run("dump", "--from", server.url, "--table", "moved", back) == (0, f"{back}: 2 entries\n", "")
+    assert run("dump", "--from", server.url, "--table", "moved", back) == (0, "", f"{back}: 2 entries\n")
     text = run("dump", "--from", server.url, "--table", "moved", "--codec", "text")
     assert text == (0, "P|a|1\nP|b|2\n", "")
     status, _, errors = run("dump", "--from", server.url, "--table", "missing")

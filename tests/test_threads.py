@@ -21,6 +21,7 @@ from simdisk import SimVolume, disk_error
 
 import durabledbm
 from durabledbm._engine.locks import FairLock, Turn
+from durabledbm._engine.patience import Patience
 from durabledbm.database import open_on
 
 
@@ -423,13 +424,13 @@ def test_of_each_shared_commit_a_power_failure_leaves_all_or_nothing(volume: Sim
 
 def test_the_lock_among_threads_is_handed_over_in_the_order_of_asking() -> None:
     lock, first = FairLock(), Turn()
-    assert lock.acquire(first, None, lock.leave)
+    assert lock.acquire(first, Patience(None), lock.leave)
     order: list[int] = []
     crew = Crew()
 
     def ask(number: int) -> None:
         turn = Turn()
-        assert lock.acquire(turn, None, lock.leave)
+        assert lock.acquire(turn, Patience(None), lock.leave)
         order.append(number)
         lock.leave(turn.place)
 
@@ -439,8 +440,8 @@ def test_the_lock_among_threads_is_handed_over_in_the_order_of_asking() -> None:
     lock.leave(first.place)
     crew.join()
     assert order == list(range(10))
-    assert lock.acquire(first, 0, lock.leave)
-    assert not lock.acquire(Turn(), 0, lock.leave)
+    assert lock.acquire(first, Patience(0), lock.leave)
+    assert not lock.acquire(Turn(), Patience(0), lock.leave)
 
 
 def test_a_writer_that_waits_longer_than_its_timeout_gives_up(db: durabledbm.Database, db_path: str) -> None:

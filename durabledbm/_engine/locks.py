@@ -189,9 +189,14 @@ def _is_this_thread(ident: int) -> bool:
     return threading.get_ident() == ident
 
 
+_keepers: dict[tuple[int, int], WriterLock] = {}
+"""Handles that keep the lock of a file until a call of the program: for what `WriterLock.thread` has pending."""
+
+
 def forget_owners() -> None:
     """In a child process: no thread of the parent is here."""
     _owners.clear()
+    _keepers.clear()
 
 
 class WriterLock:
@@ -201,7 +206,7 @@ class WriterLock:
     strikes, too much is given back, never too little.
     """
 
-    __slots__ = ("_asked", "_at_gate", "_disk", "_file", "_turns", "kept", "lasting", "reserved", "writing")
+    __slots__ = ("_asked", "_at_gate", "_disk", "_file", "_turns", "kept", "lasting", "reserved", "thread", "writing")
 
     def __init__(self, file: tuple[int, int]) -> None:
         self._turns = FairLock()
@@ -213,6 +218,8 @@ class WriterLock:
         """The lock in the file is this handle's, whether or not a thread has its turn."""
         self.reserved = False
         """It stays when a turn ends: the handle has something in memory that is to come before what others write."""
+        self.thread = 0
+        """The last that wrote."""
         self.lasting = False
         """What it is reserved for stays until a call of the program: no thread flushes it."""
         self.writing = False
@@ -228,9 +235,9 @@ class WriterLock:
 
         It has it, too, while another handle keeps it for what this thread has written there.
         """
-        if self.kept and not self._turns.queue:
-            return  # this handle keeps it, and no thread of it writes
-        if self.is_callers() and not self._ends_leftover():
+        keeper = _keepers.get(self._file)
+        pending = keeper is not None and keeper is not self and keeper.thread == threading.get_ident()
+        if pending or (self.is_callers() and not self._ends_leftover()):
             raise BusyError(
                 f"{path}: this thread already writes to the file, or its context does: in a transaction that is still "
                 "open, or through another handle that has not been synced"
@@ -283,14 +290,17 @@ class WriterLock:
         except BaseException:
             turn.end()
             raise
-        _owners[self._file] = turn.stuck or partial(_is_this_thread, threading.get_ident())
+        self.thread = threading.get_ident()
+        _owners[self._file] = turn.stuck or partial(_is_this_thread, self.thread)
 
     def release(self, place: weakref.ref[Turn] | None) -> None:
         """Let the next writer in: any, or only one of this handle if the lock is reserved."""
         queue = self._turns.queue
         if queue and queue[0] is place:
-            if self.kept and not (self.reserved and self.lasting):
+            if self.kept:
                 _owners.pop(self._file, None)
+                if self.reserved and self.lasting:
+                    _keepers[self._file] = self
             try:
                 if not self.reserved:
                     self._unlock()
@@ -304,6 +314,8 @@ class WriterLock:
         self.release(place)
 
     def _unlock(self) -> None:
+        if _keepers.get(self._file) is self:
+            del _keepers[self._file]
         self.writing = self.kept = False
         if self._asked:
             assert self._disk is not None

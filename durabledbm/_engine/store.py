@@ -130,7 +130,7 @@ class Store(Current):
         """The two slots, of a file that is a database afterwards."""
         slots = read_slots(self.disk)
         if slots.uninitialised:
-            if self.state.meta.txid:
+            if self.state.meta.txid > 1:
                 raise self._replaced()  # emptied: what was committed must not seem undone
             initialise(self._volume, self.disk, self._page_size)
             slots = read_slots(self.disk)

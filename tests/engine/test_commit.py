@@ -211,7 +211,7 @@ def test_durability_process_syncs_when_the_list_of_pages_is_full(volume: SimVolu
         watch = Watch(volume)
         for n in range(200):
             db[b"%d" % n] = b"x" * 20_000
-        assert 1 <= watch.syncs <= 4
+        assert 1 <= watch.syncs <= 8, "once in 25 commits at most"
 
 
 @pytest.mark.parametrize("durability", ["interval", "manual"])

@@ -26,6 +26,7 @@ from durabledbm._engine.locks import (
     writer_present,
 )
 from durabledbm._engine.native import FileVolume
+from durabledbm._engine.patience import Patience
 from durabledbm.errors import BusyError
 
 ENOUGH = 30.0
@@ -322,7 +323,7 @@ def test_who_waits_finds_out_by_itself_that_its_turn_has_come() -> None:
 
 def test_who_waits_passes_over_a_turn_that_does_not_exist_any_more() -> None:
     lock, first, second = FairLock(), Turn(), Turn()
-    assert lock.acquire(first, 0, lambda place: None)
+    assert lock.acquire(first, Patience(0), lambda place: None)
     del first
     assert take(lock, second, 1)
 
@@ -331,7 +332,7 @@ def test_who_waits_passes_over_a_turn_that_does_not_exist_any_more() -> None:
 
 
 def take(lock: FairLock, turn: Turn, timeout: float | None) -> bool:
-    return lock.acquire(turn, timeout, lock.leave)
+    return lock.acquire(turn, Patience(timeout), lock.leave)
 
 
 def test_turns_are_given_in_the_order_of_asking() -> None:
