@@ -27,7 +27,7 @@ from ._logfiles import BATCH, Files, Reading, Tail, last_note, read_end
 from ._logwriter import Writer
 from .attach import Attachment, Turn, attach
 from .errors import ClosedError, CorruptionError, error
-from .mapping import Key, Value, as_bytes
+from .mapping import Key, Value, as_bytes, not_copied, represented
 from .records import (
     CODECS,
     COMMIT,
@@ -141,6 +141,12 @@ class ChangeLog:
         self._writer: Writer | None = None
         self._lock = threading.Lock()
         self._pid = os.getpid()
+
+    def __repr__(self) -> str:
+        return represented(self, repr(self.directory), self.codec, "closed" if self.closed else "open")
+
+    def __reduce__(self) -> Any:
+        raise not_copied(self)
 
     def put(self, key: Key, value: Value) -> None:
         """Append that `key` now has `value`. `ValueError`, and nothing written, if the log cannot hold it."""

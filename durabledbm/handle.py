@@ -7,6 +7,7 @@ Here the public behaviour is put together from the engine's parts: the store (on
 from __future__ import annotations
 
 import sys
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from types import TracebackType
@@ -23,7 +24,7 @@ from ._engine.store import Store
 from ._engine.view import Life, View
 from ._engine.work import Work
 from .errors import BusyError, error
-from .mapping import Key, Writable, as_bytes
+from .mapping import Key, Writable, as_bytes, counted, represented
 from .snapshot import Pin, Snapshot
 from .transaction import Transaction, own_transaction
 from .upkeep import Upkeep
@@ -77,8 +78,18 @@ class Database(Upkeep, Writable):
         return self._life.ended
 
     def __repr__(self) -> str:
-        state = "closed" if self._life.ended else "read-only" if self.readonly else "open"
-        return f"<{type(self).__module__}.{type(self).__qualname__} {self.path!r}, {state}>"
+        return represented(self, *self._said())
+
+    def _said(self) -> tuple[str, ...]:
+        """For `repr`, also in the middle of a call: nothing is read from the file, and no lock is waited for."""
+        if self._life.ended:
+            return repr(self.path), "closed"
+        entries = counted(self._store.state.meta.entry_count, unflushed=self._unflushed())
+        return repr(self.path), entries, "read-only" if self.readonly else "open"
+
+    def _unflushed(self) -> bool:
+        """Whether something was written that is in this handle only."""
+        return not self._life.ended and self._pipeline.pending() is not None
 
     # -- reading -----------------------------------------------------------------------------------
 
@@ -378,7 +389,7 @@ class Database(Upkeep, Writable):
     ) -> None:
         self.close()
 
-    def finish(self) -> None:
+    def _finish(self) -> None:
         """The interpreter ends: write what is pending, but wait for nobody for long, and end the flusher."""
         self._pipeline.hurry()
         try:
@@ -388,7 +399,7 @@ class Database(Upkeep, Writable):
                 self._pipeline.flusher.stop()
                 self._pipeline.flusher.join(_FAREWELL)
 
-    def before_fork(self) -> None:
+    def _before_fork(self) -> None:
         """Write what is pending if that is possible at once: a child sees only what is in the file."""
         if not self._store.inside.here():
             self._store.inside.run(self._pipeline.before_fork)
@@ -397,12 +408,15 @@ class Database(Upkeep, Writable):
         life = getattr(self, "_life", None)
         if life is None or life.ended or _finalizing():
             return  # at the end of the interpreter everything was flushed, and the system releases the file
+        unflushed = self._unflushed()
         # A finalizer must not wait. Nobody but the flusher can be inside now; if it is, it closes on its way out.
         self._pipeline.timeout = 0.0
         inside = self._store.inside
         inside.postpone(self._let_go, by_any=True)
         if not inside.occupied:
             inside.came_out()
+        if unflushed:
+            warnings.warn(f"{self.path!r} was not closed, and had unflushed writes", ResourceWarning, stacklevel=2)
 
     def _let_go(self) -> None:
         try:
@@ -410,7 +424,7 @@ class Database(Upkeep, Writable):
         except Exception:
             pass  # as with files that are dropped, nobody is there to be told
 
-    def after_fork(self) -> None:
+    def _after_fork(self) -> None:
         """In a child process: begin anew, with a file of our own; the parent's transactions are not ours."""
         for reference in self._transactions.copy():
             if (transaction := reference()) is not None:

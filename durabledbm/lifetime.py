@@ -18,15 +18,15 @@ T = TypeVar("T")
 
 
 class Handle(Protocol):
-    """What must happen to a handle when its process ends or forks."""
+    """What must happen to a handle when its process ends or forks. Users of the handle do not see these methods."""
 
-    def finish(self) -> None:
+    def _finish(self) -> None:
         """The interpreter ends."""
 
-    def before_fork(self) -> None:
+    def _before_fork(self) -> None:
         """The process is about to fork."""
 
-    def after_fork(self) -> None:
+    def _after_fork(self) -> None:
         """The process has forked, and this is the child."""
 
 
@@ -85,7 +85,7 @@ def _at_exit() -> None:
     start_no_more()
     for handle in _handles.all():
         try:
-            handle.finish()
+            handle._finish()
         except OSError:
             pass
 
@@ -113,7 +113,7 @@ def _before_fork() -> None:
             util.register_after_fork(_at_exit, lambda _, library=library: _finish_with(library))
     for handle in _handles.all():
         try:
-            handle.before_fork()
+            handle._before_fork()
         except OSError:
             pass  # the next call, or close(), meets the same trouble and says so
 
@@ -123,7 +123,7 @@ def _after_fork() -> None:
     forget_owners()
     forget_threads()
     for handle in _handles.all():
-        handle.after_fork()
+        handle._after_fork()
 
 
 atexit.register(_at_exit)

@@ -7,7 +7,7 @@ everything else follows.
 from __future__ import annotations
 
 from collections.abc import ItemsView, Iterable, Iterator, Mapping, MutableMapping, Reversible, ValuesView
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -16,10 +16,16 @@ from .errors import ReadOnlyError
 if TYPE_CHECKING:
     from _typeshed import SupportsKeysAndGetItem
 
-__all__ = ["Entries", "Key", "Readable", "Value", "Values", "Writable", "as_bytes", "as_changes", "prefix_range"]
+__all__ = [
+    "Entries", "Key", "Readable", "Value", "Values", "Writable", "as_bytes", "as_changes", "counted", "not_copied",
+    "prefix_range", "represented",
+]  # fmt: skip
 
 Key = str | bytes | bytearray | memoryview
 Value = str | bytes | bytearray | memoryview
+
+COMPLETIONS = 1000
+"""Keys that an interactive interpreter is offered: more are no help, and a database may have millions."""
 
 T = TypeVar("T")
 _REQUIRED: Any = object()
@@ -72,6 +78,24 @@ def prefix_range(prefix: bytes) -> tuple[bytes, bytes | None]:
     return prefix, stem[:-1] + bytes([stem[-1] + 1]) if stem else None
 
 
+def represented(thing: object, *parts: str) -> str:
+    """What `repr` shows of a handle: its class and `parts`."""
+    return f"<{type(thing).__module__}.{type(thing).__qualname__} {', '.join(parts)}>"
+
+
+def counted(entries: int, *, unflushed: bool) -> str:
+    """How many entries a handle's file has, and whether that is all, for `repr`."""
+    return f"{entries:,} {'entry' if entries == 1 else 'entries'}{' and unflushed writes' if unflushed else ''}"
+
+
+def not_copied(thing: object) -> TypeError:
+    """The error for `pickle` and `copy`, which would make a second handle of one."""
+    return TypeError(
+        f"cannot copy or pickle a {type(thing).__name__}: it stands for an open file. "
+        "Pass the path on and open the file again; dict() copies the entries"
+    )
+
+
 class Entries(ItemsView[bytes, bytes]):
     """The lazy view that `items()` returns: each iteration is over the state when it starts."""
 
@@ -114,7 +138,11 @@ class Readable(Reversible[bytes], Mapping[Any, bytes]):
     __hash__ = None  # type: ignore[assignment]
 
     def __reduce__(self) -> Any:
-        raise TypeError(f"cannot pickle {type(self).__name__!r}: open the file again in the other process")
+        raise not_copied(self)
+
+    def _ipython_key_completions_(self) -> list[str | bytes]:
+        """The first keys, for completing `db["`: those that are UTF-8 as str, as one types them."""
+        return [_typed(key) for key in islice(self._keys(None, None, False), COMPLETIONS)]
 
     # What a subclass provides. Keys are bytes already.
 
@@ -335,6 +363,13 @@ class Writable(Readable, MutableMapping[Any, bytes]):
             self._update(changes)
         else:
             self._check()
+
+
+def _typed(key: bytes) -> str | bytes:
+    try:
+        return key.decode()
+    except UnicodeDecodeError:
+        return key
 
 
 def _only(items: Iterator[tuple[bytes, bytes]]) -> tuple[bytes, bytes]:

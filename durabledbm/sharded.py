@@ -32,7 +32,7 @@ from .check import Problem
 from .database import DEFAULT_CACHE_SIZE, Database, Flag, OpenOptions
 from .database import open as open_database
 from .errors import BusyError, ClosedError, error
-from .mapping import Key, Writable, as_bytes, read_only
+from .mapping import Key, Writable, as_bytes, counted, read_only, represented
 from .transaction import own_transaction
 
 if TYPE_CHECKING:
@@ -180,11 +180,18 @@ class ShardedDatabase(Writable):
         return place(as_bytes(key, "key"), self._count)
 
     def __repr__(self) -> str:
-        state = "closed" if self.closed else "read-only" if self.readonly else "open"
-        return f"<{type(self).__name__} {self.path!r}, {self._count} shards, {state}>"
+        return represented(self, *self._said())
 
-    def __reduce__(self) -> Any:
-        raise TypeError(f"cannot pickle {type(self).__name__!r}: open it again in the other process")
+    def _said(self) -> tuple[str, ...]:
+        """For `repr`: see `Database._said`."""
+        if self.closed:
+            return repr(self.path), "closed"
+        entries = sum(shard._store.state.meta.entry_count for shard in self._shards)
+        shown = counted(entries, unflushed=self._unflushed())
+        return repr(self.path), f"{self._count} shards", shown, "read-only" if self.readonly else "open"
+
+    def _unflushed(self) -> bool:
+        return any(shard._unflushed() for shard in self._shards)
 
     # -- one key ---------------------------------------------------------------------------------------------
 

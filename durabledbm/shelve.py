@@ -20,8 +20,10 @@ from __future__ import annotations
 import os
 import shelve as _stdlib
 import sys
+import warnings
 from collections.abc import Callable, ItemsView, Iterator, ValuesView
 from contextlib import contextmanager, nullcontext
+from itertools import islice
 from pickle import DEFAULT_PROTOCOL, dumps, loads
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -30,6 +32,7 @@ from ._writeback import Codec, WriteBackCache, close_at_exit
 from .database import Flag, OpenOptions
 from .database import open as open_database
 from .errors import BusyError
+from .mapping import COMPLETIONS, Readable, not_copied, represented
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -106,8 +109,36 @@ class Shelf(_stdlib.Shelf[_V]):
         self.cache = WriteBackCache(writeback_size)
         self._lock = CacheLock(_TIMEOUT)
         self._running: list[Running] = []
+        self._path = [repr(dict.path)] if hasattr(dict, "path") else []
         self.writeback = writeback  # last: the stdlib's __del__ closes what has this attribute
         close_at_exit(self)
+
+    def __repr__(self) -> str:
+        mapping = self.dict
+        if isinstance(mapping, ClosedMapping):
+            return represented(self, *self._path, "closed")
+        if hasattr(mapping, "_said"):
+            return represented(self, *mapping._said())
+        over = repr(mapping) if isinstance(mapping, Readable) else f"a {type(mapping).__name__}"
+        return represented(self, f"over {over}", "open")
+
+    def __reduce__(self) -> Any:
+        raise not_copied(self)
+
+    def __del__(self) -> None:
+        if not hasattr(self, "writeback"):
+            return  # it was not made
+        unflushed = hasattr(self.dict, "_unflushed") and self.dict._unflushed()
+        try:
+            super().__del__()
+        finally:
+            if unflushed:
+                path = self._path[0]
+                warnings.warn(f"{path} was not closed, and had unflushed writes", ResourceWarning, stacklevel=2)
+
+    def _ipython_key_completions_(self) -> list[str]:
+        """The first keys, for completing `shelf["`."""
+        return list(islice(self, COMPLETIONS))
 
     def _codec(self) -> Codec:
         return Codec(self.serializer, self.deserializer, self._protocol, self.keyencoding)

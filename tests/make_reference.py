@@ -189,7 +189,7 @@ def _methods(node: ast.ClassDef) -> dict[str, list[ast.FunctionDef]]:
 
 
 _PLUMBING = {
-    "finish", "before_fork", "after_fork", "abandon", "mine", "orphan", "admit", "committed", "start", "lost",
+    "abandon", "mine", "orphan", "admit", "committed", "start", "lost",
     "wrap", "because", "in_use_here",
 }  # fmt: skip
 """Methods that are public for other modules."""

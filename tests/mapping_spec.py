@@ -14,6 +14,7 @@ function), for `pytest.mark.parametrize(("name", "spec"), READING)` or the like:
 
 from __future__ import annotations
 
+import copy
 import itertools
 import pickle
 import random
@@ -735,9 +736,11 @@ def repr_shows_no_content(make: Make) -> None:
 
 
 @keyed
-def a_handle_cannot_be_pickled(make: Make) -> None:
-    with pytest.raises(TypeError):
-        pickle.dumps(make({}))
+def a_handle_can_be_neither_pickled_nor_copied(make: Make) -> None:
+    m = make({})
+    for way in (pickle.dumps, copy.copy, copy.deepcopy):
+        with pytest.raises(TypeError, match=f"cannot copy or pickle a {type(m).__name__}: .* open the file again"):
+            way(m)
 
 
 # -- read only

@@ -11,6 +11,7 @@ import random
 import stat
 import sys
 import threading
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -1191,6 +1192,7 @@ def test_an_iterator_that_met_damage_pins_nothing_any_more(db_path: str) -> None
         gc.enable()
 
 
+@pytest.mark.filterwarnings("ignore:.*had unflushed writes:ResourceWarning")
 @pytest.mark.parametrize("durability", DURABILITIES)
 def test_dropping_the_last_reference_frees_file_and_locks_at_once(db_path: str, durability: str) -> None:
     """No reference cycles: the next line may open the file anew."""
@@ -1255,7 +1257,54 @@ def test_a_database_has_attributes_and_weak_references(db: durabledbm.Database, 
     db.anything = 5  # type: ignore[attr-defined]
     assert weakref.ref(db)() is db
     assert (db.path, db.readonly, db.closed) == (db_path, False, False)
-    assert db_path in repr(db)
+
+
+def test_repr_shows_path_entries_and_state(db_path: str) -> None:
+    with durabledbm.open(db_path, "c", durability="manual") as db:
+        assert repr(db).endswith(f"Database {db_path!r}, 0 entries, open>")
+        db["a"] = "1"
+        assert repr(db).endswith(f"Database {db_path!r}, 0 entries and unflushed writes, open>")
+        db.sync()
+        assert repr(db).endswith(f"Database {db_path!r}, 1 entry, open>")
+    assert repr(db).endswith(f"Database {db_path!r}, closed>")
+    with durabledbm.open(db_path) as db:
+        assert repr(db).endswith(f"Database {db_path!r}, 1 entry, read-only>")
+
+
+def test_what_a_shell_completes_is_typed_as_it_is_read(db: durabledbm.Database) -> None:
+    db.update({"b": "", "a": "", b"\xff": "", "\u00e4": ""})
+    assert db._ipython_key_completions_() == ["a", "b", "\u00e4", b"\xff"]
+    db.update({f"{n:05}": "" for n in range(3000)})
+    assert db._ipython_key_completions_() == [f"{n:05}" for n in range(1000)]
+
+
+@pytest.mark.parametrize("durability", DURABILITIES)
+def test_a_handle_is_dropped_without_a_warning_if_nothing_is_lost_by_a_crash(db_path: str, durability: str) -> None:
+    """Only writes that are in no file yet are worth one: a synced handle, a reader, or a closed one is not."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        db = durabledbm.open(db_path, "c", durability=durability)
+        db["k"] = "v"
+        db.sync()
+        del db
+        db = durabledbm.open(db_path, durability=durability)
+        assert db["k"] == b"v"
+        del db
+        db = durabledbm.open(db_path, "w", durability=durability)
+        db["k"] = "w"
+        db.close()
+        del db
+        assert told == []
+        db = durabledbm.open(db_path, "w", durability=durability)
+        db["k"] = "x"
+        del db
+        gc.collect()
+    deferred = durability in ("interval", "manual")
+    assert [(warning.category, Path(warning.filename).name) for warning in told] == (
+        [(ResourceWarning, "test_database.py")] if deferred else []
+    )
+    with durabledbm.open(db_path) as db:
+        assert db["k"] == b"x"
 
 
 def test_sync_and_close_of_what_wrote_nothing_do_nothing(volume: SimVolume) -> None:
@@ -1423,7 +1472,8 @@ def test_a_handle_that_is_dropped_and_cannot_write_what_is_pending_lets_go_of_th
     db["k"] = "new"
     volume.fail_at(0, disk_error(errno.ENOSPC, "none"), kinds=("write",))
     gone = weakref.ref(db)
-    del db
+    with pytest.warns(ResourceWarning, match="'/db' was not closed, and had unflushed writes"):
+        del db
     gc.collect()
     assert gone() is None
     assert volume.fired == 1

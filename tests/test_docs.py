@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import codeop
 import re
+import shelve
 import shutil
 import time
 from collections.abc import Callable
@@ -150,6 +151,20 @@ def test_every_public_name_is_in_the_reference() -> None:
     text = make_reference.markdown()
     missing = [name for name in durabledbm.__all__ if f"durabledbm.{name}" not in text and name != "__version__"]
     assert missing == []
+
+
+def test_what_dir_shows_of_a_handle_is_in_the_reference(tmp_path: Path) -> None:
+    documented = set(re.findall(r"^#### `\w+\.(\w+)`", make_reference.markdown(), re.MULTILINE))
+    with (
+        durabledbm.open(tmp_path / "db", "c") as db, db.snapshot() as snapshot,
+        durabledbm.open_sharded(tmp_path / "sharded", "c", shards=2) as sharded,
+        durabledbm.shelve.open(tmp_path / "shelf") as shelf,
+    ):  # fmt: skip
+        for handle in (db, snapshot, sharded, shelf):
+            public = {name for name in dir(handle) if not name.startswith("_")}
+            stdlib = {*dir(shelve.Shelf), *vars(shelve.Shelf({})), "serializer", "deserializer"}  # these since 3.15
+            known = stdlib if handle is shelf else {"path"}
+            assert public - documented - known == set()
 
 
 @pytest.mark.parametrize("page", pages())

@@ -766,7 +766,7 @@ class Twin:
         disk = self.child._store.disk
         assert isinstance(disk, SimDisk)
         self.end_of_the_forked = disk.part()
-        self.child.after_fork()
+        self.child._after_fork()
         if ends:
             self.end_of_the_forked()
 
@@ -896,11 +896,11 @@ def test_what_was_pending_at_a_fork_is_not_the_childs(twin: Twin) -> None:
     """If it could not be written before, the parent will: it still has it, and the lock that goes with it."""
     db = twin.child
     db["before"] = "v"
-    db.before_fork()
+    db._before_fork()
     assert dict(twin.parent) == {b"before": b"v"}
     with db.transaction() as tx:
         tx["inside"] = "v"
-        db.before_fork()  # it is not written yet, and not waited for
+        db._before_fork()  # it is not written yet, and not waited for
     deferred = db._pipeline.pending() is not None
     assert deferred == isinstance(db._pipeline, Deferred)
     twin.fork()

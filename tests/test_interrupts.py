@@ -365,6 +365,7 @@ def grouped(kind: str, at: int) -> int:
                 assert db[key] == b"1"
 
         def gone_on() -> None:
+            volume.before = None  # else closing could begin what was not begun before
             for thread in followers:
                 if thread.ident is not None:
                     thread.join(20)

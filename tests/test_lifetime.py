@@ -77,13 +77,13 @@ class Told:
         if self._failure is not None:
             raise self._failure
 
-    def finish(self) -> None:
+    def _finish(self) -> None:
         self._note("ends")
 
-    def before_fork(self) -> None:
+    def _before_fork(self) -> None:
         self._note("forks")
 
-    def after_fork(self) -> None:
+    def _after_fork(self) -> None:
         self._notes.append(f"{self._name} is a child's")
 
 

@@ -168,7 +168,7 @@ class Standin(MutableMapping[bytes, bytes]):
         self.close()
 
     def __reduce__(self) -> Any:
-        raise TypeError("not to be pickled")
+        raise TypeError(f"cannot copy or pickle a {type(self).__name__}: but open the file again")
 
 
 class View:

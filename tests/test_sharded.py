@@ -405,6 +405,18 @@ def test_a_shard_that_is_missing_is_an_error_and_not_created_empty(directory: st
         assert len(db) == 0
 
 
+def test_repr_shows_path_shards_entries_and_state(directory: str) -> None:
+    with open_sharded(directory, "c", shards=2, durability="interval", interval=3600) as db:
+        db["a"] = "1"
+        assert repr(db).endswith(f"ShardedDatabase {directory!r}, 2 shards, 0 entries and unflushed writes, open>")
+        db.sync()
+        assert repr(db).endswith(f"ShardedDatabase {directory!r}, 2 shards, 1 entry, open>")
+    assert repr(db).endswith(f"ShardedDatabase {directory!r}, closed>")
+    with open_sharded(directory) as db:
+        assert repr(db).endswith(f"ShardedDatabase {directory!r}, 2 shards, 1 entry, read-only>")
+        assert db._ipython_key_completions_() == ["a"]
+
+
 def manifest(**changes: object) -> bytes:
     fields = {"format": "durabledbm-sharded", "version": 1, "shards": 4, "placement": "crc32-golden"}
     return json.dumps(fields | changes).encode()

@@ -6,6 +6,7 @@ import array
 import asyncio
 import collections
 import contextvars
+import copy
 import dataclasses
 import datetime
 import enum
@@ -23,7 +24,7 @@ import threading
 import time
 import types
 import weakref
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import ExitStack
@@ -212,6 +213,39 @@ def test_dropping_the_last_reference_closes_the_file_without_the_garbage_collect
         gc.enable()
     with shelve.open(path, "r") as shelf:
         assert shelf["k"] == [1, 2, 3]
+
+
+def test_dropping_a_shelf_with_unflushed_writes_is_worth_a_warning(path: str) -> None:
+    shelf = shelve.open(path, durability="manual")
+    shelf["k"] = 1
+    with pytest.warns(ResourceWarning, match="test.*was not closed, and had unflushed writes"):
+        del shelf
+    shelf = shelve.open(path, durability="manual")
+    assert shelf["k"] == 1
+    del shelf  # a warning would be an error
+    del_after_failing_to_be_made = shelve.Shelf.__new__(shelve.Shelf)
+    del del_after_failing_to_be_made
+
+
+def test_repr_shows_path_entries_and_state(path: str) -> None:
+    with shelve.open(path, durability="manual") as shelf:
+        assert repr(shelf) == f"<durabledbm.shelve.DbfilenameShelf {path!r}, 0 entries, open>"
+        shelf["k"] = "secret"
+        assert repr(shelf) == f"<durabledbm.shelve.DbfilenameShelf {path!r}, 0 entries and unflushed writes, open>"
+        shelf.sync()
+        with shelf.snapshot() as snapshot:
+            assert repr(snapshot).startswith("<durabledbm.shelve.Shelf over <Snapshot of commit ")
+    assert repr(shelf) == f"<durabledbm.shelve.DbfilenameShelf {path!r}, closed>"
+    with shelve.open(path, "r") as shelf:
+        assert repr(shelf) == f"<durabledbm.shelve.DbfilenameShelf {path!r}, 1 entry, read-only>"
+        assert shelf._ipython_key_completions_() == ["k"]
+    assert repr(shelve.Shelf({})) == "<durabledbm.shelve.Shelf over a dict, open>"
+
+
+@pytest.mark.parametrize("way", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_a_shelf_can_be_neither_pickled_nor_copied(path: str, way: Callable[[object], object]) -> None:
+    with shelve.open(path) as shelf, pytest.raises(TypeError, match="cannot copy or pickle a DbfilenameShelf"):
+        way(shelf)
 
 
 @pytest.mark.parametrize("module", ["shelve", "durabledbm.shelve"])

@@ -13,7 +13,6 @@ again, and what was locked is locked again.
 
 from __future__ import annotations
 
-import errno
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping

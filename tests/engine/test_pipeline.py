@@ -599,7 +599,7 @@ def test_a_fork_beside_a_transaction_that_has_spilled_waits_for_nobody(
             for number in range(20):
                 tx[b"%d" % number] = b"x" * 100
             started = time.monotonic()
-            db.before_fork()
+            db._before_fork()
             assert time.monotonic() - started < ENOUGH / 2
             assert db._pipeline.timeout == ENOUGH
             assert content(volume) == {b"pending": b"1"}
@@ -646,7 +646,7 @@ def test_a_sync_beside_a_commit_by_hand_waits_for_it_as_long_as_told(volume: Sim
         gate.shut()
         task = crew.start(db.reorganize)
         assert gate.reached.wait(ENOUGH)
-        db.before_fork()
+        db._before_fork()
         with pytest.raises(durabledbm.BusyError):
             db.sync()
         with pytest.raises(durabledbm.BusyError):
@@ -753,6 +753,7 @@ def test_what_fails_in_the_background_is_raised_by_close(volume: SimVolume, dura
     assert flushers() == []
 
 
+@pytest.mark.filterwarnings("ignore:.*had unflushed writes:ResourceWarning")
 @pytest.mark.parametrize("durability", ["process", "interval"])
 def test_a_handle_that_is_dropped_takes_its_thread_with_it(volume: SimVolume, durability: str) -> None:
     """And what was deferred is committed: nothing keeps the handle alive, and no collector is needed."""
