@@ -18,7 +18,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from typing import Any, Protocol
 
-from ._engine.native import FileVolume
+from ._engine.disk import FileVolume
 from ._kinds import FILES, OURS, Found, kind_of, located
 from ._readers.berkeley import BerkeleySource, is_berkeley_2
 from ._readers.dumb import DumbSource

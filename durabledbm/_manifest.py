@@ -17,7 +17,7 @@ from contextlib import closing
 from typing import Any
 from zlib import crc32
 
-from ._engine.native import FileVolume
+from ._engine.disk import FileVolume
 from ._tempfiles import new_directory, new_file, own_directory, permissions_of, take_name
 from .errors import CorruptionError, error
 

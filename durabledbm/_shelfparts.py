@@ -12,7 +12,7 @@ from threading import RLock
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from ._caller import Caller
-from ._engine.patience import Patience
+from ._engine.threads import Patience
 from .errors import BusyError
 
 if TYPE_CHECKING:

@@ -31,11 +31,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, cast
 
+from ._engine.commit import Committer
 from ._engine.meta import MAX_DEPTH
 from ._engine.page import REF
-from ._engine.state import State
-from ._engine.store import Store
 from ._engine.tree import Tree
+from ._engine.view import State
 from ._folding import folded
 from ._treediff import differences
 from .errors import CorruptionError, error
@@ -45,7 +45,7 @@ from .snapshot import Pin
 if TYPE_CHECKING:
     from .changelog import ChangeLog
 
-__all__ = ["Attachment", "Turn", "attach"]
+__all__ = ["Attachment", "Writing", "attach"]
 
 _NOTE = struct.Struct(f"<{REF.size}sI")
 """Ref of the root, depth of the tree; then for each key in the meta page its size and the key."""
@@ -55,16 +55,16 @@ _KEY = struct.Struct("<I")
 _HELD_MAX = 4096
 """So many changes of commits that are not durable yet are held; for more, the trees are compared instead."""
 
-Turn = Callable[[], AbstractContextManager[object]]
+Writing = Callable[[], AbstractContextManager[object]]
 """Makes a block in which this process writes, and nobody else."""
 
 Changes = Iterable[tuple[bytes, "bytes | None"]]
 
 
-def attach(store: Store, turn: Turn, log: ChangeLog) -> Attachment:
-    """Let `log` follow the database of `store`, after completing it if it lacks commits.
+def attach(committer: Committer, writing: Writing, log: ChangeLog) -> Attachment:
+    """Let `log` follow the database of `committer`, after completing it if it lacks commits.
 
-    `turn()` is a block in which nothing is pending and nobody else writes. A binary log that is empty is
+    `writing()` is a block in which nothing is deferred and no one else writes. A binary log that is empty is
     bound to the database, and holds the commits from now on: take a backup after this, not before. A log in
     the text codec holds no commit numbers, so at every attach all of it is compared with the database.
 
@@ -72,11 +72,12 @@ def attach(store: Store, turn: Turn, log: ChangeLog) -> Attachment:
     if a log is attached already; `ValueError` if the text codec cannot hold what is in the database;
     `BusyError` if somebody else writes to the log.
     """
+    store = committer.store
     store.check_writable()
     if store.observer is not None:
         raise error(f"{store.path}: a log is attached already")
     kind = _TextAttachment if log.codec == "text" else Attachment
-    attachment = kind(store, turn, log)
+    attachment = kind(committer, writing, log)
     try:
         attachment.start()
     except BaseException:
@@ -92,10 +93,11 @@ class Attachment:
     durable; the next commit completes the log, if it can be written again.
     """
 
-    def __init__(self, store: Store, turn: Turn, log: ChangeLog) -> None:
+    def __init__(self, committer: Committer, writing: Writing, log: ChangeLog) -> None:
         self.log = log
-        self._store = store
-        self._turn = turn
+        self._committer = committer
+        self._store = committer.store
+        self._writing = writing
         self._pid = os.getpid()
         self._pin: Pin | None = None
         """Of the newest state that the log holds."""
@@ -117,8 +119,8 @@ class Attachment:
         As long as nobody does, the space that their commits free is not used again.
         """
         if self._is_mine():
-            with self._turn():
-                self._store.harden()
+            with self._writing():
+                self._committer.make_durable()
                 self._follow()
 
     def detach(self) -> None:
@@ -159,7 +161,7 @@ class Attachment:
         try:
             if state is not self._seen:
                 self._hold(state, changes)
-            if state.meta.txid <= self._store.committer.durable_txid:
+            if state.meta.txid <= self._store.durable_txid:
                 self._follow()
         except Exception:
             self._expected = None  # the call that committed raises it
@@ -207,16 +209,16 @@ class Attachment:
 
     def start(self) -> None:
         """Bring log and database to agree, and follow from there."""
-        with self._turn():
-            self._store.harden()
+        with self._writing():
+            self._committer.make_durable()
             state = self._advance()
             if self._agree(state):
                 self._begin()
                 return
         # Everything must be compared. Others may write meanwhile: this state is pinned.
         self._append(state, _compared(self.log, state))
-        with self._turn():
-            self._store.harden()
+        with self._writing():
+            self._committer.make_durable()
             self._follow()
             self._begin()
 

@@ -20,11 +20,11 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import islice
 
-from ._builder import Builder
-from ._engine.creation import first_meta
+from ._engine.bulkload import Builder
+from ._engine.files import first_meta
 from ._engine.meta import Meta
-from ._engine.state import State
 from ._engine.store import Store
+from ._engine.view import State
 from ._tempfiles import replacing
 from .errors import error
 
@@ -107,13 +107,13 @@ class Pace:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._commits = store.committer.commits
+        self._commits = store.commits
         self._active_until = 0.0
         self._worked = time.thread_time()
 
     def rest(self) -> None:
         """Rest for a while if the handle commits."""
-        commits = self._store.committer.commits
+        commits = self._store.commits
         now, worked = time.monotonic(), time.thread_time()
         if commits != self._commits:
             self._commits = commits

@@ -20,12 +20,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from ._engine.disk import Volume
+from ._engine.disk import FileVolume
+from ._engine.disk.protocol import Volume
 from ._engine.meta import now_ns
-from ._engine.native import FileVolume
 from ._logfiles import BATCH, Files, Reading, Tail, last_note, read_end
 from ._logwriter import Writer
-from .attach import Attachment, Turn, attach
+from .attach import Attachment, Writing, attach
 from .errors import ClosedError, CorruptionError, error
 from .mapping import Key, Value, as_bytes, not_copied, represented
 from .records import (
@@ -46,7 +46,7 @@ from .records import (
 )
 
 if TYPE_CHECKING:
-    from ._engine.store import Store
+    from ._engine.commit import Committer
 
 __all__ = ["Change", "ChangeLog", "Commit", "Moment", "Span", "Tail"]
 
@@ -326,14 +326,14 @@ class ChangeLog:
             _apply(batch, db)
         return count
 
-    def _attach_to(self, store: Store, turn: Turn) -> Attachment:
+    def _attach_to(self, committer: Committer, writing: Writing) -> Attachment:
         """Follow a database: see `Database.attach`.
 
         That this stands here, and not with the database, has a reason: whoever has a log has everything that attaching
         it needs, and nothing is imported when the file system may be another one.
         """
-        self._make_like(store.disk.status())
-        return attach(store, turn, self)
+        self._make_like(committer.store.disk.status())
+        return attach(committer, writing, self)
 
     def _make_like(self, source: os.stat_result | None) -> None:
         """Let new files have the permissions of the file that their content comes from (None: be private)."""

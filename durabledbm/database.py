@@ -6,13 +6,14 @@ import errno
 import os
 from typing import Literal, TypedDict, get_args
 
-from ._engine.creation import replace
-from ._engine.disk import Disk, Volume
+from ._engine.commit import Committer
+from ._engine.disk import FileVolume
+from ._engine.disk.protocol import Disk, Volume
+from ._engine.durability import make_pipeline
+from ._engine.files import replace
 from ._engine.locks import locks_work
 from ._engine.meta import ForeignFileError, UnknownVersionError
-from ._engine.native import FileVolume
 from ._engine.page import MAX_PAGE_SIZE, MIN_PAGE_SIZE
-from ._engine.pipeline import make_pipeline
 from ._engine.store import Store
 from ._kinds import OtherKindError, foreign, refuse_beside
 from .errors import error
@@ -184,7 +185,7 @@ def _opened(volume: Volume, name: str, flag: str, mode: int, page_size: int, cac
                 store = _store(volume, disk, name, flag, page_size, cache_size)
                 if store is not None:
                     if created:
-                        store.initialise()
+                        Committer(store).initialise()
                     elif store.state.meta.txid <= 1:
                         # Nothing was ever written to it: perhaps it was made, by mistake, beside an old database.
                         _refuse_hiding(volume, name, path)

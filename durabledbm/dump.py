@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMappin
 from contextlib import ExitStack, closing, contextmanager
 from typing import Any, NamedTuple, Protocol
 
+from ._engine.disk import FileVolume
 from ._engine.meta import now_ns
-from ._engine.native import FileVolume
 from ._streams import Label, Readable, StreamReader, StreamWriter, codec_of, open_stream
 from ._tempfiles import blame_target, new_directory, replacing
 from .backup import check_target

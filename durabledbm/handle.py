@@ -14,15 +14,12 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from . import lifetime
-from ._engine import operations
-from ._engine.deferred import Deferred
-from ._engine.group import Group
-from ._engine.locks import Turn
+from ._engine.changeset import ChangeSet
+from ._engine.pipeline import Pipeline
 from ._engine.spill import Spill
-from ._engine.state import State
 from ._engine.store import Store
-from ._engine.view import Life, View
-from ._engine.work import Work
+from ._engine.threads import Lease
+from ._engine.view import Scope, State, View
 from .errors import BusyError, error
 from .mapping import Key, Writable, as_bytes, counted, represented
 from .snapshot import Pin, Snapshot
@@ -57,15 +54,15 @@ class Database(Upkeep, Writable):
             raise error("DBM object does not support reinitialization")
         self._build(*args, **options)
 
-    def _build(self, store: Store, path: str, pipeline: Group | Deferred) -> None:
+    def _build(self, store: Store, path: str, pipeline: Pipeline) -> None:
         self._store = store
         self.path = path
         self._pipeline = pipeline
         self._transactions: list[weakref.ref[Transaction]] = []
         """Those that are open, the outermost ones only."""
         self._snapshots: lifetime.Living[Snapshot] = lifetime.Living()
-        self._life = Life()
-        self._plain = type(pipeline) is Group
+        self._life = Scope()
+        self._plain = not pipeline.defers
         """Nothing stands between a look-up and the committed state: no open transaction, nothing deferred."""
         store.keep()
         lifetime.began(self)
@@ -89,7 +86,7 @@ class Database(Upkeep, Writable):
 
     def _unflushed(self) -> bool:
         """Whether something was written that is in this handle only."""
-        return not self._life.ended and self._pipeline.pending() is not None
+        return not self._life.ended and self._pipeline.deferred() is not None
 
     # -- reading -----------------------------------------------------------------------------------
 
@@ -98,7 +95,7 @@ class Database(Upkeep, Writable):
         if self._plain and type(key) is bytes:
             # The common case, in as few steps as can be: nobody has committed, and the row was read before.
             try:
-                if next(store.looks, b"") == store.look or store.glance():
+                if next(store.stamps, b"") == store.stamp or store.glance():
                     value = store.rows.young.get(key) or store.fetch(key)
                     if value is not None:
                         return value
@@ -118,21 +115,21 @@ class Database(Upkeep, Writable):
         store = self._store
         if self._plain:
             try:
-                if next(store.looks, b"") == store.look or store.glance():
+                if next(store.stamps, b"") == store.stamp or store.glance():
                     return store.rows.young.get(key) or store.fetch(key, whole=whole)
             except OSError as exc:
                 if not store.may_pass(exc):
                     raise self._error(exc) from exc
         if self._transactions and (transaction := own_transaction(self)) is not None:
             return transaction._find(key, whole=whole)
-        while (work := self._pipeline.pending()) is not None:
+        while (work := self._pipeline.deferred()) is not None:
             self._raise_background_failure()
             store.check()
             try:
-                return work.get(key, store.lookup if work.root_of(store.state) else None, whole=whole)
+                return work.get(key, store.lookup if work.builds_on(store.state) else None, whole=whole)
             except error:
                 store.check()
-                if self._pipeline.pending() is work:
+                if self._pipeline.deferred() is work:
                     raise  # else it was committed meanwhile, and what it builds on has been reused
         return self._committed(key, whole=whole)
 
@@ -170,7 +167,7 @@ class Database(Upkeep, Writable):
         if self._transactions and (transaction := own_transaction(self)) is not None:
             return len(transaction)
         self._raise_background_failure()
-        work = self._pipeline.pending()
+        work = self._pipeline.deferred()
         if work is not None:
             self._store.check()
             return self._pipeline.count()
@@ -180,13 +177,13 @@ class Database(Upkeep, Writable):
         if self._transactions and (transaction := own_transaction(self)) is not None:
             return transaction._items(start, stop, reverse)
         view, pin = self._pinned()
-        return view.items(start, stop, reverse=reverse, life=self._life, pin=(pin, self))
+        return view.items(start, stop, reverse=reverse, scope=self._life, pin=(pin, self))
 
     def _keys(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[bytes]:
         if self._transactions and (transaction := own_transaction(self)) is not None:
             return transaction._keys(start, stop, reverse)
         view, pin = self._pinned()
-        return view.keys(start, stop, reverse=reverse, life=self._life, pin=(pin, self))
+        return view.keys(start, stop, reverse=reverse, scope=self._life, pin=(pin, self))
 
     def _pinned(self) -> tuple[View, Pin]:
         """What there is now, as a view that stays, and the pin that keeps it."""
@@ -205,11 +202,11 @@ class Database(Upkeep, Writable):
 
     # -- writing -----------------------------------------------------------------------------------
 
-    def _run(self, operation: Callable[[Work], T]) -> T:
+    def _run(self, operation: Callable[[ChangeSet], T]) -> T:
         self._store.check_writable()
         self._raise_background_failure()
         try:
-            result: T = self._store.inside.run(self._pipeline.run, operation)
+            result: T = self._store.inside.call(self._pipeline.apply, operation)
             return result
         except OSError as exc:
             raise self._error(exc) from exc
@@ -226,35 +223,35 @@ class Database(Upkeep, Writable):
     def _delete(self, key: bytes) -> bool:
         if self._transactions and (transaction := own_transaction(self, to_write=True)) is not None:
             return transaction._delete(key)
-        return self._run(lambda work: operations.delete(work, key))
+        return self._run(lambda work: work.discard(key))
 
     def _pop(self, key: bytes) -> bytes | None:
         if self._transactions and (transaction := own_transaction(self, to_write=True)) is not None:
             return transaction._pop(key)
-        return self._run(lambda work: operations.pop(work, key))
+        return self._run(lambda work: work.pop(key))
 
     def _pop_end(self) -> tuple[bytes, bytes] | None:
         if self._transactions and (transaction := own_transaction(self, to_write=True)) is not None:
             return transaction._pop_end()
-        return self._run(operations.pop_end)
+        return self._run(ChangeSet.pop_last)
 
     def _set_default(self, key: bytes, default: bytes) -> bytes:
         if self._transactions and (transaction := own_transaction(self, to_write=True)) is not None:
             return transaction._set_default(key, default)
-        return self._run(lambda work: operations.set_default(work, key, default))
+        return self._run(lambda work: work.set_default(key, default))
 
     def _update(self, changes: dict[bytes, bytes]) -> None:
         if self._transactions and (transaction := own_transaction(self, to_write=True)) is not None:
             transaction._update(changes)
         else:
-            self._run(lambda work: operations.update(work, changes))
+            self._run(lambda work: work.update(changes))
 
     def clear(self) -> None:
         """Delete all entries in one atomic commit."""
         if self._transactions and (transaction := own_transaction(self, to_write=True)) is not None:
             transaction.clear()
         else:
-            self._run(Work.clear)
+            self._run(ChangeSet.clear)
 
     def transaction(self) -> Transaction:
         """A block of writes that is one atomic commit: `with db.transaction(): ...` (see `Transaction`)."""
@@ -272,25 +269,25 @@ class Database(Upkeep, Writable):
 
     # -- for transactions --------------------------------------------------------------------------
 
-    def _begin(self, turn: Turn) -> Work:
+    def _begin(self, lease: Lease) -> ChangeSet:
         self._store.check_writable()
         self._raise_background_failure()
-        return self._pipeline.begin(turn)
+        return self._pipeline.begin(lease)
 
     def _join(self, transaction: weakref.ref[Transaction]) -> None:
         self._transactions.append(transaction)
         self._plain = False
 
-    def _end(self, transaction: Transaction, work: Work | None, commit: Callable[[bool], State] | None = None) -> None:
+    def _end(self, transaction: Transaction, changes: ChangeSet | None, spill: Spill | None = None) -> None:
         self._forget(transaction)
-        self._pipeline.finish(transaction.turn, work, commit)
+        self._pipeline.finish(transaction.lease, changes, spill)
 
     def _forget(self, transaction: Transaction | None) -> None:
         """The transaction has ended; so have those that are not there any more."""
         self._transactions = [ref for ref in self._transactions if (it := ref()) is not None and it is not transaction]
-        self._plain = not self._transactions and type(self._pipeline) is Group and not self._life.ended
+        self._plain = not self._transactions and not self._pipeline.defers and not self._life.ended
 
-    def _spill(self, work: Work) -> Spill:
+    def _spill(self, work: ChangeSet) -> Spill:
         return self._pipeline.spill(work)
 
     def _pin(self, *, displaced: bool = False) -> Pin:
@@ -307,7 +304,7 @@ class Database(Upkeep, Writable):
         self._store.check()
         self._raise_background_failure()
         try:
-            self._store.inside.run(self._pipeline.flush)
+            self._store.inside.call(self._pipeline.flush)
         except OSError as exc:
             raise self._error(exc) from exc
 
@@ -323,7 +320,7 @@ class Database(Upkeep, Writable):
             self._store.inside.postpone(self.close)
         else:
             try:
-                self._store.inside.run(self._close, True)
+                self._store.inside.call(self._close, True)
             finally:
                 if self._life.ended and self._pipeline.flusher is not None:
                     self._pipeline.flusher.join(_FAREWELL)
@@ -352,21 +349,21 @@ class Database(Upkeep, Writable):
         failure = self._store.failure
         self._release(flushed=failure is None)
         self._raise_background_failure()
-        if failure is not None and (self._store.lost or self._pipeline.pending() is not None):
+        if failure is not None and (self._store.lost or self._pipeline.deferred() is not None):
             raise error.because(failure, "closed, but what was pending could not be written", self.path) from failure
 
     def _release(self, *, flushed: bool) -> None:
         """Close the file, but not while a thread writes: its number may be another file's a moment later."""
-        writer, turn = self._store.writer, Turn()
+        writer, lease = self._store.writer, Lease()
         try:
-            writer.take_turn(turn, self.path, self._pipeline.timeout)
-            while flushed and self._pipeline.pending() is not None:  # left by a transaction that ended only now
-                turn.end()
+            writer.take_lease(lease, self.path, self._pipeline.timeout)
+            while flushed and self._pipeline.deferred() is not None:  # left by a transaction that ended only now
+                lease.end()
                 self._pipeline.flush()
-                writer.take_turn(turn, self.path, self._pipeline.timeout)
+                writer.take_lease(lease, self.path, self._pipeline.timeout)
             self._close_files()
         finally:
-            turn.end()
+            lease.end()
 
     def _close_files(self) -> None:
         if self._pipeline.flusher is not None:
@@ -402,7 +399,7 @@ class Database(Upkeep, Writable):
     def _before_fork(self) -> None:
         """Write what is pending if that is possible at once: a child sees only what is in the file."""
         if not self._store.inside.here():
-            self._store.inside.run(self._pipeline.before_fork)
+            self._store.inside.call(self._pipeline.before_fork)
 
     def __del__(self, _finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         life = getattr(self, "_life", None)
@@ -420,7 +417,7 @@ class Database(Upkeep, Writable):
 
     def _let_go(self) -> None:
         try:
-            self._store.inside.run(self._close, False)
+            self._store.inside.call(self._close, False)
         except Exception:
             pass  # as with files that are dropped, nobody is there to be told
 

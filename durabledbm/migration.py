@@ -28,11 +28,12 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from itertools import zip_longest
 from typing import TYPE_CHECKING, NamedTuple
 
-from ._engine.creation import initialise
-from ._engine.disk import Disk
-from ._engine.locks import Turn, WriterLock
-from ._engine.native import FileVolume
+from ._engine.disk import FileVolume
+from ._engine.disk.protocol import Disk
+from ._engine.files import initialise
+from ._engine.locks import WriterLock
 from ._engine.recovery import newest, read_slots
+from ._engine.threads import Lease
 from ._foreign import Damaged, Entry, Source, locate, open_source
 from ._kinds import FILES, OURS, Found, beside, migrate_command, refuse_beside, shell_word
 from ._sorting import in_key_order
@@ -360,15 +361,15 @@ def _has_no_commit(disk: Disk) -> bool:
 @contextmanager
 def _unwritten(path: str) -> Iterator[Disk]:
     """The database of ours at `path`, which nobody can write to meanwhile. EEXIST if somebody has written to it."""
-    turn = Turn()
+    lease = Lease()
     with closing(FileVolume().open(path, writable=True)) as disk:
         try:
-            WriterLock(disk.identity()).acquire(turn, disk, _TIMEOUT)
+            WriterLock(disk.identity()).acquire(lease, disk, _TIMEOUT)
             if not disk.linked() or not _has_no_commit(disk):
                 raise error(errno.EEXIST, os.strerror(errno.EEXIST), path)
             yield disk
         finally:
-            turn.end()
+            lease.end()
 
 
 def _finish(path: str, target: str | None) -> Migrated:

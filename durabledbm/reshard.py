@@ -12,9 +12,9 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 from . import _manifest
-from ._builder import Builder
+from ._engine.bulkload import Builder
+from ._engine.disk import FileVolume
 from ._engine.meta import Meta, first_page, now_ns
-from ._engine.native import FileVolume
 from ._manifest import make_whole, place, shard_path
 from ._tempfiles import permissions_of
 from .errors import error

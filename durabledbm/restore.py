@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from typing import NamedTuple
 
+from ._engine.disk import FileVolume
 from ._engine.meta import Meta, first_page, has_magic
-from ._engine.native import FileVolume
 from ._folding import folded, laid_over
 from ._streams import Label, StreamReader
 from .backup import write_whole

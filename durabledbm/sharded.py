@@ -19,11 +19,9 @@ from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
 from . import _manifest
-from ._engine import operations
-from ._engine.group import Group
-from ._engine.locks import Turn
-from ._engine.native import FileVolume
-from ._engine.work import Work
+from ._engine.changeset import ChangeSet
+from ._engine.disk import FileVolume
+from ._engine.threads import Lease
 from ._kinds import refuse_for_shards
 from ._manifest import GOLDEN, make_whole, place, shard_path
 from ._parallel import Call, Threads
@@ -153,7 +151,7 @@ class ShardedDatabase(Writable):
         self._shards = shards
         self._count = len(shards)
         pipeline = shards[0]._pipeline
-        self._syncs = type(pipeline) is Group and pipeline.flusher is None
+        self._syncs = pipeline.waits_for_the_disk
         """A write waits for the disk, so writes to several shards are worth several threads."""
         self._threads = Threads("durabledbm-shard")
         self._closed = False
@@ -270,7 +268,7 @@ class ShardedDatabase(Writable):
         def write(number: int, call: Call) -> None:
             shard = self._shards[number]
             if own_transaction(shard) is None:
-                shard._run(_unless_cancelled(call, operations.update, parts[number]))
+                shard._run(_unless_cancelled(call, ChangeSet.update, parts[number]))
             else:
                 shard._update(parts[number])
 
@@ -288,7 +286,7 @@ class ShardedDatabase(Writable):
         def write(number: int, call: Call) -> None:
             shard = self._shards[number]
             if own_transaction(shard) is None:
-                shard._run(_unless_cancelled(call, Work.clear))
+                shard._run(_unless_cancelled(call, ChangeSet.clear))
             else:
                 shard.clear()
 
@@ -408,10 +406,10 @@ class ShardedDatabase(Writable):
         self.close()
 
 
-def _unless_cancelled(call: Call, operation: Callable[..., None], *arguments: object) -> Callable[[Work], None]:
+def _unless_cancelled(call: Call, operation: Callable[..., None], *arguments: object) -> Callable[[ChangeSet], None]:
     """The operation, which runs when it is the writer's turn, and then only if it is still wanted."""
 
-    def run(work: Work) -> None:
+    def run(work: ChangeSet) -> None:
         call.begin()
         operation(work, *arguments)
 
@@ -420,12 +418,12 @@ def _unless_cancelled(call: Call, operation: Callable[..., None], *arguments: ob
 
 def _wait_for_writers(shard: Database) -> None:
     """Wait until no thread writes through this handle. Raises `BusyError` after its `timeout`."""
-    turn = Turn()
+    lease = Lease()
     try:
-        shard._store.writer.take_turn(turn, shard.path, shard._pipeline.timeout)
-        turn.end()
+        shard._store.writer.take_lease(lease, shard.path, shard._pipeline.timeout)
+        lease.end()
     except BaseException:
-        turn.end()  # again: an interrupt may have come in the middle of it
+        lease.end()  # again: an interrupt may have come in the middle of it
         raise
 
 

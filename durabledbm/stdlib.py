@@ -24,7 +24,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from . import _children
-from ._engine.native import FileVolume
+from ._engine.disk import FileVolume
 from ._kinds import OURS, beside, kind_of
 from .database import Database, OpenOptions
 from .database import open as open_database

@@ -21,10 +21,9 @@ from typing import TYPE_CHECKING
 
 from ._blocks import BLOCK_OVER, Block, Fate, Root, Use
 from ._caller import Caller
-from ._engine import operations
-from ._engine.locks import Turn
-from ._engine.view import Life, View
-from ._engine.work import Work
+from ._engine.changeset import ChangeSet
+from ._engine.threads import Lease
+from ._engine.view import Scope, View
 from .errors import BusyError, ClosedError, error
 from .mapping import Key, Value, Writable, as_bytes
 
@@ -78,14 +77,14 @@ def _still_in() -> tuple[weakref.ref[Transaction], ...]:
     return tuple(ref for ref in _active.get() if (it := ref()) is not None and it._block.fate is not Fate.ENDED)
 
 
-def _abandoned(database: weakref.ref[Database], turn: Turn, root: Root, _: object) -> None:
+def _abandoned(database: weakref.ref[Database], lease: Lease, root: Root, _: object) -> None:
     """Nobody refers to a transaction any more, and nobody has ended it: it was begun without `with`, and given up."""
     root.end_lives()
     owner = database()
     if owner is not None:
         owner._forget(None)
         _leave_block(root, root.outermost, owner)
-    turn.end()
+    lease.end()
 
 
 def _given_up(root: weakref.ref[Root], owner: weakref.ref[Transaction]) -> None:
@@ -109,7 +108,7 @@ def _leave_block(root: Root, block: Block, database: Database) -> None:
 def _statement_left(transaction: weakref.ref[Transaction], _: object) -> None:
     """A `with` statement is over, and its block is not."""
     left = transaction()
-    if left is not None and left._block.fate is not Fate.ENDED and (left._root_ or left.turn.lock is not None):
+    if left is not None and left._block.fate is not Fate.ENDED and (left._root_ or left.lease.holder is not None):
         if left._block.outer is not None and left._root_ is not None:
             left._root_.doomed = error("the end of a block in it was interrupted")
         left._drop()
@@ -122,13 +121,13 @@ class Transaction(Writable):
     may raise: `BusyError` on entering if another writer holds the file for longer than the handle's `timeout`.
     """
 
-    __slots__ = ("__weakref__", "_block", "_root_", "_statement", "database", "turn")
+    __slots__ = ("__weakref__", "_block", "_root_", "_statement", "database", "lease")
 
     def __init__(self, database: Database) -> None:
         self.database = database
         self._root_: Root | None = None
         self._block = Block()
-        self.turn = Turn()
+        self.lease = Lease()
         """Of the outermost block."""
         self._statement: weakref.ref[Callable[..., None]] | None = None
 
@@ -138,7 +137,7 @@ class Transaction(Writable):
         if self._block.fate is not Fate.NEW:
             raise error("a transaction is used once; call transaction() again")
         try:
-            self.database._store.inside.run(self._begin)
+            self.database._store.inside.call(self._begin)
         except BaseException:
             self._drop()
             raise
@@ -153,9 +152,9 @@ class Transaction(Writable):
         outer = own_transaction(database, to_write=True)
         if outer is None:
             caller = Caller()
-            self.turn.stuck = caller.is_stuck
-            root = self._root_ = Root(database._begin(self.turn), caller, block)
-            database._join(weakref.ref(self, partial(_abandoned, weakref.ref(database), self.turn, root)))
+            self.lease.stuck = caller.is_stuck
+            root = self._root_ = Root(database._begin(self.lease), caller, block)
+            database._join(weakref.ref(self, partial(_abandoned, weakref.ref(database), self.lease, root)))
             block.fate = Fate.OPEN
             return
         root = outer._root()
@@ -167,7 +166,7 @@ class Transaction(Writable):
         self._root_ = root
         block.point, block.first_life = root.work.savepoint(), len(root.lives)
         block.mark = None if root.spill is None else root.spill.mark()
-        root.life = Life(BLOCK_OVER)
+        root.life = Scope(BLOCK_OVER)
         root.lives.append(root.life)
         root.top, block.fate = block, Fate.OPEN
 
@@ -184,7 +183,7 @@ class Transaction(Writable):
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         try:
-            self.database._store.inside.run(self._end, kind, value)
+            self.database._store.inside.call(self._end, kind, value)
         finally:
             self._drop()  # if this has interrupted another operation, it could not even begin
 
@@ -250,7 +249,7 @@ class Transaction(Writable):
                 root.work.hold = None  # what went wrong in the transaction may keep it alive in a circle
                 root.end_lives()
                 _leave_block(root, block, database)
-            self.turn.end()
+            self.lease.end()
         elif root is not None and block.fate is Fate.OPEN:
             root.life = block.outer_life
             _leave_block(root, block, database)
@@ -263,8 +262,7 @@ class Transaction(Writable):
         if not keep:
             database._end(self, None)
         elif spill is not None:
-            changes = work.changes()
-            database._end(self, None, lambda sync: spill.commit(changes, sync=sync))
+            database._end(self, work, spill)
         else:
             database._end(self, work)
 
@@ -280,10 +278,9 @@ class Transaction(Writable):
                 # The pages of the spill are anybody's now: iterators over them end.
                 for life in root.lives[block.first_life :]:
                     life.end()
-                root.life = Life(BLOCK_OVER)
+                root.life = Scope(BLOCK_OVER)
                 root.lives.append(root.life)
                 root.spill = None
-                self.database._store.committer.forget_space()
             else:
                 root.spill.reset(block.mark, reuse=not root.uses)
 
@@ -302,7 +299,6 @@ class Transaction(Writable):
             root.doomed = None
             if root.spill is not None:
                 root.spill = None
-                self.database._store.committer.forget_space()
         else:
             self._undo(root)
             block.point = root.work.savepoint()
@@ -355,7 +351,7 @@ class Transaction(Writable):
             "so nothing can be written in it now"
         )
 
-    def _writing(self) -> Work:
+    def _writing(self) -> ChangeSet:
         root = self._root()
         if root.busy:
             raise self._interrupted()
@@ -378,17 +374,17 @@ class Transaction(Writable):
     def _has(self, key: bytes) -> bool:
         return self._find(key, whole=False) is not None
 
-    def _view(self) -> tuple[View, Life, Use]:
+    def _view(self) -> tuple[View, Scope, Use]:
         root = self._root()
         return root.work.view(), root.life, Use(root)
 
     def _items(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
         view, life, use = self._view()
-        return view.items(start, stop, reverse=reverse, life=life, pin=use)
+        return view.items(start, stop, reverse=reverse, scope=life, pin=use)
 
     def _keys(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[bytes]:
         view, life, use = self._view()
-        return view.keys(start, stop, reverse=reverse, life=life, pin=use)
+        return view.keys(start, stop, reverse=reverse, scope=life, pin=use)
 
     def __len__(self) -> int:
         return self._root().work.count()
@@ -417,13 +413,13 @@ class Transaction(Writable):
         Transaction.__setitem__(self, key, value)
 
     def _pop(self, key: bytes) -> bytes | None:
-        return operations.pop(self._writing(), key)
+        return self._writing().pop(key)
 
     def _delete(self, key: bytes) -> bool:
-        return operations.delete(self._writing(), key)
+        return self._writing().discard(key)
 
     def _pop_end(self) -> tuple[bytes, bytes] | None:
-        return operations.pop_end(self._writing())
+        return self._writing().pop_last()
 
     def _set_default(self, key: bytes, default: bytes) -> bytes:
         self._put(key, default)
@@ -431,7 +427,7 @@ class Transaction(Writable):
 
     def _update(self, changes: dict[bytes, bytes]) -> None:
         work = self._writing()
-        operations.update(work, changes)  # in one step: an interrupt comes before it or after it
+        work.update(changes)  # in one step: an interrupt comes before it or after it
         if work.size > SPILL_SIZE:
             self._spill()
 
@@ -442,7 +438,6 @@ class Transaction(Writable):
             work.clear()
             if root.spill is not None:
                 root.spill = None
-                self.database._store.committer.forget_space()
             return
         for key in self:
             work.delete(key)
@@ -456,7 +451,7 @@ class Transaction(Writable):
         root = self._root()
         root.busy = True
         try:
-            self.database._store.inside.run(self._move, root)
+            self.database._store.inside.call(self._move, root)
         finally:
             root.busy = False
 
@@ -466,7 +461,7 @@ class Transaction(Writable):
             root.spill = self.database._spill(work)
         reuse = not work.has_savepoints and not root.uses
         try:
-            self.database._store.check_place()
+            self.database._pipeline.committer.check_place()
             tree, count = root.spill.add(work.changes(), reuse=reuse)
         except BaseException as exc:
             root.doomed = exc

@@ -10,9 +10,9 @@ import os
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ._engine.group import Group
-from ._engine.locks import Turn
+from ._engine.pipeline import Pipeline
 from ._engine.store import Store
+from ._engine.threads import Lease
 from .backup import backup
 from .check import Problem, Progress, check_state
 from .errors import ClosedError, error
@@ -23,7 +23,6 @@ from .stats import Stats, gather
 if TYPE_CHECKING:
     import weakref
 
-    from ._engine.deferred import Deferred
     from .attach import Attachment
     from .changelog import ChangeLog
     from .transaction import Transaction
@@ -37,7 +36,7 @@ class Upkeep:
     __slots__ = ()
 
     _store: Store
-    _pipeline: Group | Deferred
+    _pipeline: Pipeline
     _transactions: list[weakref.ref[Transaction]]
     path: str
 
@@ -101,13 +100,13 @@ class Upkeep:
         """
         self._store.check_writable()
         self._raise_background_failure()
-        turn = Turn()
+        lease = Lease()
         try:
-            self._store.inside.run(reorganize, self._store, partial(self._pipeline.turn, turn), progress)
+            self._store.inside.call(reorganize, self._pipeline.committer, partial(self._pipeline.writing, lease), progress)
         except OSError as exc:
             raise self._error(exc) from exc
         finally:
-            turn.end()
+            lease.end()
 
     def backup(
         self, target: str | bytes | os.PathLike[str] | os.PathLike[bytes], *, progress: Progress | None = None
@@ -141,4 +140,4 @@ class Upkeep:
         if not hasattr(log, "_attach_to"):
             raise TypeError(f"attach() needs a ChangeLog, not {type(log).__name__}")
         self._store.check_writable()
-        return self._store.inside.run(log._attach_to, self._store, self._pipeline.turn)
+        return self._store.inside.call(log._attach_to, self._pipeline.committer, self._pipeline.writing)

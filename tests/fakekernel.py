@@ -24,7 +24,7 @@ import threading
 from collections.abc import Callable
 from typing import NamedTuple
 
-from durabledbm._engine.windows import Handle
+from durabledbm._engine.disk.windows import Handle
 
 
 class FakeLock(NamedTuple):

@@ -59,7 +59,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from durabledbm._engine.disk import ELSEWHERE, LockOwner
+from durabledbm._engine.disk.protocol import ELSEWHERE, LockOwner
 from durabledbm.errors import ClosedError
 
 BLOCK = 4096

@@ -134,7 +134,7 @@ def test_every_commit_is_synced_in_the_database_before_it_is_in_the_log(
     commit = log.commit
 
     def watched(changes: Any, txid: int, *rest: Any, **more: Any) -> None:
-        durable.append(db._store.committer.durable_txid >= txid)
+        durable.append(db._store.durable_txid >= txid)
         commit(changes, txid, *rest, **more)
 
     db.attach(log)

@@ -12,12 +12,12 @@ import time
 from pathlib import Path
 
 import pytest
+from durabledbm._builder import Builder
 from test_attach import write_at_random
 
 import durabledbm
-from durabledbm._builder import Builder
+from durabledbm._engine.disk import FileVolume
 from durabledbm._engine.meta import Meta, first_page
-from durabledbm._engine.native import FileVolume
 from durabledbm.backup import Pace
 from durabledbm.errors import CorruptionError, error
 

@@ -21,8 +21,8 @@ import pytest
 
 import durabledbm
 from durabledbm import _logfiles, changelog
-from durabledbm._engine.disk import LockOwner
-from durabledbm._engine.native import FileDisk, FileVolume
+from durabledbm._engine.disk import FileDisk, FileVolume
+from durabledbm._engine.disk.protocol import LockOwner
 from durabledbm.changelog import Change, ChangeLog, Commit, Span, Tail
 from durabledbm.errors import BusyError, ClosedError, CorruptionError, error
 from durabledbm.records import BINARY, FILE_HEADER, FileHeader

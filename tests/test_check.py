@@ -14,7 +14,7 @@ import durabledbm
 from durabledbm._engine.meta import META_SIZE, Meta, encode_meta
 from durabledbm._engine.node import Overflow
 from durabledbm._engine.page import BRANCH, LEAF, REF, SPACE, seal
-from durabledbm._engine.writer import Writer
+from durabledbm._engine.page_writer import PageWriter
 from durabledbm.check import Problem
 from durabledbm.database import open_on
 
@@ -24,7 +24,7 @@ class Forger(Engine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.pen: Writer = self.writer()
+        self.pen: PageWriter = self.writer()
 
     def leaf(self, *keys: bytes, value: bytes = b"") -> bytes:
         """A leaf with these keys, in this order, each with the same value."""

@@ -23,7 +23,7 @@ from make_old import DATA
 
 import durabledbm
 from durabledbm import _kinds, shelve
-from durabledbm._engine.native import FileVolume
+from durabledbm._engine.disk import FileVolume
 from durabledbm._kinds import beside, kind_of, located, shell_word
 from durabledbm.changelog import ChangeLog
 from durabledbm.dump import dump
@@ -326,7 +326,7 @@ def test_under_install_what_this_python_cannot_open_is_not_hidden(db_path: str) 
 # -- details ---------------------------------------------------------------------------------------------------------
 
 
-def test_no_file_is_looked_for_beside_a_database_that_is_there(
+def test_no_file_is_looked_for_beside_a_database_that_is_live(
     db_path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with durabledbm.open(db_path, "c") as db:

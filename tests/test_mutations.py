@@ -189,7 +189,7 @@ MUTATIONS = {
         MOMENT.format(mode="full", operation="clear"),
     ),
     "let the next writer in before the file is unlocked": Mutation(
-        "_engine/locks.py", "        queue = self._turns.queue\n        if queue and", "        queue = self._turns.queue\n        self._turns.leave(place)\n        if queue and", INTERRUPTS,  # noqa: E501
+        "_engine/locks.py", "        queue = self._leases.queue\n        if queue and", "        queue = self._leases.queue\n        self._turns.leave(place)\n        if queue and", INTERRUPTS,  # noqa: E501
     ),
     "forget a reader before its lock is gone": Mutation(
         "snapshot.py", "            self._store.unpin(self._reader)\n            self._store = None\n",

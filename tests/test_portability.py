@@ -13,9 +13,9 @@ import pytest
 from simdisk import Fault, SimDisk, SimVolume
 
 import durabledbm
-from durabledbm._engine import locks, posix
-from durabledbm._engine.disk import LockOwner
-from durabledbm._engine.native import FileVolume
+from durabledbm._engine import locks
+from durabledbm._engine.disk import FileVolume, posix
+from durabledbm._engine.disk.protocol import LockOwner
 from durabledbm.database import open_on
 
 
@@ -130,11 +130,11 @@ def test_the_windows_modules_can_be_imported_without_the_posix_ones() -> None:
     """And the engine never imports fcntl but through `native`."""
     code = (
         "import sys; sys.modules['fcntl'] = None\n"
-        "import durabledbm._engine.windows, durabledbm._engine.kernel32, durabledbm._engine.locks\n"
+        "import durabledbm._engine.disk.windows, durabledbm._engine.disk.kernel32, durabledbm._engine.locks\n"
     )
-    code = code.replace("import durabledbm._engine.windows", "import importlib.util as u, types, os\n"
+    code = code.replace("import durabledbm._engine.disk.windows", "import importlib.util as u, types, os\n"
         "root = os.path.dirname(u.find_spec('durabledbm').origin)\n"
         "package = types.ModuleType('durabledbm'); package.__path__ = [root]; sys.modules['durabledbm'] = package\n"
-        "import durabledbm._engine.windows")  # fmt: skip
+        "import durabledbm._engine.disk.windows")  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)

@@ -18,12 +18,11 @@ from fakekernel import FakeKernel
 from linearizability import Recorder, check
 
 import durabledbm
-from durabledbm._engine import windows
-from durabledbm._engine.disk import Disk, LockOwner, Volume
-from durabledbm._engine.kernel32 import ByHandleFileInformation, Overlapped
-from durabledbm._engine.locks import Turn, oldest_pin, pin, unpin, writer_present
-from durabledbm._engine.native import FileVolume
-from durabledbm._engine.windows import WindowsDisk, WindowsVolume
+from durabledbm._engine.disk import FileVolume, windows
+from durabledbm._engine.disk.kernel32 import ByHandleFileInformation, Overlapped
+from durabledbm._engine.disk.protocol import Disk, LockOwner, Volume
+from durabledbm._engine.disk.windows import WindowsDisk, WindowsVolume
+from durabledbm._engine.locks import Lease, oldest_pin, pin, unpin, writer_present
 from durabledbm.database import open_on
 
 PINS = 1 << 62
@@ -454,7 +453,7 @@ def test_writers_of_two_handles_take_turns(opener: Opener) -> None:
         with db.transaction():
             db["k"] = "mine"
             with pytest.raises(durabledbm.BusyError):
-                other._pipeline.begin(Turn())
+                other._pipeline.begin(Lease())
             assert isinstance(Crew().start(other.__setitem__, "k", "theirs").failure(), durabledbm.BusyError)
         other["k"] = "theirs"
         assert db["k"] == b"theirs"

@@ -236,8 +236,8 @@ def _target(file: str) -> Iterator[str]:
     if os.path.lexists(file):
         yield file
         return
-    from .._engine.creation import initialise
-    from .._engine.native import FileVolume
+    from .._engine.disk import FileVolume
+    from .._engine.files import initialise
     from .._kinds import refuse_beside
     from .._tempfiles import new_file, take_name
     from ..database import DEFAULT_PAGE_SIZE

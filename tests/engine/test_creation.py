@@ -17,9 +17,9 @@ from children import open_directory, unprivileged
 from simdisk import Operation, SimVolume, disk_error
 
 import durabledbm
-from durabledbm._engine.creation import initialise, replace, temporary_name
+from durabledbm._engine.disk import FileVolume
+from durabledbm._engine.files import initialise, replace, temporary_name
 from durabledbm._engine.meta import META_AREA, META_SIZE, SECTOR, UNFINISHED, decode_meta, is_uninitialised
-from durabledbm._engine.native import FileVolume
 from durabledbm.database import open_on
 
 ROOT = Path(__file__).parent.parent.parent
