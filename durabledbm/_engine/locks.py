@@ -187,6 +187,7 @@ class FairLock:
                 continue
             if holder.left_over():
                 holder.end()
+                self.leave(first)  # whatever became of it before: what is still first here next time is not asked again
                 continue
             if patience.over:
                 self.leave(place)
