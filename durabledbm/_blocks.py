@@ -6,10 +6,10 @@ import weakref
 from enum import Enum, auto
 from typing import Any
 
-from ._caller import Caller
 from ._engine.spill import Spill
 from ._engine.view import ENDLESS, Life
 from ._engine.work import Savepoint, Work
+from ._process.caller_context import Caller
 
 __all__ = ["BLOCK_OVER", "Block", "Fate", "Root", "Use"]
 

@@ -8,7 +8,7 @@
     log.load_into(db)                               # newest wins, one commit
 
 This is the face that users see. How a directory of files is one log, and what is synced before what, is in
-`durabledbm._logfiles`; what a record looks like is in `durabledbm.records` and docs/changelog-format.md.
+`durabledbm._log.files`; what a record looks like is in `durabledbm._log.records` and docs/changelog-format.md.
 """
 
 from __future__ import annotations
@@ -23,12 +23,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from ._engine.disk import Volume
 from ._engine.meta import now_ns
 from ._engine.native import FileVolume
-from ._logfiles import BATCH, Files, Reading, Tail, last_note, read_end
-from ._logwriter import Writer
-from .attach import Attachment, Turn, attach
-from .errors import ClosedError, CorruptionError, error
-from .mapping import Key, Value, as_bytes, not_copied, represented
-from .records import (
+from ._log.files import BATCH, Files, Reading, Tail, last_note, read_end
+from ._log.records import (
     CODECS,
     COMMIT,
     COMMIT_FIELDS,
@@ -44,6 +40,10 @@ from .records import (
     Commit,
     Record,
 )
+from ._log.writer import Writer
+from .attach import Attachment, Turn, attach
+from .errors import ClosedError, CorruptionError, error
+from .mapping import Key, Value, as_bytes, not_copied, represented
 
 if TYPE_CHECKING:
     from ._engine.store import Store
@@ -289,6 +289,11 @@ class ChangeLog:
         """
         self._check_open()
         return self._at(self._files.numbers(), time_ns)
+
+    def base_txid(self) -> int:
+        """The commit after which the log begins; 0 if it begins with an empty database."""
+        self._check_open()
+        return self._base_txid(self._files.numbers())
 
     def span(self) -> Span:
         """Which commits of which database the log holds."""

@@ -18,13 +18,13 @@ from typing import Any, NamedTuple, Protocol
 
 from ._engine.meta import now_ns
 from ._engine.native import FileVolume
-from ._streams import Label, Readable, StreamReader, StreamWriter, codec_of, open_stream
-from ._tempfiles import blame_target, new_directory, replacing
-from .backup import check_target
+from ._files.temporary import blame_target, new_directory, replacing
+from ._log.records import CODECS, COMMIT, DELETE, FIRST, GROUPED, NO_IDENTITY, PUT, UNDATED, Record
+from ._log.streams import Label, Readable, StreamReader, StreamWriter, codec_of, open_stream
 from .changelog import ChangeLog, Commit, Tail
 from .database import Database
 from .errors import CorruptionError, error
-from .records import CODECS, COMMIT, DELETE, FIRST, GROUPED, NO_IDENTITY, PUT, UNDATED, Record
+from .maintenance.backup import check_target
 from .snapshot import Snapshot
 
 __all__ = ["Loaded", "dump", "load", "open_log"]

@@ -12,9 +12,9 @@ import os
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from ._foreign import KINDS_TO_WRITE, open_source, write_all
-from ._kinds import FILES, Found
-from ._tempfiles import blame_target, new_directory, sweep, take_owner
+from ._files.temporary import blame_target, new_directory, sweep, take_owner
+from ._foreign.kinds import FILES, Found
+from ._foreign.sources import KINDS_TO_WRITE, open_source, write_all
 from .database import open as open_database
 from .errors import error
 from .migration import Meter, take_name

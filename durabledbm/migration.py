@@ -33,10 +33,10 @@ from ._engine.disk import Disk
 from ._engine.locks import Turn, WriterLock
 from ._engine.native import FileVolume
 from ._engine.recovery import newest, read_slots
-from ._foreign import Damaged, Entry, Source, locate, open_source
-from ._kinds import FILES, OURS, Found, beside, migrate_command, refuse_beside, shell_word
-from ._sorting import in_key_order
-from ._tempfiles import Temporary, blame_target, new_file, sweep, take_name
+from ._files.sorting import in_key_order
+from ._files.temporary import Temporary, blame_target, new_file, sweep, take_name
+from ._foreign.kinds import FILES, OURS, Found, beside, migrate_command, refuse_beside, shell_word
+from ._foreign.sources import Damaged, Entry, Source, locate, open_source
 from .database import DEFAULT_PAGE_SIZE
 from .database import open as open_database
 from .errors import CorruptionError, error

@@ -11,14 +11,13 @@ import os
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from . import _manifest
-from ._builder import Builder
 from ._engine.meta import Meta, first_page, now_ns
 from ._engine.native import FileVolume
-from ._manifest import make_whole, place, shard_path
-from ._tempfiles import permissions_of
+from ._files.builder import Builder
+from ._files.temporary import permissions_of
 from .errors import error
 from .sharded import Path, ShardedDatabase, open_sharded
+from .sharded.manifest import SHARDS_MAX, make_whole, place, shard_path
 
 __all__ = ["reshard"]
 
@@ -38,8 +37,8 @@ def reshard(directory: Path, target: Path | None = None, *, shards: int, progres
 
     Raises `error` if the target exists, or if the database was written to meanwhile.
     """
-    if not isinstance(shards, int) or not 0 < shards <= _manifest.SHARDS_MAX:
-        raise ValueError(f"shards must be a number from 1 to {_manifest.SHARDS_MAX}, not {shards!r}")
+    if not isinstance(shards, int) or not 0 < shards <= SHARDS_MAX:
+        raise ValueError(f"shards must be a number from 1 to {SHARDS_MAX}, not {shards!r}")
     path = os.path.abspath(os.fsdecode(directory))
     destination = f"{path}-{shards}" if target is None else os.path.abspath(os.fsdecode(target))
     if os.path.lexists(destination):

@@ -19,15 +19,15 @@ from typing import NamedTuple
 
 from ._engine.meta import Meta, first_page, has_magic
 from ._engine.native import FileVolume
-from ._folding import folded, laid_over
-from ._streams import Label, StreamReader
-from .backup import write_whole
+from ._log.overlay import folded, laid_over
+from ._log.records import COMMIT, GROUPED, NO_IDENTITY, PUT
+from ._log.streams import Label, StreamReader
 from .changelog import Change, ChangeLog, Commit, Moment
 from .database import DEFAULT_PAGE_SIZE
 from .database import open as open_database
 from .dump import Path, Progress, open_log
 from .errors import CorruptionError, error
-from .records import COMMIT, GROUPED, NO_IDENTITY, PUT
+from .maintenance.backup import write_whole
 
 __all__ = ["Restored", "restore"]
 

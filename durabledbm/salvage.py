@@ -28,9 +28,9 @@ from ._engine.pager import MALFORMED, Pager
 from ._engine.pageset import PageSet
 from ._engine.tree import Tree
 from ._engine.walk import walk
-from ._pages import IntactRun, guess_page_size, intact_runs
-from ._tempfiles import blame_target, new_file, permissions_of, take_name
-from ._words import plural
+from ._files.intact_pages import IntactRun, guess_page_size, intact_runs
+from ._files.temporary import blame_target, new_file, permissions_of, take_name
+from ._messages import plural
 from .database import Database
 from .database import open as open_database
 from .errors import CorruptionError, error

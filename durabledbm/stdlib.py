@@ -10,7 +10,7 @@ variables that decide what `dbm.open` does, and one function:
 * `whichdb`, for existing ones. It knows its own formats only, so it is wrapped. `dbm.open` looks it up by
   name each time, and `shelve.open` goes through `dbm.open`: nothing else has to be touched.
 
-Child processes are told by `_children`, and the end of this module does what this process was told by its parent.
+`_process.children` tells child processes. The end of this module does what the parent told this process.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ import threading
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from . import _children
 from ._engine.native import FileVolume
-from ._kinds import OURS, beside, kind_of
+from ._foreign.kinds import OURS, beside, kind_of
+from ._process import children
 from .database import Database, OpenOptions
 from .database import open as open_database
 from .errors import error
@@ -93,7 +93,7 @@ class Installation:
 
     def __init__(self, options: OpenOptions) -> None:
         self.options = options
-        self.message = _children.message({**options})
+        self.message = children.message({**options})
 
     def __enter__(self) -> Installation:
         return self
@@ -165,7 +165,7 @@ def inherit() -> None:
     global _inherited
     with _lock:
         try:
-            options = _children.options_from_parent()
+            options = children.options_from_parent()
         except ValueError as exc:
             warnings.warn(f"install() of the parent process is not heard: {exc}", RuntimeWarning, stacklevel=2)
             return
@@ -176,7 +176,7 @@ def inherit() -> None:
 
 def _announce() -> None:
     """Tell child processes what is in effect here."""
-    _children.announce(_installations[-1].message if _installations else None)
+    children.announce(_installations[-1].message if _installations else None)
 
 
 def _patch() -> None:

@@ -17,19 +17,19 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ._blocks import BLOCK_OVER, Block, Fate, Root, Use
-from ._caller import Caller
 from ._engine import operations
+from ._engine.deferred import Deferred
+from ._engine.group import Group
 from ._engine.locks import Turn
+from ._engine.store import Store
 from ._engine.view import Life, View
 from ._engine.work import Work
+from ._process.caller_context import Caller
 from .errors import BusyError, ClosedError, error
 from .mapping import Key, Value, Writable, as_bytes
-
-if TYPE_CHECKING:
-    from .handle import Database
 
 __all__ = ["Transaction", "own_transaction"]
 
@@ -42,7 +42,26 @@ SPILL_SIZE = 448 * 2**20
 """Bytes of memory that a transaction's changes may take before they are written to pages of their own."""
 
 
-def own_transaction(database: Database, *, to_write: bool = False) -> Transaction | None:
+T = TypeVar("T")
+
+
+class Owner(Protocol):
+    """The database that a transaction belongs to, as far as the transaction needs it."""
+
+    path: str
+    _store: Store
+    _pipeline: Group | Deferred
+
+    def _raise_background_failure(self) -> None: ...
+
+    def _join(self, transaction: weakref.ref[Transaction]) -> None:
+        """The transaction is open from now on."""
+
+    def _forget(self, transaction: Transaction | None) -> None:
+        """The transaction has ended; so have those that do not exist any more."""
+
+
+def own_transaction(database: Owner, *, to_write: bool = False) -> Transaction | None:
     """The innermost open transaction of `database` that the caller is in.
 
     A block that has outlasted the one around it is over, but the caller is still in it: there `to_write` raises.
@@ -78,7 +97,7 @@ def _still_in() -> tuple[weakref.ref[Transaction], ...]:
     return tuple(ref for ref in _active.get() if (it := ref()) is not None and it._block.fate is not Fate.ENDED)
 
 
-def _abandoned(database: weakref.ref[Database], turn: Turn, root: Root, _: object) -> None:
+def _abandoned(database: weakref.ref[Owner], turn: Turn, root: Root, _: object) -> None:
     """Nobody refers to a transaction any more, and nobody has ended it: it was begun without `with`, and given up."""
     root.end_lives()
     owner = database()
@@ -99,7 +118,7 @@ def _given_up(root: weakref.ref[Root], owner: weakref.ref[Transaction]) -> None:
             living.leave(block)
 
 
-def _leave_block(root: Root, block: Block, database: Database) -> None:
+def _leave_block(root: Root, block: Block, database: Owner) -> None:
     """A block is over, and so is what is open inside of it: what is written there through the database is refused."""
     for inner in root.leave(block):
         if inner.owner is not None:
@@ -124,7 +143,7 @@ class Transaction(Writable):
 
     __slots__ = ("__weakref__", "_block", "_root_", "_statement", "database", "turn")
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Owner) -> None:
         self.database = database
         self._root_: Root | None = None
         self._block = Block()
@@ -154,7 +173,9 @@ class Transaction(Writable):
         if outer is None:
             caller = Caller()
             self.turn.stuck = caller.is_stuck
-            root = self._root_ = Root(database._begin(self.turn), caller, block)
+            database._store.check_writable()
+            database._raise_background_failure()
+            root = self._root_ = Root(database._pipeline.begin(self.turn), caller, block)
             database._join(weakref.ref(self, partial(_abandoned, weakref.ref(database), self.turn, root)))
             block.fate = Fate.OPEN
             return
@@ -259,14 +280,16 @@ class Transaction(Writable):
         _active.set(_still_in())
 
     def _finish(self, root: Root, *, keep: bool) -> None:
-        database, work, spill = self.database, root.work, root.spill
+        work, spill = root.work, root.spill
+        self.database._forget(self)
+        finish = self.database._pipeline.finish
         if not keep:
-            database._end(self, None)
+            finish(self.turn, None)
         elif spill is not None:
             changes = work.changes()
-            database._end(self, None, lambda sync: spill.commit(changes, sync=sync))
+            finish(self.turn, None, lambda sync: spill.commit(changes, sync=sync))
         else:
-            database._end(self, work)
+            finish(self.turn, work)
 
     def _undo(self, root: Root) -> None:
         """Return to the savepoint."""
@@ -417,23 +440,27 @@ class Transaction(Writable):
         Transaction.__setitem__(self, key, value)
 
     def _pop(self, key: bytes) -> bytes | None:
-        return operations.pop(self._writing(), key)
+        return self.change(operations.pop, key)
 
     def _delete(self, key: bytes) -> bool:
-        return operations.delete(self._writing(), key)
+        return self.change(operations.delete, key)
 
     def _pop_end(self) -> tuple[bytes, bytes] | None:
-        return operations.pop_end(self._writing())
+        return self.change(operations.pop_end)
 
     def _set_default(self, key: bytes, default: bytes) -> bytes:
-        self._put(key, default)
-        return default
+        return self.change(operations.set_default, key, default)
 
     def _update(self, changes: dict[bytes, bytes]) -> None:
+        self.change(operations.update, changes)  # in one step: an interrupt comes before it or after it
+
+    def change(self, operation: Callable[..., T], *arguments: Any) -> T:
+        """Make a change, `operation(changes, *arguments)`, as part of the transaction."""
         work = self._writing()
-        operations.update(work, changes)  # in one step: an interrupt comes before it or after it
+        result = operation(work, *arguments)
         if work.size > SPILL_SIZE:
             self._spill()
+        return result
 
     def clear(self) -> None:
         """Delete all entries."""
@@ -463,7 +490,7 @@ class Transaction(Writable):
     def _move(self, root: Root) -> None:
         work = root.work
         if root.spill is None:
-            root.spill = self.database._spill(work)
+            root.spill = self.database._pipeline.spill(work)
         reuse = not work.has_savepoints and not root.uses
         try:
             self.database._store.check_place()

@@ -20,8 +20,8 @@ from crew import Crew, wait_until
 
 import durabledbm
 from durabledbm import BusyError, ClosedError, Database, Transaction, error
-from durabledbm._caller import Caller
 from durabledbm._engine.group import Group
+from durabledbm._process.caller_context import Caller
 
 PATIENCE = 60
 SEEDS = range(12)

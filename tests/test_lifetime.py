@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from durabledbm import lifetime
-from durabledbm.lifetime import Living
+from durabledbm._process import handles as process_handles
+from durabledbm._process.handles import Registry
 
 
 class Thing:
@@ -20,45 +20,45 @@ class Thing:
 
 
 def test_what_lives_is_listed_and_what_does_not_is_not() -> None:
-    living: Living[Thing] = Living()
+    registry: Registry[Thing] = Registry()
     first, second = Thing(), Thing()
-    living.add(first)
-    living.add(second)
-    assert living.all() == [first, second]
+    registry.add(first)
+    registry.add(second)
+    assert registry.all() == [first, second]
     del first
-    assert living.all() == [second]
-    living.discard(second)
-    assert living.all() == []
-    living.discard(second)
+    assert registry.all() == [second]
+    registry.discard(second)
+    assert registry.all() == []
+    registry.discard(second)
 
 
 def test_a_thing_that_was_discarded_and_listed_again_is_listed_once() -> None:
-    living: Living[Thing] = Living()
+    registry: Registry[Thing] = Registry()
     thing = Thing()
     for _ in range(3):
-        living.add(thing)
-        living.discard(thing)
-    living.add(thing)
-    living.add(thing)
-    assert living.all() == [thing]
+        registry.add(thing)
+        registry.discard(thing)
+    registry.add(thing)
+    registry.add(thing)
+    assert registry.all() == [thing]
 
 
 def test_nothing_is_left_of_what_is_gone_and_nothing_is_held() -> None:
     gc.disable()
     try:
-        living: Living[Thing] = Living()
+        registry: Registry[Thing] = Registry()
         for _ in range(100):
-            living.add(Thing())
-        assert living._references == {}
+            registry.add(Thing())
+        assert registry._references == {}
     finally:
         gc.enable()
 
 
 def test_a_thing_may_outlive_its_list() -> None:
-    living: Living[Thing] = Living()
+    registry: Registry[Thing] = Registry()
     thing = Thing()
-    living.add(thing)
-    del living
+    registry.add(thing)
+    del registry
     gc.collect()
     del thing
 
@@ -90,7 +90,7 @@ class Told:
 @pytest.fixture
 def notes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What the handles of a test are told, and no others."""
-    monkeypatch.setattr(lifetime, "_handles", Living())
+    monkeypatch.setattr(process_handles, "_handles", Registry())
     monkeypatch.setattr("durabledbm._engine.flusher._threads_end", False)  # set by the end of the interpreter
     return []
 
@@ -100,10 +100,10 @@ def test_every_open_handle_is_told_of_the_end_whatever_happens_to_the_others(not
     handles = [Told(notes, name, OSError("full") if name == "second" else None) for name in names]
     closed, dropped = Told(notes, "closed"), Told(notes, "dropped")
     for handle in (*handles, closed, dropped):
-        lifetime.began(handle)
-    lifetime.ended(closed)
+        process_handles.began(handle)
+    process_handles.ended(closed)
     del dropped, handle
-    lifetime._at_exit()
+    process_handles._at_exit()
     assert notes == ["first ends", "second ends", "third ends"]
 
 
@@ -111,18 +111,18 @@ def test_every_open_handle_is_told_of_the_end_whatever_happens_to_the_others(not
 def test_every_open_handle_is_told_of_a_fork_before_and_after_it(notes: list[str]) -> None:
     handles = [Told(notes, name, OSError("full") if name == "first" else None) for name in ("first", "second")]
     for handle in handles:
-        lifetime.began(handle)
-    lifetime._before_fork()
+        process_handles.began(handle)
+    process_handles._before_fork()
     assert notes == ["first forks", "second forks"]
     del notes[:]
-    lifetime._after_fork()
+    process_handles._after_fork()
     assert notes == ["first is a child's", "second is a child's"]
 
 
 def test_a_failure_that_is_not_the_disks_is_not_hidden(notes: list[str]) -> None:
     handle = Told(notes, "only", ZeroDivisionError())
-    lifetime.began(handle)
-    for step in (lifetime._at_exit, lifetime._before_fork):
+    process_handles.began(handle)
+    for step in (process_handles._at_exit, process_handles._before_fork):
         with pytest.raises(ZeroDivisionError):
             step()
 
@@ -130,7 +130,7 @@ def test_a_failure_that_is_not_the_disks_is_not_hidden(notes: list[str]) -> None
 @pytest.fixture
 def farewells(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], list[Any]]]:
     """What multiprocessing has been asked since the test began to call at the end of this process."""
-    monkeypatch.setattr(lifetime, "_promised", set())
+    monkeypatch.setattr(process_handles, "_promised", set())
     registry: dict[Any, Any] = multiprocessing.util._finalizer_registry  # type: ignore[attr-defined]
     before = set(registry)
 
@@ -147,15 +147,15 @@ def test_a_child_of_multiprocessing_says_farewell_once(
 ) -> None:
     """Such a process ends without the interpreter's own farewell."""
     handles = [Told(notes, "here")]
-    lifetime.began(handles[0])
+    process_handles.began(handles[0])
     assert farewells() == [], "the process that began it all has the interpreter's"
     monkeypatch.setattr(multiprocessing.process, "_parent_process", object())
     for name in ("first", "second"):
         handles.append(Told(notes, name))
-        lifetime.began(handles[-1])
+        process_handles.began(handles[-1])
     (farewell,) = farewells()
     farewell()
     assert notes == ["here ends", "first ends", "second ends"]
-    lifetime._after_fork()
-    lifetime._finish_with("multiprocessing")
+    process_handles._after_fork()
+    process_handles._finish_with("multiprocessing")
     assert len(farewells()) == 1, "what its parent had asked for is not done in a child's child"

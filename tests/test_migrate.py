@@ -28,10 +28,11 @@ from make_old import DATA
 from make_old import ENTRIES as OLD_ENTRIES
 
 import durabledbm
-from durabledbm import _foreign, _tempfiles
-from durabledbm._foreign import Entry, locate, open_source
-from durabledbm._kinds import FILES, Found
-from durabledbm._sorting import in_key_order
+from durabledbm._files import temporary
+from durabledbm._files.sorting import in_key_order
+from durabledbm._foreign import sources
+from durabledbm._foreign.kinds import FILES, Found
+from durabledbm._foreign.sources import Entry, locate, open_source
 from durabledbm.cli.app import main
 from durabledbm.export import export
 from durabledbm.migration import convert, migrate
@@ -562,7 +563,7 @@ def test_whatever_a_foreign_module_raises_is_one_of_our_errors(
             fails("open")
             return Db()
 
-    monkeypatch.setattr(_foreign, "_module", lambda name, path: Module)
+    monkeypatch.setattr(sources, "_module", lambda name, path: Module)
     for suffix in (".pag", ".dir"):
         Path(path + suffix).write_bytes(bytes(1000))
     with pytest.raises(durabledbm.error):
@@ -851,7 +852,7 @@ def test_an_error_names_the_target_and_not_a_temporary_file(
     write_dbm("dbm.dumb")(path, {b"a": b"1"})
 
     def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device", next(iter(_tempfiles._living)))
+        raise OSError(errno.ENOSPC, "No space left on device", next(iter(temporary._living)))
 
     migrate(path, tmp_path / "ours")
     monkeypatch.setattr(os, "fsync", full)

@@ -204,7 +204,7 @@ MUTATIONS = {
 
 def verdict(package: Path, probe: str) -> subprocess.CompletedProcess[str]:
     """Run the probe on a copy of the package."""
-    code = f"import sys; sys.path[:0] = [{str(package)!r}, {str(TESTS)!r}]\n{probe}"
+    code = f"import sys; sys.path[:0] = [{str(package)!r}, {str(TESTS)!r}, {str(TESTS / 'support')!r}]\n{probe}"
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
 
 

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from crew import Crew, wait_until
 
-from durabledbm import _parallel
-from durabledbm._parallel import Call, Cancelled, Threads
+from durabledbm.sharded import threads as shard_threads
+from durabledbm.sharded.threads import Call, Cancelled, Threads
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_threads_are_used_again_and_end_when_they_are_not_needed_any_more(
     threads: Threads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     notes: list[Any] = []
-    monkeypatch.setattr(_parallel, "_IDLE", 0.05)
+    monkeypatch.setattr(shard_threads, "_IDLE", 0.05)
     for _ in range(5):
         threads.make((), [lambda _: time.sleep(0.005)] * 3)
         wait_until(lambda: len(threads._idle) == len(ours()))
@@ -112,7 +112,7 @@ def test_what_no_thread_makes_the_caller_makes(threads: Threads, monkeypatch: py
     def refuse(_: object) -> None:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(_parallel.sys, "is_finalizing", lambda: why == "finalizing")
+    monkeypatch.setattr(shard_threads.sys, "is_finalizing", lambda: why == "finalizing")
     monkeypatch.setattr(threading.Thread, "start", (lambda _: None) if why == "busy" else refuse)
     notes: list[Any] = []
     threads.make([noting(notes, "here")], (noting(notes, number) for number in range(3)))
@@ -227,7 +227,7 @@ last = Last()
 def test_calls_are_made_when_the_interpreter_ends(when: str) -> None:
     program = f"""
 import atexit, os
-from durabledbm._parallel import Threads
+from durabledbm.sharded.threads import Threads
 
 def make(threads=Threads("shard"), made=[], write=os.write):
     threads.make((), [lambda _: made.append(1)] * 4)

@@ -19,12 +19,12 @@ import pytest
 from make_old import DATA, ENTRIES
 
 import durabledbm
-from durabledbm._foreign import open_source
-from durabledbm._kinds import Found
-from durabledbm._readers.berkeley import BerkeleySource
-from durabledbm._readers.dumb import DumbSource
-from durabledbm._readers.gnu import GnuSource
-from durabledbm._readers.lmdb import LmdbSource
+from durabledbm._foreign.berkeley import BerkeleySource
+from durabledbm._foreign.dumb import DumbSource
+from durabledbm._foreign.gnu import GnuSource
+from durabledbm._foreign.kinds import Found
+from durabledbm._foreign.lmdb import LmdbSource
+from durabledbm._foreign.sources import open_source
 
 Entries = dict[bytes, bytes]
 
@@ -238,7 +238,7 @@ def test_a_line_of_dumbs_index_is_matched_and_never_evaluated(tmp_path: Path, li
 
 
 def test_a_line_without_end_takes_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    dumb = importlib.import_module("durabledbm._readers.dumb")
+    dumb = importlib.import_module("durabledbm._foreign.dumb")
     monkeypatch.setattr(dumb, "_LINE_MAX", 1000)
     monkeypatch.setattr(dumb, "_CHUNK", 100)
     (tmp_path / "old.dir").write_bytes(b"'" + b"x" * 100_000 + b"', (0, 3)\n'z', (0, 3)\n")

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from durabledbm import _tempfiles
-from durabledbm._tempfiles import new_directory, new_file, sweep, take_owner
+from durabledbm._files import temporary
+from durabledbm._files.temporary import new_directory, new_file, sweep, take_owner
 
 MAKERS = {"file": new_file, "directory": new_directory}
 
 CHILD = """
 import os, signal, sys, time
-from durabledbm._tempfiles import new_directory, new_file
+from durabledbm._files.temporary import new_directory, new_file
 made = [new_file("target"), new_directory("target")]
 open(os.path.join(made[1].path, "inside"), "w").close()
 os.mkdir(os.path.join(made[1].path, "folder"))
@@ -87,7 +87,7 @@ def test_a_planted_link_is_not_followed(tmp_path: Path, maker: str, monkeypatch:
     """Not even by someone who knew the random name."""
     (tmp_path / "victim").write_text("precious")
     planted = tmp_path / f".durabledbm-{'0' * 16}.tmp"
-    monkeypatch.setattr(_tempfiles, "temporary_name", lambda target: str(planted))
+    monkeypatch.setattr(temporary, "temporary_name", lambda target: str(planted))
     planted.symlink_to("victim")
     with pytest.raises(FileExistsError):
         MAKERS[maker](str(tmp_path / "target"))
@@ -173,7 +173,7 @@ def test_where_locks_pretend_or_fail_nothing_is_swept(tmp_path: Path, monkeypatc
     end(child(tmp_path, READY + "os.kill(os.getpid(), signal.SIGKILL)"))
     before = names(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(_tempfiles.FileDisk, "lowest_lock", lambda *_: None)
+        patch.setattr(temporary.FileDisk, "lowest_lock", lambda *_: None)
         sweep(str(tmp_path / "target"))
         assert names(tmp_path) == before
 
@@ -181,7 +181,7 @@ def test_where_locks_pretend_or_fail_nothing_is_swept(tmp_path: Path, monkeypatc
         raise OSError(37, "No locks available")
 
     with monkeypatch.context() as patch:
-        patch.setattr(_tempfiles.FileDisk, "lock", refuse)
+        patch.setattr(temporary.FileDisk, "lock", refuse)
         with new_file(str(tmp_path / "target")):
             assert len(names(tmp_path)) == len(before) + 1
     sweep(str(tmp_path / "target"))
@@ -193,20 +193,20 @@ def test_what_a_sweep_removed_before_it_was_locked_is_made_again(
     tmp_path: Path, maker: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The sweep of another process comes between creating and locking, several times."""
-    lock = _tempfiles._lock
+    lock = temporary._lock
     swept = 0
 
-    def late(disk: _tempfiles.Disk, *, exclusive: bool = True) -> bool:
+    def late(disk: temporary.Disk, *, exclusive: bool = True) -> bool:
         nonlocal swept
         if exclusive and swept < 3:
             swept += 1
             with monkeypatch.context() as patch:
-                patch.setattr(_tempfiles, "_living", {})
+                patch.setattr(temporary, "_living", {})
                 sweep(str(tmp_path / "target"))
             assert names(tmp_path) == []
         return lock(disk, exclusive=exclusive)
 
-    monkeypatch.setattr(_tempfiles, "_lock", late)
+    monkeypatch.setattr(temporary, "_lock", late)
     with MAKERS[maker](str(tmp_path / "target")) as made:
         assert swept == 3
         assert names(tmp_path) == [os.path.basename(made.path)]

@@ -15,10 +15,10 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from .._text import OutputError
 from .command import PROGRAM, Command, help_width, wrapped
 from .console import complain
 from .faults import No, Usage, explain
+from .text import OutputError
 
 __all__ = ["CTRL_C", "GROUPS", "NO_READER", "all_commands", "find", "main", "overview"]
 

@@ -9,7 +9,15 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
-from .._text import (
+from ..database import Database
+from ..mapping import prefix_range
+from .command import Command, Parser, file_argument, key_bytes, timeout_option
+from .console import message
+from .faults import No, Usage
+from .opening import open_store
+from .progress import quantity
+from .targets import check_target, force_option, write_file
+from .text import (
     as_json,
     beginning,
     columns,
@@ -22,14 +30,6 @@ from .._text import (
     unescape,
     write,
 )
-from ..handle import Database
-from ..mapping import prefix_range
-from ..progress import quantity
-from .command import Command, Parser, file_argument, key_bytes, timeout_option
-from .console import message
-from .faults import No, Usage
-from .opening import open_store
-from .targets import check_target, force_option, write_file
 from .values import PICKLE_HELP, dumps, looks_pickled, pickled, warn_of_pickles
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ import os
 import shlex
 from collections.abc import Sequence
 
-from .._text import printable
 from ..errors import BusyError, CorruptionError, error
 from .holders import writer
+from .text import printable
 
 __all__ = ["No", "Usage", "explain", "quoted"]
 
@@ -142,7 +142,7 @@ def _can_enter(folder: str) -> bool:
 
 def _missing(path: str, command: str) -> str:
     from .._engine.native import FileVolume
-    from .._kinds import OtherKindError, refuse_beside
+    from .._foreign.kinds import OtherKindError, refuse_beside
 
     if not path:
         return "the name of the file is empty"
@@ -160,7 +160,7 @@ def _missing(path: str, command: str) -> str:
 
 def _foreign(path: str) -> str:
     from .._engine.native import FileVolume
-    from .._kinds import foreign
+    from .._foreign.kinds import foreign
 
     known = foreign(FileVolume(), path, path)
     if isinstance(known, CorruptionError):
@@ -182,7 +182,7 @@ def _damaged(exc: CorruptionError, path: str | None) -> str:
 
 def _is_ours(path: str) -> bool:
     from .._engine.native import FileVolume
-    from .._kinds import OURS, has_our_pages, kind_of
+    from .._foreign.kinds import OURS, has_our_pages, kind_of
 
     return kind_of(FileVolume(), path) == OURS or has_our_pages(FileVolume(), path)
 

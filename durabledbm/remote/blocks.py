@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 from typing import Any, TypeVar
 
-from .._caller import Caller
+from .._process.caller_context import Caller
 from ..errors import BusyError, ClosedError, error
 from .context import Block, enter, innermost, leave
 from .faces import KeyRange, Operation, TableOperations, WritableTable

@@ -13,7 +13,7 @@ import weakref
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
-from .._caller import Caller
+from .._process.caller_context import Caller
 
 __all__ = ["Block", "enter", "innermost", "leave"]
 

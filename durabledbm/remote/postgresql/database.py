@@ -91,7 +91,7 @@ class PostgresDatabase(RemoteDatabase):
         return root
 
     def _new_snapshot(self, table: Any) -> PostgresSnapshot:
-        return PostgresSnapshot(self, table)
+        return PostgresSnapshot(self, self._pool, table)
 
     def _begin_scan(self, table: Any, keys: KeyRange, *, values: bool) -> Iterator[Any]:
         pool = self._pool

@@ -1,0 +1,6 @@
+"""Work on whole files: creating and publishing them, building a database in one pass, finding intact pages.
+
+`temporary` creates files that get their name only when they are complete. `builder` writes a database from sorted
+entries, which `sorting` can put in order. `intact_pages` finds the readable pages of a damaged file. `tree_diff`
+compares two states of one database.
+"""
