@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol
 
 from ._engine.meta import now_ns
 from ._engine.native import FileVolume
-from ._files.temporary import blame_target, new_directory, replacing
+from ._files.publish import publishing_directory, replacing
 from ._log.records import CODECS, COMMIT, DELETE, FIRST, GROUPED, NO_IDENTITY, PUT, UNDATED, Record
 from ._log.streams import Label, Readable, StreamReader, StreamWriter, codec_of, open_stream
 from .changelog import ChangeLog, Commit, Tail
@@ -186,23 +186,18 @@ def _write_directory(
 ) -> None:
     if os.path.isdir(path) and os.listdir(path):
         raise error(f"{path}: the directory is not empty; a dump needs a new one")
-    try:
-        with new_directory(path) as temporary:
-            whole = os.path.join(temporary.path, "whole")
-            with ChangeLog(whole, max_file_size, codec, sync="manual") as log:
-                log._make_like(source)
-                if codec == "text":
-                    for key, value in entries:
-                        log.put(key, value)
-                else:
-                    if label.identity != NO_IDENTITY:
-                        log.bind(label.identity, 0)
-                    log.commit(entries, label.txid, label.time_ns)
-            os.rename(whole, path)
-        FileVolume().sync_directory(path)
-    except OSError as exc:
-        blame_target(exc, path)
-        raise
+    with (
+        publishing_directory(path) as whole,
+        ChangeLog(whole, max_file_size, codec, sync="manual") as log,
+    ):
+        log._make_like(source)
+        if codec == "text":
+            for key, value in entries:
+                log.put(key, value)
+        else:
+            if label.identity != NO_IDENTITY:
+                log.bind(label.identity, 0)
+            log.commit(entries, label.txid, label.time_ns)
 
 
 # -- load ------------------------------------------------------------------------------------------

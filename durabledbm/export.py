@@ -12,12 +12,14 @@ import os
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from ._files.temporary import blame_target, new_directory, sweep, take_owner
+from ._engine.native import take_owner
+from ._files.publish import take_name
+from ._files.temporary import blame_target, new_directory, sweep
 from ._foreign.kinds import FILES, Found
 from ._foreign.sources import KINDS_TO_WRITE, open_source, write_all
 from .database import open as open_database
 from .errors import error
-from .migration import Meter, take_name
+from .migration import Meter
 
 if TYPE_CHECKING:
     from .migration import Progress, _Path

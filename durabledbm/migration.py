@@ -33,8 +33,9 @@ from ._engine.disk import Disk
 from ._engine.locks import Turn, WriterLock
 from ._engine.native import FileVolume
 from ._engine.recovery import newest, read_slots
+from ._files.publish import publishing, take_name
 from ._files.sorting import in_key_order
-from ._files.temporary import Temporary, blame_target, new_file, sweep, take_name
+from ._files.temporary import Temporary, blame_target, new_file, sweep
 from ._foreign.kinds import FILES, OURS, Found, beside, migrate_command, refuse_beside, shell_word
 from ._foreign.sources import Damaged, Entry, Source, locate, open_source
 from .database import DEFAULT_PAGE_SIZE
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 
     _Path = str | bytes | PathLike[str] | PathLike[bytes]
 
-__all__ = ["BACKUP", "Meter", "Migrated", "convert", "migrate", "take_name"]
+__all__ = ["BACKUP", "Meter", "Migrated", "convert", "migrate"]
 
 BACKUP = ".bak"
 """What a database that was migrated in place has after its name."""
@@ -418,11 +419,8 @@ def _second_name(path: str, name: str) -> bool:
 
 def _copy(path: str, name: str) -> None:
     """What there is in place of a second name on a file system without hard links: it is complete or absent."""
-    with new_file(name) as copy, open(path, "rb") as file:
+    with open(path, "rb") as file, publishing(name, like=os.stat(path), replace=True) as copy:
         offset = 0
         while piece := file.read(_PIECE):
             copy.disk.write(offset, (piece,))
             offset += len(piece)
-        copy.disk.sync()
-        copy.take_owner(os.stat(path))
-        os.rename(copy.path, name)

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from ._engine.meta import Meta, first_page, now_ns
 from ._engine.native import FileVolume
 from ._files.builder import Builder
-from ._files.temporary import permissions_of
+from ._files.publish import permissions_of
 from .errors import error
 from .sharded import Path, ShardedDatabase, open_sharded
 from .sharded.manifest import SHARDS_MAX, make_whole, place, shard_path

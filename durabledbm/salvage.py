@@ -29,7 +29,8 @@ from ._engine.pageset import PageSet
 from ._engine.tree import Tree
 from ._engine.walk import walk
 from ._files.intact_pages import IntactRun, guess_page_size, intact_runs
-from ._files.temporary import blame_target, new_file, permissions_of, take_name
+from ._files.publish import permissions_of, publishing
+from ._files.temporary import blame_target, new_file
 from ._messages import plural
 from .database import Database
 from .database import open as open_database
@@ -115,14 +116,13 @@ def salvage(
 
 def _salvaged(disk: Disk, target: str, progress: Progress | None) -> Report:
     like = permissions_of(disk.status())
-    with new_file(target, like=like) as fresh, new_file(target, like=like) as ranks:
+    with publishing(target, like=like) as fresh, new_file(target, like=like) as ranks:
         initialise(FileVolume(), fresh.disk, _page_size(disk))
         with (
             open_database(fresh.path, "w", durability="manual") as entries,
             open_database(ranks.path, "w", durability="manual") as versions,
         ):
             report = _Salvage(disk, _Sink(entries, versions), progress).run()
-        take_name(fresh.path, target)
     return report
 
 

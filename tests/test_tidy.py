@@ -35,7 +35,7 @@ _engine.deferred  _engine.group
 _engine.pipeline
 mapping  _process.handles  _process.children.*  _blocks  shelve.lock  shelve.writeback
 _files.builder  _files.intact_pages  _files.sorting  _files.temporary  _files.tree_diff
-_log.records  _log.overlay
+_files.publish  _log.records  _log.overlay
 _log.files  _foreign.kinds  _foreign.file
 _log.writer  _log.streams  _foreign.berkeley  _foreign.dumb  _foreign.gnu  _foreign.lmdb
 _files.opening  _foreign.sources

@@ -23,8 +23,8 @@ import os
 import stat
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType, ModuleType, TracebackType
 
 from .._engine.creation import TEMPORARY_LOCK, temporary_name
@@ -32,10 +32,7 @@ from .._engine.disk import Disk
 from .._engine.native import FileDisk, FileVolume, take_owner
 from ..errors import error
 
-__all__ = [
-    "Temporary", "blame_target", "new_directory", "new_file", "own_directory", "permissions_of", "replacing",
-    "sweep", "take_name", "take_owner",
-]  # fmt: skip
+__all__ = ["Temporary", "blame_target", "new_directory", "new_file", "sweep"]
 
 _DIGITS = frozenset("0123456789abcdef")
 _LOCK_FILE = "lock"
@@ -143,70 +140,6 @@ def blame_target(exc: OSError, target: str) -> None:
     """Let an error about a temporary file be one about its target, which is the name that the user knows."""
     if isinstance(exc.filename, str) and any(map(_is_temporary, exc.filename.split(os.sep))):
         exc.filename = target
-
-
-def permissions_of(source: os.stat_result | None) -> os.stat_result:
-    """What a new file must be like that is made from the file `source`: no less private, but this process's own.
-
-    Without a source, only this process's user may read and write it.
-    """
-    owner = 0 if sys.platform == "win32" else os.geteuid()
-    if source is None:
-        return os.stat_result((0o600, 0, 0, 0, owner, 0 if sys.platform == "win32" else os.getegid(), 0, 0, 0, 0))
-    return os.stat_result((source.st_mode, 0, 0, 0, owner, source.st_gid, 0, 0, 0, 0))
-
-
-def own_directory(path: str, source: os.stat_result | None) -> None:
-    """Give a directory that was just made the permissions of the file `source`: who may read that may look into it."""
-    if sys.platform == "win32":
-        return
-    like = permissions_of(source)
-    mode = like.st_mode | (like.st_mode & 0o444) >> 2
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        take_owner(fd, os.stat_result((mode, 0, 0, 0, like.st_uid, like.st_gid, 0, 0, 0, 0)))
-    finally:
-        os.close(fd)
-
-
-@contextmanager
-def replacing(target: str, source: os.stat_result | None = None) -> Iterator[Disk]:
-    """A block that fills a new file, which has the name `target` when the block is done, durably, or not at all.
-
-    It takes the place of a file of that name, with its owner, group and permissions. Where there is none, it has the
-    permissions of `source`, which it is made from; without that its owner alone may read it.
-    """
-    volume = FileVolume()
-    try:
-        with new_file(target, like=_like(target, source)) as temporary:
-            yield temporary.disk
-            temporary.disk.sync()
-            volume.replace(temporary.path, target)
-        volume.sync_directory(target)
-    except OSError as exc:
-        blame_target(exc, target)
-        raise
-
-
-def _like(target: str, source: os.stat_result | None) -> os.stat_result:
-    try:
-        return os.stat(target)
-    except FileNotFoundError:
-        return permissions_of(source)
-
-
-def take_name(fresh: str, target: str) -> None:
-    """Give the file `fresh` the name `target`, which must be free. Raises FileExistsError if it is not."""
-    volume = FileVolume()
-    try:
-        volume.link(fresh, target)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without hard links
-        if os.path.lexists(target):
-            raise
-        volume.replace(fresh, target)
-    volume.sync_directory(target)
 
 
 # -- making --------------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from .._engine.disk import Disk, Volume
 from .._engine.longruns import LONG, checksum_of, is_sparse, stretches
-from .._files.temporary import own_directory, permissions_of
+from .._files.publish import own_directory, permissions_of
 from ..errors import CorruptionError, error
 from .records import (
     COMMIT,

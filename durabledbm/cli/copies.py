@@ -238,16 +238,15 @@ def _target(file: str) -> Iterator[str]:
         return
     from .._engine.creation import initialise
     from .._engine.native import FileVolume
-    from .._files.temporary import new_file, take_name
+    from .._files.publish import publishing
     from .._foreign.kinds import refuse_beside
     from ..database import DEFAULT_PAGE_SIZE
 
     refuse_beside(FileVolume(), file)
     path = os.path.abspath(file)
-    with new_file(path, 0o666) as fresh:
+    with publishing(path, 0o666) as fresh:
         initialise(FileVolume(), fresh.disk, DEFAULT_PAGE_SIZE)
         yield fresh.path
-        take_name(fresh.path, path)
 
 
 def _restore(args: argparse.Namespace, until: Until) -> int:

@@ -25,7 +25,7 @@ from .._engine.meta import Meta
 from .._engine.state import State
 from .._engine.store import Store
 from .._files.builder import Builder
-from .._files.temporary import replacing
+from .._files.publish import replacing
 from ..errors import error
 
 __all__ = ["Pace", "Progress", "backup", "check_target", "write_whole"]

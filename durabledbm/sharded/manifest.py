@@ -18,7 +18,7 @@ from typing import Any
 from zlib import crc32
 
 from .._engine.native import FileVolume
-from .._files.temporary import new_directory, new_file, own_directory, permissions_of, take_name
+from .._files.publish import own_directory, permissions_of, publishing, publishing_directory
 from .._foreign.kinds import SHARDS_MANIFEST
 from ..errors import CorruptionError, error
 
@@ -78,18 +78,14 @@ def write(directory: str, shards: int, *, replace: bool = False) -> None:
     With `replace` it says so in any case.
     """
     path = os.path.join(directory, SHARDS_MANIFEST)
-    volume = FileVolume()
     manifest = {"format": _FORMAT, "version": _VERSION, "shards": shards, "placement": _PLACEMENT}
     try:
-        with new_file(path, like=permissions_of(_first_shard(directory, shards))) as temporary:
+        like = permissions_of(_first_shard(directory, shards))
+        with publishing(path, like=like, replace=replace) as temporary:
             temporary.disk.write(0, (json.dumps(manifest).encode() + b"\n",))
-            temporary.disk.sync()
-            volume.sync_directory(path)  # the shards' names, before the one that says that they are there
-            if replace:
-                volume.replace(temporary.path, path)
-            else:
-                _give_name(temporary.path, path)
-        volume.sync_directory(path)
+            FileVolume().sync_directory(path)  # the shards' names, before the one that says that they are there
+    except FileExistsError:
+        pass  # another process was faster
     except OSError as exc:
         raise error.wrap(exc, path) from exc
 
@@ -99,27 +95,16 @@ def _first_shard(directory: str, shards: int) -> os.stat_result:
     return os.stat(shard_path(directory, 0, shards))
 
 
-def _give_name(temporary: str, path: str) -> None:
-    try:
-        take_name(temporary, path)
-    except OSError:
-        if not os.path.lexists(path):
-            raise
-
-
 def make_whole(path: str, shards: int, fill: Callable[[str], None]) -> None:
     """Let `fill` make all shards in a directory, and name that `path` when it is complete and on the disk.
 
     Who may read the shards may look into the directory.
     """
     try:
-        with new_directory(path) as temporary:
-            whole = os.path.join(temporary.path, "whole")
+        with publishing_directory(path) as whole:
             os.mkdir(whole, 0o700)
             fill(whole)
             write(whole, shards)
             own_directory(whole, _first_shard(whole, shards))
-            os.rename(whole, path)
-        FileVolume().sync_directory(path)
     except OSError as exc:
         raise error.wrap(exc, path) from exc
