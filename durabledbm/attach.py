@@ -42,7 +42,7 @@ from ._log.records import BINARY, COMMIT, COMMIT_FIELDS, MARK, PUT, Change, Comm
 from .errors import CorruptionError, error
 from .snapshot import Pin
 
-__all__ = ["Attachment", "Log", "Turn", "attach"]
+__all__ = ["Attachment", "Log", "Writing", "attach"]
 
 _NOTE = struct.Struct(f"<{REF.size}sI")
 """Ref of the root, depth of the tree; then for each key in the meta page its size and the key."""
@@ -52,7 +52,7 @@ _KEY = struct.Struct("<I")
 _HELD_MAX = 4096
 """So many changes of commits that are not durable yet are held; for more, the trees are compared instead."""
 
-Turn = Callable[[], AbstractContextManager[object]]
+Writing = Callable[[], AbstractContextManager[object]]
 """Makes a block in which this process writes, and nobody else."""
 
 Changes = Iterable[tuple[bytes, "bytes | None"]]
@@ -77,10 +77,10 @@ class Log(Protocol):
     def replay(self) -> Iterator[Change]: ...
 
 
-def attach(store: Store, turn: Turn, log: Log) -> Attachment:
+def attach(store: Store, writing: Writing, log: Log) -> Attachment:
     """Let `log` follow the database of `store`, after completing it if it lacks commits.
 
-    `turn()` is a block in which nothing is pending and nobody else writes. A binary log that is empty is
+    `writing()` is a block in which nothing is pending and nobody else writes. A binary log that is empty is
     bound to the database, and holds the commits from now on: take a backup after this, not before. A log in
     the text codec holds no commit numbers, so at every attach all of it is compared with the database.
 
@@ -92,7 +92,7 @@ def attach(store: Store, turn: Turn, log: Log) -> Attachment:
     if store.observer is not None:
         raise error(f"{store.path}: a log is attached already")
     kind = _TextAttachment if log.codec == "text" else Attachment
-    attachment = kind(store, turn, log)
+    attachment = kind(store, writing, log)
     try:
         attachment.start()
     except BaseException:
@@ -108,10 +108,10 @@ class Attachment:
     durable; the next commit completes the log, if it can be written again.
     """
 
-    def __init__(self, store: Store, turn: Turn, log: Log) -> None:
+    def __init__(self, store: Store, writing: Writing, log: Log) -> None:
         self.log = log
         self._store = store
-        self._turn = turn
+        self._writing = writing
         self._pid = os.getpid()
         self._pin: Pin | None = None
         """Of the newest state that the log holds."""
@@ -133,7 +133,7 @@ class Attachment:
         As long as nobody does, the space that their commits free is not used again.
         """
         if self._is_mine():
-            with self._turn():
+            with self._writing():
                 self._store.harden()
                 self._follow()
 
@@ -223,7 +223,7 @@ class Attachment:
 
     def start(self) -> None:
         """Bring log and database to agree, and follow from there."""
-        with self._turn():
+        with self._writing():
             self._store.harden()
             state = self._advance()
             if self._agree(state):
@@ -231,7 +231,7 @@ class Attachment:
                 return
         # Everything must be compared. Others may write meanwhile: this state is pinned.
         self._append(state, _compared(self.log, state))
-        with self._turn():
+        with self._writing():
             self._store.harden()
             self._follow()
             self._begin()

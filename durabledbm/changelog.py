@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from ._engine.disk import Volume
 from ._engine.meta import now_ns
 from ._engine.native import FileVolume
+from ._files.arguments import Path
 from ._log.files import BATCH, Files, Reading, Tail, last_note, read_end
 from ._log.records import (
     CODECS,
@@ -40,8 +41,8 @@ from ._log.records import (
     Commit,
     Record,
 )
-from ._log.writer import Writer
-from .attach import Attachment, Turn, attach
+from ._log.writer import LogWriter
+from .attach import Attachment, Writing, attach
 from .errors import ClosedError, CorruptionError, error
 from .mapping import Key, Value, as_bytes, not_copied, represented
 
@@ -116,7 +117,7 @@ class ChangeLog:
 
     def __init__(
         self,
-        directory: str | bytes | os.PathLike[str] | os.PathLike[bytes],
+        directory: Path,
         max_file_size: int = 64 * 2**20,
         codec: str = "binary",
         sync: str = "record",
@@ -138,7 +139,7 @@ class ChangeLog:
         self._sync_after = {"record": 0.0, "interval": interval, "manual": None}[sync]
         self._files = Files(self.directory, FileVolume() if volume is None else volume)
         self._files.make_directory()
-        self._writer: Writer | None = None
+        self._writer: LogWriter | None = None
         self._lock = threading.Lock()
         self._pid = os.getpid()
 
@@ -331,14 +332,14 @@ class ChangeLog:
             _apply(batch, db)
         return count
 
-    def _attach_to(self, store: Store, turn: Turn) -> Attachment:
+    def _attach_to(self, store: Store, writing: Writing) -> Attachment:
         """Follow a database: see `Database.attach`.
 
         That this stands here, and not with the database, has a reason: whoever has a log has everything that attaching
         it needs, and nothing is imported when the file system may be another one.
         """
         self._make_like(store.disk.status())
-        return attach(store, turn, self)
+        return attach(store, writing, self)
 
     def _make_like(self, source: os.stat_result | None) -> None:
         """Let new files have the permissions of the file that their content comes from (None: be private)."""
@@ -381,22 +382,22 @@ class ChangeLog:
             self._pid = os.getpid()
         return self._lock
 
-    def _ready(self) -> Writer:
+    def _ready(self) -> LogWriter:
         self._check_open()
         writer = self._kept()
         if writer is None:
-            writer = self._writer = Writer(self._files, self._codec, self.max_file_size)
+            writer = self._writer = LogWriter(self._files, self._codec, self.max_file_size)
             self.tail = writer.tail
         return writer
 
-    def _kept(self) -> Writer | None:
+    def _kept(self) -> LogWriter | None:
         """The writer, if there is one. If somebody else has closed its files, it is another one, which has synced what
         was written.
         """
         if self._writer is not None and self._writer.lost:
             self._writer.release()
             self._writer = None
-            self._writer = Writer(self._files, self._codec, self.max_file_size)
+            self._writer = LogWriter(self._files, self._codec, self.max_file_size)
         return self._writer
 
     def _base_txid(self, numbers: list[int]) -> int:

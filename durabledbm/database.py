@@ -9,7 +9,6 @@ no descriptor left to read a module with.
 
 from __future__ import annotations
 
-import os
 import sys
 import warnings
 import weakref
@@ -28,6 +27,7 @@ from ._engine.pipeline import make_pipeline
 from ._engine.store import Store
 from ._engine.view import Life, View
 from ._engine.work import Work
+from ._files.arguments import CountedProgress, Path
 from ._files.opening import (
     DEFAULT_CACHE_SIZE,
     DEFAULT_PAGE_SIZE,
@@ -43,7 +43,7 @@ from ._files.opening import (
 from ._process.handles import Registry, began, ended
 from .errors import BusyError, ClosedError, error
 from .maintenance.backup import backup
-from .maintenance.check import Problem, Progress, check_state
+from .maintenance.check import Problem, check_state
 from .maintenance.reorganize import reorganize
 from .maintenance.stats import Stats, gather
 from .mapping import Key, Writable, as_bytes, counted, represented
@@ -69,7 +69,7 @@ T = TypeVar("T")
 
 
 def open(
-    file: str | bytes | os.PathLike[str] | os.PathLike[bytes],
+    file: Path,
     flag: Flag = "r",
     mode: int = 0o666,
     *,
@@ -110,7 +110,7 @@ def open(
 
 def open_on(
     volume: Volume,
-    file: str | bytes | os.PathLike[str] | os.PathLike[bytes],
+    file: Path,
     flag: str = "r",
     mode: int = 0o666,
     *,
@@ -392,7 +392,7 @@ class Database(Writable):
 
     # -- looking after the file --------------------------------------------------------------------
 
-    def check(self, *, progress: Progress | None = None) -> list[Problem]:
+    def check(self, *, progress: CountedProgress | None = None) -> list[Problem]:
         """Verify every page of the newest commit, from the disk. An empty list means that all is well.
 
         Others may read and write meanwhile. `progress(done, total)` is called with numbers of pages. Damage is
@@ -407,7 +407,7 @@ class Database(Writable):
         """
         return self._with_pin(self._pin(), gather)
 
-    def reorganize(self, *, progress: Progress | None = None) -> None:
+    def reorganize(self, *, progress: CountedProgress | None = None) -> None:
         """Make the file as small as its content allows, by ordinary commits, while others read and write.
 
         Needs free disk space of about a megabyte. What a snapshot pins stays. An interruption, by a crash or by an
@@ -423,9 +423,7 @@ class Database(Writable):
         finally:
             turn.end()
 
-    def backup(
-        self, target: str | bytes | os.PathLike[str] | os.PathLike[bytes], *, progress: Progress | None = None
-    ) -> None:
+    def backup(self, target: Path, *, progress: CountedProgress | None = None) -> None:
         """Write a consistent, compact copy, synced, to the file `target`, which appears whole or not at all.
 
         A file that is there is replaced. The copy has the database's identity, permissions and commit number. Others

@@ -14,7 +14,6 @@ from __future__ import annotations
 import errno
 import os
 from bisect import bisect_right
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
 
@@ -28,6 +27,7 @@ from ._engine.pager import MALFORMED, Pager
 from ._engine.pageset import PageSet
 from ._engine.tree import Tree
 from ._engine.walk import walk
+from ._files.arguments import Path, Progress
 from ._files.intact_pages import IntactRun, guess_page_size, intact_runs
 from ._files.publish import permissions_of, publishing
 from ._files.temporary import blame_target, new_file
@@ -36,10 +36,7 @@ from .database import Database
 from .database import open as open_database
 from .errors import CorruptionError, error
 
-__all__ = ["Progress", "Report", "salvage"]
-
-Progress = Callable[[int, "int | None"], None]
-"""Called with (pages done, pages in all)."""
+__all__ = ["Report", "salvage"]
 
 _BATCH = 8 * 2**20
 """Bytes of entries that are collected before they are written."""
@@ -91,8 +88,8 @@ class Report:
 
 
 def salvage(
-    source: str | bytes | os.PathLike[str] | os.PathLike[bytes],
-    target: str | bytes | os.PathLike[str] | os.PathLike[bytes],
+    source: Path,
+    target: Path,
     *,
     progress: Progress | None = None,
 ) -> Report:

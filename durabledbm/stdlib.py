@@ -32,11 +32,10 @@ from .errors import error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from os import PathLike
 
     from typing_extensions import Unpack
 
-    _Path = str | bytes | PathLike[str] | PathLike[bytes]
+    from ._files.arguments import Path
 
 __all__ = ["Installation", "inherit", "install", "uninstall", "whichdb"]
 
@@ -48,7 +47,7 @@ _undo: list[Callable[[], None]] = []
 _inherited: Installation | None = None
 
 
-def whichdb(filename: _Path) -> str | None:
+def whichdb(filename: Path) -> str | None:
     """The module that a database file belongs to: "durabledbm" for ours, else what `dbm.whichdb` says.
 
     That is the name of a module of the standard library, "" for a file of no known kind, None if there is no
@@ -57,7 +56,7 @@ def whichdb(filename: _Path) -> str | None:
     return _whichdb(filename, getattr(_dbm.whichdb, "original", _dbm.whichdb))
 
 
-def _whichdb(filename: _Path, others: Callable[[Any], str | None]) -> str | None:
+def _whichdb(filename: Path, others: Callable[[Any], str | None]) -> str | None:
     name = os.fsdecode(filename)  # Python 3.10's whichdb takes nothing else
     volume = FileVolume()
     kind = kind_of(volume, name)
@@ -194,7 +193,7 @@ def _patch() -> None:
     _dbm._defaultmod = _backend
     original = _dbm.whichdb
 
-    def whichdb(filename: _Path) -> str | None:
+    def whichdb(filename: Path) -> str | None:
         # Whoever kept a reference to this function gets the old answers once it is uninstalled.
         return _whichdb(filename, original) if _installations else original(filename)
 

@@ -197,7 +197,7 @@ MUTATIONS = {
         MOMENT.format(mode="full", operation="snapshot"),
     ),
     "believe that every block ends": Mutation(
-        "transaction.py", "        if transaction._root_ is None:\n            transaction._statement", "        if False:\n            transaction._statement", BLOCK,  # noqa: E501
+        "transaction.py", "        if transaction._context is None:\n            transaction._statement", "        if False:\n            transaction._statement", BLOCK,  # noqa: E501
     ),
 }  # fmt: skip
 

@@ -18,7 +18,7 @@ LINES_OF_A_FILE = 600
 LINES_OF_A_FUNCTION = 60
 
 LAYERS = """
-errors  _messages  _process.caller_context  sharded.threads  _engine.checksum  _engine.patience
+errors  _messages  _files.arguments  _process.caller_context  sharded.threads  _engine.checksum  _engine.patience
 _engine.cells  _engine.page  _engine.rows  _engine.observer  _engine.freepages  _engine.disk  _engine.pageset
 _engine.longruns  _engine.meta  _engine.node  _engine.space  _engine.locks  _engine.posix  _engine.windows
 _engine.draft  _engine.outside  _engine.pager  _engine.pins  _engine.recovery  _engine.kernel32
@@ -33,7 +33,7 @@ _engine.flusher
 _engine.pipes
 _engine.deferred  _engine.group
 _engine.pipeline
-mapping  _process.handles  _process.children.*  _blocks  shelve.lock  shelve.writeback
+mapping  _process.handles  _process.children.*  _transaction_context  shelve.lock  shelve.writeback
 _files.builder  _files.intact_pages  _files.sorting  _files.temporary  _files.tree_diff
 _files.publish  _log.records  _log.overlay
 _log.files  _foreign.kinds  _foreign.file
@@ -93,8 +93,8 @@ OPEN_TO_ALL = {
 """Modules of the engine that others may use: files and their names, what a file says of itself, and checksums."""
 
 LOOKS_INTO_THE_ENGINE = """
-_blocks  _files.*  _foreign.kinds  _process.handles  attach  changelog  database  maintenance.*  migration  salvage
-sharded  shelve.lock  snapshot  transaction
+_files.*  _foreign.kinds  _process.handles  _transaction_context  attach  changelog  database  maintenance.*  migration
+salvage  sharded  shelve.lock  snapshot  transaction
 """
 """Modules above the engine that may import the rest of it."""
 

@@ -18,6 +18,7 @@ from .._engine.page import MAX_PAGE_SIZE, MIN_PAGE_SIZE
 from .._engine.store import Store
 from .._foreign.kinds import OtherKindError, foreign, refuse_beside
 from ..errors import error
+from .arguments import Path
 
 __all__ = [
     "DEFAULT_CACHE_SIZE", "DEFAULT_PAGE_SIZE", "DURABILITIES", "Durability", "Flag", "OpenOptions", "check_options",
@@ -54,7 +55,7 @@ _FLAGS = "rwcn"
 _SUFFIXES = "fsu"
 
 
-def file_name(file: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> str:
+def file_name(file: Path) -> str:
     """The name of a file as text. Raises `error` if it is empty, `ValueError` if it holds a null character."""
     name = os.fsdecode(file)
     if not name:

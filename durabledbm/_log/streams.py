@@ -31,7 +31,7 @@ from .records import (
     Record,
 )
 
-__all__ = ["Label", "Readable", "StreamReader", "StreamWriter", "codec_of", "open_stream"]
+__all__ = ["InputStream", "Label", "StreamReader", "StreamWriter", "codec_of", "open_stream"]
 
 _PIECE = 1 << 18
 _PATIENCE = 3.0
@@ -46,14 +46,14 @@ class Label(NamedTuple):
     time_ns: int
 
 
-class Readable(Protocol):
+class InputStream(Protocol):
     """What is asked of a file object."""
 
     def read(self, size: int, /) -> bytes | None: ...
 
 
 @contextmanager
-def open_stream(path: str) -> Iterator[Readable]:
+def open_stream(path: str) -> Iterator[InputStream]:
     """Open a file, or a pipe that somebody writes to. Raises what the operating system raises.
 
     To read from a named pipe that nobody writes to would be to wait without end: after some seconds that is an `error`.
@@ -93,7 +93,7 @@ def _first_byte(fd: int, path: str) -> bytes:
 class _Pipe:
     """A pipe of which the first byte was read already."""
 
-    def __init__(self, file: Readable, first: bytes) -> None:
+    def __init__(self, file: InputStream, first: bytes) -> None:
         self._file = file
         self._first = first
 
@@ -157,7 +157,7 @@ class StreamWriter:
 class StreamReader:
     """The records of a stream. Iterating raises `CorruptionError` where it is damaged or ends too early."""
 
-    def __init__(self, stream: Readable, name: str, codec: str | None = None) -> None:
+    def __init__(self, stream: InputStream, name: str, codec: str | None = None) -> None:
         self._stream = stream
         self._name = name
         self._first = b""

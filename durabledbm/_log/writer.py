@@ -22,12 +22,12 @@ from ..errors import BusyError, error
 from .files import BATCH, Files, read_end
 from .records import MARK, NO_IDENTITY, RECORD_HEADER, SYNCED, Codec, FileHeader
 
-__all__ = ["Writer"]
+__all__ = ["LogWriter"]
 
 _LOCK_BYTE = 2**62  # far behind any content, where no other program's lock is in the way
 
 
-class Writer:
+class LogWriter:
     """The one that appends. Records gather in memory until `flush`; a failed write or sync is for good."""
 
     def __init__(self, files: Files, codec: Codec, max_file_size: int) -> None:

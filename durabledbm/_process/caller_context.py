@@ -14,7 +14,7 @@ from sys import modules
 from threading import get_ident
 from typing import Any
 
-__all__ = ["Caller"]
+__all__ = ["CallerContext"]
 
 _here: ContextVar[None] = ContextVar("durabledbm_here")
 
@@ -61,7 +61,7 @@ def _reference(thing: object | None) -> weakref.ref[object] | None:
     return None if thing is None else weakref.ref(thing)
 
 
-class Caller:
+class CallerContext:
     """The code that makes this object: its context, with the thread, the event loop and the task that it runs in.
 
     Nothing is kept alive by it.

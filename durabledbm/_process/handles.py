@@ -12,12 +12,12 @@ from .._engine.flusher import start_no_more
 from .._engine.locks import forget_owners
 from .._engine.reentry import forget_threads
 
-__all__ = ["Handle", "Registry", "began", "ended"]
+__all__ = ["OpenHandle", "Registry", "began", "ended"]
 
 T = TypeVar("T")
 
 
-class Handle(Protocol):
+class OpenHandle(Protocol):
     """What must happen to a handle when its process ends or forks. Users of the handle do not see these methods."""
 
     def _finish(self) -> None:
@@ -53,10 +53,10 @@ class Registry(Generic[T]):
         return [thing for thing in found if thing is not None]
 
 
-_handles: Registry[Handle] = Registry()
+_handles: Registry[OpenHandle] = Registry()
 
 
-def began(handle: Handle) -> None:
+def began(handle: OpenHandle) -> None:
     """A handle was opened."""
     _handles.add(handle)
     for library in _LIBRARIES:
@@ -64,7 +64,7 @@ def began(handle: Handle) -> None:
             _finish_with(library)
 
 
-def ended(handle: Handle) -> None:
+def ended(handle: OpenHandle) -> None:
     """A handle was closed."""
     _handles.discard(handle)
 

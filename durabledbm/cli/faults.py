@@ -14,7 +14,7 @@ from ..errors import BusyError, CorruptionError, error
 from .holders import writer
 from .text import printable
 
-__all__ = ["No", "Usage", "explain", "quoted"]
+__all__ = ["NegativeResult", "Usage", "explain", "quoted"]
 
 _NEXT = {
     errno.ENOENT: "no such file or directory",
@@ -42,7 +42,7 @@ class Usage(Exception):
     """The arguments make no sense together."""
 
 
-class No(Exception):
+class NegativeResult(Exception):
     """The answer is no: exit status 1. The text, if any, says what is not there."""
 
 
@@ -102,7 +102,7 @@ def _said(exc: BaseException, command: str, path: str | None) -> str:
     if isinstance(exc, error):
         text = str(exc)
         return _foreign(path) if text.endswith("not a durabledbm database") and path else text
-    if isinstance(exc, (Usage, No)):
+    if isinstance(exc, (Usage, NegativeResult)):
         return str(exc)
     if isinstance(exc, (ValueError, ModuleNotFoundError)):
         return str(exc) or type(exc).__name__

@@ -11,7 +11,7 @@ import sys
 from ..errors import error
 from .command import Command, Parser, file_argument, key_bytes, timeout_option
 from .console import message
-from .faults import No, Usage, quoted
+from .faults import NegativeResult, Usage, quoted
 from .opening import is_sharded
 from .progress import quantity, shown
 from .targets import check_target, force_option, write_file
@@ -160,13 +160,13 @@ def _inspect(args: argparse.Namespace) -> int:
             for step in picture.steps:
                 write(f"  page {step.page_id:,}: {step.what}")
     if key is not None and not picture.found:
-        raise No(
+        raise NegativeResult(
             f"there is no key '{escape(key)}'"
             if not any("damaged" in step.what for step in picture.steps)
             else "the way to the key is damaged"
         )
     if picture.problems:
-        raise No(f"the file is damaged; 'durabledbm check {quoted(args.file)}' lists what is wrong with it")
+        raise NegativeResult(f"the file is damaged; 'durabledbm check {quoted(args.file)}' lists what is wrong with it")
     return 0
 
 

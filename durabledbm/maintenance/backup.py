@@ -24,14 +24,12 @@ from .._engine.creation import first_meta
 from .._engine.meta import Meta
 from .._engine.state import State
 from .._engine.store import Store
+from .._files.arguments import CountedProgress, Path
 from .._files.builder import Builder
 from .._files.publish import replacing
 from ..errors import error
 
-__all__ = ["Pace", "Progress", "backup", "check_target", "write_whole"]
-
-Progress = Callable[[int, int], None]
-"""Called with (entries done, entries in all)."""
+__all__ = ["Pace", "backup", "check_target", "write_whole"]
 
 _SLICE_BYTES = 16 * 2**10
 _SLICE_ENTRIES = 50
@@ -49,8 +47,8 @@ _ACTIVE = 0.1
 def backup(
     store: Store,
     state: State,
-    target: str | bytes | os.PathLike[str] | os.PathLike[bytes],
-    progress: Progress | None = None,
+    target: Path,
+    progress: CountedProgress | None = None,
 ) -> None:
     """Write a copy of `state`, which must be pinned, to the file `target`.
 
@@ -80,7 +78,7 @@ def write_whole(path: str, meta: Meta, source: os.stat_result | None, fill: Call
         raise error.wrap(exc, path) from exc
 
 
-def _copy(store: Store, state: State, builder: Builder, progress: Progress | None) -> None:
+def _copy(store: Store, state: State, builder: Builder, progress: CountedProgress | None) -> None:
     """Append all entries of `state`, slice by slice, leaving others room to get on."""
     total = state.meta.entry_count
     pace = Pace(store)

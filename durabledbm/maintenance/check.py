@@ -16,7 +16,7 @@ state, and never waits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from operator import lt
 from typing import NamedTuple
@@ -28,13 +28,11 @@ from .._engine.state import State
 from .._engine.store import Store
 from .._engine.tree import Tree
 from .._engine.walk import Visit, walk
+from .._files.arguments import CountedProgress
 from .._messages import plural
 from ..errors import CorruptionError, error
 
-__all__ = ["Problem", "Progress", "check_state"]
-
-Progress = Callable[[int, int], None]
-"""Called with (pages done, pages in all)."""
+__all__ = ["Problem", "check_state"]
 
 _USED, _MAP, _FREE, _PENDING = 1, 2, 3, 4
 _WORDS = {_USED: "in the tree", _MAP: "in the free-space map", _FREE: "free", _PENDING: "freed lately"}
@@ -53,13 +51,13 @@ class Problem(NamedTuple):
         return f"[{self.invariant}] {where}{self.message}"
 
 
-def check_state(store: Store, state: State, progress: Progress | None = None) -> list[Problem]:
+def check_state(store: Store, state: State, progress: CountedProgress | None = None) -> list[Problem]:
     """Verify everything that `state`, which must be pinned, refers to. An empty list: all is well."""
     return list(_Check(store, state, progress).run())
 
 
 class _Check:
-    def __init__(self, store: Store, state: State, progress: Progress | None) -> None:
+    def __init__(self, store: Store, state: State, progress: CountedProgress | None) -> None:
         self._store = store
         self._state = state
         self._meta = state.meta

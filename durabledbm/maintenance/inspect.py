@@ -20,17 +20,18 @@ from .._engine.pager import MALFORMED, Pager
 from .._engine.recovery import read_slots
 from .._engine.state import State
 from .._engine.store import Store
+from .._files.arguments import Path, Progress
 from .._files.intact_pages import guess_page_size
 from ..errors import CorruptionError, error
 from ..snapshot import Pin
 from .file_map import KINDS, FileMap, Run, Step
-from .survey import Progress, Survey, cut_off, meta_runs, unreachable
+from .survey import Survey, cut_off, meta_runs, unreachable
 
 __all__ = ["KINDS", "FileMap", "Run", "Step", "inspect"]
 
 
 def inspect(
-    file: str | bytes | os.PathLike[str] | os.PathLike[bytes],
+    file: Path,
     *,
     key: bytes | None = None,
     progress: Progress | None = None,

@@ -24,11 +24,9 @@ from .._engine.state import State
 from .._engine.store import Store
 from .._engine.vacuum import leaf_batches, spare_pages
 from .._engine.walk import walk
+from .._files.arguments import CountedProgress
 
-__all__ = ["Progress", "reorganize"]
-
-Progress = Callable[[int, int], None]
-"""Called with (steps done, steps in all)."""
+__all__ = ["reorganize"]
 
 _Run = tuple[int, bytes, Touch]
 """Page id, a key that leads there, and how to touch it."""
@@ -47,7 +45,7 @@ _COMPACT_PAGES = 8
 
 
 def reorganize(
-    store: Store, writing: Callable[[], AbstractContextManager[object]], progress: Progress | None = None
+    store: Store, writing: Callable[[], AbstractContextManager[object]], progress: CountedProgress | None = None
 ) -> None:
     """Make the file of `store` smaller. Each commit is made inside a `with writing()` block, which gives the turn."""
     with writing():
@@ -61,7 +59,7 @@ def reorganize(
 
 
 def _pack(
-    store: Store, writing: Callable[[], AbstractContextManager[object]], progress: Progress | None, total: int
+    store: Store, writing: Callable[[], AbstractContextManager[object]], progress: CountedProgress | None, total: int
 ) -> bool:
     """Write leaves anew that are not full; whether there were any."""
     after: bytes | None = None
@@ -89,7 +87,7 @@ def _is_loose(store: Store, writing: Callable[[], AbstractContextManager[object]
 
 
 def _move(
-    store: Store, writing: Callable[[], AbstractContextManager[object]], progress: Progress | None, total: int
+    store: Store, writing: Callable[[], AbstractContextManager[object]], progress: CountedProgress | None, total: int
 ) -> None:
     smallest, patience, cleared, before = 1 << 62, 3, 0, 1 << 62
     while patience:

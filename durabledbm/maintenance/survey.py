@@ -7,7 +7,7 @@ is verified, and whatever cannot be read is part of the result, not an error.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from .._engine.disk import Disk
 from .._engine.locks import oldest_pin
@@ -21,6 +21,7 @@ from .._engine.state import State
 from .._engine.store import Store
 from .._engine.tree import Tree
 from .._engine.walk import Visit, walk
+from .._files.arguments import Progress
 from .._files.intact_pages import IntactRun, intact_runs
 from .._messages import plural
 from ..errors import CorruptionError
@@ -33,8 +34,6 @@ _KEY_SHOWN = 48
 
 _NOT_CLAIMED = (1, 4)
 """What is wrong with a run of which no page is this run's: the invariants (see `walk`)."""
-
-Progress = Callable[[int, "int | None"], None]
 
 
 class Survey:

@@ -22,9 +22,9 @@ Everything that is applied is a step from one commit of the file to a later one.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from .._files.arguments import Meter, Path, Progress
 from .._files.tree_diff import differences
 from ..changelog import Commit
 from ..database import open as open_database
@@ -36,10 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Mirror"]
 
-Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
-Progress = Callable[[int, "int | None"], None]
 
-_REPORT_EVERY = 1024
 
 
 class Mirror:
@@ -79,17 +76,15 @@ class Mirror:
         if not self._replace and self.target:
             raise error(f"{self.target.location}: the table {self.target.name!r} is not empty")
         snapshot = self._db.snapshot()
-        total, count = 2 * len(snapshot), 0
+        total = 2 * len(snapshot)
+        meter = Meter(progress, total)
         with self.target.loading(progress, replace=self._replace) as loader:
-            for key, value in snapshot.items():
+            for key, value in meter.watch(snapshot.items()):
                 loader.change(key, value)
-                count += 1
-                if progress is not None and count % _REPORT_EVERY == 0:
-                    progress(count, total)
         if progress is not None:
             progress(total, total)
         self._shown = snapshot
-        return count
+        return meter.done
 
     def catch_up(self) -> Commit | None:
         """Bring over what was committed since, and return the commit that the target shows then; None: nothing was.
@@ -137,16 +132,13 @@ class Mirror:
         To be called after `finish`, while nobody writes here or there. `progress(done, total)` counts entries.
         """
         with self._db.snapshot() as snapshot:
-            count, total, theirs = 0, len(snapshot), iter(self.target.items())
-            for entry in snapshot.items():
+            meter, theirs = Meter(progress, len(snapshot)), iter(self.target.items())
+            for entry in meter.watch(snapshot.items()):
                 if next(theirs, None) != entry:
                     raise error(f"{self.target.location}: the entry {entry[0][:50]!r} is not what it is in the file")
-                count += 1
-                if progress is not None and count % _REPORT_EVERY == 0:
-                    progress(count, total)
             if next(theirs, None) is not None:
                 raise error(f"{self.target.location}: there are more entries than in the file")
-        return count
+        return meter.done
 
     def close(self) -> None:
         """Let go of the file. The target stays open. Closing twice is harmless."""

@@ -23,6 +23,7 @@ from .._engine.group import Group
 from .._engine.locks import Turn
 from .._engine.native import FileVolume
 from .._engine.work import Work
+from .._files.arguments import CountedProgress, Path
 from .._foreign.kinds import refuse_for_shards
 from ..database import DEFAULT_CACHE_SIZE, Database, Flag, OpenOptions
 from ..database import open as open_database
@@ -33,15 +34,13 @@ from ..transaction import own_transaction
 from . import manifest
 from .manifest import GOLDEN, make_whole, place, shard_path
 from .threads import Call, Threads
-from .views import Merged, ShardedSnapshot, ShardedStats, ShardTransaction
+from .views import MergedIterator, ShardedSnapshot, ShardedStats, ShardTransaction
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 __all__ = ["ShardTransaction", "ShardedDatabase", "ShardedSnapshot", "ShardedStats", "open_sharded"]
 
-Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
-Progress = Callable[[int, int], None]
 
 
 class _Default(int):
@@ -242,11 +241,11 @@ class ShardedDatabase(Writable):
 
     def _items(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
         parts = [shard._items(start, stop, reverse) for shard in self._shards]
-        return Merged(parts, self, reverse=reverse)
+        return MergedIterator(parts, self, reverse=reverse)
 
     def _keys(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[bytes]:
         parts = [shard._keys(start, stop, reverse) for shard in self._shards]
-        return Merged(parts, self, reverse=reverse)
+        return MergedIterator(parts, self, reverse=reverse)
 
     def _pop_end(self) -> tuple[bytes, bytes] | None:
         if self.readonly:
@@ -316,7 +315,7 @@ class ShardedDatabase(Writable):
 
     # -- looking after it ------------------------------------------------------------------------------------
 
-    def check(self, *, progress: Progress | None = None) -> list[Problem]:
+    def check(self, *, progress: CountedProgress | None = None) -> list[Problem]:
         """Verify every page of every shard, as `Database.check` does. The messages name the shard's file."""
         total = sum(shard._store.state.meta.page_count for shard in self._shards)
         problems: list[Problem] = []
@@ -336,13 +335,13 @@ class ShardedDatabase(Writable):
         depth = max(part.depth for part in parts)
         return ShardedStats(entries=sum(part.entries for part in parts), depth=depth, shards=parts, **sums)
 
-    def reorganize(self, *, progress: Progress | None = None) -> None:
+    def reorganize(self, *, progress: CountedProgress | None = None) -> None:
         """Make each file as small as its content allows."""
         total = self._count * 1000
         for number, shard in enumerate(self._shards):
             shard.reorganize(progress=_thousandths(progress, number * 1000, total))
 
-    def backup(self, target: Path, *, progress: Progress | None = None) -> None:
+    def backup(self, target: Path, *, progress: CountedProgress | None = None) -> None:
         """Write a copy to the directory `target`, which must not exist, and appears whole or not at all.
 
         Each shard is copied as of one commit, one after another: what is written meanwhile may be in the
@@ -429,12 +428,12 @@ def _wait_for_writers(shard: Database) -> None:
         raise
 
 
-def _share(progress: Progress | None, done: int, total: int) -> Progress | None:
+def _share(progress: CountedProgress | None, done: int, total: int) -> CountedProgress | None:
     """The `progress` of one shard, of whose predecessors `done` are done, as part of the whole."""
     return None if progress is None else lambda here, _: progress(min(done + here, total), total)
 
 
-def _thousandths(progress: Progress | None, done: int, total: int) -> Progress | None:
+def _thousandths(progress: CountedProgress | None, done: int, total: int) -> CountedProgress | None:
     """The same, for work of which only the shard knows the total."""
     if progress is None:
         return None

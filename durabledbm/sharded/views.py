@@ -18,7 +18,7 @@ from ..snapshot import Snapshot
 from ..transaction import Transaction
 from .manifest import place
 
-__all__ = ["Merged", "ShardTransaction", "ShardedSnapshot", "ShardedStats"]
+__all__ = ["MergedIterator", "ShardTransaction", "ShardedSnapshot", "ShardedStats"]
 
 T = TypeVar("T", bytes, tuple[bytes, bytes])
 
@@ -28,7 +28,7 @@ class _Closable(Protocol):
     def closed(self) -> bool: ...
 
 
-class Merged(Iterator[T]):
+class MergedIterator(Iterator[T]):
     """What the parts give, in order, until `owner` is closed. No two keys are equal, so values are never compared.
 
     If it was interrupted, or met an error, whoever asks for more is told: it does not seem to have given all.
@@ -142,11 +142,11 @@ class ShardedSnapshot(Readable):
 
     def _items(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
         parts = [part._items(start, stop, reverse) for part in self._snapshots]
-        return Merged(parts, self, reverse=reverse)
+        return MergedIterator(parts, self, reverse=reverse)
 
     def _keys(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[bytes]:
         parts = [part._keys(start, stop, reverse) for part in self._snapshots]
-        return Merged(parts, self, reverse=reverse)
+        return MergedIterator(parts, self, reverse=reverse)
 
     def __len__(self) -> int:
         return sum(map(len, self._snapshots))

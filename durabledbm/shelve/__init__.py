@@ -17,7 +17,6 @@ unwritten (`_writeback` explains how). Changes that must appear together belong 
 
 from __future__ import annotations
 
-import os
 import shelve as _stdlib
 import sys
 import warnings
@@ -32,14 +31,15 @@ from ..database import open as open_database
 from ..errors import BusyError
 from ..mapping import COMPLETIONS, Readable, not_copied, represented
 from .lock import CacheLock, Running
-from .writeback import Codec, WriteBackCache, close_at_exit
+from .writeback import ObjectCodec, WriteBackCache, close_at_exit
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from .._files.arguments import Path
+
     _Serializer = Callable[[Any, int], Any]
     _Deserializer = Callable[[bytes], Any]
-    _Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
 if sys.version_info >= (3, 15):
     from shelve import ShelveError
@@ -140,8 +140,8 @@ class Shelf(_stdlib.Shelf[_V]):
         """The first keys, for completing `shelf["`."""
         return list(islice(self, COMPLETIONS))
 
-    def _codec(self) -> Codec:
-        return Codec(self.serializer, self.deserializer, self._protocol, self.keyencoding)
+    def _codec(self) -> ObjectCodec:
+        return ObjectCodec(self.serializer, self.deserializer, self._protocol, self.keyencoding)
 
     def __getitem__(self, key: str) -> _V:
         if self.writeback:
@@ -472,7 +472,7 @@ class DbfilenameShelf(Shelf[_V], _stdlib.DbfilenameShelf[_V]):
     """A shelf in the file of exactly this name. `options`: see `open`."""
 
     def __init__(
-        self, filename: _Path, flag: Flag = "c", protocol: int | None = None, writeback: bool = False,
+        self, filename: Path, flag: Flag = "c", protocol: int | None = None, writeback: bool = False,
         **options: Unpack[ShelfOptions],
     ) -> None:  # fmt: skip
         others: dict[str, Any] = {**options}
@@ -483,7 +483,7 @@ class DbfilenameShelf(Shelf[_V], _stdlib.DbfilenameShelf[_V]):
 
 
 def open(
-    filename: _Path, flag: Flag = "c", protocol: int | None = None, writeback: bool = False,
+    filename: Path, flag: Flag = "c", protocol: int | None = None, writeback: bool = False,
     **options: Unpack[ShelfOptions],
 ) -> DbfilenameShelf[Any]:  # fmt: skip
     """Open the shelf in the file of exactly this name, creating it if need be.

@@ -9,7 +9,7 @@ from threading import RLock
 from typing import Any
 
 from .._engine.patience import Patience
-from .._process.caller_context import Caller
+from .._process.caller_context import CallerContext
 from ..errors import BusyError
 
 __all__ = ["CacheLock", "Running"]
@@ -29,10 +29,10 @@ class CacheLock:
         self.timeout = timeout
         self.moment = RLock()
         """Who has it looks whether there is a `holder`."""
-        self.holder: weakref.ref[Caller] | None = None
+        self.holder: weakref.ref[CallerContext] | None = None
         """Who is in a transaction. Only that block keeps it alive: an interrupt cannot leave the lock taken."""
 
-    def _other(self) -> Caller | None:
+    def _other(self) -> CallerContext | None:
         """Who is in a transaction, if it is not the caller."""
         holder = None if self.holder is None else self.holder()
         return None if holder is None or holder.is_me() else holder
@@ -50,7 +50,7 @@ class CacheLock:
     def __exit__(self, *_: object) -> None:
         self.moment.release()
 
-    def _wait(self, other: Caller, patience: Patience) -> None:
+    def _wait(self, other: CallerContext, patience: Patience) -> None:
         """Let others have the lock for a while."""
         if other.is_stuck():
             raise BusyError("the shelf is in a transaction that could not end while this call waits for it")
@@ -65,7 +65,7 @@ class CacheLock:
     @contextmanager
     def held(self) -> Iterator[None]:
         """Have it for as long as the block lasts, on whatever thread its context goes on."""
-        caller, nested = Caller(), True
+        caller, nested = CallerContext(), True
         try:
             with self:
                 nested = self.holder is not None and self.holder() is not None
@@ -83,7 +83,7 @@ class Running:
     __slots__ = ("caller", "over", "transaction")
 
     def __init__(self) -> None:
-        self.caller = Caller()
+        self.caller = CallerContext()
         self.transaction: Any = None
         """The mapping's, once it has begun."""
         self.over = False

@@ -39,7 +39,7 @@ from enum import Enum
 from gc import get_referents
 from typing import Any, NamedTuple
 
-__all__ = ["Codec", "WriteBackCache", "close_at_exit", "is_held"]
+__all__ = ["ObjectCodec", "WriteBackCache", "close_at_exit", "is_held"]
 
 _ENTRY_COST = 256  # bytes that an entry takes beside its serialized form, in round figures
 
@@ -55,7 +55,7 @@ _count: Callable[[object], int] = getattr(sys, "getrefcount", lambda part: 0)
 _CAN_COUNT = hasattr(sys, "getrefcount")  # PyPy has no such thing
 
 
-class Codec(NamedTuple):
+class ObjectCodec(NamedTuple):
     """How a shelf turns keys and objects into bytes."""
 
     serializer: Callable[[Any, int], Any]
@@ -144,7 +144,7 @@ class WriteBackCache(dict[str, Any]):
         """Whether it is time to let go of something."""
         return self.size > self._budget
 
-    def changes(self, codec: Codec, keys: Iterable[str]) -> dict[str, bytes]:
+    def changes(self, codec: ObjectCodec, keys: Iterable[str]) -> dict[str, bytes]:
         """Of the entries with these keys, those that changed, with their new serialized forms."""
         changed = {}
         for key in keys:
@@ -159,7 +159,7 @@ class WriteBackCache(dict[str, Any]):
                 changed[key] = raw
         return changed
 
-    def write(self, mapping: Any, codec: Codec, keys: Iterable[str] | None = None) -> None:
+    def write(self, mapping: Any, codec: ObjectCodec, keys: Iterable[str] | None = None) -> None:
         """Write what changed (of these keys) into `mapping`: in one commit, if it knows transactions."""
         changed = self.changes(codec, list(self) if keys is None else keys)
         if not changed:
@@ -174,7 +174,7 @@ class WriteBackCache(dict[str, Any]):
             if key in self:
                 self.put(key, self[key], raw)
 
-    def shrink(self, mapping: Any, codec: Codec) -> None:
+    def shrink(self, mapping: Any, codec: ObjectCodec) -> None:
         """Let go of the oldest objects, after writing those that changed: a commit for about a quarter."""
         if self.free is not None:
             return  # this call has interrupted another one that does the same
@@ -188,7 +188,7 @@ class WriteBackCache(dict[str, Any]):
                 break
         self._settle()
 
-    def flush(self, mapping: Any, codec: Codec, keys: list[str] | None = None) -> None:
+    def flush(self, mapping: Any, codec: ObjectCodec, keys: list[str] | None = None) -> None:
         """Write what changed (of these keys), and let go of the objects that nobody else refers to."""
         if self.free is not None:
             self.write(mapping, codec, keys)
@@ -217,7 +217,7 @@ class WriteBackCache(dict[str, Any]):
                 self[key] = value
         self._settle()
 
-    def forget_differing(self, mapping: Any, codec: Codec) -> None:
+    def forget_differing(self, mapping: Any, codec: ObjectCodec) -> None:
         """After a rollback: keep the objects that are what `mapping` holds, forget the others."""
         for key, value in list(self.items()):
             try:

@@ -20,7 +20,7 @@ from ..._files.temporary import new_directory
 from ...errors import error
 from .rivals import default_backend, in_memory, on_disk, sources
 from .stage import Stage
-from .steps import STEPS, Visit
+from .steps import STEPS, Tour
 
 __all__ = ["tour"]
 
@@ -44,7 +44,7 @@ def tour(
         raise error("this Python has no source files of its standard library to work with")
     with _place(keep) as directory:
         default = default_backend()
-        visit = Visit(stage, directory, found, default, budget)
+        state = Tour(stage, directory, found, default, budget)
         size = sum(map(len, found.values()))
         stage.title("durabledbm: a dict that lasts, in one file")
         stage.say(
@@ -60,9 +60,9 @@ def tour(
                 "a disk the figures are real."
             )
         for step in STEPS:
-            step(visit)
-        stage.end(visit.failures, kept=keep, path=visit.path)
-        return not visit.failures
+            step(state)
+        stage.end(state.failures, kept=keep, path=state.path)
+        return not state.failures
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from .scripts import DROP
 from .session import Session, connect, connections
 from .snapshot import RedisSnapshot
 from .table import Bounds, RedisTable
-from .transaction import RedisRoot
+from .transaction import RedisTransaction
 
 if TYPE_CHECKING:
     from redis.connection import ConnectionPool
@@ -81,8 +81,8 @@ class RedisDatabase(RemoteDatabase):
 
     # -- blocks and snapshots ------------------------------------------------------------------------------------
 
-    def _begin_root(self) -> RedisRoot:
-        root = RedisRoot(self, self._readers, self._table)
+    def _begin_on_server(self) -> RedisTransaction:
+        root = RedisTransaction(self, self._readers, self._table)
         self._transactions.add(root)
         return root
 

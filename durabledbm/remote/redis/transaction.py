@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ...errors import BusyError
-from ..blocks import Root
+from ..blocks import ServerTransaction
 from ..faces import KeyRange, Operation
 from ..waiting import Life
 from .readers import Readers
@@ -24,7 +24,7 @@ from .table import ENTRY_MAX, PAGE_ENTRIES, Bounds, Page, RedisTable, is_behind
 if TYPE_CHECKING:
     from .session import Session
 
-__all__ = ["RedisRoot"]
+__all__ = ["RedisTransaction"]
 
 T = TypeVar("T")
 
@@ -42,7 +42,7 @@ class _Reads:
         self.ranges: list[Bounds] = []
 
 
-class RedisRoot(Root):
+class RedisTransaction(ServerTransaction):
     """A transaction over a snapshot of the database."""
 
     def __init__(self, owner: object, readers: Readers, table: RedisTable) -> None:
@@ -186,7 +186,7 @@ class _TableInBlock:
 
     entry_max = ENTRY_MAX
 
-    def __init__(self, root: RedisRoot, table: RedisTable) -> None:
+    def __init__(self, root: RedisTransaction, table: RedisTable) -> None:
         self._root = root
         self._table = table
         self.name = table.name

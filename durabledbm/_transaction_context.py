@@ -9,9 +9,9 @@ from typing import Any
 from ._engine.spill import Spill
 from ._engine.view import ENDLESS, Life
 from ._engine.work import Savepoint, Work
-from ._process.caller_context import Caller
+from ._process.caller_context import CallerContext
 
-__all__ = ["BLOCK_OVER", "Block", "Fate", "Root", "Use"]
+__all__ = ["BLOCK_OVER", "Block", "Fate", "TransactionContext", "Use"]
 
 BLOCK_OVER = "the block of the transaction is over, or was undone"
 
@@ -49,7 +49,7 @@ class Block:
         """Nothing had been changed in it when a block around it was left."""
 
 
-class Root:
+class TransactionContext:
     """What a transaction and its nested ones share."""
 
     __slots__ = (
@@ -57,7 +57,7 @@ class Root:
         "work",
     )  # fmt: skip
 
-    def __init__(self, work: Work, caller: Caller, outermost: Block) -> None:
+    def __init__(self, work: Work, caller: CallerContext, outermost: Block) -> None:
         self.work = work
         self.caller = caller
         """Who began it."""
@@ -104,11 +104,11 @@ class Root:
 class Use:
     """Counts an iterator of a transaction for as long as it exists, so that its pages are not reused under it."""
 
-    __slots__ = ("_root",)
+    __slots__ = ("_context",)
 
-    def __init__(self, root: Root) -> None:
-        self._root = root
-        root.uses.add(id(self))
+    def __init__(self, context: TransactionContext) -> None:
+        self._context = context
+        context.uses.add(id(self))
 
     def __del__(self) -> None:
-        self._root.uses.discard(id(self))
+        self._context.uses.discard(id(self))
