@@ -204,14 +204,31 @@ def test_imports_go_down(module: str) -> None:
     assert wrong == []
 
 
-def test_no_module_imports_itself_by_way_of_others() -> None:
-    done: set[str] = set()
-    left = set(MODULES)
-    while left:
-        ready = {module for module in left if imported(module) <= done}
-        assert ready, f"in a circle: {sorted(left)}"
-        done |= ready
+def in_circles(imports: dict[str, frozenset[str]]) -> list[str]:
+    """The modules that import themselves by way of others, and those that import such modules."""
+    left = set(imports)
+    while ready := {module for module in left if not imports[module] & left}:
         left -= ready
+    return sorted(left)
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    assert in_circles({module: imported(module) for module in MODULES}) == []
+    assert in_circles({"a": frozenset({"b"}), "b": frozenset({"a"}), "c": frozenset()}) == ["a", "b"]
+
+
+def test_the_benchmark_has_no_circles() -> None:
+    paths = {path.stem: path for path in (ROOT / "compat" / "bench").glob("*.py")}
+    imports = {}
+    for name, path in paths.items():
+        found = {
+            name
+            for node in ast.walk(ast.parse(path.read_text("utf-8")))
+            if isinstance(node, ast.ImportFrom) and node.level == 1
+            for name in ([node.module] if node.module else [alias.name for alias in node.names])
+        }
+        imports[name] = frozenset(found & paths.keys()) - {name}
+    assert in_circles(imports) == []
 
 
 @pytest.mark.parametrize("module", [module for module in MODULES if module.startswith("_engine.")])
