@@ -29,23 +29,20 @@ import os
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, cast
+from typing import Protocol, cast
 
 from ._engine.commit import Committer
 from ._engine.meta import MAX_DEPTH
 from ._engine.page import REF
 from ._engine.tree import Tree
 from ._engine.view import State
-from ._folding import folded
-from ._treediff import differences
+from ._files.tree_diff import differences
+from ._log.overlay import folded
+from ._log.records import BINARY, COMMIT, COMMIT_FIELDS, MARK, PUT, Change, Commit
 from .errors import CorruptionError, error
-from .records import BINARY, COMMIT, COMMIT_FIELDS, MARK, PUT, Commit
 from .snapshot import Pin
 
-if TYPE_CHECKING:
-    from .changelog import ChangeLog
-
-__all__ = ["Attachment", "Writing", "attach"]
+__all__ = ["Attachment", "Log", "Writing", "attach"]
 
 _NOTE = struct.Struct(f"<{REF.size}sI")
 """Ref of the root, depth of the tree; then for each key in the meta page its size and the key."""
@@ -61,7 +58,26 @@ Writing = Callable[[], AbstractContextManager[object]]
 Changes = Iterable[tuple[bytes, "bytes | None"]]
 
 
-def attach(committer: Committer, writing: Writing, log: ChangeLog) -> Attachment:
+class Log(Protocol):
+    """What an attachment does with a `changelog.ChangeLog`, which documents these methods."""
+
+    directory: str
+    max_file_size: int
+    codec: str
+
+    def put(self, key: bytes, value: bytes, /) -> None: ...
+    def delete(self, key: bytes, /) -> None: ...
+    def commit(self, changes: Changes, txid: int, time_ns: int, /, *, note: bytes) -> None: ...
+    def note(self, note: bytes, /) -> None: ...
+    def check(self, key: bytes, value: bytes | None, /) -> None: ...
+    def bind(self, identity: bytes, txid: int, /) -> int: ...
+    def last_note(self) -> tuple[bytes, set[bytes]] | None: ...
+    def newest(self) -> tuple[int, Commit]: ...
+    def base_txid(self) -> int: ...
+    def replay(self) -> Iterator[Change]: ...
+
+
+def attach(committer: Committer, writing: Writing, log: Log) -> Attachment:
     """Let `log` follow the database of `committer`, after completing it if it lacks commits.
 
     `writing()` is a block in which nothing is deferred and no one else writes. A binary log that is empty is
@@ -93,7 +109,7 @@ class Attachment:
     durable; the next commit completes the log, if it can be written again.
     """
 
-    def __init__(self, committer: Committer, writing: Writing, log: ChangeLog) -> None:
+    def __init__(self, committer: Committer, writing: Writing, log: Log) -> None:
         self.log = log
         self._committer = committer
         self._store = committer.store
@@ -258,7 +274,7 @@ class Attachment:
                 problem = f"what changed since has been overwritten in part ({exc.message})"
             else:
                 return True
-        if self.log.span().base_txid:
+        if self.log.base_txid():
             gap = f"the log ends with commit {last.txid}, the database with {state.meta.txid}, and {problem}"
             raise error(f"{self.log.directory}: {gap}: take a new snapshot and begin a new log")
         return False
@@ -365,7 +381,7 @@ def _unpacked_note(note: bytes) -> tuple[bytes, int, set[bytes]]:
     return root, depth, keys
 
 
-def _compared(log: ChangeLog, state: State) -> Iterator[tuple[bytes, bytes | None]]:
+def _compared(log: Log, state: State) -> Iterator[tuple[bytes, bytes | None]]:
     """What replaying all of the log leaves other than it is in `state`."""
     logged = folded(((key, value) for _, key, value in log.replay()), log.directory)
     theirs = next(logged, None)

@@ -17,7 +17,7 @@ import pytest
 
 import durabledbm
 import durabledbm.attach as attach_module
-from durabledbm._treediff import tree_differences
+from durabledbm._files.tree_diff import tree_differences
 from durabledbm.attach import attach
 from durabledbm.changelog import Change, ChangeLog, Commit
 from durabledbm.errors import BusyError, error
@@ -232,7 +232,7 @@ def test_what_other_handles_commit_is_appended_with_the_next_commit(
 def test_catch_up_appends_what_other_handles_committed(
     db: durabledbm.Database, db_path: str, log: ChangeLog
 ) -> None:
-    attachment = attach(db._store, db._pipeline.turn, log)
+    attachment = attach(db._store, db._pipeline.writing, log)
     with durabledbm.open(db_path, "w") as other:
         write_at_random(other, random.Random(6), 60)
     attachment.catch_up()
@@ -665,7 +665,7 @@ def test_nothing_is_missing_after_200_kills_between_commit_and_append(tmp_path: 
 def test_comparing_two_trees_finds_every_difference(
     db: durabledbm.Database, monkeypatch: pytest.MonkeyPatch, seed: int, group: int
 ) -> None:
-    monkeypatch.setattr("durabledbm._treediff._GROUP", group)
+    monkeypatch.setattr("durabledbm._files.tree_diff._GROUP", group)
     rng = random.Random(seed)
     universe = [b"%06d" % number for number in range(3000)]
     db.update({key: b"x" * rng.randrange(120) for key in rng.sample(universe, rng.choice((0, 10, 2000)))})

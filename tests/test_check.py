@@ -14,9 +14,9 @@ import durabledbm
 from durabledbm._engine.meta import META_SIZE, Meta, encode_meta
 from durabledbm._engine.node import Overflow
 from durabledbm._engine.page import BRANCH, LEAF, REF, SPACE, seal
-from durabledbm._engine.page_writer import PageWriter
-from durabledbm.check import Problem
+from durabledbm._engine.page_writer import Writer
 from durabledbm.database import open_on
+from durabledbm.maintenance.check import Problem
 
 
 class Forger(Engine):
@@ -24,7 +24,7 @@ class Forger(Engine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.pen: PageWriter = self.writer()
+        self.pen: Writer = self.writer()
 
     def leaf(self, *keys: bytes, value: bytes = b"") -> bytes:
         """A leaf with these keys, in this order, each with the same value."""

@@ -22,10 +22,10 @@ from hypothesis import strategies as st
 import durabledbm
 import durabledbm.cli.opening
 from durabledbm._engine.locks import _seconds
-from durabledbm._text import beginning, columns, shorten
 from durabledbm.cli.app import all_commands, main
 from durabledbm.cli.command import help_width
 from durabledbm.cli.faults import explain
+from durabledbm.cli.text import beginning, columns, shorten
 
 ROOT = Path(__file__).parent.parent
 

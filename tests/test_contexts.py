@@ -20,8 +20,8 @@ from crew import Crew, wait_until
 
 import durabledbm
 from durabledbm import BusyError, ClosedError, Database, Transaction, error
-from durabledbm._caller import Caller
 from durabledbm._engine.group_commit import GroupCommit
+from durabledbm._process.caller_context import CallerContext
 
 PATIENCE = 60
 SEEDS = range(12)
@@ -350,9 +350,9 @@ def test_the_loop_of_trio_is_an_event_loop(monkeypatch: pytest.MonkeyPatch) -> N
     trio = types.ModuleType("trio")
     trio.lowlevel = types.SimpleNamespace(current_trio_token=current_trio_token)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "trio", trio)
-    assert not request().run(Caller).is_stuck()
+    assert not request().run(CallerContext).is_stuck()
     token.append(Token())
-    caller = request().run(Caller)
+    caller = request().run(CallerContext)
     assert caller.is_stuck()
     assert not caller.is_me()
     token[0] = Token()
@@ -383,7 +383,7 @@ def test_a_block_that_is_open_around_another_writes_nothing_before_that_has_ende
     assert dict(db) == {b"k": b"2", b"after": b"1"}
 
 
-def test_generators_that_take_turns_with_their_blocks_lose_nothing(db: Database) -> None:
+def test_generators_that_take_leases_with_their_blocks_lose_nothing(db: Database) -> None:
     first, second = load(db, "a", 2), load(db, "b", 2)
     next(first)
     next(second)

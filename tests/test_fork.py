@@ -30,7 +30,8 @@ import durabledbm
 from durabledbm._engine import group_commit as group
 from durabledbm._engine.deferred_commit import DeferredCommit
 from durabledbm._engine.group_commit import GroupCommit
-from durabledbm._engine.locks import Lease, forget_owners
+from durabledbm._engine.locks import forget_owners
+from durabledbm._engine.threads import Lease
 from durabledbm.changelog import ChangeLog
 from durabledbm.database import open_on
 
@@ -234,7 +235,7 @@ def test_the_end_of_a_child_leaves_the_parent_its_writer_lock(
             # Nothing of the parent's is the child's business: it waits for nobody.
             db.close()
         elif how == "by the interpreter":
-            durabledbm.lifetime._at_exit()
+            durabledbm._process.handles._at_exit()
 
     db.sync()
     with durabledbm.open(db_path, "w", timeout=0) as other, db.transaction():

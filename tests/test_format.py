@@ -19,11 +19,11 @@ import pytest
 from crc32c import crc32c
 
 import durabledbm
-from durabledbm import check
 from durabledbm._engine import locks, meta, node, page
 from durabledbm._engine.meta import META_AREA, META_SIZE, Meta, decode_meta, encode_meta
 from durabledbm._engine.node import Overflow
 from durabledbm._engine.page import BRANCH, LEAF, NO_REF, REF, seal
+from durabledbm.maintenance import check
 
 ROOT = Path(__file__).parent.parent
 DOCUMENT = (ROOT / "docs" / "format.md").read_text("utf-8")
@@ -119,9 +119,9 @@ def test_every_structure_of_the_code_is_in_the_document() -> None:
         (page, "HEADER", [field.replace("_", " ") for field in page.Header._fields]),
         (meta, "_EXTENT", [field.replace("_", " ") for field in meta.Extent._fields]),
         (meta, "_FIXED", None),
-        (importlib.import_module("durabledbm._engine.space"), "_FIXED", None),
+        (importlib.import_module("durabledbm._engine.freemap"), "_FIXED", None),
     ],
-    ids=["page.HEADER", "meta._EXTENT", "meta._FIXED", "space._FIXED"],
+    ids=["page.HEADER", "meta._EXTENT", "meta._FIXED", "freemap._FIXED"],
 )
 def test_names_are_those_of_the_code(module: object, name: str, fields: list[str] | None) -> None:
     """Where the code names the fields: in a tuple, or in the string below the structure."""

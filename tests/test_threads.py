@@ -20,8 +20,7 @@ from linearizability import Recorder, check
 from simdisk import SimVolume, disk_error
 
 import durabledbm
-from durabledbm._engine.locks import FairLock, Lease
-from durabledbm._engine.threads import Patience
+from durabledbm._engine.threads import FairLock, Lease, Patience
 from durabledbm.database import open_on
 
 
@@ -424,15 +423,16 @@ def test_of_each_shared_commit_a_power_failure_leaves_all_or_nothing(volume: Sim
 
 def test_the_lock_among_threads_is_handed_over_in_the_order_of_asking() -> None:
     lock, first = FairLock(), Lease()
+    first.stuck = lambda: False  # it is held, and not left over from an operation that was interrupted
     assert lock.acquire(first, Patience(None), lock.leave)
     order: list[int] = []
     crew = Crew()
 
     def ask(number: int) -> None:
-        lease = Lease()
-        assert lock.acquire(lease, Patience(None), lock.leave)
+        turn = Lease()
+        assert lock.acquire(turn, Patience(None), lock.leave)
         order.append(number)
-        lock.leave(lease.entry)
+        lock.leave(turn.entry)
 
     for number in range(10):
         crew.start(ask, number)

@@ -7,14 +7,14 @@ and rolling back means dropping layers.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, Protocol
 
 from .node import Overflow
 from .tree import Tree
 from .view import Layer, State, View
 
-__all__ = ["CHANGE_MEMORY", "ENTRY_MAX", "ChangeSet", "Savepoint"]
+__all__ = ["CHANGE_MEMORY", "ENTRY_MAX", "ChangeSet", "Observer", "Savepoint"]
 
 CHANGE_MEMORY = 250
 """Bytes of memory, about, that a change takes beside its key and value."""
@@ -25,6 +25,29 @@ ENTRY_MAX = 2**32 - 2**16
 _TOO_LONG = "a key and its value together must be shorter than 4 GiB"
 
 _ABSENT = object()
+
+
+class Observer(Protocol):
+    """Is told of every commit made through a handle, as an attached log of changes is."""
+
+    def admit(self, changes: Mapping[bytes, bytes | None]) -> None:
+        """Raise `ValueError` to keep these changes from being committed."""
+
+    def expect(self, before: object) -> None:
+        """A commit is about to be made on the state `before`. If it is interrupted, `committed` may not be called
+        although it was made.
+        """
+
+    def committed(self, changes: Mapping[bytes, object] | None) -> None:
+        """It was made: with these changes, or (None) with changes that are not known one by one. Or the state has
+        become durable: then there are none.
+        """
+
+    def finish(self) -> None:
+        """The handle is about to be closed. All it has committed is durable."""
+
+    def close(self) -> None:
+        """The handle is being closed."""
 
 
 class Savepoint(NamedTuple):

@@ -16,9 +16,10 @@ calls `sync()`. A commit takes one of two ways.
 4. sync. Now the commit is acknowledged.
 
 Then, without another sync, a copy of the meta, marked *steady*, goes to the other slot, which the next commit will
-overwrite anyway. That write publishes the commit: no reader sees what a power failure may still undo. The mark says that
-the commit is on the disk, so that the next writer needs neither to verify the list nor to sync again; and from then on
-two copies of the newest meta exist, so that a damaged one does not silently take the database back to the commit before.
+overwrite anyway. That write publishes the commit: no reader sees what a power failure may still undo. The mark says
+that the commit is on the disk, so that the next writer needs neither to verify the list nor to sync again; and from
+then on two copies of the newest meta exist, so that a damaged one does not silently take the database back to the
+commit before.
 
 With `sync=False` (the relaxed durability modes) the last sync is left out and the meta itself publishes: the commits
 that follow overwrite the same slot, the list grows, and pages freed since the last durable commit are not reused, until
@@ -36,8 +37,8 @@ What a failure does, by the phase of the commit (`store.Phase`) that it strikes:
     UNKNOWN     UNKNOWN        UNKNOWN        what the file holds: `reconcile` finds out before the next commit
     POISONED    POISONED       POISONED       what the disk holds: only the next open can tell
 
-A sync that fails poisons in every phase. A fork leaves the parent in its phase; the child begins `IDLE`, with a lock and
-an open file of its own, and reconciles with the file before its first commit. Locks and leases are released as the
+A sync that fails poisons in every phase. A fork leaves the parent in its phase; the child begins `IDLE`, with a lock
+and an open file of its own, and reconciles with the file before its first commit. Locks and leases are released as the
 interrupt discipline demands (see `threads`).
 """
 
@@ -274,6 +275,10 @@ class Committer:
                 if not self._lists(prepared, spilled=batch.spill is not None):
                     self.sync()
                     prepared = prepared._replace(meta=prepared.meta._replace(extents=()))
+                if sync and old.meta.txid > store.durable_txid:
+                    # Until this commit is synced, readers take the last durable one for the newest. So that must be the
+                    # one before, which was acknowledged, and not an older one.
+                    self._make_old_durable(old.meta)
                 slot, meta = self._numbered(old, prepared.meta, relaxed=not sync)
                 page = encode_meta(meta, prepared.encoded)
 

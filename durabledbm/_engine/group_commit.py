@@ -211,16 +211,13 @@ class GroupCommit(Pipeline):
 
     def _commit(self, changes: ChangeSet, spill: Spill | None = None) -> None:
         flusher = self.flusher
-        sync = self._sync or (flusher is not None and flusher.overdue)
         if spill is None:
-            self.committer.commit(changes.changes(), cleared=changes.cleared, sync=sync)
+            self.committer.commit(changes.changes(), cleared=changes.cleared, sync=self._sync)
         else:
-            self.committer.commit_spill(spill, changes.changes(), sync=sync)
-        if flusher is not None:
-            if sync:
-                flusher.mark_flushed()
-            elif not flusher.wake():
-                self.committer.make_durable()
+            self.committer.commit_spill(spill, changes.changes(), sync=self._sync)
+        if flusher is not None and (flusher.overdue or not flusher.wake()):
+            self.committer.make_durable()
+            flusher.mark_flushed()
 
     def begin(self, lease: Lease) -> ChangeSet:
         return ChangeSet.on(self.committer.begin(lease, self.timeout))

@@ -57,7 +57,12 @@ def locks_work(disk: Disk) -> bool:
     with `nolock` or `local_lock`, cannot be told from good ones. Raises `BusyError` if this process's own guard is in
     the way.
     """
-    _check_guard(disk, TEST_OFFSET)
+    try:
+        _check_guard(disk, TEST_OFFSET)
+    except BusyError:
+        raise
+    except OSError:
+        return False  # it does not even know the question
     device = disk.identity()[0]
     if device in _proved:
         return True
@@ -178,7 +183,7 @@ class WriterLock:
         self._disk: Disk | None = None
         self.stage = Stage.FREE
         self.reserved = False
-        """The lock in the file stays when a lease ends: the handle has changes in memory that come before all others'."""
+        """The lock in the file stays when a lease ends: the handle has changes in memory that come before others'."""
         self.lasting = False
         """It is reserved until a call of the program, since no thread flushes those changes."""
         self.thread = 0

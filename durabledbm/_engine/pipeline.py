@@ -1,13 +1,13 @@
 """Pipelines: the ways of a write to the disk, of which each durability mode has one (see `durability`).
 
-An *operation* is a function of a `ChangeSet`: it reads what there is, makes its changes and returns a result. A pipeline
-runs operations one at a time and decides when their changes are committed: `GroupCommit` before `apply` returns,
-`DeferredCommit` later, all at once.
+An *operation* is a function of a `ChangeSet`: it reads what there is, makes its changes and returns a result. A
+pipeline runs operations one at a time and decides when their changes are committed: `GroupCommit` before `apply`
+returns, `DeferredCommit` later, all at once.
 
-One thread at a time may write pages: the one that has the handle's lease, and with it the writer lock of the file. There
-is one exception. The deferred changes of a `DeferredCommit` may be committed while a transaction of another thread has
-the lease, as long as that has not spilled: it builds on the deferred changes, and holds the pages that it reads. Once it
-spills, the free pages are its own; so before it does, the deferred changes are committed.
+One thread at a time may write pages: the one that has the handle's lease, and with it the writer lock of the file.
+There is one exception. The deferred changes of a `DeferredCommit` may be committed while a transaction of another
+thread has the lease, as long as that has not spilled: it builds on the deferred changes, and holds the pages that it
+reads. Once it spills, the free pages are its own; so before it does, the deferred changes are committed.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The store: one open database file, and the newest commit in it as this handle sees it.
 
 Any thread may read at any time and waits for no one. `current` notices commits of other processes by one small read of
-the *commit stamp*, the bytes of the meta pages that every commit changes. A look-up whose pages are reused before it has
-read them finds that out by their checksums and is tried again on the newer state; what reads for longer pins the state
-first (see `readers`). Writing is in `commit`, which makes its results current here.
+the *commit stamp*, the bytes of the meta pages that every commit changes. A look-up whose pages are reused before it
+has read them finds that out by their checksums and is tried again on the newer state; what reads for longer pins the
+state first (see `readers`). Writing is in `commit`, which makes its results current here.
 
 The store also notices what happens to an open file from outside. Its name may be taken away, or given to another file:
 then nothing is acknowledged any more, since it could not be found again. Another copy may be put in its place by a
@@ -20,10 +20,10 @@ from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
 from functools import partial
 from itertools import repeat
-from typing import Protocol
 
 from ..errors import ClosedError, CorruptionError, ReadOnlyError, error
 from .cache import RowCache
+from .changeset import Observer
 from .disk.protocol import Disk, Volume
 from .files import INHERITED, INTERRUPTED, displaced, overtaken, overwritten, unavailable
 from .locks import WriterLock, pin, pin_refused, unpin, writer_present
@@ -35,7 +35,7 @@ from .recovery import Slots, newest, read_slots, visible
 from .threads import Inside, held_here
 from .view import State
 
-__all__ = ["UNKNOWN_STAMP", "Observer", "Phase", "Store"]
+__all__ = ["UNKNOWN_STAMP", "Phase", "Store"]
 
 UNKNOWN_STAMP = b"unknown"
 """A stamp that no read can equal: the file must be asked."""
@@ -64,29 +64,6 @@ class Phase(Enum):
     PUBLISHED = "readers of other handles see the commit; this handle does not show it yet"
     UNKNOWN = "a commit failed or was interrupted: the file tells what became of it"
     POISONED = "nothing may be assumed about the disk: the next open decides"
-
-
-class Observer(Protocol):
-    """Is told of every commit made through a handle, as an attached log of changes is."""
-
-    def admit(self, changes: Mapping[bytes, bytes | None]) -> None:
-        """Raise `ValueError` to keep these changes from being committed."""
-
-    def expect(self, before: object) -> None:
-        """A commit is about to be made on the state `before`. If it is interrupted, `committed` may not be called
-        although it was made.
-        """
-
-    def committed(self, changes: Mapping[bytes, object] | None) -> None:
-        """It was made: with these changes, or (None) with changes that are not known one by one. Or the state has
-        become durable: then there are none.
-        """
-
-    def finish(self) -> None:
-        """The handle is about to be closed. All it has committed is durable."""
-
-    def close(self) -> None:
-        """The handle is being closed."""
 
 
 class Store:

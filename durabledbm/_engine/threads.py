@@ -1,8 +1,8 @@
 """The threads of one process: what may interrupt them, how they wait, and how they queue.
 
-**The interrupt discipline.** A signal handler, `PyThreadState_SetAsyncExc` or a finalizer may raise an exception, or run
-other code, between any two bytecodes. Whatever takes and gives back (locks, leases, pins, marks) therefore obeys two
-rules, here and in all modules that refer to this page:
+**The interrupt discipline.** A signal handler, `PyThreadState_SetAsyncExc` or a finalizer may raise an exception, or
+run other code, between any two bytecodes. Whatever takes and gives back (locks, leases, pins, marks) therefore obeys
+two rules, here and in all modules that refer to this page:
 
 1. *Record before acquiring; clear the record after releasing.* So an interrupt in between leaves a record of something
    that is perhaps not held, never something held without a record.
@@ -160,6 +160,7 @@ class FairLock:
                 continue
             if holder.left_over():
                 holder.end()
+                self.leave(first)  # whatever became of it before: what is still first here next time is not asked again
                 continue
             if patience.over:
                 self.leave(entry)

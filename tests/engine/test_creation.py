@@ -224,7 +224,7 @@ def test_a_planted_name_is_not_followed(tmp_path: Path, monkeypatch: pytest.Monk
     path.write_text("foreign")
     planted = tmp_path / ".durabledbm-guessed"
     planted.symlink_to(victim)
-    monkeypatch.setattr("durabledbm._engine.creation.temporary_name", lambda path: str(planted))
+    monkeypatch.setattr("durabledbm._engine.files.temporary_name", lambda path: str(planted))
     with pytest.raises(durabledbm.error, match="exists") as caught:
         durabledbm.open(path, "n")
     assert caught.value.errno == errno.EEXIST

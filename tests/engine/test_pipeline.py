@@ -26,8 +26,8 @@ from durabledbm._engine.deferred_commit import DeferredCommit
 from durabledbm._engine.durability import make_pipeline
 from durabledbm._engine.flusher import Flusher
 from durabledbm._engine.group_commit import GroupCommit
-from durabledbm._engine.locks import Lease
 from durabledbm._engine.store import Store
+from durabledbm._engine.threads import Lease
 from durabledbm.database import open_on
 
 from .pieces import PATH, empty_file
@@ -114,7 +114,10 @@ def test_a_reader_defers_nothing_and_has_no_thread(volume: SimVolume, store: Sto
 
 @pytest.mark.parametrize(
     ("durability", "kind", "flushes"),
-    [("full", GroupCommit, False), ("process", GroupCommit, True), ("interval", DeferredCommit, True), ("manual", DeferredCommit, False)],
+    [
+        ("full", GroupCommit, False), ("process", GroupCommit, True), ("interval", DeferredCommit, True),
+        ("manual", DeferredCommit, False),
+    ],
 )
 def test_every_durability_has_its_pipeline(store: Store, durability: str, kind: type, flushes: bool) -> None:
     pipeline = make_pipeline(store, durability, 1.0, 1.0)
@@ -142,7 +145,7 @@ def test_every_thread_gets_the_result_of_its_own_operation(store: Store, volume:
     results = {}
 
     def work(number: int) -> None:
-        for lease in range(10):
+        for turn in range(10):
             results[number, turn] = pipeline.apply(lambda work, turn=turn: (number, turn))  # type: ignore[misc]
 
     assert in_threads(8, work) == []
@@ -613,9 +616,9 @@ def test_threads_that_write_and_flush_lose_nothing(volume: SimVolume) -> None:
     with open_on(volume, PATH, "w", durability="manual") as db:
 
         def work(number: int) -> None:
-            for lease in range(60):
-                db[b"%d %d" % (number, lease)] = b"value"
-                if lease % 7 == number:
+            for turn in range(60):
+                db[b"%d %d" % (number, turn)] = b"value"
+                if turn % 7 == number:
                     db.sync()
 
         assert in_threads(6, work) == []
@@ -686,7 +689,7 @@ def test_a_failure_after_a_commit_by_hand_that_was_interrupted_lets_others_write
 @pytest.mark.parametrize("durability", ["process", "interval"])
 def test_what_was_written_is_synced_in_time(volume: SimVolume, durability: str) -> None:
     with open_on(volume, PATH, "w", durability=durability, interval=0.05) as db:
-        for lease in range(3):
+        for turn in range(3):
             before = volume.syncs
             db["key"] = b"%d" % turn
             wait_until(lambda before=before: volume.syncs > before)  # type: ignore[misc]
@@ -717,7 +720,7 @@ def test_a_handle_that_holds_changes_back_lets_go_when_another_waits(volume: Sim
         open_on(volume, PATH, "w", durability="interval", interval=3600) as db,
         open_on(volume, PATH, "w", timeout=ENOUGH) as other,
     ):
-        for lease in range(3):
+        for turn in range(3):
             db["mine"] = b"%d" % turn
             other["theirs"] = b"%d" % turn
             assert dict(db.items()) == {b"mine": b"%d" % turn, b"theirs": b"%d" % turn}

@@ -9,10 +9,11 @@ from simdisk import SimVolume
 
 from durabledbm._engine import sparse
 from durabledbm._engine.disk.protocol import Disk
-from durabledbm._engine.locks import Lease, WriterLock
+from durabledbm._engine.locks import WriterLock
 from durabledbm._engine.meta import META_AREA, META_SIZE, Extent, Meta, decode_meta, encode_meta
 from durabledbm._engine.page import self_consistent
 from durabledbm._engine.recovery import extent_arrived, newest, read_slots, visible
+from durabledbm._engine.threads import Lease
 from durabledbm.errors import CorruptionError, error
 
 from .pieces import DATABASE_ID, PATH, Engine
