@@ -1,6 +1,6 @@
 """Transactions: many changes as one atomic commit, or as none.
 
-A transaction is a dict over an immutable tree (see `_engine.changeset`); it holds the file's writer lock from start to end.
+A transaction is a dict over an immutable tree (see `_engine.changeset`); it holds the file's writer lock throughout.
 A use of the database belongs to the transaction that was begun in the same context (see `_caller`), so neither threads
 nor tasks slip into each other's transactions, and a request keeps its own on whatever thread it goes on.
 

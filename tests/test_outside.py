@@ -20,11 +20,11 @@ from typing import Any
 
 import pytest
 from crew import Crew
-from durabledbm._engine.current import UNKNOWN_STAMP
 from simdisk import SimVolume
 
 import durabledbm
 from durabledbm._engine.disk.posix import FileDisk, FileVolume
+from durabledbm._engine.store import UNKNOWN_STAMP
 from durabledbm.changelog import ChangeLog
 from durabledbm.database import open_on
 
@@ -677,7 +677,7 @@ def test_a_file_that_another_thread_gives_a_standard_number_to_is_moved_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between the look whether the standard streams are open and the opening itself."""
-    from durabledbm._engine.disk.protocol import posix
+    from durabledbm._engine.disk import posix
 
     saved = os.dup(0)
     os.close(0)
