@@ -8,7 +8,7 @@ second, objects with finalizers that use the handle die in reference cycles, ite
 children are forked that write, read or do nothing. All of it ends when the process is killed.
 
 LOG is the witness. It is written without buffers: what it says was said before a kill. A line is `b NUMBER KEY...`
-before keys are set to a number, `a NUMBER KEY...` when that is acknowledged, and `s SIZE` when everything that SIZE bytes
+before keys are set to a number, `a NUMBER KEY...` when that is acknowledged, and `s SIZE` when all that SIZE bytes
 of the log acknowledge has been synced.
 """
 
