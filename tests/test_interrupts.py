@@ -67,10 +67,15 @@ def handlers(code: CodeType) -> dict[int, int]:
 
 
 class Interrupter:
-    """Calls `strike`, which may raise, at the `at`-th moment."""
+    """Calls `strike`, which may raise, at the `at`-th moment.
 
-    def __init__(self, strike: Callable[[], None], at: int) -> None:
+    From Python 3.13 on, a function is traced by instructions only from its second call on. There `rehearse` is called
+    first, which does the same on something else.
+    """
+
+    def __init__(self, strike: Callable[[], None], at: int, rehearse: Callable[[], object] | None = None) -> None:
         self.strike, self.at, self.moments = strike, at, 0
+        self.rehearse = rehearse
         self.where = ""
         self._before: dict[FrameType, int] = {}
 
@@ -78,6 +83,11 @@ class Interrupter:
         self._old = sys.gettrace()
         sys._getframe().f_trace_opcodes = True  # else Python 3.12 does not expect it of other frames
         sys.settrace(self._call)
+        if self.rehearse is not None and sys.version_info >= (3, 13):
+            at, self.at = self.at, 0
+            self.rehearse()
+            self.at, self.moments = at, 0
+            self._before.clear()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -222,7 +232,8 @@ class Case:
         def strike() -> None:
             raise error
 
-        with Interrupter(strike, at) as interrupter:
+        twin = Case(self.mode, self.operation) if sys.version_info >= (3, 13) else self
+        with Interrupter(strike, at, lambda: self.operation(twin.db)) as interrupter:
             try:
                 self.operation(self.db)
             except error:

@@ -123,7 +123,7 @@ MUTATIONS = {
         FULL,
     ),
     "write the meta over the last durable one": Mutation(
-        "_engine/commit.py", "slot = 1 - state.slot if durable else state.slot", "slot = state.slot", FULL
+        "_engine/commit.py", "slot = 1 - state.slot if state.meta", "slot = state.slot if state.meta", FULL
     ),
     "leave the list out": Mutation(
         "_engine/commit.py", "        extents = writer.finish()\n", "        extents = writer.finish() and ()\n", FULL
