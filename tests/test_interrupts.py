@@ -242,6 +242,9 @@ class Case:
                     self.look()
                 except Exception as exc:
                     raise AssertionError(f"interrupted at {interrupter.where}: {type(exc).__name__}: {exc}") from exc
+        if twin is not self:
+            twin.db.close()
+            twin.other.close()
         try:
             self.end()
         except Exception as exc:
@@ -311,14 +314,8 @@ def _no_waiting_for_ever() -> Iterator[None]:
     signal.signal(signal.SIGALRM, before)
 
 
-traced = pytest.mark.skipif(
-    sys.version_info >= (3, 13), reason="since Python 3.13 settrace does not see every instruction"
-)
-
-
 def interrupt(mode: str, operation: Callable[[Any], None], error: type[BaseException], first: int, stride: int) -> int:
     """Interrupt the operation at every `stride`-th moment. How many moments there are."""
-    Case(mode, operation).run(error, 0)  # Python 3.13 traces the instructions of a function from its second call on
     count, failures = Case(mode, operation).run(error, 0), []
     for at in range(first, count + 1, stride):
         try:
@@ -329,7 +326,6 @@ def interrupt(mode: str, operation: Callable[[Any], None], error: type[BaseExcep
     return count
 
 
-@traced
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.__name__)
 def test_an_interrupt_leaves_a_usable_handle_and_free_locks(operation: Callable[[Any], None], mode: str) -> None:
@@ -338,13 +334,11 @@ def test_an_interrupt_leaves_a_usable_handle_and_free_locks(operation: Callable[
     assert count
 
 
-@traced
 @pytest.mark.parametrize("operation", [put, transaction, update], ids=lambda operation: operation.__name__)
 def test_memory_that_runs_out_leaves_a_usable_handle_and_free_locks(operation: Callable[[Any], None]) -> None:
     assert interrupt("full", operation, MemoryError, 3, 29) > 100
 
 
-@traced
 @pytest.mark.long
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.__name__)
@@ -407,7 +401,6 @@ def grouped(kind: str, at: int) -> int:
     return interrupter.moments
 
 
-@traced
 @pytest.mark.parametrize("kind", ["lock", "sync"])
 def test_threads_go_on_when_the_one_that_they_wait_for_is_interrupted(kind: str) -> None:
     for at in range(2, grouped(kind, 0) + 1, 7):
