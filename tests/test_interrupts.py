@@ -314,6 +314,12 @@ def _no_waiting_for_ever() -> Iterator[None]:
     signal.signal(signal.SIGALRM, before)
 
 
+traced = pytest.mark.skipif(
+    sys.version_info >= (3, 13), reason="since Python 3.13 a function is traced from its second call on (Interrupter)"
+)
+"""For tests that rehearse nothing."""
+
+
 def interrupt(mode: str, operation: Callable[[Any], None], error: type[BaseException], first: int, stride: int) -> int:
     """Interrupt the operation at every `stride`-th moment. How many moments there are."""
     count, failures = Case(mode, operation).run(error, 0), []
@@ -401,6 +407,7 @@ def grouped(kind: str, at: int) -> int:
     return interrupter.moments
 
 
+@traced
 @pytest.mark.parametrize("kind", ["lock", "sync"])
 def test_threads_go_on_when_the_one_that_they_wait_for_is_interrupted(kind: str) -> None:
     for at in range(2, grouped(kind, 0) + 1, 7):
