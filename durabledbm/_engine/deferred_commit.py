@@ -179,13 +179,10 @@ class DeferredCommit(Pipeline):
             self._end(lease)
 
     def before_fork(self) -> None:
-        timeout, self.timeout = self.timeout, 0.0
         try:
-            self.flush()
+            self._flush(0.0)
         except BusyError:
             pass
-        finally:
-            self.timeout = timeout
 
     def after_fork(self) -> None:
         super().after_fork()
@@ -205,24 +202,33 @@ class DeferredCommit(Pipeline):
             self._end(lease)
 
     def flush(self) -> None:
+        self._flush(self.timeout)
+
+    def _flush(self, timeout: float | None) -> None:
         # A transaction that is open, of whatever thread, does not stand in the way: what is pending is complete, and
         # the transaction builds on it.
-        store = self.store
+        committer = self.committer
         with self._mutex:
-            if self.deferred() is None and not store.writer.reserved and not self.committer.in_progress:
+            if self.deferred() is None and not self.store.writer.reserved and not committer.in_progress:
                 return
             self._commit()
+        wanted = committer.in_progress or self.deferred() is not None
+        if not self._flushed(timeout if wanted else 0.0) and not self._flushed(timeout):
+            raise BusyError(f"{self.store.path}: a commit of another thread did not end in time")
+
+    def _flushed(self, timeout: float | None) -> bool:
+        """Commit the deferred changes and release the writer lock. False if a commit of another thread is in progress
+        that has not ended within `timeout`: what becomes of it is worth waiting for, and nothing else is.
+        """
         lease = Lease()
         try:
-            wanted = self.committer.in_progress or self.deferred() is not None
-            self.committer.begin(lease, self.timeout if wanted else 0.0)
+            self.committer.begin(lease, timeout)
             with self._mutex:
                 self._commit()
-            self._end(lease)
         except BusyError:
-            if self.committer.in_progress:
-                raise
-            # somebody has a lease, and will let go of the writer lock at its end
+            return not self.committer.in_progress  # else another thread has the lease, and releases the lock at its end
         except BaseException:
             self._end(lease)
             raise
+        self._end(lease)
+        return True
