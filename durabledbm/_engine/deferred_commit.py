@@ -34,15 +34,15 @@ class DeferredCommit(Pipeline):
     def __init__(self, committer: Committer, timeout: float | None) -> None:
         super().__init__(committer, timeout)
         self._make_locks()
-        self._work: ChangeSet | None = None
+        self._changes: ChangeSet | None = None
         self._state = self.store.state
         self._transaction: Lease | None = None
 
     def _make_locks(self) -> None:
         self._mutex = threading.RLock()
-        """Held while the pending work is changed or committed."""
+        """Held while the deferred changes are changed or committed."""
         self._changing = threading.RLock()
-        """Held, within that, only while the pending work really changes: readers wait for this one."""
+        """Held, within that, only while they really change: readers wait for this one."""
         self.store.inside.locks += (self._mutex, self._changing)
 
     def apply(self, operation: Callable[[ChangeSet], T]) -> T:
@@ -51,7 +51,7 @@ class DeferredCommit(Pipeline):
             self.committer.begin(lease, self.timeout)
             with self._mutex, self._changing:
                 self.store.writer.reserved = True
-                result = operation(self._current_work())
+                result = operation(self._current())
             self._end(lease)
         except BaseException:
             self._end(lease)
@@ -59,10 +59,10 @@ class DeferredCommit(Pipeline):
         return result
 
     def put(self, key: bytes, value: bytes) -> bool:
-        # No lease is needed if something is pending already, nobody is in a transaction, and there is nothing to say.
+        # No lease is needed if changes are deferred already, no transaction is open, and there is no error to raise.
         store, flusher = self.store, self.flusher
         if held_here(self._mutex) or held_here(store.mutex):
-            return False  # this call has interrupted one of its own thread: `run` refuses it
+            return False  # this call has interrupted one of its own thread: `apply` refuses it
         try:
             with self._mutex:
                 work = self.deferred()
@@ -79,17 +79,17 @@ class DeferredCommit(Pipeline):
                 store.inside.came_out()
         return True
 
-    def _current_work(self) -> ChangeSet:
-        """What is pending, or, if nothing is, new work. The mutex must be held, and the writer lock."""
+    def _current(self) -> ChangeSet:
+        """The deferred changes, or a new change set. The mutex must be held, and the writer lock."""
         work = self.deferred()
         if work is None:
             state = self.store.state
-            work = self._work = ChangeSet.on(state)
+            work = self._changes = ChangeSet.on(state)
             self._state = state
         return work
 
     def _end(self, lease: Lease) -> None:
-        """Let go of the writer lock, unless something is pending: then only threads of this handle may write."""
+        """Release the writer lock, unless changes are deferred: then only threads of this handle may write."""
         if lease.holder is None:
             return
         with self._mutex:
@@ -106,14 +106,14 @@ class DeferredCommit(Pipeline):
                 lease.end()
 
     def _commit(self) -> None:
-        """Commit what is pending. The mutex must be held, and the writer lock kept."""
+        """Commit the deferred changes. The mutex must be held, and the writer lock kept."""
         if self.committer.in_progress and self.deferred() is not None:
-            self.committer.reconcile()  # somebody was interrupted who committed it
+            self.committer.reconcile()  # the thread that committed them was interrupted
         work = self.deferred()
         if work is not None:
             self.committer.commit(work.changes(), cleared=work.cleared, shrink=not self._in_transaction)
             with self._changing:
-                self._work = None
+                self._changes = None
             self.store.writer.reserved = False
             if self.flusher is not None:
                 self.flusher.mark_flushed()
@@ -123,8 +123,8 @@ class DeferredCommit(Pipeline):
         return self._transaction is not None and self._transaction.holder is not None
 
     def deferred(self) -> ChangeSet | None:
-        # Nobody else writes while something is pending. So if the state has moved on, it was by committing that.
-        work = self._work
+        # No other handle writes while changes are deferred. So if the state has moved on, it was by committing them.
+        work = self._changes
         if work is None or not work.size or self._state.meta.txid != self.store.state.meta.txid:
             return None
         return work
@@ -150,9 +150,9 @@ class DeferredCommit(Pipeline):
     def begin(self, lease: Lease) -> ChangeSet:
         self.committer.begin(lease, self.timeout)
         with self._mutex, self._changing:
-            work = self._current_work()
+            work = self._current()
             self._transaction = lease
-            # What is pending may be committed while the transaction goes on reading what that replaces.
+            # The deferred changes may be committed while the transaction goes on reading what they replace.
             return ChangeSet(work.view(), work.count, hold=self.store.hold() if work.size else None)
 
     def spill(self, work: ChangeSet) -> Spill:
@@ -167,11 +167,11 @@ class DeferredCommit(Pipeline):
                     self.committer.reconcile()  # a thread was interrupted that committed the deferred changes
                 if changes is not None and spill is not None:
                     self.committer.commit_spill(spill, changes.changes(), sync=True)
-                    self._work = None
+                    self._changes = None
                 elif changes is not None:
                     with self._changing:
                         self.store.writer.reserved = True
-                        deferred = self._current_work()
+                        deferred = self._current()
                         if changes.cleared:
                             deferred.clear()
                         deferred.add(changes.changes(), changes.size)
@@ -187,7 +187,7 @@ class DeferredCommit(Pipeline):
     def after_fork(self) -> None:
         super().after_fork()
         self._make_locks()
-        self._work = None
+        self._changes = None
         self._transaction = None
 
     @contextmanager
@@ -205,8 +205,8 @@ class DeferredCommit(Pipeline):
         self._flush(self.timeout)
 
     def _flush(self, timeout: float | None) -> None:
-        # A transaction that is open, of whatever thread, does not stand in the way: what is pending is complete, and
-        # the transaction builds on it.
+        # A transaction that is open, of whatever thread, does not stand in the way: the deferred
+        # changes are complete, and the transaction builds on them.
         committer = self.committer
         with self._mutex:
             if self.deferred() is None and not self.store.writer.reserved and not committer.in_progress:

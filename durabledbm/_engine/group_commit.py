@@ -97,7 +97,7 @@ class GroupCommit(Pipeline):
                     return request.result  # type: ignore[no-any-return]
                 self._close(batch)  # its leader was interrupted before it did anything, perhaps even before this
                 continue
-            # Whoever joined a batch late has not waited for as long as its leader.
+            # A follower that joined late has not waited for as long as its leader.
             if leads or type(request.failure) is not BusyError or patience.over:
                 raise request.failure
 
@@ -125,7 +125,7 @@ class GroupCommit(Pipeline):
     def _arrived(self, before: int) -> bool | None:
         """Whether a commit on top of commit `before`, which was interrupted, has been made; None if nothing tells.
 
-        The lease is still the caller's, so nobody else can have committed since.
+        The lease is still the caller's, so no one else can have committed since.
         """
         try:
             self.committer.reconcile()
@@ -140,7 +140,7 @@ class GroupCommit(Pipeline):
         batch.wake()
 
     def _leave(self, batch: _Batch | None, lease: Lease, cause: BaseException) -> None:
-        """Somebody of the batch was interrupted. A leader ends it; a follower may have been woken already."""
+        """A thread of the batch was interrupted. A leader ends the batch; a follower may have been woken already."""
         lease.end()
         if batch is not None:
             if batch.leader() is lease:
@@ -149,7 +149,7 @@ class GroupCommit(Pipeline):
                 batch.wake()
 
     def _close(self, batch: _Batch) -> None:
-        """Nobody may join the batch any more."""
+        """Let no more requests join the batch."""
         with self._mutex:
             if self._open is batch:
                 self._open = None
@@ -195,7 +195,7 @@ class GroupCommit(Pipeline):
                 raise
 
     def _result(self, operation: Callable[[ChangeSet], T], work: ChangeSet) -> T:
-        """What an operation returns, after its changes were admitted by whoever observes the commits, if anybody."""
+        """What an operation returns, after the observer, if there is one, has admitted its changes."""
         observer = self.store.observer
         if observer is None:
             return operation(work)

@@ -5,14 +5,14 @@ on the disk, so that one always remains; the newest valid slot *is* the database
 where free space is recorded, and two short lists:
 
 * `extents`: the pages that were written since the last commit known to be on disk. With them, one sync is enough for
-  pages and meta together: whoever opens the file after a crash believes this meta only if all of them arrived.
+  pages and meta together: an open after a crash believes this meta only if all of them arrived.
 * `changes`: the newest changes, not merged into the tree yet. A small commit is then one write of one page. They are
   part of the state, not a log: nothing is replayed, readers look here first and in the tree after.
 
 A commit has a number, its txid, and numbers are not enough: when an older copy of the file is put in its place, the
 numbers that follow are given out a second time. So a meta also names its *generation*. Every handle begins a new one
-with its first commit, under a random name, and notes the number of that commit. Whoever has seen a commit can tell from
-a later meta whether that commit may be part of its past (see `may_follow`).
+with its first commit, under a random name, and notes the number of that commit. A reader that has seen a commit can
+tell from a later meta whether that commit may be part of its past (see `may_follow`).
 
 Pure: bytes in, bytes out. The layout is documented in docs/format.md.
 """

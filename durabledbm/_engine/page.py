@@ -2,7 +2,7 @@
 
 Everything after the two meta pages is a *run*: one or more consecutive pages that hold one thing (a leaf, a branch,
 a large value, a piece of the free-space map). A run starts with a header that says what it is, where it belongs and
-which commit wrote it, and ends with the CRC32C of everything before. Whoever points at a run holds a *ref*: its page
+which commit wrote it, and ends with the CRC32C of everything before. What points at a run is a *ref*: its page
 id, its length and its CRC. So a run vouches for all runs below it, the meta page vouches for the root, and a write
 that was lost, torn or went to the wrong place is found on reading, not believed.
 
