@@ -328,8 +328,7 @@ def edit_leaf(
             if b + len(value) != c:
                 numbers = numbers[: 4 * at + 4] + _shifted(numbers[4 * at + 4 :], b + len(value) - c)
         else:
-            # The offset where the next cell began is now that of the new key. Behind it stand the offset of the new
-            # value and that of the next cell, which has moved.
+            # The next cell's offset becomes the new key's. Behind it: the new value's, then the next cell's, moved.
             size = len(key)
             body = b"".join((body[:a], key, value, body[a:]))
             if len(body) > limits[1]:
