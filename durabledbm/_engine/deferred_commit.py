@@ -65,15 +65,15 @@ class DeferredCommit(Pipeline):
             return False  # this call has interrupted one of its own thread: `apply` refuses it
         try:
             with self._mutex:
-                work = self.deferred()
-                if work is None or work.size > _DEFERRED_MAX or self._in_transaction or self.committer.in_progress:
+                changes = self.deferred()
+                if changes is None or changes.size > _DEFERRED_MAX or self._in_transaction:
                     return False
-                if store.closed or store.failure is not None:
+                if self.committer.in_progress or store.closed or store.failure is not None:
                     return False
                 if flusher is not None and (flusher.failure is not None or flusher.overdue):
                     return False
                 with self._changing:
-                    work.put(key, value)
+                    changes.put(key, value)
         finally:
             if store.inside.postponed:
                 store.inside.came_out()
@@ -81,22 +81,22 @@ class DeferredCommit(Pipeline):
 
     def _current(self) -> ChangeSet:
         """The deferred changes, or a new change set. The mutex must be held, and the writer lock."""
-        work = self.deferred()
-        if work is None:
+        changes = self.deferred()
+        if changes is None:
             state = self.store.state
-            work = self._changes = ChangeSet.on(state)
+            changes = self._changes = ChangeSet.on(state)
             self._state = state
-        return work
+        return changes
 
     def _end(self, lease: Lease) -> None:
         """Release the writer lock, unless changes are deferred: then only threads of this handle may write."""
         if lease.holder is None:
             return
         with self._mutex:
-            work, flusher = self.deferred(), self.flusher
+            changes, flusher = self.deferred(), self.flusher
             try:
-                if work is not None and (
-                    work.size > _DEFERRED_MAX
+                if changes is not None and (
+                    changes.size > _DEFERRED_MAX
                     or (flusher is not None and (flusher.overdue or not flusher.wake()))
                 ):
                     self._commit()
@@ -109,9 +109,9 @@ class DeferredCommit(Pipeline):
         """Commit the deferred changes. The mutex must be held, and the writer lock kept."""
         if self.committer.in_progress and self.deferred() is not None:
             self.committer.reconcile()  # the thread that committed them was interrupted
-        work = self.deferred()
-        if work is not None:
-            self.committer.commit(work.changes(), cleared=work.cleared, shrink=not self._in_transaction)
+        changes = self.deferred()
+        if changes is not None:
+            self.committer.commit(changes.as_dict(), cleared=changes.cleared, shrink=not self._in_transaction)
             with self._changing:
                 self._changes = None
             self.store.writer.reserved = False
@@ -124,41 +124,41 @@ class DeferredCommit(Pipeline):
 
     def deferred(self) -> ChangeSet | None:
         # No other handle writes while changes are deferred. So if the state has moved on, it was by committing them.
-        work = self._changes
-        if work is None or not work.size or self._state.meta.txid != self.store.state.meta.txid:
+        changes = self._changes
+        if changes is None or not changes.size or self._state.meta.txid != self.store.state.meta.txid:
             return None
-        return work
+        return changes
 
     def count(self) -> int:
         if held_here(self._changing):  # interrupted amid a change: nothing that it relies on may be touched
-            work = self.deferred()
-            return self.store.state.meta.entry_count if work is None else work.counted_afresh()
+            changes = self.deferred()
+            return self.store.state.meta.entry_count if changes is None else changes.counted_afresh()
         with self._changing:
-            work = self.deferred()
-            if work is not None:
-                return work.count()
+            changes = self.deferred()
+            if changes is not None:
+                return changes.count()
         return self.store.current().meta.entry_count
 
     def view(self) -> tuple[View, State] | None:
         if held_here(self._changing):
-            work, state = self.deferred(), self._state
-            return None if work is None else (work.copied_view(), state)
+            changes, state = self.deferred(), self._state
+            return None if changes is None else (changes.copied_view(), state)
         with self._changing:
-            work, state = self.deferred(), self._state
-            return None if work is None else (work.view(), state)
+            changes, state = self.deferred(), self._state
+            return None if changes is None else (changes.view(), state)
 
     def begin(self, lease: Lease) -> ChangeSet:
         self.committer.begin(lease, self.timeout)
         with self._mutex, self._changing:
-            work = self._current()
+            changes = self._current()
             self._transaction = lease
             # The deferred changes may be committed while the transaction goes on reading what they replace.
-            return ChangeSet(work.view(), work.count, hold=self.store.hold() if work.size else None)
+            return ChangeSet(changes.view(), changes.count, hold=self.store.hold() if changes.size else None)
 
-    def spill(self, work: ChangeSet) -> Spill:
+    def spill(self, changes: ChangeSet) -> Spill:
         with self._mutex:
             self._commit()
-            return super().spill(work)
+            return super().spill(changes)
 
     def finish(self, lease: Lease, changes: ChangeSet | None, spill: Spill | None = None) -> None:
         try:
@@ -166,7 +166,7 @@ class DeferredCommit(Pipeline):
                 if self.committer.in_progress:
                     self.committer.reconcile()  # a thread was interrupted that committed the deferred changes
                 if changes is not None and spill is not None:
-                    self.committer.commit_spill(spill, changes.changes(), sync=True)
+                    self.committer.commit_spill(spill, changes.as_dict(), sync=True)
                     self._changes = None
                 elif changes is not None:
                     with self._changing:
@@ -174,7 +174,7 @@ class DeferredCommit(Pipeline):
                         deferred = self._current()
                         if changes.cleared:
                             deferred.clear()
-                        deferred.add(changes.changes(), changes.size)
+                        deferred.add(changes.as_dict(), changes.size)
         finally:
             self._end(lease)
 

@@ -36,18 +36,9 @@ from .recovery import newest, read_slots
 from .threads import Lease
 
 __all__ = [
-    "INHERITED",
-    "INTERRUPTED",
-    "displaced",
-    "first_meta",
-    "initialise",
-    "overtaken",
-    "overwritten",
-    "random_bytes",
-    "replace",
-    "temporary_name",
-    "unavailable",
-]
+    "INHERITED", "INTERRUPTED", "displaced", "first_meta", "initialise", "overtaken", "overwritten", "random_bytes",
+    "replace", "temporary_name", "unavailable",
+]  # fmt: skip
 
 _FIXED_IN_PLACE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY, errno.EXDEV}
 """What says that a name cannot be given to another file: the directory is read-only, or the name is a mount."""

@@ -107,11 +107,11 @@ class GroupCommit(Pipeline):
                 self.committer.begin(lease, self.timeout)
             finally:
                 self._close(batch)
-            work = ChangeSet.on(self.store.state)
+            changes = ChangeSet.on(self.store.state)
             for number, request in enumerate(batch.requests):
-                self._carry_out(request, work, others=number > 0)
+                self._carry_out(request, changes, others=number > 0)
             before, batch.committed = self.store.state.meta.txid, None
-            self._commit(work)
+            self._commit(changes)
             batch.committed = True
             lease.end()
         except BaseException as exc:
@@ -177,44 +177,44 @@ class GroupCommit(Pipeline):
                     f"of it: {cause!r}"
                 )
 
-    def _carry_out(self, request: _Request, work: ChangeSet, *, others: bool) -> None:
+    def _carry_out(self, request: _Request, changes: ChangeSet, *, others: bool) -> None:
         """Run the operation of a request. What it raises is kept there, if it is the operation that raises it.
 
         An asynchronous exception for the thread that leads, while it runs what `others` have asked for, is the leader's
         own. It is told by a second try: an operation that fails changes nothing, and fails again.
         """
         try:
-            request.result = self._result(request.operation, work)
+            request.result = self._result(request.operation, changes)
         except Exception as exc:
             request.failure = exc
             if others:
                 try:
-                    self._result(request.operation, work)
+                    self._result(request.operation, changes)
                 except Exception:
                     return
                 raise
 
-    def _result(self, operation: Callable[[ChangeSet], T], work: ChangeSet) -> T:
+    def _result(self, operation: Callable[[ChangeSet], T], changes: ChangeSet) -> T:
         """What an operation returns, after the observer, if there is one, has admitted its changes."""
         observer = self.store.observer
         if observer is None:
-            return operation(work)
-        point = work.savepoint()
+            return operation(changes)
+        point = changes.savepoint()
         try:
-            result = operation(work)
-            observer.admit(work.changes())
+            result = operation(changes)
+            observer.admit(changes.as_dict())
         except BaseException:
-            work.roll_back(point)
+            changes.roll_back(point)
             raise
-        work.release(point)
+        changes.release(point)
         return result
 
     def _commit(self, changes: ChangeSet, spill: Spill | None = None) -> None:
         flusher = self.flusher
         if spill is None:
-            self.committer.commit(changes.changes(), cleared=changes.cleared, sync=self._sync)
+            self.committer.commit(changes.as_dict(), cleared=changes.cleared, sync=self._sync)
         else:
-            self.committer.commit_spill(spill, changes.changes(), sync=self._sync)
+            self.committer.commit_spill(spill, changes.as_dict(), sync=self._sync)
         if flusher is not None and (flusher.overdue or not flusher.wake()):
             self.committer.make_durable()
             flusher.mark_flushed()

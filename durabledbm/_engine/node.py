@@ -26,31 +26,10 @@ from zlib import crc32
 from .page import CRC_SIZE, HEADER, REF
 
 __all__ = [
-    "BIG_ENDIAN",
-    "BRANCH_OVERHEAD",
-    "LEAF_OVERHEAD",
-    "WIDTH",
-    "Branch",
-    "Equal",
-    "Overflow",
-    "capacity",
-    "cut",
-    "decode_branch",
-    "decode_leaf",
-    "edit_leaf",
-    "encode_branch",
-    "encode_leaf",
-    "equal_cells",
-    "find_child",
-    "find_value",
-    "grown_tail",
-    "has_overflow",
-    "leaf_keys",
-    "pack_numbers",
-    "pieces",
-    "separator",
-    "unpack_numbers",
-]
+    "BIG_ENDIAN", "BRANCH_OVERHEAD", "LEAF_OVERHEAD", "WIDTH", "Branch", "Equal", "Overflow", "capacity", "cut",
+    "decode_branch", "decode_leaf", "edit_leaf", "encode_branch", "encode_leaf", "equal_cells", "find_child",
+    "find_value", "grown_tail", "has_overflow", "leaf_keys", "pack_numbers", "pieces", "separator", "unpack_numbers",
+]  # fmt: skip
 
 BIG_ENDIAN = sys.byteorder == "big"
 WIDTH = {"H": 2, "I": 4}

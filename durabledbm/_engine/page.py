@@ -18,9 +18,9 @@ from typing import NamedTuple
 from .checksum import crc32c
 
 __all__ = [
-    "BRANCH", "CRC_SIZE", "HEADER", "LEAF", "MAP", "MAX_PAGE_SIZE", "MIN_PAGE_SIZE", "NO_REF", "OVERFLOW",
-    "PENDING", "REF", "SPACE", "TYPE_NAMES", "WHOLE", "Header", "crc_of", "mismatch", "pages_for", "read_header",
-    "ref_parts", "seal", "self_consistent",
+    "BRANCH", "CRC_SIZE", "HEADER", "LEAF", "MAP", "MAX_PAGE_SIZE", "MIN_PAGE_SIZE", "NO_REF", "OVERFLOW", "PENDING",
+    "REF", "SPACE", "TYPE_NAMES", "WHOLE", "Header", "crc_of", "mismatch", "pages_for", "read_header", "ref_parts",
+    "seal", "self_consistent",
 ]  # fmt: skip
 
 MIN_PAGE_SIZE = 4096

@@ -23,13 +23,7 @@ from .disk.protocol import Disk
 from .locks import oldest_pin
 from .pager import Pager
 
-__all__ = [
-    "Hold",
-    "PinTable",
-    "Pins",
-    "Reader",
-    "Unpinned",
-]
+__all__ = ["Hold", "PinTable", "Pins", "Reader", "Unpinned"]
 
 class Pins(NamedTuple):
     """The oldest commit that is still read, and by which process (None: this one, or not known)."""

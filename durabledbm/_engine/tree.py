@@ -27,14 +27,7 @@ from .node import Branch, Overflow, decode_branch, decode_leaf, find_value, has_
 from .page import BRANCH, HEADER, LEAF, NO_REF, OVERFLOW, REF
 from .pager import MALFORMED, Pager
 
-__all__ = [
-    "Chunk",
-    "Flaw",
-    "PageSet",
-    "Tree",
-    "Visit",
-    "walk",
-]
+__all__ = ["Chunk", "Flaw", "PageSet", "Tree", "Visit", "walk"]
 
 Chunk = tuple[list[bytes], list[bytes], bool]
 """Keys, their values, and whether there may be an `Overflow` among these. Without values, the rest is to be ignored."""

@@ -23,14 +23,7 @@ from .page import NO_REF
 from .pager import MALFORMED, Pager
 from .tree import Chunk, PageSet, Tree
 
-__all__ = [
-    "EMPTY_LAYER",
-    "ENDLESS",
-    "Layer",
-    "Scope",
-    "State",
-    "View",
-]
+__all__ = ["EMPTY_LAYER", "ENDLESS", "Layer", "Scope", "State", "View"]
 
 _STRIDE = 256
 """Changes that are taken at a time where there is no leaf to set the pace."""
