@@ -1,4 +1,4 @@
-"""What the blocks of one transaction, the outermost and those nested in it, have in common."""
+"""What a transaction and the blocks nested in it share."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Fate(Enum):
 
 
 class Block:
-    """One block, and how to return to its beginning."""
+    """One block, and how to return to its start."""
 
     __slots__ = ("fate", "first_life", "mark", "outer", "outer_life", "owner", "point", "rolled_back", "untouched")
 
@@ -50,7 +50,7 @@ class Block:
 
 
 class TransactionContext:
-    """What a transaction and its nested ones share."""
+    """The state that an outermost transaction shares with the blocks nested in it."""
 
     __slots__ = (
         "__weakref__", "busy", "caller", "doomed", "life", "lives", "orphaned", "outermost", "spill", "top", "uses",
@@ -78,7 +78,7 @@ class TransactionContext:
         """The process forked: the transaction is the parent's."""
 
     def inside(self, block: Block) -> list[Block]:
-        """The open blocks inside of `block`, which is open itself, innermost first."""
+        """The open blocks inside `block`, innermost first. `block` is open itself."""
         blocks = []
         inner = self.top
         while inner is not None and inner is not block:
@@ -87,7 +87,7 @@ class TransactionContext:
         return blocks
 
     def leave(self, block: Block) -> list[Block]:
-        """`block` is not open any more, nor are those inside of it, which are returned."""
+        """Mark `block` and the blocks inside it as ended; return those inside."""
         inside = self.inside(block)
         for inner in inside:
             if inner.fate is Fate.OPEN:
@@ -102,7 +102,7 @@ class TransactionContext:
 
 
 class Use:
-    """Counts an iterator of a transaction for as long as it exists, so that its pages are not reused under it."""
+    """Counts an iterator of a transaction while it exists, so that the pages it reads are not reused."""
 
     __slots__ = ("_context",)
 

@@ -373,9 +373,9 @@ def _unpacked_note(note: bytes) -> tuple[bytes, int, set[bytes]]:
             at += _KEY.size + size
             keys.add(note[at - size : at])
     except struct.error as exc:
-        raise CorruptionError("the note in the log makes no sense") from exc
+        raise CorruptionError("the note in the log is malformed") from exc
     if at != len(note) or depth > MAX_DEPTH:
-        raise CorruptionError("the note in the log makes no sense")
+        raise CorruptionError("the note in the log is malformed")
     return root, depth, keys
 
 

@@ -221,7 +221,7 @@ def load(
             reader = stack.enter_context(_reader(source, codec))
             loaded = _load_stream(reader, db, _Loading(db, loader, progress), until_txid, until_time_ns)
         if loaded.commit is None and (until_txid is not None or until_time_ns is not None):
-            raise error("it holds no commit of that time or before")
+            raise error("it contains no commit at or before that point")
         return loaded
 
 
@@ -350,8 +350,8 @@ def _refuse_what_follows(records: Iterator[Record], last: Commit) -> None:
         return  # what cannot be read is not wanted
     if found is not None:
         raise error(
-            f"the clock was set back: commit {found.txid} follows commits that bear later times; "
-            "say up to which commit to load by its number, or load the directory of the log"
+            f"the clock was set back: commit {found.txid} follows commits with later times; "
+            "give the number of the last commit to load, or load the directory of the log"
         )
 
 

@@ -34,12 +34,12 @@ from ._engine.locks import Turn, WriterLock
 from ._engine.native import FileVolume
 from ._engine.recovery import newest, read_slots
 from ._files.arguments import Meter, Path, Progress
+from ._files.opening import DEFAULT_PAGE_SIZE
 from ._files.publish import publishing, take_name
 from ._files.sorting import in_key_order
 from ._files.temporary import Temporary, blame_target, new_file, sweep
 from ._foreign.kinds import FILES, OURS, Found, beside, migrate_command, refuse_beside, shell_word
 from ._foreign.sources import Damaged, Entry, Source, locate, open_source
-from .database import DEFAULT_PAGE_SIZE
 from .database import open as open_database
 from .errors import CorruptionError, error
 
@@ -204,7 +204,7 @@ class _Copying:
             for entry in entries:
                 left -= len(entry[0]) + len(entry[1]) + 1
                 if left < 0:
-                    self._damaged(f"{self._old.name}: it claims to hold more than its files do")
+                    self._damaged(f"{self._old.name}: it claims to hold more data than its files")
                     return
                 yield entry
 

@@ -20,11 +20,11 @@ from typing import NamedTuple
 from ._engine.meta import Meta, first_page, has_magic
 from ._engine.native import FileVolume
 from ._files.arguments import Meter, Path, Progress
+from ._files.opening import DEFAULT_PAGE_SIZE
 from ._log.overlay import folded, laid_over
 from ._log.records import COMMIT, GROUPED, NO_IDENTITY, PUT
 from ._log.streams import Label, StreamReader
 from .changelog import Change, ChangeLog, Commit, Moment
-from .database import DEFAULT_PAGE_SIZE
 from .database import open as open_database
 from .dump import open_log
 from .errors import CorruptionError, error

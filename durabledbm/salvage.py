@@ -300,7 +300,7 @@ class _Salvage:
         try:
             keys, values = decode_leaf(self._read(run.page_id * self._page_size, run.page_count * self._page_size))
         except MALFORMED:
-            self._report.lost("a leaf that makes no sense")
+            self._report.lost("a malformed leaf")
             return
         rank = 2 * run.txid + 3
         for key, value in zip(keys, values, strict=True):

@@ -1,7 +1,7 @@
-"""Snapshots: the database as of one instant, for as long as wanted.
+"""Snapshots: the content of a database at one instant, for as long as it is needed.
 
-A snapshot pins the commit that it reads: its pages stay, whoever commits meanwhile. It waits for nobody and nobody
-waits for it. What it costs is space: pages that later commits replace are not reused before it ends.
+A snapshot pins the commit that it reads, so later commits do not reuse its pages. It never waits, and nothing waits for
+it. It costs space: pages that later commits replace are not reused before the snapshot ends.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Pin:
         self.state: State = store.pin(self._reader, displaced=displaced)
 
     def release(self) -> None:
-        """End the pin. Doing it twice is harmless."""
+        """End the pin. Releasing twice is harmless."""
         if self._store is not None:
             self._store.unpin(self._reader)
             self._store = None
@@ -46,7 +46,7 @@ class Pin:
 
 
 class _Rows(dict[bytes, bytes | None]):
-    """What a snapshot has read: `rows[key]` is the value, or None, and only what is not there yet takes Python code."""
+    """The values that a snapshot has read. `rows[key]` is the value or None; only a missing key runs Python code."""
 
     __slots__ = ("_life", "_old", "_view")
 
@@ -95,11 +95,11 @@ class Snapshot(Readable):
         return self._life.ended
 
     def after_fork(self) -> None:
-        """In a child process: ask the file, and so pin what is read there, when something is looked up next."""
+        """In a child process: the next look-up reads the file, and so pins it for the child."""
         self._rows = _Rows(self._view, self._life)
 
     def close(self) -> None:
-        """End the snapshot: the space it pins may be reused. Iterators over it end with `ClosedError`."""
+        """End the snapshot, so that its pages can be reused. Iterators over it end with `ClosedError`."""
         self._life.end()
         self._rows = _Rows(self._view, self._life)  # a thread may be about to put something into the old ones
         self._pin.release()

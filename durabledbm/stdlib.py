@@ -24,9 +24,10 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from ._engine.native import FileVolume
+from ._files.opening import OpenOptions
 from ._foreign.kinds import OURS, beside, kind_of
 from ._process import children
-from .database import Database, OpenOptions
+from .database import Database
 from .database import open as open_database
 from .errors import error
 

@@ -888,7 +888,7 @@ def test_compact_of_a_compact_file_writes_nothing(run: Run, path: str, large: st
         before = state_of(file)
         result = run("compact", file)
         assert (result.status, result.out) == (0, b"")
-        assert result.err.endswith(", there is nothing to gain\n")
+        assert result.err.endswith(", already compact\n")
         assert state_of(file) == before
 
 

@@ -465,7 +465,7 @@ def test_a_stream_cannot_be_loaded_until_a_time_that_comes_twice(
     set_back: dict[str, int], tmp_path: Path, other: durabledbm.Database
 ) -> None:
     data = (tmp_path / "log" / "00000001.log").read_bytes()
-    with pytest.raises(error, match="set back: commit 4 follows commits that bear later times"):
+    with pytest.raises(error, match="set back: commit 4 follows commits with later times"):
         load(io.BytesIO(data), other, until_time_ns=set_back["c"])
     assert len(other) == 0
     assert load(io.BytesIO(data), other, until_txid=3).changes == 2

@@ -151,7 +151,7 @@ def open_store(volume: Volume, name: str, flag: str, mode: int, page_size: int, 
             if type(known) is OtherKindError:
                 raise known from exc
         raise error.wrap(exc, name) from exc
-    raise error(f"{name}: the file is created and removed again and again")
+    raise error(f"{name}: other processes keep creating and removing the file")
 
 
 def _store(volume: Volume, disk: Disk, name: str, flag: str, page_size: int, cache_size: int) -> Store | None:

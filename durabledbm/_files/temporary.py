@@ -159,7 +159,7 @@ def _locked(target: str, create: Callable[[str], Disk | None]) -> Temporary:
             made.remove()
             raise
         made.remove()  # between creating and locking it, another process's sweep took it for a leftover
-    raise error(f"{target}: temporary files beside it are removed again and again")
+    raise error(f"{target}: another process keeps removing temporary files beside it")
 
 
 def _create_file(path: str, mode: int, like: os.stat_result | None) -> Disk:

@@ -223,7 +223,7 @@ def _unknown(volume: Volume, path: str, name: str) -> error:
     if has_our_pages(volume, path):
         how = f"'durabledbm salvage {shell_word(name)} NEW' saves what is readable"
         return CorruptionError(f"both meta pages are damaged; {how}", path=name)
-    return error(f"{name}: not a durabledbm database, and of no kind that 'durabledbm migrate' knows")
+    return error(f"{name}: not a durabledbm database, and not of a kind that 'durabledbm migrate' can read")
 
 
 def migrate_command(name: str, target: str = "") -> str:

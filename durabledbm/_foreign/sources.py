@@ -63,7 +63,7 @@ def locate(path: str) -> Found:
         if os.path.isfile(stem + ".dat") and os.path.isfile(stem + ".dir"):
             return Found("dbm.dumb", stem)  # with an index that is damaged from its first byte on
     if os.path.isdir(path):
-        raise error(errno.EISDIR, "a directory, and not one of LMDB's", path)
+        raise error(errno.EISDIR, "a directory, but not an LMDB database", path)
     if not os.path.lexists(path):
         raise error(errno.ENOENT, os.strerror(errno.ENOENT), path)
     if not os.path.isfile(path):

@@ -24,8 +24,8 @@ _NEXT = {
     errno.EISDIR: "a directory, not a database file",
     errno.ENOTDIR: "a part of the path is not a directory",
     errno.EEXIST: "exists already: choose another name, or remove it first",
-    errno.ENOSPC: "no space left on the device: make room, and do it again",
-    errno.EDQUOT: "disk quota exceeded: make room, and do it again",
+    errno.ENOSPC: "no space left on the device: free some space and try again",
+    errno.EDQUOT: "disk quota exceeded: free some space and try again",
     errno.EMFILE: "too many open files in this process: raise 'ulimit -n'",
     errno.ENAMETOOLONG: "the name is too long",
 }

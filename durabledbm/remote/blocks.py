@@ -195,7 +195,7 @@ class Transaction(WritableTable, Block):
             if self._number in root.open:
                 self._end(root, keep=kind is None)
             elif kind is None:
-                raise ClosedError("the block was ended before its end: by close(), or with the block around it")
+                raise ClosedError("the block has ended already: by close(), or with the block around it")
         except error:
             if kind is None:
                 raise
@@ -262,7 +262,7 @@ class Transaction(WritableTable, Block):
     def _open(self) -> ServerTransaction:
         root = self._root
         if root is None or self._number not in root.open:
-            raise ClosedError("the transaction is not open: it lives in its 'with' block")
+            raise ClosedError("the transaction is not open: use it inside its 'with' block")
         root.check()
         return root
 

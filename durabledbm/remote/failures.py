@@ -52,18 +52,18 @@ def as_error(exc: BaseException, where: str, *, lost: bool = False, committed: b
     code = getattr(exc, "sqlstate", None)
     said = " ".join(str(exc).split()) or type(exc).__name__
     if code in _CONFLICTS:
-        return BusyError(f"{where}: {_CONFLICTS[code]}; nothing was written: do it again")
+        return BusyError(f"{where}: {_CONFLICTS[code]}; nothing was written; try again")
     if code == _LOCK_TIMEOUT:
-        return BusyError(f"{where}: another transaction holds what is to be written; nothing was written: do it again")
+        return BusyError(f"{where}: another transaction holds what is to be written; nothing was written; try again")
     if lost or code == _UNKNOWN:
         outcome = "" if committed is False else "; whether the last write was committed is not known: read to find out"
         return ConnectionLostError(f"{where}: the connection was lost ({said}){outcome}", committed=committed)
     if code == _READ_ONLY:
-        return ReadOnlyError(f"{where}: the server, or this user, may only read")
+        return ReadOnlyError(f"{where}: the server or this user is read-only")
     if code == _DISK_FULL:
         return error(errno.ENOSPC, os.strerror(errno.ENOSPC), where)
     if code == _NO_TABLE:
-        return error(f"{where}: the table is not there any more: open it again to make a new one")
+        return error(f"{where}: the table no longer exists; open it again to create a new one")
     return error(f"{where}: {said}")
 
 

@@ -123,7 +123,7 @@ class Mirror:
             shown = self._shown
             assert shown is not None
             if len(shown) != len(self.target):
-                raise error(f"{self.target.location}: {self.target.name!r} is not what the file is")
+                raise error(f"{self.target.location}: {self.target.name!r} does not match the file")
             return _commit_of(shown)
 
     def verify(self, progress: Progress | None = None) -> int:
@@ -135,7 +135,7 @@ class Mirror:
             meter, theirs = Meter(progress, len(snapshot)), iter(self.target.items())
             for entry in meter.watch(snapshot.items()):
                 if next(theirs, None) != entry:
-                    raise error(f"{self.target.location}: the entry {entry[0][:50]!r} is not what it is in the file")
+                    raise error(f"{self.target.location}: the entry {entry[0][:50]!r} differs from the file")
             if next(theirs, None) is not None:
                 raise error(f"{self.target.location}: there are more entries than in the file")
         return meter.done

@@ -24,8 +24,9 @@ from .._engine.locks import Turn
 from .._engine.native import FileVolume
 from .._engine.work import Work
 from .._files.arguments import CountedProgress, Path
+from .._files.opening import DEFAULT_CACHE_SIZE, Flag, OpenOptions
 from .._foreign.kinds import refuse_for_shards
-from ..database import DEFAULT_CACHE_SIZE, Database, Flag, OpenOptions
+from ..database import Database
 from ..database import open as open_database
 from ..errors import BusyError, ClosedError, error
 from ..maintenance.check import Problem
@@ -74,7 +75,7 @@ def open_sharded(
         number = errno.ENOENT if kind in ("r", "w") else errno.EEXIST
         refuse_for_shards(FileVolume(), path, os.fsdecode(directory), number)
     if there is None and kind in ("r", "w"):
-        raise error(errno.ENOENT, "no sharded database is there; flag 'c' creates one", path)
+        raise error(errno.ENOENT, "there is no sharded database; flag 'c' creates one", path)
     if there is not None and there != shards and kind != "n":
         if shards is not DEFAULT_SHARDS:
             raise error(f"{path}: has {there} shards, not {shards}")

@@ -68,7 +68,7 @@ def read(directory: str) -> int | None:
     if form != _FORMAT or type(shards) is not int or not 0 < shards <= SHARDS_MAX:
         raise CorruptionError("the manifest is damaged", path=path)
     if version != _VERSION or placement != _PLACEMENT:
-        raise error(f"{path}: version {version}, placement {placement!r}: this durabledbm does not know it")
+        raise error(f"{path}: version {version}, placement {placement!r}: not supported by this version of durabledbm")
     return shards
 
 

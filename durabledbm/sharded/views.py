@@ -45,7 +45,7 @@ class MergedIterator(Iterator[T]):
         if self._owner.closed:
             raise ClosedError
         if self._broken:
-            raise error("an error or an interrupt has ended the iteration before its end: begin it again")
+            raise error("an error or an interrupt stopped the iteration: start it again")
         self._broken = True  # until the item is handed out: an interrupt may come anywhere
         item: T | None = next(self._items, None)
         self._broken = False

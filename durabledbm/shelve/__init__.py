@@ -26,7 +26,7 @@ from itertools import islice
 from pickle import DEFAULT_PROTOCOL, dumps, loads
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
 
-from ..database import Flag, OpenOptions
+from .._files.opening import Flag, OpenOptions
 from ..database import open as open_database
 from ..errors import BusyError
 from ..mapping import COMPLETIONS, Readable, not_copied, represented

@@ -53,7 +53,7 @@ class CacheLock:
     def _wait(self, other: CallerContext, patience: Patience) -> None:
         """Let others have the lock for a while."""
         if other.is_stuck():
-            raise BusyError("the shelf is in a transaction that could not end while this call waits for it")
+            raise BusyError("the shelf is in a transaction that cannot end while this call waits")
         if patience.over:
             raise BusyError(f"the shelf was in another transaction for more than {self.timeout:g} seconds")
         self.moment.release()

@@ -45,7 +45,7 @@ def message(options: dict[str, Any]) -> str:
     try:
         return json.dumps(told)
     except TypeError as exc:
-        raise TypeError(f"an option that child processes can't be told: {exc}") from exc
+        raise TypeError(f"an option that cannot be passed to child processes: {exc}") from exc
 
 
 def options_from_parent() -> dict[str, Any] | None:
@@ -56,7 +56,7 @@ def options_from_parent() -> dict[str, Any] | None:
     known = json.loads(told)
     options = known.get("options") if isinstance(known, dict) else None
     if not isinstance(options, dict):
-        raise ValueError(f"{VARIABLE} holds {told!r}, no options")
+        raise ValueError(f"{VARIABLE} holds {told!r} instead of options")
     return options
 
 

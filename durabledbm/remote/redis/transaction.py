@@ -114,8 +114,8 @@ class RedisTransaction(ServerTransaction):
 
         if self._readers.run(send, harmless=False) == CONFLICT:
             raise BusyError(
-                f"{self._readers.server}: another transaction changed what this one read; nothing was written: "
-                "do it again"
+                f"{self._readers.server}: another transaction changed what this one read; nothing was written; "
+                "try again"
             )
 
     def finish(self) -> None:
