@@ -1,17 +1,17 @@
 """check: verify every page of a database, while others read and write it.
 
-The invariants are those of docs/format.md, and a `Problem` carries the number of the one that is broken:
+The invariants are those of docs/format.md; a `Problem` carries the number of the violated one:
 
 1. Each page after the meta pages belongs to the tree exactly once, or to the free-space map, or is free, or was freed
-   and may still be read; no page is two of these, and none is missing.
+   and may still be read. No page is two of these, and none is missing.
 2. Keys ascend strictly within a node and across the tree and lie between their parent's separators; all leaves are at
    the depth that the meta page says.
 3. A run's checksum, page id, type and length are those that its parent holds, and it was not written after its parent.
 4. What the meta pages refer to is inside the file, and the older meta is the commit before or a copy of the newer.
 5. The entry counts in the meta page are the numbers of entries.
 
-Everything is read from the disk anew; the cache is not asked. A check pins the commit that it looks at, so it sees one
-state, and never waits.
+Everything is read from the disk, not from the cache. A check pins the commit that it verifies, so it sees one state and
+never waits.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _WORDS = {_USED: "in the tree", _MAP: "in the free-space map", _FREE: "free", _P
 
 
 class Problem(NamedTuple):
-    """Something in the file that should not be so."""
+    """A violation of an invariant of the file."""
 
     invariant: int
     """The number of the invariant that is broken."""
@@ -52,7 +52,7 @@ class Problem(NamedTuple):
 
 
 def check_state(store: Store, state: State, progress: CountedProgress | None = None) -> list[Problem]:
-    """Verify everything that `state`, which must be pinned, refers to. An empty list: all is well."""
+    """Verify everything that `state`, which must be pinned, refers to. An empty list means no problem."""
     return list(_Check(store, state, progress).run())
 
 

@@ -29,7 +29,7 @@ _BLOCK_OVER = "the block of the transaction is over, or was undone"
 
 
 class ServerTransaction:
-    """What an outermost block and those nested in it share. Dropped before its end, it is rolled back."""
+    """What an outermost block and those nested in it share. If it is freed before its end, it is rolled back."""
 
     def __init__(self) -> None:
         self.caller = CallerContext()
@@ -46,15 +46,15 @@ class ServerTransaction:
 
     @property
     def failure(self) -> error | None:
-        """Why the transaction can only be undone, or the innermost block that is open; None if it can go on."""
+        """Why the transaction, or its innermost open block, can only be undone; None if it can continue."""
         return None
 
     def carry_out(self, table: TableOperations, operation: Operation[T]) -> T:
-        """The result of `operation` in the transaction."""
+        """Run `operation` in the transaction and return its result."""
         raise NotImplementedError
 
     def scan(self, table: TableOperations, keys: KeyRange, life: Life, *, values: bool) -> Iterator[Any]:
-        """An iterator over what there is now in the transaction."""
+        """An iterator over the present content in the transaction."""
         raise NotImplementedError
 
     def save(self, number: int) -> None:
@@ -66,7 +66,7 @@ class ServerTransaction:
         raise NotImplementedError
 
     def release(self, number: int) -> None:
-        """Forget a savepoint, and all behind it."""
+        """Remove a savepoint and all after it."""
         raise NotImplementedError
 
     def commit(self) -> None:
@@ -74,11 +74,11 @@ class ServerTransaction:
         raise NotImplementedError
 
     def restart(self) -> None:
-        """Undo everything, and go on."""
+        """Undo everything, and continue."""
         raise NotImplementedError
 
     def finish(self) -> None:
-        """Undo what is not committed, and let go of everything. Doing it twice is harmless."""
+        """Undo what is not committed, and release everything. Calling it twice is harmless."""
         raise NotImplementedError
 
     # What follows.
@@ -95,7 +95,7 @@ class ServerTransaction:
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """A block of operations of an open transaction, which nobody else uses meanwhile."""
+        """A block of operations of an open transaction, which nothing else uses meanwhile."""
         with self.lock:
             try:
                 yield
@@ -124,7 +124,7 @@ class ServerTransaction:
         return BusyError(text) if isinstance(self.failure, BusyError) else error(text)
 
     def abandon(self) -> None:
-        """All blocks are over. What is not committed never will be."""
+        """End all blocks. What is not committed never will be."""
         self.open.clear()
         self.end_lives(0)
 
@@ -134,7 +134,7 @@ class ServerTransaction:
         self.finish()
 
     def close(self) -> None:
-        """The database is being closed by somebody in a block: roll back, now or when what is under way is over."""
+        """The database is being closed inside a block: roll back now, or when the operation in progress has ended."""
         self.abandon()
         if not self.lock.held_here():
             with self.lock:
@@ -142,12 +142,13 @@ class ServerTransaction:
 
 
 class Transaction(WritableTable, Block):
-    """Made by `transaction()` of a database on a server, used with `with`. Inside another one it is a savepoint of it.
+    """Made by `transaction()` of a database on a server, used with `with`. Inside another transaction it is a savepoint
+    of that.
 
-    Leaving the block commits; an exception rolls back what was done in the block, and propagates. Any operation in
-    the block, and its end, may raise `BusyError`: another transaction stood in the way, nothing of the outermost
-    block was committed, and it may be run again. If the connection breaks within the block nothing was committed; if
-    it breaks at the end, `ConnectionLostError.committed` is None.
+    Leaving the block commits; an exception rolls back what the block did, and propagates. Any operation in the block,
+    and its end, may raise `BusyError`: another transaction conflicts, nothing of the outermost block was committed, and
+    it may be repeated. If the connection breaks within the block, nothing was committed; if it breaks at the end,
+    `ConnectionLostError.committed` is None.
     """
 
     __slots__ = (
@@ -227,9 +228,9 @@ class Transaction(WritableTable, Block):
             raise failed
 
     def rollback(self) -> None:
-        """Undo everything that was done in this block, now. The block goes on, and can read but not write any more.
+        """Undo everything that was done in this block, now. The rest of the block can read but not write.
 
-        Raises `error` while a transaction nested in this one is open.
+        Raises `error` while a nested transaction is open.
         """
         root = self._open()
         if root.open[-1] != self._number:
@@ -251,11 +252,11 @@ class Transaction(WritableTable, Block):
         return self._root is not None and self._number in self._root.open
 
     def in_use_here(self) -> bool:
-        """Whether the caller has interrupted an operation of the transaction on its own thread."""
+        """Whether the caller interrupted an operation of the transaction on its own thread."""
         return self._root is not None and self._root.lock.held_here()
 
     def abandon(self) -> None:
-        """The database is being closed by the caller, who is in the block: roll the whole transaction back."""
+        """Roll the whole transaction back, because the caller closes the database inside the block."""
         if self._root is not None:
             self._root.close()
 
@@ -299,7 +300,7 @@ class Transaction(WritableTable, Block):
 
 
 class Table(WritableTable):
-    """The mapping face of a further table. Made by `table()` of a database or of a transaction, and over with it."""
+    """A mapping over a further table. Made by `table()` of a database or transaction, and ends with it."""
 
     __slots__ = ("_database", "_owner", "_table", "name")
 
@@ -325,11 +326,11 @@ class Table(WritableTable):
         return self._owner._writable()
 
     def transaction(self) -> Transaction:
-        """A block of the database. What is written through it goes to this table."""
+        """A transaction of the database. Writes through it go to this table."""
         return Transaction(self._database, self._table)
 
     def snapshot(self) -> Snapshot:
-        """This table as of now, read-only, for as long as wanted."""
+        """A read-only view of this table that does not change."""
         snapshot: Snapshot = self._database._snapshot_of(self._table)
         return snapshot
 

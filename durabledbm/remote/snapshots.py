@@ -15,10 +15,11 @@ T = TypeVar("T")
 
 
 class Snapshot(ReadableTable):
-    """A read-only mapping of one instant, made by `snapshot()` of a database on a server. `close()` ends it, or `with`.
+    """A read-only mapping of one instant, made by `snapshot()` of a database on a server. A context manager; `close()`
+    ends it.
 
-    Any thread may use it. On PostgreSQL it ends with its connection: if that breaks, every use raises
-    `ConnectionLostError`. On Redis it ends by itself (`ClosedError`) when it has not been used for ten minutes.
+    Any thread may use it. On PostgreSQL it ends with its connection: after the connection breaks, every use raises
+    `ConnectionLostError`. On Redis it ends by itself (`ClosedError`) after ten minutes without use.
     """
 
     __slots__ = ("__weakref__", "_life", "_table", "database")
