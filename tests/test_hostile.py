@@ -36,7 +36,7 @@ def test_a_file_of_a_kind_that_once_hurt_is_survived(tmp_path: Path, name: str) 
 
 
 def test_random_files_are_survived(tmp_path: Path) -> None:
-    assert used(tmp_path, "0", "60")[-1] == "all is well"
+    assert used(tmp_path, "0", "25")[-1] == "all is well"
 
 
 @pytest.mark.long
