@@ -1,14 +1,14 @@
-"""The standard library's `dbm` and `shelve`, made to use durabledbm: `install()`, `uninstall()`, `whichdb()`.
+"""`install()`, `uninstall()` and `whichdb()`: the standard library's `dbm` and `shelve` use durabledbm.
 
-What may live here: changes to the state of the `dbm` module, and recognizing files. `dbm` has three
-variables that decide what `dbm.open` does, and one function:
+This module changes the state of the `dbm` module, and recognizes files. `dbm` has three variables that decide what
+`dbm.open` does, and one function:
 
-* `_names`, the modules to try. It is left alone: CPython's own tests hold it to contain `dbm.*` only.
-* `_modules`, those that were imported. `dbm.open` fills it while `_defaultmod` is None and never again, so
-  whoever sets `_defaultmod` must fill it, or files of the other formats could no longer be opened.
+* `_names`, the modules to try. It is left alone: CPython's own tests require it to contain only `dbm.*`.
+* `_modules`, those that were imported. `dbm.open` fills it only while `_defaultmod` is None. So code that sets
+  `_defaultmod` must fill it, or files of the other formats could no longer be opened.
 * `_defaultmod`, for new files.
-* `whichdb`, for existing ones. It knows its own formats only, so it is wrapped. `dbm.open` looks it up by
-  name each time, and `shelve.open` goes through `dbm.open`: nothing else has to be touched.
+* `whichdb`, for existing files. It knows only its own formats, so it is wrapped. `dbm.open` looks it up by name each
+  time, and `shelve.open` goes through `dbm.open`: nothing else needs to change.
 
 `_process.children` tells child processes. The end of this module does what the parent told this process.
 """

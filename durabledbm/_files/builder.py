@@ -1,9 +1,8 @@
-"""A database file built from entries that come in the order of their keys, each page written once, and full.
+"""Building a database file from entries in key order: each page is written once, and full.
 
-Merging (see `_engine.merge`) makes a tree the successor of another; a copy has no predecessor. So entries
-fill a leaf, leaves fill a branch, branches fill the next one, and what is held in memory is one node of each
-level. What may live here: building, in a file that nobody else can see yet, and the meta pages that make it
-a database.
+Merging (see `_engine.merge`) derives a tree from an earlier one; a copy has no earlier tree. So entries fill a leaf,
+leaves fill a branch, branches fill the next branch, and memory holds one node per level. The file is not visible to
+anyone else yet; writing its meta pages makes it a database.
 """
 
 from __future__ import annotations
@@ -45,8 +44,8 @@ class _Level:
 class Builder:
     """Writes a database into the empty file `disk`, as it was after one of its commits.
 
-    `meta` is that commit: its number, time and the database's identity are kept; entries, pages and root are
-    the copy's.
+    `meta` is that commit: its number, time and the database's identity are kept; entries, pages and root are the
+    copy's.
     """
 
     def __init__(self, disk: Disk, meta: Meta) -> None:
@@ -79,14 +78,14 @@ class Builder:
             self.count += 1
 
     def sync_at(self, size: int) -> None:
-        """Sync if more than `size` bytes were written since the last time."""
+        """Sync if more than `size` bytes were written since the last sync."""
         pages = self._writer.pages_written
         if (pages - self._synced) * self._meta.page_size > size:
             self._synced = pages
             self._disk.sync()
 
     def finish(self) -> Meta:
-        """Write what is left, sync, and make the file a database. Returns its meta."""
+        """Write the remaining nodes, sync, and write the meta pages. Returns the meta."""
         root, depth = self._finish_tree()
         space, writer, old = self._space, self._writer, self._meta
         writer.release_place()

@@ -1,7 +1,7 @@
-"""Opening the file of a database, or creating it: what flags and options mean, and which file a name stands for.
+"""Opening or creating the file of a database: what flags and options mean, and which file a name stands for.
 
-`open_store` is the part of `durabledbm.open` below the handle. It never touches a file that is not a database, except
-to replace it where flag "n" asks for that, and it never creates one that would hide an old database.
+`open_store` is the part of `durabledbm.open` below the handle. It leaves a file that is not a database unchanged,
+unless flag "n" says to replace it, and it never creates a file that would hide an old database.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def parse_flag(flag: str, durability: str) -> tuple[str, str]:
 
 
 def _real_path(name: str) -> str:
-    """The file's path, whatever becomes of the working directory; and if the name is a link's, what it leads to."""
+    """The file's absolute path, independent of later changes of the working directory. A link is followed."""
     if os.path.isabs(name):
         path = name
     elif not os.path.dirname(name):
@@ -101,7 +101,7 @@ def _real_path(name: str) -> str:
 
 
 def _refuse_hiding(volume: Volume, name: str, path: str, number: int = errno.EEXIST) -> None:
-    """Raise if a new file would hide an old database of its name or, if that is a link's, of what it leads to."""
+    """Raise if a new file would hide an old database of its name or, for a link, of the name that it leads to."""
     refuse_beside(volume, name, number)
     if os.path.islink(name):
         refuse_beside(volume, path, number)
@@ -155,7 +155,7 @@ def open_store(volume: Volume, name: str, flag: str, mode: int, page_size: int, 
 
 
 def _store(volume: Volume, disk: Disk, name: str, flag: str, page_size: int, cache_size: int) -> Store | None:
-    """The store of an open file, or None if it was no database and, as flag "n" wants it, has been replaced by one."""
+    """The store of an open file. None if it was not a database and has been replaced by one, as flag "n" says."""
     try:
         return Store(volume, disk, page_size=page_size, cache_size=cache_size)
     except error as exc:

@@ -1,7 +1,4 @@
-"""Failures as one line: which file, what is wrong with it, and what to do next.
-
-What may live here: words. What went wrong is decided by the library; here it only gets a face.
-"""
+"""Errors as one line that says what to do next. The library decides what went wrong; this module only words it."""
 
 from __future__ import annotations
 
@@ -43,7 +40,7 @@ class Usage(Exception):
 
 
 class NegativeResult(Exception):
-    """The answer is no: exit status 1. The text, if any, says what is not there."""
+    """The command ran, and its answer is no (exit status 1): a key is missing, or a file is damaged."""
 
 
 def quoted(path: str) -> str:
