@@ -475,7 +475,7 @@ def test_a_stream_cannot_be_loaded_until_a_time_that_comes_twice(
 
 def test_a_time_before_the_first_commit_is_an_error(history: History, other: durabledbm.Database) -> None:
     log, _, times = history
-    with pytest.raises(error, match="no commit of that time or before"):
+    with pytest.raises(error, match="no commit at or before that point"):
         load(log, other, until_time_ns=min(times.values()) - 1)
     assert dict(other) == {}
 
