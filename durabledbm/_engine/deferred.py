@@ -179,13 +179,10 @@ class Deferred(Pipeline):
             self._end(turn)
 
     def before_fork(self) -> None:
-        timeout, self.timeout = self.timeout, 0.0
         try:
-            self.flush()
+            self._flush(0.0)
         except BusyError:
             pass
-        finally:
-            self.timeout = timeout
 
     def after_fork(self) -> None:
         super().after_fork()
@@ -205,6 +202,9 @@ class Deferred(Pipeline):
             self._end(turn)
 
     def flush(self) -> None:
+        self._flush(self.timeout)
+
+    def _flush(self, timeout: float | None) -> None:
         # A transaction that is open, of whatever thread, does not stand in the way: what is pending is complete, and
         # the transaction builds on it.
         store = self.store
@@ -212,17 +212,23 @@ class Deferred(Pipeline):
             if self.pending() is None and not store.writer.reserved and not store.underway:
                 return
             self._commit()
+        wanted = store.underway or self.pending() is not None
+        if not self._flushed(timeout if wanted else 0.0) and not self._flushed(timeout):
+            raise BusyError(f"{store.path}: a commit of another thread did not end in time")
+
+    def _flushed(self, timeout: float | None) -> bool:
+        """Commit what is pending and let go of the writer lock. False if a commit of another thread is under way that
+        has not ended within `timeout`: what becomes of it is worth waiting for, and nothing else is.
+        """
         turn = Turn()
         try:
-            wanted = store.underway or self.pending() is not None
-            store.begin(turn, self.timeout if wanted else 0.0)
+            self.store.begin(turn, timeout)
             with self._mutex:
                 self._commit()
-            self._end(turn)
         except BusyError:
-            if store.underway:
-                raise
-            # somebody has a turn, and will let go of the writer lock at its end
+            return not self.store.underway  # else somebody has a turn, and will let go of the writer lock at its end
         except BaseException:
             self._end(turn)
             raise
+        self._end(turn)
+        return True
