@@ -6,9 +6,9 @@ import weakref
 from enum import Enum, auto
 from typing import Any
 
+from ._engine.changeset import ChangeSet, Savepoint
 from ._engine.spill import Spill
-from ._engine.view import ENDLESS, Life
-from ._engine.work import Savepoint, Work
+from ._engine.view import ENDLESS, Scope
 from ._process.caller_context import CallerContext
 
 __all__ = ["BLOCK_OVER", "Block", "Fate", "TransactionContext", "Use"]
@@ -57,7 +57,7 @@ class TransactionContext:
         "work",
     )  # fmt: skip
 
-    def __init__(self, work: Work, caller: CallerContext, outermost: Block) -> None:
+    def __init__(self, work: ChangeSet, caller: CallerContext, outermost: Block) -> None:
         self.work = work
         self.caller = caller
         """Who began it."""
@@ -65,7 +65,7 @@ class TransactionContext:
         self.top: Block | None = outermost
         """The innermost block that is open: the only one that may write."""
         self.spill: Spill | None = None
-        self.life = Life(BLOCK_OVER)
+        self.life = Scope(BLOCK_OVER)
         self.lives = [self.life]
         """One for each block, nested ones included: what its iterators depend on."""
         self.uses: set[int] = set()

@@ -29,11 +29,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Protocol, cast
 
+from ._engine.commit import Committer
 from ._engine.meta import MAX_DEPTH
 from ._engine.page import REF
-from ._engine.state import State
-from ._engine.store import Store
 from ._engine.tree import Tree
+from ._engine.view import State
 from ._files.tree_diff import differences
 from ._log.overlay import folded
 from ._log.records import BINARY, COMMIT, COMMIT_FIELDS, MARK, PUT, Change, Commit
@@ -75,7 +75,7 @@ class Log(Protocol):
     def replay(self) -> Iterator[Change]: ...
 
 
-def attach(store: Store, writing: Writing, log: Log) -> Attachment:
+def attach(committer: Committer, writing: Writing, log: Log) -> Attachment:
     """Let `log` follow the database of `store`, after completing it if it lacks commits.
 
     `writing()` is a block in which nothing is pending and nobody else writes. An empty binary log is bound to the
@@ -86,11 +86,12 @@ def attach(store: Store, writing: Writing, log: Log) -> Attachment:
     log is attached already; `ValueError` if the text codec cannot hold the database's content; `BusyError` if another
     writer appends to the log.
     """
+    store = committer.store
     store.check_writable()
     if store.observer is not None:
         raise error(f"{store.path}: a log is attached already")
     kind = _TextAttachment if log.codec == "text" else Attachment
-    attachment = kind(store, writing, log)
+    attachment = kind(committer, writing, log)
     try:
         attachment.start()
     except BaseException:
@@ -106,9 +107,10 @@ class Attachment:
     The next commit completes the log, if it can be written again.
     """
 
-    def __init__(self, store: Store, writing: Writing, log: Log) -> None:
+    def __init__(self, committer: Committer, writing: Writing, log: Log) -> None:
         self.log = log
-        self._store = store
+        self._committer = committer
+        self._store = committer.store
         self._writing = writing
         self._pid = os.getpid()
         self._pin: Pin | None = None
@@ -131,7 +133,7 @@ class Attachment:
         """
         if self._is_mine():
             with self._writing():
-                self._store.harden()
+                self._committer.make_durable()
                 self._follow()
 
     def detach(self) -> None:
@@ -172,7 +174,7 @@ class Attachment:
         try:
             if state is not self._seen:
                 self._hold(state, changes)
-            if state.meta.txid <= self._store.committer.durable_txid:
+            if state.meta.txid <= self._store.durable_txid:
                 self._follow()
         except Exception:
             self._expected = None  # the call that committed raises it
@@ -221,7 +223,7 @@ class Attachment:
     def start(self) -> None:
         """Make log and database agree, and follow from there."""
         with self._writing():
-            self._store.harden()
+            self._committer.make_durable()
             state = self._advance()
             if self._agree(state):
                 self._begin()
@@ -229,7 +231,7 @@ class Attachment:
         # Everything must be compared. Others may write meanwhile: this state is pinned.
         self._append(state, _compared(self.log, state))
         with self._writing():
-            self._store.harden()
+            self._committer.make_durable()
             self._follow()
             self._begin()
 

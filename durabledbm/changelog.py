@@ -20,9 +20,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from ._engine.disk import Volume
+from ._engine.disk import FileVolume
+from ._engine.disk.protocol import Volume
 from ._engine.meta import now_ns
-from ._engine.native import FileVolume
 from ._files.arguments import Path
 from ._log.files import BATCH, Files, Reading, Tail, last_note, read_end
 from ._log.records import (
@@ -47,7 +47,7 @@ from .errors import ClosedError, CorruptionError, error
 from .mapping import Key, Value, as_bytes, not_copied, represented
 
 if TYPE_CHECKING:
-    from ._engine.store import Store
+    from ._engine.commit import Committer
 
 __all__ = ["Change", "ChangeLog", "Commit", "Moment", "Span", "Tail"]
 
@@ -334,14 +334,14 @@ class ChangeLog:
             _apply(batch, db)
         return count
 
-    def _attach_to(self, store: Store, writing: Writing) -> Attachment:
+    def _attach_to(self, committer: Committer, writing: Writing) -> Attachment:
         """Follow a database: see `Database.attach`.
 
         This is a method of the log, so that a program that has a log has imported everything that attaching needs:
         nothing is imported after the process has changed its root directory.
         """
-        self._make_like(store.disk.status())
-        return attach(store, writing, self)
+        self._make_like(committer.store.disk.status())
+        return attach(committer, writing, self)
 
     def _make_like(self, source: os.stat_result | None) -> None:
         """Give new files the permissions of the file that their content comes from (None: only the owner may read

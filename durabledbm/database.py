@@ -17,16 +17,14 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ._engine import operations
-from ._engine.deferred import Deferred
-from ._engine.disk import Volume
-from ._engine.group import Group
-from ._engine.locks import Turn
-from ._engine.native import FileVolume
-from ._engine.pipeline import make_pipeline
+from ._engine.changeset import ChangeSet
+from ._engine.disk import FileVolume
+from ._engine.disk.protocol import Volume
+from ._engine.durability import make_pipeline
+from ._engine.pipeline import Pipeline
 from ._engine.store import Store
-from ._engine.view import Life, View
-from ._engine.work import Work
+from ._engine.threads import Lease
+from ._engine.view import Scope, View
 from ._files.arguments import CountedProgress, Path
 from ._files.opening import (
     DEFAULT_CACHE_SIZE,
@@ -148,15 +146,15 @@ class Database(Writable):
             raise error("DBM object does not support reinitialization")
         self._build(*args, **options)
 
-    def _build(self, store: Store, path: str, pipeline: Group | Deferred) -> None:
+    def _build(self, store: Store, path: str, pipeline: Pipeline) -> None:
         self._store = store
         self.path = path
         self._pipeline = pipeline
         self._transactions: list[weakref.ref[Transaction]] = []
         """Those that are open, the outermost ones only."""
         self._snapshots: Registry[Snapshot] = Registry()
-        self._life = Life()
-        self._plain = type(pipeline) is Group
+        self._life = Scope()
+        self._plain = not pipeline.defers
         """Nothing stands between a look-up and the committed state: no open transaction, nothing deferred."""
         store.keep()
         began(self)
@@ -190,7 +188,7 @@ class Database(Writable):
 
     def _unflushed(self) -> bool:
         """Whether this handle holds writes that are not in the file."""
-        return not self._life.ended and self._pipeline.pending() is not None
+        return not self._life.ended and self._pipeline.deferred() is not None
 
     # -- reading -----------------------------------------------------------------------------------
 
@@ -199,7 +197,7 @@ class Database(Writable):
         if self._plain and type(key) is bytes:
             # The common case, in as few steps as can be: nobody has committed, and the row was read before.
             try:
-                if next(store.looks, b"") == store.look or store.glance():
+                if next(store.stamps, b"") == store.stamp or store.glance():
                     value = store.rows.young.get(key) or store.fetch(key)
                     if value is not None:
                         return value
@@ -219,21 +217,21 @@ class Database(Writable):
         store = self._store
         if self._plain:
             try:
-                if next(store.looks, b"") == store.look or store.glance():
+                if next(store.stamps, b"") == store.stamp or store.glance():
                     return store.rows.young.get(key) or store.fetch(key, whole=whole)
             except OSError as exc:
                 if not store.may_pass(exc):
                     raise self._error(exc) from exc
         if self._transactions and (transaction := own_transaction(self)) is not None:
             return transaction._find(key, whole=whole)
-        while (work := self._pipeline.pending()) is not None:
+        while (work := self._pipeline.deferred()) is not None:
             self._raise_background_failure()
             store.check()
             try:
-                return work.get(key, store.lookup if work.root_of(store.state) else None, whole=whole)
+                return work.get(key, store.lookup if work.builds_on(store.state) else None, whole=whole)
             except error:
                 store.check()
-                if self._pipeline.pending() is work:
+                if self._pipeline.deferred() is work:
                     raise  # else it was committed meanwhile, and what it builds on has been reused
         return self._committed(key, whole=whole)
 
@@ -259,7 +257,7 @@ class Database(Writable):
         if (transaction := self._own_transaction()) is not None:
             return len(transaction)
         self._raise_background_failure()
-        work = self._pipeline.pending()
+        work = self._pipeline.deferred()
         if work is not None:
             self._store.check()
             return self._pipeline.count()
@@ -267,13 +265,13 @@ class Database(Writable):
 
     def _items(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
         view, life, pin = self._view()
-        return view.items(start, stop, reverse=reverse, life=life, pin=pin)
+        return view.items(start, stop, reverse=reverse, scope=life, pin=pin)
 
     def _keys(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[bytes]:
         view, life, pin = self._view()
-        return view.keys(start, stop, reverse=reverse, life=life, pin=pin)
+        return view.keys(start, stop, reverse=reverse, scope=life, pin=pin)
 
-    def _view(self) -> tuple[View, Life, object]:
+    def _view(self) -> tuple[View, Scope, object]:
         """The present content, what ends iterators over it, and what they must keep alive."""
         if (transaction := self._own_transaction()) is not None:
             return transaction._view()
@@ -323,11 +321,11 @@ class Database(Writable):
             return transaction.change(operation, *arguments)
         return self._run(lambda changes: operation(changes, *arguments))
 
-    def _run(self, operation: Callable[[Work], T]) -> T:
+    def _run(self, operation: Callable[[ChangeSet], T]) -> T:
         """Run an operation as a commit of its own."""
         self._store.check_writable()
         self._raise_background_failure()
-        result: T = self._guarded(self._store.inside.run, self._pipeline.run, operation)
+        result: T = self._guarded(self._store.inside.call, self._pipeline.apply, operation)
         return result
 
     def _writable(self) -> bool:
@@ -340,26 +338,26 @@ class Database(Writable):
             self._run(lambda changes: changes.put(key, value))
 
     def _delete(self, key: bytes) -> bool:
-        return self._change(operations.delete, key)
+        return self._change(ChangeSet.discard, key)
 
     def _pop(self, key: bytes) -> bytes | None:
-        return self._change(operations.pop, key)
+        return self._change(ChangeSet.pop, key)
 
     def _pop_end(self) -> tuple[bytes, bytes] | None:
-        return self._change(operations.pop_end)
+        return self._change(ChangeSet.pop_last)
 
     def _set_default(self, key: bytes, default: bytes) -> bytes:
-        return self._change(operations.set_default, key, default)
+        return self._change(ChangeSet.set_default, key, default)
 
     def _update(self, changes: dict[bytes, bytes]) -> None:
-        self._change(operations.update, changes)
+        self._change(ChangeSet.update, changes)
 
     def clear(self) -> None:
         """Delete all entries in one atomic commit."""
         if (transaction := self._own_transaction(to_write=True)) is not None:
             transaction.clear()
         else:
-            self._run(Work.clear)
+            self._run(ChangeSet.clear)
 
     def transaction(self) -> Transaction:
         """A block of writes that is one atomic commit: `with db.transaction(): ...` (see `Transaction`)."""
@@ -384,7 +382,7 @@ class Database(Writable):
     def _forget(self, transaction: Transaction | None) -> None:
         """Remove an ended transaction from the list of open ones, and any that no longer exist."""
         self._transactions = [ref for ref in self._transactions if (it := ref()) is not None and it is not transaction]
-        self._plain = not self._transactions and type(self._pipeline) is Group and not self._life.ended
+        self._plain = not self._transactions and not self._pipeline.defers and not self._life.ended
 
     def _pin(self, *, displaced: bool = False) -> Pin:
         self._raise_background_failure()
@@ -417,12 +415,12 @@ class Database(Writable):
         """
         self._store.check_writable()
         self._raise_background_failure()
-        turn = Turn()
-        writing = partial(self._pipeline.turn, turn)
+        lease = Lease()
+        writing = partial(self._pipeline.writing, lease)
         try:
-            self._guarded(self._store.inside.run, reorganize, self._store, writing, progress)
+            self._guarded(self._store.inside.call, reorganize, self._pipeline.committer, writing, progress)
         finally:
-            turn.end()
+            lease.end()
 
     def backup(self, target: Path, *, progress: CountedProgress | None = None) -> None:
         """Write a consistent, compact, synced copy to the file `target`, which appears complete or not at all.
@@ -448,7 +446,7 @@ class Database(Writable):
         if not hasattr(log, "_attach_to"):
             raise TypeError(f"attach() needs a ChangeLog, not {type(log).__name__}")
         self._store.check_writable()
-        return self._store.inside.run(log._attach_to, self._store, self._pipeline.turn)
+        return self._store.inside.call(log._attach_to, self._pipeline.committer, self._pipeline.writing)
 
     def _with_pin(self, pin: Pin, function: Callable[..., T], *arguments: Any) -> T:
         """Call `function(store, state, *arguments)` with the pinned state."""
@@ -463,7 +461,7 @@ class Database(Writable):
         """Return when everything written through this handle is on the disk, in any durability mode."""
         self._store.check()
         self._raise_background_failure()
-        self._guarded(self._store.inside.run, self._pipeline.flush)
+        self._guarded(self._store.inside.call, self._pipeline.flush)
 
     def close(self) -> None:
         """Write what is not yet on the disk, and release the file. Closing twice is harmless.
@@ -477,7 +475,7 @@ class Database(Writable):
             self._store.inside.postpone(self.close)
         else:
             try:
-                self._store.inside.run(self._close, True)
+                self._store.inside.call(self._close, True)
             finally:
                 if self._life.ended and self._pipeline.flusher is not None:
                     self._pipeline.flusher.join(_FAREWELL)
@@ -506,21 +504,21 @@ class Database(Writable):
         failure = self._store.failure
         self._release(flushed=failure is None)
         self._raise_background_failure()
-        if failure is not None and (self._store.lost or self._pipeline.pending() is not None):
+        if failure is not None and (self._store.lost or self._pipeline.deferred() is not None):
             raise error.because(failure, "closed, but pending writes could not be written", self.path) from failure
 
     def _release(self, *, flushed: bool) -> None:
         """Close the file, but not while a thread writes: its descriptor could be another file's a moment later."""
-        writer, turn = self._store.writer, Turn()
+        writer, lease = self._store.writer, Lease()
         try:
-            writer.take_turn(turn, self.path, self._pipeline.timeout)
-            while flushed and self._pipeline.pending() is not None:  # left by a transaction that ended only now
-                turn.end()
+            writer.take_lease(lease, self.path, self._pipeline.timeout)
+            while flushed and self._pipeline.deferred() is not None:  # left by a transaction that ended only now
+                lease.end()
                 self._pipeline.flush()
-                writer.take_turn(turn, self.path, self._pipeline.timeout)
+                writer.take_lease(lease, self.path, self._pipeline.timeout)
             self._close_files()
         finally:
-            turn.end()
+            lease.end()
 
     def _close_files(self) -> None:
         if self._pipeline.flusher is not None:
@@ -556,7 +554,7 @@ class Database(Writable):
     def _before_fork(self) -> None:
         """Write what is pending if that is possible without waiting: a child sees only what is in the file."""
         if not self._store.inside.here():
-            self._store.inside.run(self._pipeline.before_fork)
+            self._store.inside.call(self._pipeline.before_fork)
 
     def __del__(self, _finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         life = getattr(self, "_life", None)
@@ -574,7 +572,7 @@ class Database(Writable):
 
     def _let_go(self) -> None:
         try:
-            self._store.inside.run(self._close, False)
+            self._store.inside.call(self._close, False)
         except Exception:
             pass  # as with files that are dropped, nobody is there to be told
 

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMappin
 from contextlib import ExitStack, closing, contextmanager
 from typing import Any, NamedTuple, Protocol
 
+from ._engine.disk import FileVolume
 from ._engine.meta import now_ns
-from ._engine.native import FileVolume
 from ._files.arguments import Meter, Path, Progress
 from ._files.publish import publishing_directory, replacing
 from ._log.records import CODECS, COMMIT, DELETE, FIRST, GROUPED, NO_IDENTITY, PUT, UNDATED, Record

@@ -11,7 +11,7 @@ import errno
 import os
 from contextlib import closing
 
-from ._engine.native import take_owner
+from ._engine.disk import take_owner
 from ._files.arguments import Meter, Path, Progress
 from ._files.publish import take_name
 from ._files.temporary import blame_target, new_directory, sweep

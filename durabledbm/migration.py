@@ -28,11 +28,12 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from itertools import zip_longest
 from typing import NamedTuple
 
-from ._engine.creation import initialise
-from ._engine.disk import Disk
-from ._engine.locks import Turn, WriterLock
-from ._engine.native import FileVolume
+from ._engine.disk import FileVolume
+from ._engine.disk.protocol import Disk
+from ._engine.files import initialise
+from ._engine.locks import WriterLock
 from ._engine.recovery import newest, read_slots
+from ._engine.threads import Lease
 from ._files.arguments import Meter, Path, Progress
 from ._files.opening import DEFAULT_PAGE_SIZE
 from ._files.publish import publishing, take_name
@@ -333,15 +334,15 @@ def _has_no_commit(disk: Disk) -> bool:
 @contextmanager
 def _unwritten(path: str) -> Iterator[Disk]:
     """Our database at `path`, locked against writers. Raises EEXIST if somebody has written to it."""
-    turn = Turn()
+    lease = Lease()
     with closing(FileVolume().open(path, writable=True)) as disk:
         try:
-            WriterLock(disk.identity()).acquire(turn, disk, _TIMEOUT)
+            WriterLock(disk.identity()).acquire(lease, disk, _TIMEOUT)
             if not disk.linked() or not _has_no_commit(disk):
                 raise error(errno.EEXIST, os.strerror(errno.EEXIST), path)
             yield disk
         finally:
-            turn.end()
+            lease.end()
 
 
 def _finish(path: str, target: str | None) -> Migrated:

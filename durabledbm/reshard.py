@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack
 
+from ._engine.bulkload import Builder
+from ._engine.disk import FileVolume
 from ._engine.meta import Meta, first_page, now_ns
-from ._engine.native import FileVolume
 from ._files.arguments import Meter, Path, Progress
-from ._files.builder import Builder
 from ._files.publish import permissions_of
 from .errors import error
 from .sharded import ShardedDatabase, open_sharded

@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from typing import NamedTuple
 
+from ._engine.disk import FileVolume
 from ._engine.meta import Meta, first_page, has_magic
-from ._engine.native import FileVolume
 from ._files.arguments import Meter, Path, Progress
 from ._files.opening import DEFAULT_PAGE_SIZE
 from ._log.overlay import folded, laid_over

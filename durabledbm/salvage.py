@@ -17,16 +17,14 @@ from bisect import bisect_right
 from contextlib import closing
 from dataclasses import dataclass, field
 
-from ._engine.creation import initialise
-from ._engine.disk import Disk
+from ._engine.disk import FileVolume
+from ._engine.disk.protocol import Disk
+from ._engine.files import initialise
 from ._engine.meta import META_AREA, META_SIZE, Meta, UnknownVersionError, decode_meta, first_page, has_magic
-from ._engine.native import FileVolume
 from ._engine.node import Overflow, decode_leaf
 from ._engine.page import HEADER, TYPE_NAMES
 from ._engine.pager import MALFORMED, Pager
-from ._engine.pageset import PageSet
-from ._engine.tree import Tree
-from ._engine.walk import walk
+from ._engine.tree import PageSet, Tree, walk
 from ._files.arguments import Path, Progress
 from ._files.intact_pages import IntactRun, guess_page_size, intact_runs
 from ._files.publish import permissions_of, publishing

@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from types import TracebackType
 
-from ._engine.pins import Reader
-from ._engine.state import State
+from ._engine.readers import Reader
 from ._engine.store import Store
-from ._engine.view import Life, View
+from ._engine.view import Scope, State, View
 from .mapping import Key, Readable, as_bytes
 
 __all__ = ["Pin", "Snapshot"]
@@ -50,7 +49,7 @@ class _Rows(dict[bytes, bytes | None]):
 
     __slots__ = ("_life", "_old", "_view")
 
-    def __init__(self, view: View, life: Life) -> None:
+    def __init__(self, view: View, life: Scope) -> None:
         super().__init__()
         self._old: dict[bytes, bytes | None] = {}
         self._view = view
@@ -58,7 +57,7 @@ class _Rows(dict[bytes, bytes | None]):
 
     def __missing__(self, key: bytes) -> bytes | None:
         if self._life.ended:
-            raise self._life.over()
+            raise self._life.closed_error()
         value = self._old.get(key)
         if value is None:
             value = self._view.get(key)
@@ -81,7 +80,7 @@ class Snapshot(Readable):
         """The handle that it was taken of, which stays open for as long as the snapshot is used."""
         self._state = pin.state
         self._view = pin.state.view if view is None else view
-        self._life = Life("the snapshot has been closed")
+        self._life = Scope("the snapshot has been closed")
         self._rows = _Rows(self._view, self._life)
 
     @property
@@ -116,7 +115,7 @@ class Snapshot(Readable):
 
     def _check(self) -> None:
         if self._life.ended:
-            raise self._life.over()
+            raise self._life.closed_error()
 
     def __getitem__(self, key: Key) -> bytes:
         value = self._rows[key if type(key) is bytes else as_bytes(key, "key")]
@@ -133,11 +132,11 @@ class Snapshot(Readable):
 
     def _items(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
         self._check()
-        return self._view.items(start, stop, reverse=reverse, life=self._life, pin=self)
+        return self._view.items(start, stop, reverse=reverse, scope=self._life, pin=self)
 
     def _keys(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[bytes]:
         self._check()
-        return self._view.keys(start, stop, reverse=reverse, life=self._life, pin=self)
+        return self._view.keys(start, stop, reverse=reverse, scope=self._life, pin=self)
 
     def __len__(self) -> int:
         self._check()

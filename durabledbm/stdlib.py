@@ -23,7 +23,7 @@ import threading
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from ._engine.native import FileVolume
+from ._engine.disk import FileVolume
 from ._files.opening import OpenOptions
 from ._foreign.kinds import OURS, beside, kind_of
 from ._process import children

@@ -19,13 +19,11 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from ._engine import operations
-from ._engine.deferred import Deferred
-from ._engine.group import Group
-from ._engine.locks import Turn
+from ._engine.changeset import ChangeSet
+from ._engine.pipeline import Pipeline
 from ._engine.store import Store
-from ._engine.view import Life, View
-from ._engine.work import Work
+from ._engine.threads import Lease
+from ._engine.view import Scope, View
 from ._process.caller_context import CallerContext
 from ._transaction_context import BLOCK_OVER, Block, Fate, TransactionContext, Use
 from .errors import BusyError, ClosedError, error
@@ -50,7 +48,7 @@ class Owner(Protocol):
 
     path: str
     _store: Store
-    _pipeline: Group | Deferred
+    _pipeline: Pipeline
 
     def _raise_background_failure(self) -> None: ...
 
@@ -97,14 +95,14 @@ def _still_in() -> tuple[weakref.ref[Transaction], ...]:
     return tuple(ref for ref in _active.get() if (it := ref()) is not None and it._block.fate is not Fate.ENDED)
 
 
-def _abandoned(database: weakref.ref[Owner], turn: Turn, context: TransactionContext, _: object) -> None:
+def _abandoned(database: weakref.ref[Owner], lease: Lease, context: TransactionContext, _: object) -> None:
     """A transaction was freed before it ended: it was begun without `with` and dropped."""
     context.end_lives()
     owner = database()
     if owner is not None:
         owner._forget(None)
         _leave_block(context, context.outermost, owner)
-    turn.end()
+    lease.end()
 
 
 def _given_up(context: weakref.ref[TransactionContext], owner: weakref.ref[Transaction]) -> None:
@@ -128,7 +126,7 @@ def _leave_block(context: TransactionContext, block: Block, database: Owner) -> 
 def _statement_left(transaction: weakref.ref[Transaction], _: object) -> None:
     """A `with` statement has ended, but its block has not."""
     left = transaction()
-    if left is not None and left._block.fate is not Fate.ENDED and (left._context or left.turn.lock is not None):
+    if left is not None and left._block.fate is not Fate.ENDED and (left._context or left.lease.holder is not None):
         if left._block.outer is not None and left._context is not None:
             left._context.doomed = error("the end of a block in it was interrupted")
         left._drop()
@@ -141,13 +139,13 @@ class Transaction(Writable):
     raise, and `BusyError` on entering if another writer holds the file for longer than the handle's `timeout`.
     """
 
-    __slots__ = ("__weakref__", "_block", "_context", "_statement", "database", "turn")
+    __slots__ = ("__weakref__", "_block", "_context", "_statement", "database", "lease")
 
     def __init__(self, database: Owner) -> None:
         self.database = database
         self._context: TransactionContext | None = None
         self._block = Block()
-        self.turn = Turn()
+        self.lease = Lease()
         """Of the outermost block."""
         self._statement: weakref.ref[Callable[..., None]] | None = None
 
@@ -157,7 +155,7 @@ class Transaction(Writable):
         if self._block.fate is not Fate.NEW:
             raise error("a transaction is used once; call transaction() again")
         try:
-            self.database._store.inside.run(self._begin)
+            self.database._store.inside.call(self._begin)
         except BaseException:
             self._drop()
             raise
@@ -172,11 +170,11 @@ class Transaction(Writable):
         outer = own_transaction(database, to_write=True)
         if outer is None:
             caller = CallerContext()
-            self.turn.stuck = caller.is_stuck
+            self.lease.stuck = caller.is_stuck
             database._store.check_writable()
             database._raise_background_failure()
-            context = self._context = TransactionContext(database._pipeline.begin(self.turn), caller, block)
-            database._join(weakref.ref(self, partial(_abandoned, weakref.ref(database), self.turn, context)))
+            context = self._context = TransactionContext(database._pipeline.begin(self.lease), caller, block)
+            database._join(weakref.ref(self, partial(_abandoned, weakref.ref(database), self.lease, context)))
             block.fate = Fate.OPEN
             return
         context = outer._open_context()
@@ -188,7 +186,7 @@ class Transaction(Writable):
         self._context = context
         block.point, block.first_life = context.work.savepoint(), len(context.lives)
         block.mark = None if context.spill is None else context.spill.mark()
-        context.life = Life(BLOCK_OVER)
+        context.life = Scope(BLOCK_OVER)
         context.lives.append(context.life)
         context.top, block.fate = block, Fate.OPEN
 
@@ -205,7 +203,7 @@ class Transaction(Writable):
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         try:
-            self.database._store.inside.run(self._end, kind, value)
+            self.database._store.inside.call(self._end, kind, value)
         finally:
             self._drop()  # if this has interrupted another operation, it could not even begin
 
@@ -271,7 +269,7 @@ class Transaction(Writable):
                 context.work.hold = None  # what went wrong in the transaction may keep it alive in a circle
                 context.end_lives()
                 _leave_block(context, block, database)
-            self.turn.end()
+            self.lease.end()
         elif context is not None and block.fate is Fate.OPEN:
             context.life = block.outer_life
             _leave_block(context, block, database)
@@ -280,16 +278,12 @@ class Transaction(Writable):
         _active.set(_still_in())
 
     def _finish(self, context: TransactionContext, *, keep: bool) -> None:
-        work, spill = context.work, context.spill
         self.database._forget(self)
         finish = self.database._pipeline.finish
         if not keep:
-            finish(self.turn, None)
-        elif spill is not None:
-            changes = work.changes()
-            finish(self.turn, None, lambda sync: spill.commit(changes, sync=sync))
+            finish(self.lease, None)
         else:
-            finish(self.turn, work)
+            finish(self.lease, context.work, context.spill)
 
     def _undo(self, context: TransactionContext) -> None:
         """Return to the savepoint."""
@@ -303,10 +297,9 @@ class Transaction(Writable):
                 # The pages of the spill are anybody's now: iterators over them end.
                 for life in context.lives[block.first_life :]:
                     life.end()
-                context.life = Life(BLOCK_OVER)
+                context.life = Scope(BLOCK_OVER)
                 context.lives.append(context.life)
                 context.spill = None
-                self.database._store.committer.forget_space()
             else:
                 context.spill.reset(block.mark, reuse=not context.uses)
 
@@ -325,7 +318,6 @@ class Transaction(Writable):
             context.doomed = None
             if context.spill is not None:
                 context.spill = None
-                self.database._store.committer.forget_space()
         else:
             self._undo(context)
             block.point = context.work.savepoint()
@@ -378,7 +370,7 @@ class Transaction(Writable):
             "so nothing can be written in it now"
         )
 
-    def _writing(self) -> Work:
+    def _writing(self) -> ChangeSet:
         context = self._open_context()
         if context.busy:
             raise self._interrupted()
@@ -401,17 +393,17 @@ class Transaction(Writable):
     def _has(self, key: bytes) -> bool:
         return self._find(key, whole=False) is not None
 
-    def _view(self) -> tuple[View, Life, Use]:
+    def _view(self) -> tuple[View, Scope, Use]:
         context = self._open_context()
         return context.work.view(), context.life, Use(context)
 
     def _items(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
         view, life, use = self._view()
-        return view.items(start, stop, reverse=reverse, life=life, pin=use)
+        return view.items(start, stop, reverse=reverse, scope=life, pin=use)
 
     def _keys(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[bytes]:
         view, life, use = self._view()
-        return view.keys(start, stop, reverse=reverse, life=life, pin=use)
+        return view.keys(start, stop, reverse=reverse, scope=life, pin=use)
 
     def __len__(self) -> int:
         return self._open_context().work.count()
@@ -440,19 +432,19 @@ class Transaction(Writable):
         Transaction.__setitem__(self, key, value)
 
     def _pop(self, key: bytes) -> bytes | None:
-        return self.change(operations.pop, key)
+        return self.change(ChangeSet.pop, key)
 
     def _delete(self, key: bytes) -> bool:
-        return self.change(operations.delete, key)
+        return self.change(ChangeSet.discard, key)
 
     def _pop_end(self) -> tuple[bytes, bytes] | None:
-        return self.change(operations.pop_end)
+        return self.change(ChangeSet.pop_last)
 
     def _set_default(self, key: bytes, default: bytes) -> bytes:
-        return self.change(operations.set_default, key, default)
+        return self.change(ChangeSet.set_default, key, default)
 
     def _update(self, changes: dict[bytes, bytes]) -> None:
-        self.change(operations.update, changes)  # in one step: an interrupt comes before it or after it
+        self.change(ChangeSet.update, changes)  # in one step: an interrupt comes before it or after it
 
     def change(self, operation: Callable[..., T], *arguments: Any) -> T:
         """Make a change, `operation(changes, *arguments)`, as part of the transaction."""
@@ -469,7 +461,6 @@ class Transaction(Writable):
             work.clear()
             if context.spill is not None:
                 context.spill = None
-                self.database._store.committer.forget_space()
             return
         for key in self:
             work.delete(key)
@@ -483,7 +474,7 @@ class Transaction(Writable):
         context = self._open_context()
         context.busy = True
         try:
-            self.database._store.inside.run(self._move, context)
+            self.database._store.inside.call(self._move, context)
         finally:
             context.busy = False
 
@@ -493,7 +484,7 @@ class Transaction(Writable):
             context.spill = self.database._pipeline.spill(work)
         reuse = not work.has_savepoints and not context.uses
         try:
-            self.database._store.check_place()
+            self.database._pipeline.committer.check_place()
             tree, count = context.spill.add(work.changes(), reuse=reuse)
         except BaseException as exc:
             context.doomed = exc

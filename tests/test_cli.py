@@ -197,7 +197,7 @@ def test_del_deletes_in_one_commit(run: Run, path: str) -> None:
         assert set(db) == ENTRIES.keys() - {b"a", b"b", "ä".encode()}
 
 
-def test_del_deletes_what_is_there_and_says_what_is_not(run: Run, path: str) -> None:
+def test_del_deletes_what_is_live_and_says_what_is_not(run: Run, path: str) -> None:
     result = run("del", path, "nope", "a", "neither")
     assert result.status == 1
     assert "'nope', 'neither'" in result.err
@@ -537,7 +537,7 @@ def test_a_dump_as_text_is_lines(run: Run, db_path: str) -> None:
     assert run("dump", db_path, "--codec", "text").out == b"P|a|1\n"
 
 
-def test_load_adds_to_what_is_there(run: Run, path: str) -> None:
+def test_load_adds_to_what_is_live(run: Run, path: str) -> None:
     assert run("load", path, "--codec", "text", stdin=b"P|a|2\nP|new|3\nD|b\n").status == 0
     expected = {**ENTRIES, b"a": b"2", b"new": b"3"}
     del expected[b"b"]

@@ -20,7 +20,7 @@ from crew import Crew, wait_until
 
 import durabledbm
 from durabledbm import BusyError, ClosedError, Database, Transaction, error
-from durabledbm._engine.group import Group
+from durabledbm._engine.group_commit import GroupCommit
 from durabledbm._process.caller_context import CallerContext
 
 PATIENCE = 60
@@ -79,7 +79,7 @@ def test_a_transaction_goes_from_thread_to_thread_and_others_wait_their_turn(
         tx = pool.run(0, request(), begin, db)
         pool.run(1, request(), tx.__setitem__, "in", "1")
         waiting = pool.start(0, request(), db.__setitem__, "other", "1")
-        wait_until(lambda: len(db._store.writer._turns.queue) == 2)
+        wait_until(lambda: len(db._store.writer._leases.queue) == 2)
         assert not waiting.done()
         assert pool.run(1, request(), dict, db) == {}
         assert pool.run(2, request(), dict, tx) == {b"in": b"1"}
@@ -258,7 +258,7 @@ def test_a_thread_started_by_a_task_in_a_transaction_waits_its_turn(db: Database
             db["k"] = "task"
             assert await asyncio.to_thread(dict, db) == {}
             waiting = asyncio.create_task(asyncio.to_thread(db.__setitem__, "k", "thread"))
-            while len(db._store.writer._turns.queue) < 2:
+            while len(db._store.writer._leases.queue) < 2:
                 await asyncio.sleep(0.001)
         await waiting
 
@@ -328,7 +328,7 @@ def test_another_event_loop_in_another_thread_waits_its_turn(db: Database) -> No
     crew.start(run, first)
     assert begun.wait(PATIENCE)
     crew.start(run, second)
-    wait_until(lambda: len(db._store.writer._turns.queue) == 2)
+    wait_until(lambda: len(db._store.writer._leases.queue) == 2)
     go_on.set()
     crew.join()
     assert db["k"] == b"second"
@@ -383,7 +383,7 @@ def test_a_block_that_is_open_around_another_writes_nothing_before_that_has_ende
     assert dict(db) == {b"k": b"2", b"after": b"1"}
 
 
-def test_generators_that_take_turns_with_their_blocks_lose_nothing(db: Database) -> None:
+def test_generators_that_take_leases_with_their_blocks_lose_nothing(db: Database) -> None:
     first, second = load(db, "a", 2), load(db, "b", 2)
     next(first)
     next(second)
@@ -457,7 +457,7 @@ def test_a_commit_that_fails_is_told_to_the_blocks_that_outlast_it(
     def fail(*_: object, **__: object) -> None:
         raise error("no")
 
-    monkeypatch.setattr(type(db._store), "commit", fail)
+    monkeypatch.setattr(type(db._pipeline.committer), "commit", fail)
     with pytest.raises(error, match="no"):
         end(outer)
     monkeypatch.undo()
@@ -715,7 +715,7 @@ class Blocks:
         while self.entered:
             self.leave()
         assert dict(self.db.items()) == self.committed
-        assert self.db._plain is isinstance(self.db._pipeline, Group)
+        assert self.db._plain is isinstance(self.db._pipeline, GroupCommit)
 
 
 @pytest.mark.parametrize("spilled", [False, True])

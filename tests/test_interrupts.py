@@ -373,7 +373,7 @@ def grouped(kind: str, at: int) -> int:
             assert not followers[0].ident or len(done) == 2, interrupter.where
 
         followers = [threading.Thread(target=follow, args=(b"%d" % n,), daemon=True) for n in range(2)]
-        group, queue = db._pipeline, db._store.writer._turns.queue
+        group, queue = db._pipeline, db._store.writer._leases.queue
 
         def join(operation: Operation) -> None:
             if operation.kind != kind or followers[0].ident is not None:

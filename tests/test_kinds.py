@@ -23,7 +23,7 @@ from make_old import DATA
 
 import durabledbm
 from durabledbm import shelve
-from durabledbm._engine.native import FileVolume
+from durabledbm._engine.disk import FileVolume
 from durabledbm._foreign import kinds
 from durabledbm._foreign.kinds import beside, kind_of, located, shell_word
 from durabledbm.changelog import ChangeLog

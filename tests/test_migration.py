@@ -401,7 +401,7 @@ def test_one_that_is_written_to_meanwhile_does_not_give_way(path: str, tmp_path:
     assert content_of(path, "dbm.dumb") == ENTRIES
 
 
-def test_an_old_name_that_cannot_be_removed_is_told_and_the_new_file_is_there(
+def test_an_old_name_that_cannot_be_removed_is_told_and_the_new_file_is_live(
     path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As in a directory with the sticky bit, whose old files are another user's."""

@@ -23,8 +23,8 @@ from crew import Crew
 from simdisk import SimVolume
 
 import durabledbm
-from durabledbm._engine.current import NEVER
-from durabledbm._engine.posix import FileDisk, FileVolume
+from durabledbm._engine.disk.posix import FileDisk, FileVolume
+from durabledbm._engine.store import UNKNOWN_STAMP
 from durabledbm.changelog import ChangeLog
 from durabledbm.database import open_on
 
@@ -391,7 +391,7 @@ def test_a_reader_beside_writers_that_are_killed_sees_one_history(tmp_path: Path
             with open_on(volume, "/db", "w") as other:
                 other["other"] = str(number)
             assert reader["k"] == b"%d" % number
-            assert reader._store.look != NEVER
+            assert reader._store.stamp != UNKNOWN_STAMP
 
 
 class _KilledError(BaseException):
@@ -677,7 +677,7 @@ def test_a_file_that_another_thread_gives_a_standard_number_to_is_moved_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between the look whether the standard streams are open and the opening itself."""
-    from durabledbm._engine import posix
+    from durabledbm._engine.disk import posix
 
     saved = os.dup(0)
     os.close(0)

@@ -16,12 +16,11 @@ from collections.abc import Mapping
 from types import NoneType
 from typing import Final, NamedTuple
 
-from .draft import Cutter, Draft
-from .joining import Joiner, Node
+from .balance import Balancer, Draft, Node, Splitter
 from .node import BRANCH_OVERHEAD, Branch, Overflow, decode_leaf, edit_leaf, grown_tail
 from .page import CRC_SIZE, HEADER, NO_REF, REF, read_header
+from .page_writer import PageWriter
 from .pager import MALFORMED, Pager
-from .writer import Writer
 
 __all__ = ["MOVE", "TOUCH", "Change", "Merged", "Touch", "inline_max", "merge"]
 
@@ -64,7 +63,7 @@ def inline_max(page_size: int) -> int:
 
 
 def merge(
-    pager: Pager, writer: Writer, root: bytes, depth: int, changes: Mapping[bytes, Change], *, packing: bool = False
+    pager: Pager, writer: PageWriter, root: bytes, depth: int, changes: Mapping[bytes, Change], *, packing: bool = False
 ) -> Merged:
     """Merge changes into the tree under `root`.
 
@@ -77,16 +76,16 @@ def merge(
 class _Merge:
     """The state of one pass."""
 
-    def __init__(self, pager: Pager, writer: Writer, changes: Mapping[bytes, Change], *, packing: bool) -> None:
+    def __init__(self, pager: Pager, writer: PageWriter, changes: Mapping[bytes, Change], *, packing: bool) -> None:
         self._pager = pager
         self._writer = writer
         self._keys = sorted(changes)
         self._changes = changes
         self._growth = 0
         self._page_size = writer.page_size
-        self._cutter = Cutter(self._page_size, packing=packing)
+        self._cutter = Splitter(self._page_size, packing=packing)
         self._inline_max = inline_max(self._page_size)
-        self._joiner = Joiner(pager, writer, self._cutter, packing=packing)
+        self._joiner = Balancer(pager, writer, self._cutter, packing=packing)
         self._packing = packing
         page = self._page_size - HEADER.size - CRC_SIZE
         self._edit_limits = (self._cutter.lean_below, page, self._inline_max)

@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterator, Sequence
 
 from ..errors import CorruptionError, error
 from .checksum import crc32c
-from .disk import Readable
-from .longruns import LONG, crc_if_whole, is_sparse, kept_pages
+from .disk.protocol import Readable
 from .node import Branch, Overflow, decode_branch, find_child
 from .page import BRANCH, CRC_SIZE, HEADER, LEAF, OVERFLOW, REF, mismatch, pages_for
+from .sparse import LONG, crc_if_whole, is_sparse, kept_pages
 
 __all__ = ["MALFORMED", "Pager"]
 

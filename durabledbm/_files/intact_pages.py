@@ -12,8 +12,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from .._engine.checksum import crc32c, of_the_end, with_zeros
-from .._engine.disk import Disk
-from .._engine.longruns import crc_if_whole, stretches
+from .._engine.disk.protocol import Disk
 from .._engine.page import (
     CRC_SIZE,
     HEADER,
@@ -24,6 +23,7 @@ from .._engine.page import (
     WHOLE,
     pages_for,
 )  # fmt: skip
+from .._engine.sparse import crc_if_whole, stretches
 
 __all__ = ["IntactRun", "guess_page_size", "intact_runs"]
 

@@ -10,8 +10,9 @@ import errno
 import os
 from typing import Literal, TypedDict, get_args
 
-from .._engine.creation import replace
-from .._engine.disk import Disk, Volume
+from .._engine.commit import Committer
+from .._engine.disk.protocol import Disk, Volume
+from .._engine.files import replace
 from .._engine.locks import locks_work
 from .._engine.meta import ForeignFileError, UnknownVersionError
 from .._engine.page import MAX_PAGE_SIZE, MIN_PAGE_SIZE
@@ -134,7 +135,7 @@ def open_store(volume: Volume, name: str, flag: str, mode: int, page_size: int, 
                 store = _store(volume, disk, name, flag, page_size, cache_size)
                 if store is not None:
                     if created:
-                        store.initialise()
+                        Committer(store).initialise()
                     elif store.state.meta.txid <= 1:
                         # Nothing was ever written to it: perhaps it was made, by mistake, beside an old database.
                         _refuse_hiding(volume, name, path)

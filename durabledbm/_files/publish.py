@@ -12,8 +12,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from .._engine.disk import Disk
-from .._engine.native import FileVolume, take_owner
+from .._engine.disk import FileVolume, take_owner
+from .._engine.disk.protocol import Disk
 from .temporary import Temporary, blame_target, new_directory, new_file
 
 __all__ = [

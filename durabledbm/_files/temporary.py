@@ -26,9 +26,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType, ModuleType, TracebackType
 
-from .._engine.creation import TEMPORARY_LOCK, temporary_name
-from .._engine.disk import Disk
-from .._engine.native import FileDisk, FileVolume, take_owner
+from .._engine.disk import FileDisk, FileVolume, take_owner
+from .._engine.disk.protocol import Disk
+from .._engine.files import temporary_name
+from .._engine.locks import TEMPORARY_OFFSET
 from ..errors import error
 
 __all__ = ["Temporary", "blame_target", "new_directory", "new_file", "sweep"]
@@ -179,7 +180,7 @@ def _create_directory(path: str) -> Disk | None:
 
 def _lock(disk: Disk, *, exclusive: bool = True) -> bool:
     try:
-        return disk.lock(TEMPORARY_LOCK, exclusive=exclusive)
+        return disk.lock(TEMPORARY_OFFSET, exclusive=exclusive)
     except OSError:
         return exclusive  # without locks the owner goes on, and a sweep leaves everything alone
 
@@ -254,7 +255,7 @@ def _shows(lock_path: str) -> bool:
     """Whether another open file sees the lock that was just taken: some file systems pretend."""
     twin = _open(lock_path)
     try:
-        return twin.lowest_lock(TEMPORARY_LOCK, TEMPORARY_LOCK + 1) is not None
+        return twin.lowest_lock(TEMPORARY_OFFSET, TEMPORARY_OFFSET + 1) is not None
     finally:
         twin.close()
 

@@ -14,8 +14,8 @@ from operator import lt
 
 from .._engine.node import Overflow, decode_leaf
 from .._engine.pager import MALFORMED, Pager
-from .._engine.state import State
 from .._engine.tree import Tree
+from .._engine.view import State
 
 __all__ = ["differences", "tree_differences"]
 

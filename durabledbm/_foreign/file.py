@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .._engine.native import FileVolume
+from .._engine.disk import FileVolume
 
 __all__ = ["Damaged", "OldFile"]
 

@@ -11,7 +11,7 @@ import errno
 import os
 from typing import NamedTuple
 
-from .._engine.disk import Volume
+from .._engine.disk.protocol import Volume
 from .._engine.meta import META_AREA, META_SIZE, has_magic, is_uninitialised
 from ..errors import CorruptionError, error
 

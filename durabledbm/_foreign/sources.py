@@ -18,7 +18,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from typing import Any, Protocol
 
-from .._engine.native import FileVolume
+from .._engine.disk import FileVolume
 from ..errors import CorruptionError, error
 from .berkeley import BerkeleySource, is_berkeley_2
 from .dumb import DumbSource

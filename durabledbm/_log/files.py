@@ -20,8 +20,8 @@ from collections.abc import Iterator
 from contextlib import closing
 from typing import NamedTuple
 
-from .._engine.disk import Disk, Volume
-from .._engine.longruns import LONG, checksum_of, is_sparse, stretches
+from .._engine.disk.protocol import Disk, Volume
+from .._engine.sparse import LONG, checksum_of, is_sparse, stretches
 from .._files.publish import own_directory, permissions_of
 from ..errors import CorruptionError, error
 from .records import (

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from typing import NamedTuple, Protocol
 
-from .._engine.disk import Disk
+from .._engine.disk import FileVolume
+from .._engine.disk.protocol import Disk
 from .._engine.meta import MAGIC as DATABASE_MAGIC
-from .._engine.native import FileVolume
 from ..errors import CorruptionError, error
 from .files import may_go_on
 from .records import (

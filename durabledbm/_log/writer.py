@@ -17,7 +17,7 @@ import os
 import time
 from collections.abc import Callable
 
-from .._engine.disk import Disk
+from .._engine.disk.protocol import Disk
 from ..errors import BusyError, error
 from .files import BATCH, Files, read_end
 from .records import MARK, NO_IDENTITY, RECORD_HEADER, SYNCED, Codec, FileHeader

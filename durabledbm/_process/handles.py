@@ -10,7 +10,7 @@ from typing import Generic, Protocol, TypeVar
 
 from .._engine.flusher import start_no_more
 from .._engine.locks import forget_owners
-from .._engine.reentry import forget_threads
+from .._engine.threads import forget_threads
 
 __all__ = ["OpenHandle", "Registry", "began", "ended"]
 

@@ -236,8 +236,8 @@ def _target(file: str) -> Iterator[str]:
     if os.path.lexists(file):
         yield file
         return
-    from .._engine.creation import initialise
-    from .._engine.native import FileVolume
+    from .._engine.disk import FileVolume
+    from .._engine.files import initialise
     from .._files.opening import DEFAULT_PAGE_SIZE
     from .._files.publish import publishing
     from .._foreign.kinds import refuse_beside

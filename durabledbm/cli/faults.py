@@ -138,7 +138,7 @@ def _can_enter(folder: str) -> bool:
 
 
 def _missing(path: str, command: str) -> str:
-    from .._engine.native import FileVolume
+    from .._engine.disk import FileVolume
     from .._foreign.kinds import OtherKindError, refuse_beside
 
     if not path:
@@ -156,7 +156,7 @@ def _missing(path: str, command: str) -> str:
 
 
 def _foreign(path: str) -> str:
-    from .._engine.native import FileVolume
+    from .._engine.disk import FileVolume
     from .._foreign.kinds import foreign
 
     known = foreign(FileVolume(), path, path)
@@ -178,7 +178,7 @@ def _damaged(exc: CorruptionError, path: str | None) -> str:
 
 
 def _is_ours(path: str) -> bool:
-    from .._engine.native import FileVolume
+    from .._engine.disk import FileVolume
     from .._foreign.kinds import OURS, has_our_pages, kind_of
 
     return kind_of(FileVolume(), path) == OURS or has_our_pages(FileVolume(), path)

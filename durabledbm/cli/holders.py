@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from .._engine.native import FileVolume
+from .._engine.disk import FileVolume
 
 __all__ = ["Holder", "files_of", "holders", "writer"]
 

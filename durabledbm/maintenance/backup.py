@@ -1,6 +1,6 @@
 """backup: a consistent, compact copy of a database in use, as of one commit; it appears complete or not at all.
 
-The commit is pinned and read in key order, and a new file is built from it (see `_files.builder`) under a temporary
+The commit is pinned and read in key order, and a new file is built from it (see `_engine.bulkload`) under a temporary
 name, synced, and renamed to the target. The copy is the same database as of the same commit: it keeps its identity and
 commit number, so an attached log can be applied after it (`durabledbm.restore`).
 
@@ -18,12 +18,12 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import islice
 
-from .._engine.creation import first_meta
+from .._engine.bulkload import Builder
+from .._engine.files import first_meta
 from .._engine.meta import Meta
-from .._engine.state import State
 from .._engine.store import Store
+from .._engine.view import State
 from .._files.arguments import CountedProgress, Path
-from .._files.builder import Builder
 from .._files.publish import replacing
 from ..errors import error
 
@@ -102,13 +102,13 @@ class Pace:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._commits = store.committer.commits
+        self._commits = store.commits
         self._active_until = 0.0
         self._worked = time.thread_time()
 
     def rest(self) -> None:
         """Pause if this handle commits."""
-        commits = self._store.committer.commits
+        commits = self._store.commits
         now, worked = time.monotonic(), time.thread_time()
         if commits != self._commits:
             self._commits = commits

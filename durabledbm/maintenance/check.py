@@ -24,10 +24,9 @@ from typing import NamedTuple
 from .._engine.page import NO_REF, ref_parts
 from .._engine.pager import Pager
 from .._engine.recovery import read_slots
-from .._engine.state import State
 from .._engine.store import Store
-from .._engine.tree import Tree
-from .._engine.walk import Visit, walk
+from .._engine.tree import Tree, Visit, walk
+from .._engine.view import State
 from .._files.arguments import CountedProgress
 from .._messages import plural
 from ..errors import CorruptionError, error
@@ -155,7 +154,7 @@ class _Check:
 
     def _space(self) -> Iterator[Problem]:
         try:
-            space = self._state.space(self._pager)
+            space = self._state.free_map(self._pager)
         except CorruptionError as exc:
             yield Problem(3, f"the free-space map is damaged: {exc.message}", exc.page_id)
             return

@@ -10,15 +10,15 @@ from __future__ import annotations
 import os
 from bisect import bisect_left, bisect_right
 
-from .._engine.disk import Disk
+from .._engine.disk import FileVolume
+from .._engine.disk.protocol import Disk
 from .._engine.meta import META_SIZE, first_page
-from .._engine.native import FileVolume
 from .._engine.node import Overflow, decode_leaf
 from .._engine.page import LEAF, MIN_PAGE_SIZE, REF
 from .._engine.pager import MALFORMED, Pager
 from .._engine.recovery import read_slots
-from .._engine.state import State
 from .._engine.store import Store
+from .._engine.view import State
 from .._files.arguments import Path, Progress
 from .._files.intact_pages import guess_page_size
 from ..errors import CorruptionError, error

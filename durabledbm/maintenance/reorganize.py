@@ -19,11 +19,11 @@ from contextlib import AbstractContextManager
 from heapq import nlargest
 from operator import itemgetter
 
+from .._engine.commit import Committer
 from .._engine.merge import MOVE, TOUCH, Touch
-from .._engine.state import State
-from .._engine.store import Store
-from .._engine.vacuum import leaf_batches, spare_pages
-from .._engine.walk import walk
+from .._engine.shrink import leaf_batches, spare_pages
+from .._engine.tree import walk
+from .._engine.view import State
 from .._files.arguments import CountedProgress
 
 __all__ = ["reorganize"]
@@ -45,35 +45,36 @@ _COMPACT_PAGES = 8
 
 
 def reorganize(
-    store: Store, writing: Callable[[], AbstractContextManager[object]], progress: CountedProgress | None = None
+    committer: Committer, writing: Callable[[], AbstractContextManager[object]], progress: CountedProgress | None = None
 ) -> None:
     """Make the file of `store` smaller. Each commit is made inside a `with writing()` block, which takes the writer
     lock.
     """
     with writing():
-        if store.state.meta.changes and store.state.view.tree.depth:
-            store.rewrite({}, packing=False)  # what the meta page replaces or deletes is still in the tree
-        total = max(store.state.meta.page_count, 1)
-    if _pack(store, writing, progress, total) or _is_loose(store, writing):
-        _move(store, writing, progress, total)
+        if committer.store.state.meta.changes and committer.store.state.view.tree.depth:
+            committer.rewrite({}, packing=False)  # what the meta page replaces or deletes is still in the tree
+        total = max(committer.store.state.meta.page_count, 1)
+    if _pack(committer, writing, progress, total) or _is_loose(committer, writing):
+        _move(committer, writing, progress, total)
     if progress is not None:
         progress(total, total)
 
 
 def _pack(
-    store: Store, writing: Callable[[], AbstractContextManager[object]], progress: CountedProgress | None, total: int
+    committer: Committer, writing: Callable[[], AbstractContextManager[object]], progress: CountedProgress | None,
+    total: int,
 ) -> bool:
     """Rewrite leaves that are not full; return whether there were any."""
     after: bytes | None = None
     done, packed = 0, False
     while True:
         with writing():
-            tree = store.state.view.tree
-            leaves = leaf_batches(tree, store.state.pages(), after, _BATCH)
+            tree = committer.store.state.view.tree
+            leaves = leaf_batches(tree, committer.store.state.pages(), after, _BATCH)
             if not leaves:
                 return packed
             if spare_pages(tree, leaves.values()) > _FULL:
-                store.rewrite(dict.fromkeys(leaves, TOUCH), packing=True)
+                committer.rewrite(dict.fromkeys(leaves, TOUCH), packing=True)
                 packed = True
         after = next(reversed(leaves))
         done += len(leaves)
@@ -81,31 +82,32 @@ def _pack(
             progress(min(done, total - 1) // 2, total)
 
 
-def _is_loose(store: Store, writing: Callable[[], AbstractContextManager[object]]) -> bool:
+def _is_loose(committer: Committer, writing: Callable[[], AbstractContextManager[object]]) -> bool:
     """Whether the file has spare pages."""
     with writing():
-        space = store.committer.space(store.state, store.oldest_txid())
+        space = committer.preparer.free_map()
         return space.page_count - space.used_count > max(_COMPACT_PAGES, _COMPACT * space.page_count)
 
 
 def _move(
-    store: Store, writing: Callable[[], AbstractContextManager[object]], progress: CountedProgress | None, total: int
+    committer: Committer, writing: Callable[[], AbstractContextManager[object]], progress: CountedProgress | None,
+    total: int,
 ) -> None:
     smallest, patience, cleared, before = 1 << 62, 3, 0, 1 << 62
     while patience:
         with writing():
-            store.rewrite({}, packing=False)
-            end = store.committer.space(store.state, store.oldest_txid()).used_count
-            found = _Found(store.state, cleared, end)
-            size = _rewritten(store, found.behind)
+            committer.rewrite({}, packing=False)
+            end = committer.preparer.free_map().used_count
+            found = _Found(committer.store.state, cleared, end)
+            size = _rewritten(committer, found.behind)
         if cleared >= end and smallest < before * (1 - _COMPACT):
             cleared, before = 0, smallest  # once more, since it was worth it
         if size < smallest:
             smallest, patience = size, 3
-        elif cleared < end and _is_loose(store, writing):
+        elif cleared < end and _is_loose(committer, writing):
             # What stands at the end is too long for the holes at the front: make larger ones, bit by bit.
             with writing():
-                _rewritten(store, found.between)
+                _rewritten(committer, found.between)
             cleared = found.next
         else:
             patience -= 1
@@ -137,10 +139,10 @@ class _Found:
                 yield run
 
 
-def _rewritten(store: Store, runs: list[_Run]) -> int:
+def _rewritten(committer: Committer, runs: list[_Run]) -> int:
     """Move runs, the last ones first, up to a limit; return the new page count."""
     touches: dict[bytes, Touch] = {}
     for _, key, touch in sorted(runs, key=itemgetter(0), reverse=True)[:_BATCH]:
         if key not in touches or touch.moves_value:
             touches[key] = touch
-    return store.rewrite(touches, packing=False).meta.page_count
+    return committer.rewrite(touches, packing=False).meta.page_count

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from .._engine.meta import first_page
 from .._engine.page import REF
-from .._engine.state import State
 from .._engine.store import Store
-from .._engine.walk import walk
+from .._engine.tree import walk
+from .._engine.view import State
 from ..errors import CorruptionError
 
 __all__ = ["OldestSnapshot", "Stats", "gather"]
@@ -69,7 +69,7 @@ def gather(store: Store, state: State) -> Stats:
     """The figures of `state`, which must be pinned."""
     meta = state.meta
     leaf, branch = _tree_pages(state)
-    space = state.space(store.pager)
+    space = state.free_map(store.pager)
     own = sum(REF.unpack(ref)[1] for ref in space.own_runs())
     pins = store.oldest_pin()
     pinned = 0
@@ -87,8 +87,8 @@ def gather(store: Store, state: State) -> Stats:
         overflow_pages=live - leaf - branch - first_page(meta.page_size), space_pages=own,
         free_pages=space.free_count, pending_pages=space.pending_count, file_bytes=store.disk.size(),
         live_bytes=live * meta.page_size, free_bytes=space.free_count * meta.page_size,
-        pinned_bytes=pinned * meta.page_size, oldest_snapshot=oldest, commits=store.committer.commits,
-        syncs=store.committer.syncs, pages_written=store.committer.pages_written, cache_hits=store.hits,
+        pinned_bytes=pinned * meta.page_size, oldest_snapshot=oldest, commits=store.commits,
+        syncs=store.syncs, pages_written=store.pages_written, cache_hits=store.hits,
         cache_misses=store.pager.misses,
     )  # fmt: skip
 

@@ -9,18 +9,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from .._engine.disk import Disk
+from .._engine.disk.protocol import Disk
 from .._engine.locks import oldest_pin
-from .._engine.longruns import LONG
 from .._engine.meta import META_SIZE, Meta
 from .._engine.node import leaf_keys
 from .._engine.page import CRC_SIZE, HEADER, NO_REF, REF, TYPE_NAMES, ref_parts
 from .._engine.pager import MALFORMED, Pager
 from .._engine.recovery import read_slots
-from .._engine.state import State
+from .._engine.sparse import LONG
 from .._engine.store import Store
-from .._engine.tree import Tree
-from .._engine.walk import Visit, walk
+from .._engine.tree import Tree, Visit, walk
+from .._engine.view import State
 from .._files.arguments import Progress
 from .._files.intact_pages import IntactRun, intact_runs
 from .._messages import plural
@@ -111,7 +110,7 @@ class Survey:
 
     def _space(self) -> None:
         try:
-            space = self._state.space(self._pager)
+            space = self._state.free_map(self._pager)
             heads = {
                 ref: HEADER.unpack(self._disk.read(HEADER.size, ref_parts(ref)[0] * self._page_size))
                 for ref in space.own_runs()

@@ -1,7 +1,7 @@
 """Which block a use of a database belongs to: the one that was begun in the same context.
 
-A context is that of `contextvars`: each thread has its own, and so has each asyncio task; web frameworks
-carry one from thread to thread. So a block may begin on one thread of a pool and continue on
+A context is that of `contextvars`: each thread has its own, and so has each asyncio task; web frameworks and
+`asyncio.to_thread` carry one from thread to thread. So a block may begin on one thread of a pool and continue on
 another, and what the pool does on the first thread meanwhile is not part of it.
 
 A task that is started inside a block inherits the context, but runs beside the block, not in it (see

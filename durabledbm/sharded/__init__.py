@@ -17,11 +17,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
-from .._engine import operations
-from .._engine.group import Group
-from .._engine.locks import Turn
-from .._engine.native import FileVolume
-from .._engine.work import Work
+from .._engine.changeset import ChangeSet
+from .._engine.disk import FileVolume
+from .._engine.threads import Lease
 from .._files.arguments import CountedProgress, Path
 from .._files.opening import DEFAULT_CACHE_SIZE, Flag, OpenOptions
 from .._foreign.kinds import refuse_for_shards
@@ -153,7 +151,7 @@ class ShardedDatabase(Writable):
         self._shards = shards
         self._count = len(shards)
         pipeline = shards[0]._pipeline
-        self._syncs = type(pipeline) is Group and pipeline.flusher is None
+        self._syncs = pipeline.waits_for_the_disk
         """A write waits for the disk, so writes to several shards are worth several threads."""
         self._threads = Threads("durabledbm-shard")
         self._closed = False
@@ -269,7 +267,7 @@ class ShardedDatabase(Writable):
         def write(number: int, call: Call) -> None:
             shard = self._shards[number]
             if own_transaction(shard) is None:
-                shard._run(_unless_cancelled(call, operations.update, parts[number]))
+                shard._run(_unless_cancelled(call, ChangeSet.update, parts[number]))
             else:
                 shard._update(parts[number])
 
@@ -287,7 +285,7 @@ class ShardedDatabase(Writable):
         def write(number: int, call: Call) -> None:
             shard = self._shards[number]
             if own_transaction(shard) is None:
-                shard._run(_unless_cancelled(call, Work.clear))
+                shard._run(_unless_cancelled(call, ChangeSet.clear))
             else:
                 shard.clear()
 
@@ -407,10 +405,10 @@ class ShardedDatabase(Writable):
         self.close()
 
 
-def _unless_cancelled(call: Call, operation: Callable[..., None], *arguments: object) -> Callable[[Work], None]:
+def _unless_cancelled(call: Call, operation: Callable[..., None], *arguments: object) -> Callable[[ChangeSet], None]:
     """The operation, which runs on the writer's turn and only if it is still wanted."""
 
-    def run(work: Work) -> None:
+    def run(work: ChangeSet) -> None:
         call.begin()
         operation(work, *arguments)
 
@@ -419,12 +417,12 @@ def _unless_cancelled(call: Call, operation: Callable[..., None], *arguments: ob
 
 def _wait_for_writers(shard: Database) -> None:
     """Wait until no thread writes through this handle. Raises `BusyError` after its `timeout`."""
-    turn = Turn()
+    lease = Lease()
     try:
-        shard._store.writer.take_turn(turn, shard.path, shard._pipeline.timeout)
-        turn.end()
+        shard._store.writer.take_lease(lease, shard.path, shard._pipeline.timeout)
+        lease.end()
     except BaseException:
-        turn.end()  # again: an interrupt may have come in the middle of it
+        lease.end()  # again: an interrupt may have come in the middle of it
         raise
 
 

@@ -15,7 +15,7 @@ from contextlib import closing
 from typing import Any
 from zlib import crc32
 
-from .._engine.native import FileVolume
+from .._engine.disk import FileVolume
 from .._files.publish import own_directory, permissions_of, publishing, publishing_directory
 from .._foreign.kinds import SHARDS_MANIFEST
 from ..errors import CorruptionError, error

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from threading import RLock
 from typing import Any
 
-from .._engine.patience import Patience
+from .._engine.threads import Patience
 from .._process.caller_context import CallerContext
 from ..errors import BusyError
 

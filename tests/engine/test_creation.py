@@ -17,9 +17,9 @@ from children import open_directory, unprivileged
 from simdisk import Operation, SimVolume, disk_error
 
 import durabledbm
-from durabledbm._engine.creation import initialise, replace, temporary_name
+from durabledbm._engine.disk import FileVolume
+from durabledbm._engine.files import initialise, replace, temporary_name
 from durabledbm._engine.meta import META_AREA, META_SIZE, SECTOR, UNFINISHED, decode_meta, is_uninitialised
-from durabledbm._engine.native import FileVolume
 from durabledbm.database import open_on
 
 ROOT = Path(__file__).parent.parent.parent
@@ -224,7 +224,7 @@ def test_a_planted_name_is_not_followed(tmp_path: Path, monkeypatch: pytest.Monk
     path.write_text("foreign")
     planted = tmp_path / ".durabledbm-guessed"
     planted.symlink_to(victim)
-    monkeypatch.setattr("durabledbm._engine.creation.temporary_name", lambda path: str(planted))
+    monkeypatch.setattr("durabledbm._engine.files.temporary_name", lambda path: str(planted))
     with pytest.raises(durabledbm.error, match="exists") as caught:
         durabledbm.open(path, "n")
     assert caught.value.errno == errno.EEXIST

@@ -13,7 +13,7 @@ from durabledbm._engine.page import BRANCH, LEAF, REF, seal
 from durabledbm._engine.pager import Pager
 from durabledbm.errors import CorruptionError, error
 
-from .pieces import PATH, Engine
+from .pieces import PATH, Engine, leaf_refs
 
 
 def leaf(engine: Engine, key: bytes = b"key", value: bytes = b"value") -> bytes:
@@ -337,7 +337,7 @@ def test_a_pager_holds_decoded_branches_and_encoded_leaves() -> None:
     engine.merge({b"%05d" % n: b"x" * 50 for n in range(500)})
     pager = Pager(engine.disk, 4096, 1 << 20)
     pager.branch(engine.tree.root)
-    pager.leaf(next(engine.tree.leaf_refs()))
+    pager.leaf(next(leaf_refs(engine.tree)))
     assert sorted(type(node).__name__ for node in pager.young.values()) == [Branch.__name__, "bytes"]
 
 
@@ -380,7 +380,7 @@ def test_a_leaf_where_a_branch_should_be_is_damage_to_a_search_too() -> None:
 def leaves_of(engine: Engine) -> tuple[list[bytes], list[bytes]]:
     """A hundred leaves, one after the other in the file: their refs, and what they hold."""
     engine.merge({b"%05d" % n: b"x" * 350 for n in range(1000)})
-    refs = list(engine.tree.leaf_refs())
+    refs = list(leaf_refs(engine.tree))
     places = [REF.unpack(ref)[0] for ref in refs]
     assert len(refs) > 60
     assert places == list(range(places[0], places[0] + len(refs)))

@@ -13,8 +13,8 @@ import pytest
 from crew import Crew, wait_until
 
 import durabledbm
-from durabledbm._engine import patience
-from durabledbm._engine.patience import Patience
+from durabledbm._engine import threads
+from durabledbm._engine.threads import Patience
 from durabledbm.changelog import ChangeLog
 
 CLOCKS = ("monotonic", "time", "perf_counter", "monotonic_ns", "time_ns", "perf_counter_ns")
@@ -59,8 +59,8 @@ class Naps:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, factor: float = 1.0) -> None:
         self.slept: list[float] = []
         self.factor = factor
-        monkeypatch.setattr(patience, "sleep", self.slept.append)
-        monkeypatch.setattr(patience, "monotonic", lambda: 100.0 + self.factor * sum(self.slept))
+        monkeypatch.setattr(threads, "sleep", self.slept.append)
+        monkeypatch.setattr(threads, "monotonic", lambda: 100.0 + self.factor * sum(self.slept))
 
 
 @pytest.mark.parametrize("factor", [1.0, 0.0, -5.0, 1000.0])
@@ -171,7 +171,7 @@ def test_what_is_to_be_flushed_within_an_interval_is(db_path: str, durability: s
         for number in range(3):
             db[f"{number}"] = "v"
             with durabledbm.open(db_path) as other:
-                eventually(lambda: not db._store.unsynced and f"{number}" in other)  # noqa: B023 - called at once
+                eventually(lambda: not db._pipeline.committer.has_unsynced and f"{number}" in other)  # noqa: B023 - called at once
 
 
 def eventually(reached: Callable[[], bool]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from durabledbm._engine.rows import RowCache
+from durabledbm._engine.cache import RowCache
 
 
 def found(rows: RowCache, key: bytes) -> bytes | None:

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from durabledbm._engine.freemap import FreeMap, Run
 from durabledbm._engine.page import MAP, NO_REF, PENDING, REF, SPACE, crc_of, mismatch, read_header, seal
-from durabledbm._engine.space import Run, Space
 
 FIRST = 2
 TINY = 256
@@ -47,11 +47,11 @@ def pages(runs: Iterable[Run]) -> set[int]:
     return result
 
 
-def own(space: Space) -> set[int]:
+def own(space: FreeMap) -> set[int]:
     return pages(REF.unpack(ref)[:2] for ref in space.own_runs())
 
 
-def pending(space: Space) -> dict[int, int]:
+def pending(space: FreeMap) -> dict[int, int]:
     """The txid for each page that waits."""
     result = {}
     for txid, run in space.pending_runs():
@@ -61,15 +61,15 @@ def pending(space: Space) -> dict[int, int]:
     return result
 
 
-def reloaded(space: Space, runs: Runs, page_size: int) -> Space:
-    return Space.load(space.ref, page_size, FIRST, space.page_count, runs.read)
+def reloaded(space: FreeMap, runs: Runs, page_size: int) -> FreeMap:
+    return FreeMap.load(space.ref, page_size, FIRST, space.page_count, runs.read)
 
 
 # -- taking and freeing ------------------------------------------------------------------------------------------
 
 
 def test_a_new_space_has_nothing_free_and_grows() -> None:
-    space = Space(4096, FIRST, FIRST)
+    space = FreeMap(4096, FIRST, FIRST)
     assert space.take(1) == (2, 1)
     assert space.take_run(5) == (3, 5)
     assert space.page_count == 8
@@ -77,9 +77,9 @@ def test_a_new_space_has_nothing_free_and_grows() -> None:
     assert list(space.free_runs()) == []
 
 
-def freed(runs: list[Run], page_count: int = 100) -> Space:
+def freed(runs: list[Run], page_count: int = 100) -> FreeMap:
     """A space in which exactly these pages may be written."""
-    space = Space(4096, FIRST, page_count)
+    space = FreeMap(4096, FIRST, page_count)
     runs_on_disk = Runs()
     for page_id, count in runs:
         space.free(page_id, count)
@@ -155,7 +155,7 @@ def test_pages_that_are_freed_next_to_each_other_are_found_as_one_run() -> None:
 
 
 def test_pages_freed_by_a_commit_wait_for_their_release() -> None:
-    space, runs = Space(4096, FIRST, 50), Runs()
+    space, runs = FreeMap(4096, FIRST, 50), Runs()
     space.free(10, 2)
     assert not space.is_free(10)
     assert space.pending_count == 2
@@ -179,7 +179,7 @@ def test_what_is_given_back_may_be_taken_again_at_once() -> None:
 
 
 def test_what_is_given_back_at_the_end_of_a_file_that_grew_is_cut_off() -> None:
-    space = Space(4096, FIRST, 20)
+    space = FreeMap(4096, FIRST, 20)
     page_id, _ = space.take_run(16)
     space.give_back(page_id + 4, 12)
     assert space.page_count == page_id + 4
@@ -187,7 +187,7 @@ def test_what_is_given_back_at_the_end_of_a_file_that_grew_is_cut_off() -> None:
 
 
 def test_freeing_can_be_taken_back() -> None:
-    space = Space(4096, FIRST, 50)
+    space = FreeMap(4096, FIRST, 50)
     space.free(10, 2)
     mark = space.freed_mark()
     space.free(20, 3)
@@ -202,7 +202,7 @@ def test_a_long_free_tail_is_cut_off_and_a_short_one_stays() -> None:
     before = space.page_count
     space.cut_tail()
     assert space.page_count == before, "the log stands behind it"
-    space = Space(4096, FIRST, 100)
+    space = FreeMap(4096, FIRST, 100)
     space._reuse(90, 10)
     space.cut_tail()
     assert space.page_count == 100
@@ -213,7 +213,7 @@ def test_a_long_free_tail_is_cut_off_and_a_short_one_stays() -> None:
 
 
 def test_starting_from_an_empty_tree_frees_all_that_is_in_use() -> None:
-    space, runs = Space(4096, FIRST, 50), Runs()
+    space, runs = FreeMap(4096, FIRST, 50), Runs()
     space.free(10, 5)
     space.save(3, runs.write)
     space.release(3)
@@ -234,7 +234,7 @@ def test_starting_from_an_empty_tree_frees_all_that_is_in_use() -> None:
 
 @pytest.mark.parametrize("fold", [False, True])
 def test_a_saved_space_is_loaded_as_it_was(fold: bool) -> None:
-    space, runs = Space(4096, FIRST, 100), Runs()
+    space, runs = FreeMap(4096, FIRST, 100), Runs()
     space.free(10, 5)
     space.save(3, runs.write)
     space.release(3)
@@ -252,7 +252,7 @@ def test_a_saved_space_is_loaded_as_it_was(fold: bool) -> None:
 
 
 def test_an_empty_ref_is_a_space_with_nothing_free() -> None:
-    space = Space.load(NO_REF, 4096, FIRST, 30, Runs().read)
+    space = FreeMap.load(NO_REF, 4096, FIRST, 30, Runs().read)
     assert (space.page_count, space.free_count, space.pending_count) == (30, 0, 0)
 
 
@@ -263,7 +263,7 @@ class Model:
         self.random = random.Random(seed)
         self.page_size = page_size
         self.runs = Runs()
-        self.space = Space(page_size, FIRST, FIRST)
+        self.space = FreeMap(page_size, FIRST, FIRST)
         self.txid = 1
         self.used: set[int] = set()
         self.freed_by: dict[int, int] = {}
@@ -323,7 +323,7 @@ class Model:
         if draw.random() < 0.2:
             self.space = loaded
 
-    def check(self, space: Space) -> None:
+    def check(self, space: FreeMap) -> None:
         free, waiting, map_pages = pages(space.free_runs()), pending(space), own(space)
         everything = set(range(FIRST, space.page_count))
         assert free | set(waiting) | map_pages | self.used == everything
@@ -357,7 +357,7 @@ def test_a_commit_costs_what_it_changed_however_much_is_free() -> None:
     """Single pages written per commit, with 10 and with a million free pages: the same."""
     costs = {}
     for free_count in (10, 1_000_000):
-        space, runs = Space(4096, FIRST, 2 * free_count + 100), Runs()
+        space, runs = FreeMap(4096, FIRST, 2 * free_count + 100), Runs()
         space._free[FIRST : FIRST + 2 * free_count : 2] = b"\1" * free_count
         space.free_count = free_count
         space._touch(FIRST, 2 * free_count)
@@ -375,7 +375,7 @@ def test_a_commit_costs_what_it_changed_however_much_is_free() -> None:
 
 
 def test_pages_that_a_snapshot_pins_are_not_written_anew_by_every_commit() -> None:
-    space, runs = Space(4096, FIRST, 100_000), Runs()
+    space, runs = FreeMap(4096, FIRST, 100_000), Runs()
     for txid in range(2, 402):
         for page in range(100 * txid, 100 * txid + 100, 2):
             space.free(page, 1)
@@ -390,7 +390,7 @@ def test_pages_that_a_snapshot_pins_are_not_written_anew_by_every_commit() -> No
 
 
 def test_a_space_can_be_rebuilt_from_what_is_in_use() -> None:
-    space = Space.rebuilt(4096, FIRST, 50, [(5, 3), (20, 1)], 7)
+    space = FreeMap.rebuilt(4096, FIRST, 50, [(5, 3), (20, 1)], 7)
     assert (space.free_count, space.used_count) == (0, FIRST + 4)
     space.release(6)
     assert space.free_count == 0
@@ -420,7 +420,7 @@ def test_counts_that_do_not_fit_are_refused(counts: tuple[int, int, int]) -> Non
     payload = (50).to_bytes(8, "little") + b"".join(n.to_bytes(4, "little") for n in (*counts, 0))
     ref, runs = space_run(payload)
     with pytest.raises(ValueError, match="larger than its page"):
-        Space.load(ref, 4096, FIRST, 50, runs.read)
+        FreeMap.load(ref, 4096, FIRST, 50, runs.read)
 
 
 @pytest.mark.parametrize(("page_id", "count"), [(0, 1), (1, 5), (10, 0)])
@@ -429,7 +429,7 @@ def test_a_record_of_pages_that_cannot_be_free_is_refused(page_id: int, count: i
     payload = (50).to_bytes(8, "little") + b"".join(n.to_bytes(4, "little") for n in (0, 0, 1, 0)) + record
     ref, runs = space_run(payload)
     with pytest.raises(ValueError, match="cannot be free"):
-        Space.load(ref, 4096, FIRST, 50, runs.read)
+        FreeMap.load(ref, 4096, FIRST, 50, runs.read)
 
 
 def test_a_record_beyond_the_end_of_the_file_is_ignored() -> None:
@@ -437,8 +437,8 @@ def test_a_record_beyond_the_end_of_the_file_is_ignored() -> None:
     record = (40).to_bytes(8, "little") + (20).to_bytes(4, "little") + (3).to_bytes(8, "little")
     payload = (50).to_bytes(8, "little") + b"".join(n.to_bytes(4, "little") for n in (0, 0, 1, 0)) + record
     ref, runs = space_run(payload)
-    assert set(pending(Space.load(ref, 4096, FIRST, 45, runs.read))) == set(range(40, 45))
-    assert pending(Space.load(ref, 4096, FIRST, 30, runs.read)) == {}
+    assert set(pending(FreeMap.load(ref, 4096, FIRST, 45, runs.read))) == set(range(40, 45))
+    assert pending(FreeMap.load(ref, 4096, FIRST, 30, runs.read)) == {}
 
 
 def test_a_list_longer_than_its_page_is_refused() -> None:
@@ -447,7 +447,7 @@ def test_a_list_longer_than_its_page_is_refused() -> None:
     payload = (50).to_bytes(8, "little") + b"".join(n.to_bytes(4, "little") for n in (0, 1, 0, 0)) + chunk + bytes(8)
     ref = runs.write(seal(SPACE, 0, 0, 9, 5, 4096, payload), 9)
     with pytest.raises(ValueError, match="larger than its page"):
-        Space.load(ref, 4096, FIRST, 50, runs.read)
+        FreeMap.load(ref, 4096, FIRST, 50, runs.read)
 
 
 def test_the_meta_pages_are_never_free_whatever_a_map_says() -> None:
@@ -455,5 +455,5 @@ def test_the_meta_pages_are_never_free_whatever_a_map_says() -> None:
     ones = runs.write(seal(MAP, 0, 0, 12, 4, 4096, b"\xff" * 1000), 12)
     payload = (50).to_bytes(8, "little") + b"".join(n.to_bytes(4, "little") for n in (1, 0, 0, 0)) + ones
     ref = runs.write(seal(SPACE, 0, 0, 9, 5, 4096, payload), 9)
-    space = Space.load(ref, 4096, FIRST, 50, runs.read)
+    space = FreeMap.load(ref, 4096, FIRST, 50, runs.read)
     assert pages(space.free_runs()) == set(range(FIRST, 50))

@@ -12,10 +12,10 @@ from durabledbm._engine.meta import first_page
 from durabledbm._engine.node import Overflow, decode_branch, encode_branch
 from durabledbm._engine.page import BRANCH, REF, seal
 from durabledbm._engine.pager import Pager
+from durabledbm._engine.shrink import tail_runs
 from durabledbm._engine.tree import Tree
-from durabledbm._engine.vacuum import at_the_end
 
-from .pieces import PATH, Engine
+from .pieces import PATH, Engine, leaf_refs
 
 EVERYTHING = 1 << 30
 
@@ -46,7 +46,7 @@ def way(tree: Tree, key: bytes) -> set[int]:
 
 
 def found(engine: Engine, limit: int = EVERYTHING) -> dict[bytes, Touch]:
-    return at_the_end(engine.disk, engine.tree, engine.space, limit)[0]
+    return tail_runs(engine.disk, engine.tree, engine.space, limit)[0]
 
 
 def at_end(engine: Engine) -> set[int]:
@@ -78,7 +78,7 @@ def test_every_run_at_the_end_is_led_to_and_what_leads_there_is_in_the_tree(engi
     assert len(touches) <= len(wanted)
     assert len(wanted) > 100
     assert wanted <= reached(engine, touches)
-    branches = wanted - {REF.unpack(ref)[0] for ref in engine.tree.leaf_refs()} - large(engine)
+    branches = wanted - {REF.unpack(ref)[0] for ref in leaf_refs(engine.tree)} - large(engine)
     assert branches, "they are led to as well"
     assert set(touches.values()) == {TOUCH, MOVE}
     assert all(way(engine.tree, key) & wanted for key in touches)
@@ -111,7 +111,7 @@ def test_what_the_tree_has_replaced_is_not_taken_for_a_part_of_it(engine: Engine
 
 def test_damage_at_the_end_is_passed_over(engine: Engine) -> None:
     """It is not for a commit of something else to find."""
-    leaves = {REF.unpack(ref)[0] for ref in engine.tree.leaf_refs()}
+    leaves = {REF.unpack(ref)[0] for ref in leaf_refs(engine.tree)}
     wanted = at_end(engine)
     hurt = set(sorted(wanted & leaves)[-5:])
     damage(engine, hurt)
@@ -130,7 +130,7 @@ def test_what_a_damaged_branch_leads_to_is_passed_over(engine: Engine) -> None:
 @pytest.mark.parametrize("page_count", [1, 2**32 - 1])
 def test_a_forged_branch_that_leads_to_itself_or_to_too_much_is_passed_over(engine: Engine, page_count: int) -> None:
     """The checksum of a page that its parent does not vouch for says nothing of who made it."""
-    branches = at_end(engine) - {REF.unpack(ref)[0] for ref in engine.tree.leaf_refs()} - large(engine)
+    branches = at_end(engine) - {REF.unpack(ref)[0] for ref in leaf_refs(engine.tree)} - large(engine)
     page, size = max(branches & replaced(engine)), engine.page_size
     touches = found(engine)
     image = bytearray(engine.volume.content(PATH))

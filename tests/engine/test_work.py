@@ -1,4 +1,4 @@
-"""Work: changes in memory, savepoints and views, against copies of a dict."""
+"""ChangeSet: changes in memory, savepoints and views, against copies of a dict."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from durabledbm._engine.changeset import CHANGE_MEMORY, ChangeSet, Savepoint
 from durabledbm._engine.view import Layer, View
-from durabledbm._engine.work import CHANGE_MEMORY, Savepoint, Work
 
 from .pieces import Engine
 
@@ -28,11 +28,11 @@ def base_of(engine: Engine, layer: dict[bytes, bytes | None] | None = None) -> V
     return View(engine.tree, () if layer is None else (Layer(layer),))
 
 
-def work_on(engine: Engine) -> Work:
-    return Work(base_of(engine), lambda: len(IN_TREE))
+def work_on(engine: Engine) -> ChangeSet:
+    return ChangeSet(base_of(engine), lambda: len(IN_TREE))
 
 
-def applied(work: Work, base: dict[bytes, bytes]) -> dict[bytes, bytes]:
+def applied(work: ChangeSet, base: dict[bytes, bytes]) -> dict[bytes, bytes]:
     """What committing the work would give."""
     result: dict[bytes, bytes | None] = {} if work.cleared else dict(base)
     result.update(work.changes())
@@ -41,10 +41,10 @@ def applied(work: Work, base: dict[bytes, bytes]) -> dict[bytes, bytes]:
 
 @dataclass
 class Model:
-    """Work, and what it must say."""
+    """ChangeSet, and what it must say."""
 
     draw: random.Random
-    work: Work
+    work: ChangeSet
     base: dict[bytes, bytes]
     now: dict[bytes, bytes]
     points: list[tuple[Savepoint, dict[bytes, bytes], bool]] = field(default_factory=list)
@@ -69,7 +69,7 @@ class Model:
             batch: dict[bytes, bytes | None] = {
                 self.key(): draw.choice([None, b"%d" % draw.randrange(1000)]) for _ in range(draw.randrange(8))
             }
-            work.update(batch, 10)
+            work.add(batch, 10)
             for key, change in batch.items():
                 if change is None:
                     now.pop(key, None)
@@ -133,7 +133,7 @@ def test_work_says_what_a_dict_says(engine: Engine, *, seed: int, steps: int, la
     base = {**IN_TREE, b"05": b"meta", b"62": b"meta"} if layered else dict(IN_TREE)
     if layered:
         del base[b"04"]
-    model = Model(draw, Work(base_of(engine, layer), lambda: len(base)), base, dict(base))
+    model = Model(draw, ChangeSet(base_of(engine, layer), lambda: len(base)), base, dict(base))
     for _ in range(steps):
         model.step()
     model.finish()

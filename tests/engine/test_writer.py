@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from durabledbm._engine.disk import Disk
+from durabledbm._engine.disk.protocol import Disk
 from durabledbm._engine.meta import Extent
 from durabledbm._engine.node import decode_leaf
 from durabledbm._engine.page import MAP, REF, read_header, seal
+from durabledbm._engine.page_writer import PageWriter
 from durabledbm._engine.recovery import extent_arrived
-from durabledbm._engine.writer import Writer
 
 from .pieces import PATH, Engine
 
@@ -146,7 +146,7 @@ def test_what_is_written_is_kept_in_memory() -> None:
 # -- pages that only a transaction knows --------------------------------------------------------------------------
 
 
-def spilling(engine: Engine) -> Writer:
+def spilling(engine: Engine) -> PageWriter:
     writer = engine.writer()
     writer.own = set()
     return writer

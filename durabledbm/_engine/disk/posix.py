@@ -25,8 +25,8 @@ import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from ..errors import ClosedError
-from .disk import ELSEWHERE, LockOwner
+from ...errors import ClosedError
+from .protocol import ELSEWHERE, LockOwner
 
 assert sys.platform != "win32", "see windows"
 

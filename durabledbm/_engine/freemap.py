@@ -21,10 +21,10 @@ from collections.abc import Callable, Iterable, Iterator
 from heapq import heappop, heappush
 from typing import NamedTuple
 
-from .freepages import FreePages, Run, coalesced
+from .allocator import Allocator, Run, coalesced
 from .page import CRC_SIZE, HEADER, MAP, NO_REF, PENDING, REF, SPACE, pages_for, ref_parts, seal
 
-__all__ = ["Run", "Space"]
+__all__ = ["FreeMap", "Run"]
 
 _FIXED = struct.Struct("<QIIII")
 """pages in use, map count, chunk count, log count, reserved"""
@@ -58,7 +58,7 @@ class _Pending(NamedTuple):
     chunk: bytes
 
 
-class Space(FreePages):
+class FreeMap(Allocator):
     """The free pages of one database, as the writer sees them. Not thread-safe: only the writer has it."""
 
     def __init__(self, page_size: int, first_page: int, page_count: int) -> None:
@@ -286,7 +286,7 @@ class Space(FreePages):
     @classmethod
     def load(
         cls, ref: bytes, page_size: int, first_page: int, page_count: int, read: Callable[[bytes, int], bytes]
-    ) -> Space:
+    ) -> FreeMap:
         """The free space that a meta points at; `read(ref, type)` returns verified runs.
 
         Raises `ValueError` if what is written there cannot be.
@@ -369,7 +369,7 @@ class Space(FreePages):
         return page_id, max(0, min(length, len(self._free) - page_id))
 
     @classmethod
-    def emptied(cls, page_size: int, first_page: int, page_count: int, txid: int) -> Space:
+    def emptied(cls, page_size: int, first_page: int, page_count: int, txid: int) -> FreeMap:
         """The free space beside an empty tree: all pages, freed by commit `txid` or before.
 
         It need not be recorded. So emptying a database needs no page, and is possible where the disk is full.
@@ -385,7 +385,7 @@ class Space(FreePages):
     @classmethod
     def rebuilt(
         cls, page_size: int, first_page: int, page_count: int, used: Iterable[Run], pinned_until: int
-    ) -> Space:
+    ) -> FreeMap:
         """Free space derived from what is in use: all else is free, though maybe still read by a snapshot.
 
         What is free becomes reusable by `release(pinned_until)`.

@@ -10,17 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ..errors import CorruptionError
-from .disk import Disk
+from .disk.protocol import Disk
+from .freemap import FreeMap
 from .merge import MOVE, TOUCH, Touch
 from .node import Overflow, decode_branch, leaf_keys
 from .page import BRANCH, CRC_SIZE, HEADER, LEAF, OVERFLOW, REF, self_consistent
 from .pager import MALFORMED
-from .pageset import PageSet
-from .space import Space
-from .tree import Tree
-from .walk import walk
+from .tree import PageSet, Tree, walk
 
-__all__ = ["at_the_end", "is_wasteful", "leaf_batches", "spare_pages"]
+__all__ = ["is_wasteful", "leaf_batches", "spare_pages", "tail_runs"]
 
 _WASTEFUL = 0.2
 """Pages that a file may have beyond those in use, in proportion to them: room to write in..."""
@@ -42,7 +40,7 @@ def is_wasteful(spare: int, used: int, written: int = 0) -> bool:
     return spare > max(used * _WASTEFUL, min(written * 5 // 4, used)) + _WASTEFUL_PAGES
 
 
-def at_the_end(disk: Disk, tree: Tree, space: Space, limit: int) -> tuple[dict[bytes, Touch], int]:
+def tail_runs(disk: Disk, tree: Tree, space: FreeMap, limit: int) -> tuple[dict[bytes, Touch], int]:
     """Keys that lead to the last runs in the file, about `limit` of them, and the page from which on these stand.
 
     Found by reading the last pages in use, down to where the file could end. What the tree has replaced lately, and
@@ -56,13 +54,13 @@ def at_the_end(disk: Disk, tree: Tree, space: Space, limit: int) -> tuple[dict[b
         looked += 1
         if not space.is_free(page_id):
             touch = _key_of(disk, tree, page_id)
-            if touch is not None and _is_there(tree, touch[0], page_id):
+            if touch is not None and _is_live(tree, touch[0], page_id):
                 touches[touch[0]] = touch[1]
         page_id -= 1
     return touches, page_id + 1
 
 
-def _is_there(tree: Tree, key: bytes, page_id: int) -> bool:
+def _is_live(tree: Tree, key: bytes, page_id: int) -> bool:
     """Whether the way to `key` leads over the run at that page, and is intact."""
     ref = tree.root
     met = False

@@ -17,6 +17,13 @@ from a file of someone else's; and zeros where meta pages should be could be tho
 
 A file that is no database, and is to become one (flag "n"), is replaced by one that was made under a temporary name;
 where the directory does not let us, its content is cut off instead.
+
+
+== outside.py ==
+What can happen to an open file from outside, as errors that say what happened and what to do.
+
+None of it goes through this package, and none of it obeys a lock: the file is moved or removed, another copy is written
+into it, or another part of the program closes its descriptor. `current` notices.
 """
 
 from __future__ import annotations
@@ -24,16 +31,26 @@ from __future__ import annotations
 import errno
 import os
 
-from ..errors import error
-from .disk import Disk, Volume
-from .locks import Turn, WriterLock
+from ..errors import CorruptionError, error
+from .disk.protocol import ELSEWHERE, Disk, Volume
+from .locks import TEMPORARY_OFFSET, WriterLock
 from .meta import META_SIZE, SECTOR, UNFINISHED, Meta, encode_meta, first_page, now_ns, steady_copy
 from .recovery import newest, read_slots
+from .threads import Lease
 
-__all__ = ["TEMPORARY_LOCK", "first_meta", "initialise", "random_bytes", "replace", "temporary_name"]
-
-TEMPORARY_LOCK = (1 << 62) - 4
-"""The byte that whoever makes a temporary file locks in it: a file without that lock is left over from a killed run."""
+__all__ = [
+    "INHERITED",
+    "INTERRUPTED",
+    "displaced",
+    "first_meta",
+    "initialise",
+    "overtaken",
+    "overwritten",
+    "random_bytes",
+    "replace",
+    "temporary_name",
+    "unavailable",
+]
 
 _FIXED_IN_PLACE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY, errno.EXDEV}
 """What says that a name cannot be given to another file: the directory is read-only, or the name is a mount."""
@@ -79,7 +96,7 @@ def replace(volume: Volume, old: Disk, page_size: int) -> None:
     It takes over owner, group and permissions. If another process does the same at once, one of them does it. Raises
     `BusyError` if that takes longer than 30 seconds.
     """
-    turn = Turn()
+    turn = Lease()
     try:
         WriterLock(old.identity()).acquire(turn, old, _PATIENCE)
         if not old.linked() or _is_database(old):
@@ -121,7 +138,52 @@ def _temporary(volume: Volume, old: Disk) -> Disk:
     while True:
         fresh = volume.create(temporary_name(old.path), 0o600)
         fresh.take_owner(old.status())
-        fresh.lock(TEMPORARY_LOCK, exclusive=True)
+        fresh.lock(TEMPORARY_OFFSET, exclusive=True)
         if fresh.linked():
             return fresh
         fresh.close()
+
+
+_END = "close this handle and open the file again"
+
+INHERITED = (
+    "this snapshot or iterator is from before the fork, and its pages were reused before this process first read them: "
+    "take a snapshot in the process that reads it, or read it there before the parent ends its own"
+)
+"""Why a page that a forked child reads is not there any more."""
+
+INTERRUPTED = (
+    "another part of the program closed the descriptor of the file, and pages of this snapshot or iterator were reused "
+    "before the file was opened again"
+)
+"""Why a page is not there any more that was pinned."""
+
+
+def displaced(path: str) -> error:
+    """The name does not lead to the open file any more. That is no damage: nobody has touched what the file holds."""
+    return error(errno.ESTALE, f"{ELSEWHERE}: what it held can be saved with backup(); then {_END}", path)
+
+
+def unavailable(path: str, cause: OSError) -> error:
+    """There is no open file, and the name cannot be opened."""
+    what = "the file must be opened again, after a fork or because its descriptor was closed, and cannot be"
+    return error(cause.errno, f"{what}: {cause.strerror}", path)
+
+
+def overtaken(path: str) -> error:
+    """The lock was lost with the descriptor, and another writer was faster."""
+    what = "another part of the program closed the file's descriptor, and its lock with it, and others have written"
+    return error(f"{path}: {what}: {_END}")
+
+
+def overwritten(path: str, meta: Meta | None, seen: Meta) -> CorruptionError:
+    """The file was `seen` to hold one commit. Its newest is `meta` now, which does not follow; or it is no database."""
+    if meta is None:
+        what = "something else has written to the file while it was open"
+    elif meta.database_id != seen.database_id:
+        what = "the file was replaced by another database while it was open"
+    else:
+        age = "older" if meta.txid < seen.txid else "of another history"
+        what = "the file was replaced by another copy of it while it was open, or its disk has lost commits: "
+        what += f"it holds commit {meta.txid}, which is {age} than commit {seen.txid}"
+    return CorruptionError(f"{what}; {_END}", path=path)

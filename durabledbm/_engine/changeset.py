@@ -1,4 +1,4 @@
-"""Work: changes being made on top of a committed state, in memory, for one writer.
+"""Change sets: changes being made on top of a committed state, in memory, for one writer.
 
 It is a stack of layers over a view. Writing goes to the top layer; a savepoint is one more layer; handing out a view,
 to iterate over it, makes the present layers final and starts a new one. So nothing that was handed out ever changes,
@@ -7,15 +7,14 @@ and rolling back means dropping layers.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, Protocol
 
 from .node import Overflow
-from .state import State
 from .tree import Tree
-from .view import Layer, View
+from .view import Layer, State, View
 
-__all__ = ["CHANGE_MEMORY", "ENTRY_MAX", "Savepoint", "Work"]
+__all__ = ["CHANGE_MEMORY", "ENTRY_MAX", "ChangeSet", "Observer", "Savepoint"]
 
 CHANGE_MEMORY = 250
 """Bytes of memory, about, that a change takes beside its key and value."""
@@ -26,6 +25,29 @@ ENTRY_MAX = 2**32 - 2**16
 _TOO_LONG = "a key and its value together must be shorter than 4 GiB"
 
 _ABSENT = object()
+
+
+class Observer(Protocol):
+    """Is told of every commit made through a handle, as an attached log of changes is."""
+
+    def admit(self, changes: Mapping[bytes, bytes | None]) -> None:
+        """Raise `ValueError` to keep these changes from being committed."""
+
+    def expect(self, before: object) -> None:
+        """A commit is about to be made on the state `before`. If it is interrupted, `committed` may not be called
+        although it was made.
+        """
+
+    def committed(self, changes: Mapping[bytes, object] | None) -> None:
+        """It was made: with these changes, or (None) with changes that are not known one by one. Or the state has
+        become durable: then there are none.
+        """
+
+    def finish(self) -> None:
+        """The handle is about to be closed. All it has committed is durable."""
+
+    def close(self) -> None:
+        """The handle is being closed."""
 
 
 class Savepoint(NamedTuple):
@@ -39,7 +61,7 @@ class Savepoint(NamedTuple):
     cleared: bool
 
 
-class Work:
+class ChangeSet:
     """Changes on top of `state`."""
 
     __slots__ = (
@@ -65,8 +87,8 @@ class Work:
         self._growth = 0
 
     @classmethod
-    def on(cls, state: State) -> Work:
-        """Work on top of a committed state."""
+    def on(cls, state: State) -> ChangeSet:
+        """A change set on top of a committed state."""
         return cls(state.view, lambda: state.meta.entry_count)
 
     # -- reading -----------------------------------------------------------------------------------
@@ -126,8 +148,8 @@ class Work:
     def _in_base(self, key: bytes) -> bool:
         return self.base.find(key) is not None
 
-    def root_of(self, state: State) -> bool:
-        """Whether this is work on top of `state`."""
+    def builds_on(self, state: State) -> bool:
+        """Whether these are changes on top of `state`."""
         return self.base is state.view
 
     # -- writing -----------------------------------------------------------------------------------
@@ -165,7 +187,7 @@ class Work:
             if self.size == after:
                 self._present = known
 
-    def update(self, changes: dict[bytes, bytes | None], size: int) -> None:
+    def add(self, changes: dict[bytes, bytes | None], size: int) -> None:
         """Make many changes; `size` is their memory."""
         if size > ENTRY_MAX and any(len(key) + len(value or b"") > ENTRY_MAX for key, value in changes.items()):
             raise ValueError(_TOO_LONG)
@@ -199,6 +221,42 @@ class Work:
         while len(layers) - floor >= 2 and len(layers[1]) <= 2 * len(layers[0]):
             layers = (Layer({**layers[1], **layers[0]}), *layers[2:])
         return layers
+
+    # -- writes that depend on what there is -------------------------------------------------------
+
+    def update(self, values: dict[bytes, bytes]) -> None:
+        """Set all these values."""
+        size = sum(map(len, values)) + sum(map(len, values.values())) + CHANGE_MEMORY * len(values)
+        self.add(values, size)  # type: ignore[arg-type]
+
+    def discard(self, key: bytes) -> bool:
+        """Delete `key`; False if it is not there."""
+        if self.find(key) is None:
+            return False
+        self.delete(key)
+        return True
+
+    def pop(self, key: bytes) -> bytes | None:
+        """Delete `key` and return its value, or None if it is not there."""
+        value = self.get(key)
+        if value is not None:
+            self.delete(key)
+        return value
+
+    def pop_last(self) -> tuple[bytes, bytes] | None:
+        """Delete the entry with the greatest key and return it, or None if there is none."""
+        entry = next(self.view().items(reverse=True), None)
+        if entry is not None:
+            self.delete(entry[0])
+        return entry
+
+    def set_default(self, key: bytes, default: bytes) -> bytes:
+        """The value of `key`, after setting it to `default` if it is not there."""
+        value = self.get(key)
+        if value is None:
+            self.put(key, default)
+            return default
+        return value
 
     # -- savepoints --------------------------------------------------------------------------------
 

@@ -1,9 +1,9 @@
 """Group commit: each operation is committed before it returns, together with those that wait at the same time.
 
-The first of a batch becomes its leader, waits for its turn, and runs and commits all operations that have come in by
+The first of a batch becomes its leader, waits for its lease, and runs and commits all operations that have come in by
 then. The others wait for the batch, which wakes them in a chain, one by one: waking all at once would make them fight.
 A leader that is interrupted ends its batch on the way out; should even that be interrupted, the others find out by
-looking now and then whether its turn still exists.
+looking now and then whether its lease still exists.
 """
 
 from __future__ import annotations
@@ -15,14 +15,13 @@ from copy import copy
 from typing import Any, TypeVar
 
 from ..errors import BusyError, error
-from .locks import Turn
-from .patience import Patience
-from .pipes import Pipeline
-from .state import State
-from .store import Store
-from .work import Work
+from .changeset import ChangeSet
+from .commit import Committer
+from .pipeline import Pipeline
+from .spill import Spill
+from .threads import Lease, Patience
 
-__all__ = ["Group"]
+__all__ = ["GroupCommit"]
 
 _LOOK = 0.5
 """Seconds after which one that waits for its batch looks whether it still has a leader."""
@@ -30,12 +29,12 @@ _LOOK = 0.5
 T = TypeVar("T")
 
 
-class _Ticket:
+class _Request:
     """One operation that waits for its batch."""
 
     __slots__ = ("failure", "operation", "result")
 
-    def __init__(self, operation: Callable[[Work], Any]) -> None:
+    def __init__(self, operation: Callable[[ChangeSet], Any]) -> None:
         self.operation = operation
         self.result: Any = None
         self.failure: BaseException | None = None
@@ -44,12 +43,12 @@ class _Ticket:
 class _Batch:
     """Operations that will be committed together."""
 
-    __slots__ = ("committed", "done", "leader", "over", "tickets")
+    __slots__ = ("committed", "done", "leader", "over", "requests")
 
-    def __init__(self, turn: Turn) -> None:
-        self.tickets: list[_Ticket] = []
-        self.leader = weakref.ref(turn)
-        """The turn of the thread that commits for all."""
+    def __init__(self, lease: Lease) -> None:
+        self.requests: list[_Request] = []
+        self.leader = weakref.ref(lease)
+        """The lease of the thread that commits for all."""
         self.committed: bool | None = False
         """None while the commit is going on, and if it was interrupted and nothing tells what became of it."""
         self.over = False
@@ -64,61 +63,61 @@ class _Batch:
             pass
 
 
-class Group(Pipeline):
+class GroupCommit(Pipeline):
     """Commits each operation before it returns, together with those that wait at the same time."""
 
-    def __init__(self, store: Store, timeout: float | None, *, sync: bool) -> None:
-        super().__init__(store, timeout)
+    def __init__(self, committer: Committer, timeout: float | None, *, sync: bool) -> None:
+        super().__init__(committer, timeout)
         self._sync = sync
         self._mutex = threading.Lock()
         self._open: _Batch | None = None
 
-    def run(self, operation: Callable[[Work], T]) -> T:
+    def apply(self, operation: Callable[[ChangeSet], T]) -> T:
         self.store.writer.check_self(self.store.path)
         patience = Patience(self.timeout)
         while True:
-            ticket, turn = _Ticket(operation), Turn()
+            request, lease = _Request(operation), Lease()
             batch: _Batch | None = None
             try:
                 with self._mutex:
                     batch = self._open
                     if batch is None:
-                        batch = self._open = _Batch(turn)
-                    batch.tickets.append(ticket)
-                leads = batch.leader() is turn
+                        batch = self._open = _Batch(lease)
+                    batch.requests.append(request)
+                leads = batch.leader() is lease
                 if leads:
-                    self._lead(batch, turn)
+                    self._lead(batch, lease)
                 else:
                     self._follow(batch, patience)
-            except BaseException as exc:  # an interrupt: whatever else goes wrong is noted in the tickets
-                self._leave(batch, turn, exc)
+            except BaseException as exc:  # an interrupt: whatever else goes wrong is noted in the requests
+                self._leave(batch, lease, exc)
                 raise
-            if ticket.failure is None:
+            if request.failure is None:
                 if batch.committed:
-                    return ticket.result  # type: ignore[no-any-return]
+                    return request.result  # type: ignore[no-any-return]
                 self._close(batch)  # its leader was interrupted before it did anything, perhaps even before this
                 continue
             # Whoever joined a batch late has not waited for as long as its leader.
-            if leads or type(ticket.failure) is not BusyError or patience.over:
-                raise ticket.failure
+            if leads or type(request.failure) is not BusyError or patience.over:
+                raise request.failure
 
-    def _lead(self, batch: _Batch, turn: Turn) -> None:
+    def _lead(self, batch: _Batch, lease: Lease) -> None:
         try:
             try:
-                self.store.begin(turn, self.timeout)
+                self.committer.begin(lease, self.timeout)
             finally:
                 self._close(batch)
-            work = Work.on(self.store.state)
-            for number, ticket in enumerate(batch.tickets):
-                self._carry_out(ticket, work, others=number > 0)
+            work = ChangeSet.on(self.store.state)
+            for number, request in enumerate(batch.requests):
+                self._carry_out(request, work, others=number > 0)
             before, batch.committed = self.store.state.meta.txid, None
             self._commit(work)
             batch.committed = True
-            turn.end()
+            lease.end()
         except BaseException as exc:
             if batch.committed is None and _is_interrupt(exc):
                 batch.committed = self._arrived(before)
-            turn.end()
+            lease.end()
             self._fail(batch, exc)
         batch.over = True
         batch.wake()
@@ -126,10 +125,10 @@ class Group(Pipeline):
     def _arrived(self, before: int) -> bool | None:
         """Whether a commit on top of commit `before`, which was interrupted, has been made; None if nothing tells.
 
-        The turn is still the caller's, so nobody else can have committed since.
+        The lease is still the caller's, so nobody else can have committed since.
         """
         try:
-            self.store.settle()
+            self.committer.reconcile()
         except Exception:
             return None
         return self.store.state.meta.txid > before
@@ -140,11 +139,11 @@ class Group(Pipeline):
                 self._end(batch, error("the thread that was to commit this write was interrupted"))
         batch.wake()
 
-    def _leave(self, batch: _Batch | None, turn: Turn, cause: BaseException) -> None:
+    def _leave(self, batch: _Batch | None, lease: Lease, cause: BaseException) -> None:
         """Somebody of the batch was interrupted. A leader ends it; a follower may have been woken already."""
-        turn.end()
+        lease.end()
         if batch is not None:
-            if batch.leader() is turn:
+            if batch.leader() is lease:
                 self._end(batch, cause)
             elif batch.over:
                 batch.wake()
@@ -165,37 +164,37 @@ class Group(Pipeline):
         """The leader gets the exception. So do the others, each one of its own, if it was no interrupt: that is the
         leader's alone, and they find that they were committed, or are carried out again.
         """
-        for number, ticket in enumerate(batch.tickets):
-            if ticket.failure is not None:
+        for number, request in enumerate(batch.requests):
+            if request.failure is not None:
                 continue
             if number == 0:
-                ticket.failure = cause
+                request.failure = cause
             elif not _is_interrupt(cause):
-                ticket.failure = _copy(cause)
+                request.failure = _copy(cause)
             elif batch.committed is None:
-                ticket.failure = error(
+                request.failure = error(
                     f"the commit of this write together with others was interrupted, and it is not known what became "
                     f"of it: {cause!r}"
                 )
 
-    def _carry_out(self, ticket: _Ticket, work: Work, *, others: bool) -> None:
-        """Run the operation of a ticket. What it raises is kept there, if it is the operation that raises it.
+    def _carry_out(self, request: _Request, work: ChangeSet, *, others: bool) -> None:
+        """Run the operation of a request. What it raises is kept there, if it is the operation that raises it.
 
         An asynchronous exception for the thread that leads, while it runs what `others` have asked for, is the leader's
         own. It is told by a second try: an operation that fails changes nothing, and fails again.
         """
         try:
-            ticket.result = self._result(ticket.operation, work)
+            request.result = self._result(request.operation, work)
         except Exception as exc:
-            ticket.failure = exc
+            request.failure = exc
             if others:
                 try:
-                    self._result(ticket.operation, work)
+                    self._result(request.operation, work)
                 except Exception:
                     return
                 raise
 
-    def _result(self, operation: Callable[[Work], T], work: Work) -> T:
+    def _result(self, operation: Callable[[ChangeSet], T], work: ChangeSet) -> T:
         """What an operation returns, after its changes were admitted by whoever observes the commits, if anybody."""
         observer = self.store.observer
         if observer is None:
@@ -210,29 +209,25 @@ class Group(Pipeline):
         work.release(point)
         return result
 
-    def _commit(self, work: Work) -> None:
+    def _commit(self, changes: ChangeSet, spill: Spill | None = None) -> None:
         flusher = self.flusher
-        if flusher is None:
-            self.store.commit(work, sync=self._sync)
+        if spill is None:
+            self.committer.commit(changes.changes(), cleared=changes.cleared, sync=self._sync)
         else:
-            self.store.commit(work, sync=False)
-            if flusher.overdue or not flusher.wake():
-                self.store.harden()
-                flusher.mark_flushed()
+            self.committer.commit_spill(spill, changes.changes(), sync=self._sync)
+        if flusher is not None and (flusher.overdue or not flusher.wake()):
+            self.committer.make_durable()
+            flusher.mark_flushed()
 
-    def begin(self, turn: Turn) -> Work:
-        return Work.on(self.store.begin(turn, self.timeout))
+    def begin(self, lease: Lease) -> ChangeSet:
+        return ChangeSet.on(self.committer.begin(lease, self.timeout))
 
-    def finish(self, turn: Turn, work: Work | None, commit: Callable[[bool], State] | None = None) -> None:
+    def finish(self, lease: Lease, changes: ChangeSet | None, spill: Spill | None = None) -> None:
         try:
-            if commit is not None:
-                self.store.guarded(lambda: commit(self._sync), None)
-                if self.flusher is not None and not self.flusher.wake():
-                    self.store.harden()
-            elif work is not None:
-                self._commit(work)
+            if changes is not None:
+                self._commit(changes, spill)
         finally:
-            turn.end()
+            lease.end()
 
     def after_fork(self) -> None:
         super().after_fork()
@@ -240,24 +235,24 @@ class Group(Pipeline):
         self._open = None
 
     def flush(self) -> None:
-        # A sync needs no leave of other writers. Only what becomes of a commit that is under way is worth waiting for.
-        if self.store.unsynced and not self._made_durable(0.0) and not self._made_durable(self.timeout):
+        # A sync needs no lease. Only a commit in progress is worth waiting for: what becomes of it is not known yet.
+        if self.committer.has_unsynced and not self._made_durable(0.0) and not self._made_durable(self.timeout):
             raise BusyError(f"{self.store.path}: a commit of another thread did not end in time")
         if self.flusher is not None:
             self.flusher.mark_flushed()
 
     def _made_durable(self, timeout: float | None) -> bool:
-        """Sync what was committed. False if a commit is under way that has not ended within `timeout`."""
-        store, turn = self.store, Turn()
+        """Sync what was committed. False if a commit is in progress that has not ended within `timeout`."""
+        committer, lease = self.committer, Lease()
         try:
-            store.begin(turn, timeout)
-            store.harden()
+            committer.begin(lease, timeout)
+            committer.make_durable()
         except BusyError:
-            if store.underway:
+            if committer.in_progress:
                 return False
-            store.sync_file()
+            committer.sync_file()
         finally:
-            turn.end()
+            lease.end()
         return True
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .checksum import crc32c, with_zeros
-from .disk import Readable
+from .disk.protocol import Readable
 from .page import CRC_SIZE, self_consistent
 
 __all__ = ["LONG", "checksum_of", "crc_if_whole", "is_sparse", "keeps", "kept_pages", "stretches"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-__all__ = ["FreePages", "Run", "coalesced"]
+__all__ = ["Allocator", "Run", "coalesced"]
 
 _SLACK = 1.15
 """Grow the file rather than fill scattered holes while it is at most so many times the pages in use..."""
@@ -27,7 +27,7 @@ Run = tuple[int, int]
 """Page id of the first page, and how many."""
 
 
-class FreePages:
+class Allocator:
     """The pages of a file, of which some may be written."""
 
     def __init__(self, first_page: int, page_count: int, span: int) -> None:

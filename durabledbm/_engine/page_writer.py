@@ -6,17 +6,18 @@ run as there is. `extents` records what was written where, for the meta page (se
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from .checksum import crc32c
-from .disk import Disk
+from .disk.protocol import Disk
+from .freemap import FreeMap, Run
 from .meta import Extent
 from .node import Branch, Overflow, encode_branch, encode_leaf
 from .page import BRANCH, CRC_SIZE, HEADER, LEAF, OVERFLOW, REF, crc_of, pages_for, seal
 from .pager import Pager
-from .space import Run, Space
 
-__all__ = ["Mark", "Writer"]
+__all__ = ["Mark", "PageWriter"]
 
 _BUFFER_MAX = 1 << 20
 """Bytes of adjacent runs that are collected before they are written."""
@@ -41,10 +42,10 @@ class _Written:
         self.crcs = [crc]
 
 
-class Writer:
+class PageWriter:
     """Writes the runs of commit `txid`. After `finish` everything is written, though not synced."""
 
-    def __init__(self, disk: Disk, pager: Pager, space: Space, txid: int, *, grow: bool = True) -> None:
+    def __init__(self, disk: Disk, pager: Pager, space: FreeMap, txid: int, *, grow: bool = True) -> None:
         self._disk = disk
         self._pager = pager
         self._space = space
@@ -68,6 +69,16 @@ class Writer:
         self._deferred: list[Run] = []
         self._fresh: list[Run] = []
         self._dead: list[Run] = []
+
+    def expect(self, changes: Mapping[bytes, object], depth: int) -> None:
+        """About as many pages as merging the changes into a tree of that depth takes will be written."""
+        count = len(changes)
+        if count <= 1000:
+            self.expected = count * max(depth - 1, 1) + depth + 3
+            return
+        sample = [value for _, value in zip(range(256), changes.values(), strict=False) if type(value) is bytes]
+        average = sum(map(len, sample)) // max(len(sample), 1) + 40
+        self.expected = max(count * average // self.page_size + count // 64 + 3, min(count, 4096))
 
     # -- places ------------------------------------------------------------------------------------
 

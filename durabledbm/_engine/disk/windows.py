@@ -37,9 +37,9 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NewType, Protocol
 
-from ..errors import ClosedError
-from .disk import ELSEWHERE, LockOwner
-from .patience import Patience
+from ...errors import ClosedError
+from ..threads import Patience
+from .protocol import ELSEWHERE, LockOwner
 
 __all__ = ["Handle", "Kernel", "WindowsDisk", "WindowsVolume", "take_owner"]
 

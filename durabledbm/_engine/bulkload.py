@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from .._engine.disk import Disk
-from .._engine.merge import inline_max
-from .._engine.meta import SLOTS, Meta, encode_meta, first_page
-from .._engine.node import BRANCH_OVERHEAD, LEAF_OVERHEAD, capacity, separator
-from .._engine.page import NO_REF
-from .._engine.pager import Pager
-from .._engine.space import Space
-from .._engine.writer import Writer
+from .disk.protocol import Disk
+from .freemap import FreeMap
+from .merge import inline_max
+from .meta import SLOTS, Meta, encode_meta, first_page
+from .node import BRANCH_OVERHEAD, LEAF_OVERHEAD, capacity, separator
+from .page import NO_REF
+from .page_writer import PageWriter
+from .pager import Pager
 
 __all__ = ["Builder"]
 
@@ -52,8 +52,8 @@ class Builder:
         self._disk = disk
         self._meta = meta
         page_size = meta.page_size
-        self._space = Space(page_size, first_page(page_size), first_page(page_size))
-        self._writer = Writer(disk, Pager(disk, page_size, 0), self._space, meta.txid)
+        self._space = FreeMap(page_size, first_page(page_size), first_page(page_size))
+        self._writer = PageWriter(disk, Pager(disk, page_size, 0), self._space, meta.txid)
         self._inline_max = inline_max(page_size)
         self._room = capacity(1, page_size)
         self._keys: list[bytes] = []
