@@ -868,7 +868,7 @@ def test_damage_in_what_a_child_inherits_is_called_damage(twin: Twin) -> None:
     twin.child.sync()
     with twin.child.snapshot() as snapshot:
         twin.fork()
-        volume = twin.child._store._volume
+        volume = twin.child._store.volume
         assert isinstance(volume, SimVolume)
         content = volume.content("/db")
         volume.put("/db", content[:8192] + bytes(len(content) - 8192))

@@ -380,7 +380,7 @@ def grouped(kind: str, at: int) -> int:
                 return
             for thread in followers:
                 thread.start()
-            while len(group._open.tickets if group._open else ()) < (3 if kind == "lock" else 2) or not queue:
+            while len(group._open.requests if group._open else ()) < (3 if kind == "lock" else 2) or not queue:
                 if kind != "lock" and len(queue) == 2 and not group._open:
                     break
                 time.sleep(0.0002)

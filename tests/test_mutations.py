@@ -114,8 +114,7 @@ t.test_a_block_whose_end_is_interrupted_is_over_whoever_still_has_the_transactio
 
 MUTATIONS = {
     "skip the sync of a commit": Mutation(
-        "_engine/commit.py", "        try:\n            self.store.disk.sync()\n", "        try:\n            pass\n",
-        FULL
+        "_engine/commit.py", "        try:\n            self.store.disk.sync()\n", "        try:\n            pass\n", FULL  # noqa: E501
     ),
     "believe a commit without looking at its list": Mutation(
         "_engine/recovery.py",
@@ -136,8 +135,7 @@ MUTATIONS = {
         RELAXED,
     ),
     "reuse at once what a commit has written in vain": Mutation(
-        "_engine/page_writer.py", "self._space.drop(page_id, page_count)", "self._space.free(page_id, page_count)",
-        LISTED
+        "_engine/page_writer.py", "self._space.drop(page_id, page_count)", "self._space.free(page_id, page_count)", LISTED  # noqa: E501
     ),
     "take pages that a relaxed chain's list needs": Mutation(
         "_engine/prepare.py", "meta.txid if alone else meta.steady_txid", "meta.txid", RELAXED
@@ -181,8 +179,7 @@ MUTATIONS = {
         "_engine/commit.py", "                store.disk.write((1 - slot) * META_SIZE, (random_bytes(META_SIZE),))\n", "                pass\n", GIVEN_UP,  # noqa: E501
     ),
     "reuse pages that a snapshot still reads": Mutation(
-        "_engine/prepare.py", "self._reusable_txid if pinned is None else min(pinned, self._reusable_txid)",
-        "self._reusable_txid", DEEP
+        "_engine/prepare.py", "self._reusable_txid if pinned is None else min(pinned, self._reusable_txid)", "self._reusable_txid", DEEP  # noqa: E501
     ),
     "do not look again after pinning": Mutation(
         "_engine/store.py", "                if self.state is state:\n", "                if True:\n", OVERTAKEN

@@ -14,8 +14,8 @@ from simdisk import Fault, SimDisk, SimVolume
 
 import durabledbm
 from durabledbm._engine import locks
-from durabledbm._engine.disk import FileVolume
-from durabledbm._engine.disk.protocol import LockOwner, posix
+from durabledbm._engine.disk import FileVolume, posix
+from durabledbm._engine.disk.protocol import LockOwner
 from durabledbm.database import open_on
 
 

@@ -270,7 +270,7 @@ def test_an_update_that_was_interrupted_while_it_waited_for_a_shard_does_not_com
 
         def waiting() -> int:
             batch = shard._pipeline._open
-            return 0 if batch is None else len(batch.tickets)
+            return 0 if batch is None else len(batch.requests)
 
         def interrupt(operation: Callable[[ShardedDatabase], None]) -> None:
             before = waiting()

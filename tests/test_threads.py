@@ -313,7 +313,7 @@ def test_writes_that_wait_together_share_one_sync(volume: SimVolume, sim: durabl
 def waiting(db: durabledbm.Database) -> int:
     """How many writes wait for the commit under way to end."""
     batch = db._pipeline._open  # type: ignore[union-attr]
-    return 0 if batch is None else len(batch.tickets)
+    return 0 if batch is None else len(batch.requests)
 
 
 def test_each_write_returns_only_when_it_is_on_the_disk(volume: SimVolume, sim: durabledbm.Database) -> None:

@@ -21,8 +21,8 @@ from types import ModuleType
 import pytest
 from children import open_directory, unprivileged
 
+from durabledbm._engine.disk import posix
 from durabledbm._engine.disk.posix import FileDisk, FileVolume
-from durabledbm._engine.disk.protocol import posix
 from durabledbm.errors import ClosedError
 
 BEFORE_THE_FILE = -1
