@@ -23,7 +23,7 @@ class Forger(Engine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.pen: Writer = self.writer()
+        self.pen: PageWriter = self.writer()
 
     def leaf(self, *keys: bytes, value: bytes = b"") -> bytes:
         """A leaf with these keys, in this order, each with the same value."""
