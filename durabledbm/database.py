@@ -334,7 +334,7 @@ class Database(Writable):
     def _put(self, key: bytes, value: bytes) -> None:
         if self._transactions and (transaction := own_transaction(self, to_write=True)) is not None:
             transaction._put(key, value)
-        elif not self._pipeline.put(key, value):
+        elif not (self._pipeline.defers and self._pipeline.put(key, value)):
             self._run(lambda changes: changes.put(key, value))
 
     def _delete(self, key: bytes) -> bool:

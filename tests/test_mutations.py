@@ -135,7 +135,7 @@ MUTATIONS = {
         RELAXED,
     ),
     "reuse at once what a commit has written in vain": Mutation(
-        "_engine/page_writer.py", "self._space.drop(page_id, page_count)", "self._space.free(page_id, page_count)", LISTED  # noqa: E501
+        "_engine/page_writer.py", "self._free_map.drop(page_id, page_count)", "self._free_map.free(page_id, page_count)", LISTED  # noqa: E501
     ),
     "take pages that a relaxed chain's list needs": Mutation(
         "_engine/prepare.py", "meta.txid if alone else meta.steady_txid", "meta.txid", RELAXED

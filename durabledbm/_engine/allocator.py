@@ -35,12 +35,12 @@ class Allocator:
         self.free_count = 0
         self.pending_count = 0
         """Pages that were freed and may not be written yet."""
-        self._free = bytearray(page_count)
-        self._span = span
-        self._dirty: set[int] = set()
+        self.flags = bytearray(page_count)
+        self.span = span
+        self.dirty: set[int] = set()
         """Which spans of so many pages have changed."""
-        self._taken: list[Run] = []
-        self._base = page_count
+        self.taken: list[Run] = []
+        self.base = page_count
         self._starts = [first_page] * _POWERS
         self._reused_from = _NOWHERE
         self._holes_from = 0
@@ -51,15 +51,15 @@ class Allocator:
     @property
     def page_count(self) -> int:
         """Pages of the file."""
-        return len(self._free)
+        return len(self.flags)
 
     def is_free(self, page_id: int) -> bool:
         """Whether the page may be reused now."""
-        return bool(self._free[page_id])
+        return bool(self.flags[page_id])
 
     def free_runs(self) -> Iterator[Run]:
         """All reusable pages, ascending."""
-        free, at = self._free, self._free.find(1)
+        free, at = self.flags, self.flags.find(1)
         while at >= 0:
             end = free.find(0, at)
             end = len(free) if end < 0 else end
@@ -69,7 +69,7 @@ class Allocator:
     @property
     def used_count(self) -> int:
         """Pages that the newest commit, or the one being made, needs; meta pages included."""
-        return len(self._free) - self.free_count - self.pending_count
+        return len(self.flags) - self.free_count - self.pending_count
 
     def take(self, want: int, *, grow: bool = True) -> Run:
         """Allocate up to about `want` consecutive pages, at least one: as long a run as there is.
@@ -89,8 +89,8 @@ class Allocator:
 
     def take_hole(self) -> int:
         """Allocate a free page between two that are not, where nothing longer would fit; 0 if there is none."""
-        found = self._free.find(_HOLE, self._holes_from)
-        self._holes_from = found if found >= 0 else len(self._free)
+        found = self.flags.find(_HOLE, self._holes_from)
+        self._holes_from = found if found >= 0 else len(self.flags)
         return 0 if found < 0 else self._claimed(found + 1, 1)[0]
 
     def take_run(self, want: int) -> Run:
@@ -100,27 +100,27 @@ class Allocator:
 
     def reserve(self, count: int, *, soon: bool) -> int:
         """See to it that `count` pages are free, or may be `soon`, if need be at the end of the file; from where on."""
-        start, missing = len(self._free), count - self.free_count - soon * self.pending_count
+        start, missing = len(self.flags), count - self.free_count - soon * self.pending_count
         if missing > 0:
-            self._reuse(*self._grown(missing))
+            self.reuse(*self._grown(missing))
         return start
 
     def _may_grow(self, want: int, grow: bool) -> bool:
         if self.free_count == 0:
             return True
-        return grow and len(self._free) + want <= self.used_count * _SLACK + _SLACK_PAGES
+        return grow and len(self.flags) + want <= self.used_count * _SLACK + _SLACK_PAGES
 
     def _grown(self, want: int) -> Run:
-        found = len(self._free)
-        self._free.extend(b"\1" * want)
+        found = len(self.flags)
+        self.flags.extend(b"\1" * want)
         self.free_count += want
         return self._claimed(found, want)
 
     def _claimed(self, page_id: int, page_count: int) -> Run:
-        self._free[page_id : page_id + page_count] = bytes(page_count)
+        self.flags[page_id : page_id + page_count] = bytes(page_count)
         self.free_count -= page_count
-        self._touch(page_id, page_count)
-        self._taken.append((page_id, page_count))
+        self.touch(page_id, page_count)
+        self.taken.append((page_id, page_count))
         return page_id, page_count
 
     def _find(self, length: int) -> int:
@@ -131,47 +131,47 @@ class Allocator:
         if self.free_count < length:
             return -1
         starts = self._starts
-        if self._reused_from < len(self._free):
+        if self._reused_from < len(self.flags):
             for power, start in enumerate(starts):
                 starts[power] = min(start, max(self._reused_from - (1 << power), self.first_page))
             self._reused_from = _NOWHERE
         power = min(length.bit_length() - 1, len(starts) - 1)
-        found = self._free.find(b"\1" * length, starts[power])
+        found = self.flags.find(b"\1" * length, starts[power])
         if length == 1 << power:
-            starts[power] = found if found >= 0 else len(self._free)
+            starts[power] = found if found >= 0 else len(self.flags)
         return found
 
     def give_back(self, page_id: int, page_count: int) -> None:
         """Undo part of a `take` of this commit: the pages hold nothing that anybody can reach."""
-        if page_id + page_count == len(self._free) and page_id >= self._base:
-            del self._free[page_id:]
+        if page_id + page_count == len(self.flags) and page_id >= self.base:
+            del self.flags[page_id:]
         else:
-            self._reuse(page_id, page_count)
+            self.reuse(page_id, page_count)
 
-    def _reuse(self, page_id: int, page_count: int) -> None:
+    def reuse(self, page_id: int, page_count: int) -> None:
         if page_count == 1:
-            self.free_count += not self._free[page_id]
-            self._free[page_id] = 1
+            self.free_count += not self.flags[page_id]
+            self.flags[page_id] = 1
         else:
             end = page_id + page_count
-            self.free_count += self._free.count(0, page_id, end)
-            self._free[page_id:end] = b"\1" * page_count
+            self.free_count += self.flags.count(0, page_id, end)
+            self.flags[page_id:end] = b"\1" * page_count
         self._longest = _POWERS
-        self._touch(page_id, page_count)
+        self.touch(page_id, page_count)
         self._reused_from = min(self._reused_from, page_id)
         self._holes_from = min(self._holes_from, page_id - 1)
 
-    def _touch(self, page_id: int, page_count: int) -> None:
-        first, last = page_id // self._span, (page_id + page_count - 1) // self._span
-        self._dirty.add(first)
+    def touch(self, page_id: int, page_count: int) -> None:
+        first, last = page_id // self.span, (page_id + page_count - 1) // self.span
+        self.dirty.add(first)
         if first != last:
-            self._dirty.update(range(first + 1, last + 1))
+            self.dirty.update(range(first + 1, last + 1))
 
     def close_from(self, page_id: int) -> None:
         """Allocate nothing from this page on, up to `reopen`: what stands there is being moved to the front."""
-        free = bytes(self._free[page_id:])
+        free = bytes(self.flags[page_id:])
         self._closed = page_id, free
-        self._free[page_id:] = bytes(len(free))
+        self.flags[page_id:] = bytes(len(free))
         self.free_count -= free.count(1)
 
     def reopen(self) -> None:
@@ -179,7 +179,7 @@ class Allocator:
         page_id, free = self._closed
         self._closed = 0, b""
         if free:
-            self._free[page_id : page_id + len(free)] = free
+            self.flags[page_id : page_id + len(free)] = free
             self.free_count += free.count(1)
             self._longest = _POWERS
             self._reused_from = min(self._reused_from, page_id)
@@ -187,11 +187,11 @@ class Allocator:
 
     def cut_tail(self, *, all_of_it: bool = False) -> None:
         """Forget the reusable pages at the end of the file, if they are worth it: the file may be cut off there."""
-        tail = len(self._free) - len(self._free.rstrip(b"\1"))
-        if tail > (0 if all_of_it else max(len(self._free) // 16, 16)):
-            del self._free[-tail:]
+        tail = len(self.flags) - len(self.flags.rstrip(b"\1"))
+        if tail > (0 if all_of_it else max(len(self.flags) // 16, 16)):
+            del self.flags[-tail:]
             self.free_count -= tail
-            self._base = min(self._base, len(self._free))
+            self.base = min(self.base, len(self.flags))
             self._starts = [self.first_page] * _POWERS
 
 

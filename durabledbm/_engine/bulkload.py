@@ -52,8 +52,8 @@ class Builder:
         self._disk = disk
         self._meta = meta
         page_size = meta.page_size
-        self._space = FreeMap(page_size, first_page(page_size), first_page(page_size))
-        self._writer = PageWriter(disk, Pager(disk, page_size, 0), self._space, meta.txid)
+        self._free_map = FreeMap(page_size, first_page(page_size), first_page(page_size))
+        self._writer = PageWriter(disk, Pager(disk, page_size, 0), self._free_map, meta.txid)
         self._inline_max = inline_max(page_size)
         self._room = capacity(1, page_size)
         self._keys: list[bytes] = []
@@ -87,13 +87,13 @@ class Builder:
     def finish(self) -> Meta:
         """Write the remaining nodes, sync, and write the meta pages. Returns the meta."""
         root, depth = self._finish_tree()
-        space, writer, old = self._space, self._writer, self._meta
+        free_map, writer, old = self._free_map, self._writer, self._meta
         writer.release_place()
-        space.cut_tail()
-        ref = space.save(writer.txid, writer.write) if depth else NO_REF
+        free_map.pages.cut_tail()
+        ref = free_map.save(writer.txid, writer.write) if depth else NO_REF
         writer.finish()
         meta = Meta(
-            old.txid, old.page_size, old.database_id, space.page_count, entry_count=self.count,
+            old.txid, old.page_size, old.database_id, free_map.pages.page_count, entry_count=self.count,
             tree_count=self.count, root=root, depth=depth, space=ref, steady_txid=old.txid, steady=True,
             time_ns=old.time_ns,
         )  # fmt: skip

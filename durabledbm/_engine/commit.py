@@ -504,7 +504,7 @@ class Committer:
         deadline = time.monotonic() + seconds
         while budget > 0 and tries and time.monotonic() < deadline:
             free_map = self.preparer.free_map()
-            if not is_wasteful(free_map.free_count, free_map.used_count, room):
+            if not is_wasteful(free_map.pages.free_count, free_map.pages.used_count, room):
                 break
             touches, _ = tail_runs(store.disk, store.state.view.tree, free_map, min(budget, _MOST_MOVED))
             budget -= len(touches) + 1

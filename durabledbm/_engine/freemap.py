@@ -58,11 +58,12 @@ class _Pending(NamedTuple):
     chunk: bytes
 
 
-class FreeMap(Allocator):
+class FreeMap:
     """The free pages of one database, as the writer sees them. Not thread-safe: only the writer has it."""
 
     def __init__(self, page_size: int, first_page: int, page_count: int) -> None:
-        super().__init__(first_page, page_count, (page_size - HEADER.size - CRC_SIZE) * 8)
+        self.pages = Allocator(first_page, page_count, (page_size - HEADER.size - CRC_SIZE) * 8)
+        """Which pages are free, in memory."""
         self._page_size = page_size
         self._pending: deque[_Pending] = deque()
         self._log = bytearray()
@@ -78,11 +79,6 @@ class FreeMap(Allocator):
         """What is free here is nowhere in the file: it was found out, not read."""
 
     # -- what there is --------------------------------------------------------------------------------
-
-    @property
-    def oldest_pending(self) -> int | None:
-        """The txid that freed the oldest pages which may not be reused yet."""
-        return self._pending[0].txid if self._pending else None
 
     def pending_runs(self) -> Iterator[tuple[int, Run]]:
         """All pages that were freed and may not be reused yet, with the txid that freed them (or a newer one)."""
@@ -102,7 +98,7 @@ class FreeMap(Allocator):
     def free(self, page_id: int, page_count: int) -> None:
         """The commit being made no longer needs these pages; older commits may."""
         self._freed.append((page_id, page_count))
-        self.pending_count += page_count
+        self.pages.pending_count += page_count
 
     def drop(self, page_id: int, page_count: int) -> None:
         """The commit being made has written these pages and does not need them after all.
@@ -111,12 +107,12 @@ class FreeMap(Allocator):
         them either.
         """
         self._dropped.append((page_id, page_count))
-        self.pending_count += page_count
+        self.pages.pending_count += page_count
 
     def free_all(self) -> None:
         """The commit being made, which has taken nothing yet, starts from an empty tree."""
-        unused = self._free[:]
-        unused[: self.first_page] = b"\1" * self.first_page
+        unused = self.pages.flags[:]
+        unused[: self.pages.first_page] = b"\1" * self.pages.first_page
         kept = [REF.unpack(ref)[:2] for ref in self.own_runs()]
         for page_id, page_count in [*kept, *(run for _, run in self.pending_runs())]:
             unused[page_id : page_id + page_count] = b"\1" * page_count
@@ -134,15 +130,15 @@ class FreeMap(Allocator):
     def unfree(self, mark: int) -> None:
         """Take back what was freed since there were `mark` freed runs."""
         for _, page_count in self._freed[mark:]:
-            self.pending_count -= page_count
+            self.pages.pending_count -= page_count
         del self._freed[mark:]
 
     def release(self, txid: int) -> None:
         """Make reusable what was freed by commits up to `txid`: nothing reaches it any more."""
         while self._pending and self._pending[0].txid <= txid:
             for page_id, page_count in self._pending.popleft().runs:
-                self.pending_count -= page_count
-                self._reuse(page_id, page_count)
+                self.pages.pending_count -= page_count
+                self.pages.reuse(page_id, page_count)
 
     # -- persistence -------------------------------------------------------------------------------
 
@@ -164,7 +160,7 @@ class FreeMap(Allocator):
             self._fold(txid, write)
             freed = self._disjoint(self._freed)
             log_count = self._log_count + len(freed) + len(dropped) + 2
-        where = self.take_run(self._size_pages(log_count))
+        where = self.pages.take_run(self._size_pages(log_count))
         self._log += b"".join(_LOG.pack(*record) for record in self._taken_records())
         self._log += b"".join(_LOG.pack(page_id, page_count, txid) for page_id, page_count in freed)
         self._log += b"".join(_LOG.pack(page_id, page_count, txid + 1) for page_id, page_count in dropped)
@@ -172,12 +168,12 @@ class FreeMap(Allocator):
             self._pending.append(_Pending(txid, freed, NO_REF))
         if dropped:
             self._pending.append(_Pending(txid + 1, dropped, NO_REF))
-        self._taken, self._freed, self._dropped, self._base = [], [], [], len(self._free)
-        if self.used_count < self.first_page:
+        self.pages.taken, self._freed, self._dropped, self.pages.base = [], [], [], len(self.pages.flags)
+        if self.pages.used_count < self.pages.first_page:
             raise ValueError(_TWICE)
         payload = b"".join(
             (
-                _FIXED.pack(self.used_count, len(self._maps), len(self._chunks), self._log_count, 0),
+                _FIXED.pack(self.pages.used_count, len(self._maps), len(self._chunks), self._log_count, 0),
                 *self._maps,
                 *(_CHUNK.pack(ref, newest) for ref, newest in self._chunks),
                 self._log,
@@ -194,26 +190,26 @@ class FreeMap(Allocator):
         that was made to hurt may lead to a page twice, or out of the file.
         """
         few = list(coalesced(runs))
-        inside = not few or (few[0][0] >= self.first_page and sum(few[-1]) <= len(self._free))
+        inside = not few or (few[0][0] >= self.pages.first_page and sum(few[-1]) <= len(self.pages.flags))
         if not inside or sum(count for _, count in few) != sum(count for _, count in runs):
             raise ValueError(_TWICE)
         for page_id, page_count in few:
-            if self._free.find(1, page_id, page_id + page_count) >= 0:
+            if self.pages.flags.find(1, page_id, page_id + page_count) >= 0:
                 raise ValueError(f"of the pages {page_id} to {page_id + page_count - 1} some are free, and in the tree")
         return few
 
     def _taken_records(self) -> Iterator[tuple[int, int, int]]:
         """What to log of the pages taken: those that were given back again count only where the map lacks them."""
-        for page_id, page_count in coalesced(self._taken):
-            at, end = page_id, min(page_id + page_count, len(self._free))
+        for page_id, page_count in coalesced(self.pages.taken):
+            at, end = page_id, min(page_id + page_count, len(self.pages.flags))
             while at < end:
-                given_back = self._free[at]
-                stop = self._free.find(1 - given_back, at, end)
+                given_back = self.pages.flags[at]
+                stop = self.pages.flags.find(1 - given_back, at, end)
                 stop = end if stop < 0 else stop
                 if not given_back:
                     yield at, stop - at, 0
-                elif stop > self._base:
-                    start = max(at, self._base)
+                elif stop > self.pages.base:
+                    start = max(at, self.pages.base)
                     yield start, stop - start, _ANCIENT
                 at = stop
 
@@ -247,37 +243,37 @@ class FreeMap(Allocator):
         self._log = bytearray().join(
             _LOG.pack(page_id, count, group.txid) for group in loose for page_id, count in group.runs
         )
-        spans = -(-len(self._free) // self._span)
+        spans = -(-len(self.pages.flags) // self.pages.span)
         for ref in self._maps[spans:]:
             self._free_ref(ref)
         del self._maps[spans:]
         self._maps += [NO_REF] * (spans - len(self._maps))
-        end = self.used_count
-        self._dirty.update(
+        end = self.pages.used_count
+        self.pages.dirty.update(
             index for index, ref in enumerate(self._maps) if ref != NO_REF and REF.unpack(ref)[0] >= end
         )
         # Taking the pages for the map may make one more span dirty, so they are taken before anything is written.
         places: dict[int, Run] = {}
-        while todo := sorted(i for i in self._dirty if i < spans and i not in places):
+        while todo := sorted(i for i in self.pages.dirty if i < spans and i not in places):
             for index in todo:
-                places[index] = self.take_run(1)
-            spans = -(-len(self._free) // self._span)
+                places[index] = self.pages.take_run(1)
+            spans = -(-len(self.pages.flags) // self.pages.span)
             self._maps += [NO_REF] * (spans - len(self._maps))
         # Whatever the log page itself takes after this goes into the new log, as any later commit's pages do.
-        self._taken = []
+        self.pages.taken = []
         for index, place in places.items():
             self._free_ref(self._maps[index])
-            bits = _pack_bits(self._free[index * self._span : (index + 1) * self._span])
+            bits = _pack_bits(self.pages.flags[index * self.pages.span : (index + 1) * self.pages.span])
             run = seal(MAP, 0, index, place[0], txid, self._page_size, bits)
             self._maps[index] = write(run, place[0])
-        self._dirty = set()
+        self.pages.dirty = set()
         self._unwritten = False
 
     def _write_chunk(self, groups: list[_Pending], txid: int, write: Callable[[bytes, int], bytes]) -> None:
         runs = list(coalesced(run for group in groups for run in group.runs))
         newest = groups[-1].txid
         payload = b"".join(_EXTENT.pack(*run) for run in runs)
-        where = self.take_run(pages_for(len(payload), self._page_size))
+        where = self.pages.take_run(pages_for(len(payload), self._page_size))
         ref = write(seal(PENDING, 0, len(runs), where[0], txid, self._page_size, payload), where[0])
         self._chunks.append((ref, newest))
         self._pending = deque(group for group in self._pending if group.chunk != NO_REF)
@@ -313,25 +309,25 @@ class FreeMap(Allocator):
 
     def _check_own_runs(self) -> None:
         """No run that is read is outside of the file, or read twice, however many refs there are."""
-        at = self.first_page
+        at = self.pages.first_page
         for page_id, page_count in sorted(ref_parts(ref)[:2] for ref in self.own_runs()):
-            if page_id < at or page_count < 1 or page_id + page_count > len(self._free):
+            if page_id < at or page_count < 1 or page_id + page_count > len(self.pages.flags):
                 raise ValueError("its own pages overlap, or are not inside the file")
             at = page_id + page_count
 
     def _load_map(self, read: Callable[[bytes, int], bytes]) -> None:
-        page_count = len(self._free)
+        page_count = len(self.pages.flags)
         parts = []
-        for ref in self._maps[: -(-page_count // self._span)]:
+        for ref in self._maps[: -(-page_count // self.pages.span)]:
             if ref == NO_REF:
-                parts.append(bytes(self._span))
+                parts.append(bytes(self.pages.span))
             else:
                 run = read(ref, MAP)
                 parts.append(_unpack_bits(run[HEADER.size : self._page_size - CRC_SIZE]))
         free = bytearray().join(parts)[:page_count]
         free.extend(bytes(page_count - len(free)))
-        free[: self.first_page] = bytes(self.first_page)
-        self._free = free
+        free[: self.pages.first_page] = bytes(self.pages.first_page)
+        self.pages.flags = free
 
     def _load_pending(self, read: Callable[[bytes, int], bytes]) -> None:
         """Go through the lists and the log in order: what the last record says of a page counts."""
@@ -351,22 +347,22 @@ class FreeMap(Allocator):
             freed_by.append((txid, NO_REF))
         groups: dict[tuple[int, bytes], list[Run]] = {}
         for page_id, length, number in _topmost(runs):
-            self._free[page_id : page_id + length] = bytes(length)
+            self.pages.flags[page_id : page_id + length] = bytes(length)
             if number >= listed:
-                self._touch(page_id, length)
+                self.pages.touch(page_id, length)
             if freed_by[number][0]:
                 groups.setdefault(freed_by[number], []).append((page_id, length))
-                self.pending_count += length
+                self.pages.pending_count += length
         self._pending = deque(
             _Pending(txid, list(coalesced(freed)), chunk) for (txid, chunk), freed in sorted(groups.items())
         )
-        self.free_count = self._free.count(1)
+        self.pages.free_count = self.pages.flags.count(1)
 
     def _inside(self, page_id: int, length: int) -> Run:
         """The pages of a record that the file still has: it may have been cut off after the record was made."""
-        if page_id < self.first_page or length < 1:
+        if page_id < self.pages.first_page or length < 1:
             raise ValueError(f"pages {page_id} to {page_id + length - 1} cannot be free")
-        return page_id, max(0, min(length, len(self._free) - page_id))
+        return page_id, max(0, min(length, len(self.pages.flags) - page_id))
 
     @classmethod
     def emptied(cls, page_size: int, first_page: int, page_count: int, txid: int) -> FreeMap:
@@ -379,7 +375,7 @@ class FreeMap(Allocator):
             everything = first_page, page_count - first_page
             space._log += _LOG.pack(*everything, txid)
             space._pending.append(_Pending(txid, [everything], NO_REF))
-            space.pending_count = everything[1]
+            space.pages.pending_count = everything[1]
         return space
 
     @classmethod
@@ -395,14 +391,14 @@ class FreeMap(Allocator):
         unused[:first_page] = bytes(first_page)
         for page_id, length in used:
             unused[page_id : page_id + length] = bytes(length)
-        space._free = unused
-        runs = list(space.free_runs())
-        space._free = bytearray(page_count)
-        space._dirty = set(range(-(-page_count // space._span)))
+        space.pages.flags = unused
+        runs = list(space.pages.free_runs())
+        space.pages.flags = bytearray(page_count)
+        space.pages.dirty = set(range(-(-page_count // space.pages.span)))
         space._unwritten = True
         if runs:
             space._pending.append(_Pending(pinned_until, runs, NO_REF))
-            space.pending_count = sum(length for _, length in runs)
+            space.pages.pending_count = sum(length for _, length in runs)
         return space
 
 

@@ -45,10 +45,11 @@ class _Written:
 class PageWriter:
     """Writes the runs of commit `txid`. After `finish` everything is written, though not synced."""
 
-    def __init__(self, disk: Disk, pager: Pager, space: FreeMap, txid: int, *, grow: bool = True) -> None:
+    def __init__(self, disk: Disk, pager: Pager, free_map: FreeMap, txid: int, *, grow: bool = True) -> None:
         self._disk = disk
         self._pager = pager
-        self._space = space
+        self._free_map = free_map
+        self._pages = free_map.pages
         self._grow = grow
         self._place: Run = (0, 0)
         self._buffer: list[bytes] = []
@@ -84,15 +85,15 @@ class PageWriter:
 
     def _allocate(self, page_count: int) -> int:
         """The page id of `page_count` consecutive free pages."""
-        if page_count == 1 and not self._grow and (hole := self._space.take_hole()):
+        if page_count == 1 and not self._grow and (hole := self._pages.take_hole()):
             return hole
         start, left = self._place
         if left < page_count:
             self.release_place()
-            start, left = self._space.take(max(self.expected, page_count), grow=self._grow)
+            start, left = self._pages.take(max(self.expected, page_count), grow=self._grow)
             if left < page_count:
-                self._space.give_back(start, left)
-                start, left = self._space.take_run(page_count)
+                self._pages.give_back(start, left)
+                start, left = self._pages.take_run(page_count)
         self._place = (start + page_count, left - page_count)
         self.expected -= page_count
         return start
@@ -100,7 +101,7 @@ class PageWriter:
     def release_place(self) -> None:
         """Give back what was allocated but not used."""
         if self._place[1]:
-            self._space.give_back(*self._place)
+            self._pages.give_back(*self._place)
         self._place = (0, 0)
 
     def free(self, ref: bytes) -> None:
@@ -109,28 +110,28 @@ class PageWriter:
         if self.own is not None and page_id in self.own:
             self.own.discard(page_id)
             if self.reuse:
-                self._space.give_back(page_id, page_count)
+                self._pages.give_back(page_id, page_count)
             else:
                 self._deferred.append((page_id, page_count))
         elif page_id in self._mine:
-            self._space.drop(page_id, page_count)
+            self._free_map.drop(page_id, page_count)
         else:
-            self._space.free(page_id, page_count)
+            self._free_map.free(page_id, page_count)
 
     def mark(self) -> Mark:
         """Remember the present, to return to it with `reset`. Until then nothing in `own` may be reused."""
-        return Mark(self._space.freed_mark(), len(self._deferred), len(self._fresh))
+        return Mark(self._free_map.freed_mark(), len(self._deferred), len(self._fresh))
 
     def reset(self, mark: Mark, *, reuse: bool = True) -> None:
         """Forget what was written and freed since the mark. `reuse` allows to overwrite it before the commit."""
         assert self.own is not None
-        self._space.unfree(mark.freed)
+        self._free_map.unfree(mark.freed)
         self.own.update(page_id for page_id, _ in self._deferred[mark.deferred :])
         del self._deferred[mark.deferred :]
         for page_id, page_count in self._fresh[mark.fresh :]:
             self.own.discard(page_id)
             if reuse:
-                self._space.give_back(page_id, page_count)
+                self._pages.give_back(page_id, page_count)
             else:
                 self._dead.append((page_id, page_count))
         del self._fresh[mark.fresh :]
@@ -138,7 +139,7 @@ class PageWriter:
     def give_back_deferred(self) -> None:
         """Give back the pages in `own` that were replaced while they could not be reused."""
         for page_id, page_count in self._deferred + self._dead:
-            self._space.give_back(page_id, page_count)
+            self._pages.give_back(page_id, page_count)
         self._deferred, self._dead = [], []
 
     # -- runs --------------------------------------------------------------------------------------

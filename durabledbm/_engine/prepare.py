@@ -156,7 +156,7 @@ class Preparer:
         else:
             tree = old.view.tree
             if batch.moving or batch.packing:
-                free_map.cut_tail(all_of_it=True)  # as in `_with_tail`
+                free_map.pages.cut_tail(all_of_it=True)  # as in `_with_tail`
                 changes = {**changes, **old.meta.changes}
             elif not batch.sparing:
                 if old.meta.changes:
@@ -169,12 +169,12 @@ class Preparer:
 
     def _with_tail(self, tree: Tree, free_map: FreeMap, changes: Mapping[bytes, Change]) -> Mapping[bytes, Change]:
         """The changes, and, if much of the file is free, what stands at its end, so that it can be cut off."""
-        if not is_wasteful(free_map.free_count, free_map.used_count, self._written):
+        if not is_wasteful(free_map.pages.free_count, free_map.pages.used_count, self._written):
             return changes
-        free_map.cut_tail(all_of_it=True)
+        free_map.pages.cut_tail(all_of_it=True)
         tail, start = tail_runs(self._store.disk, tree, free_map, len(changes) // 2 + _LEAST_MOVED)
         if tail:
-            free_map.close_from(start)  # what is moved must not go back there
+            free_map.pages.close_from(start)  # what is moved must not go back there
         return {**tail, **changes}
 
     def _sealed(
@@ -186,18 +186,18 @@ class Preparer:
         """
         store, lean, fold = self._store, batch.moving or batch.packing or batch.sparing, batch.moving
         writer.release_place()
-        free_map.reopen()
-        free_map.cut_tail(all_of_it=fold)
+        free_map.pages.reopen()
+        free_map.pages.cut_tail(all_of_it=fold)
         if not merged.depth:
             writer.discard()
-            return self._without_tree(old, min(free_map.page_count, old.meta.page_count))
-        reserve = 0 if lean else min(merged.depth + _RESERVE, free_map.used_count // _RESERVED_PART)
-        reserved = free_map.reserve(reserve, soon=sync)
+            return self._without_tree(old, min(free_map.pages.page_count, old.meta.page_count))
+        reserve = 0 if lean else min(merged.depth + _RESERVE, free_map.pages.used_count // _RESERVED_PART)
+        reserved = free_map.pages.reserve(reserve, soon=sync)
         try:
             space_ref = free_map.save(writer.txid, writer.write, fold=fold, log_pages=1 if lean else None)
         except ValueError as exc:
             raise CorruptionError(str(exc), path=store.path) from exc
-        writer.pad(reserved, free_map.page_count)
+        writer.pad(reserved, free_map.pages.page_count)
         extents = writer.finish()
         self._free_map = free_map
         store.pages_written += writer.pages_written
@@ -206,7 +206,7 @@ class Preparer:
         if old.meta.txid > store.durable_txid:
             extents = old.meta.extents + extents
         return old.meta._replace(
-            page_count=free_map.page_count, entry_count=count, tree_count=count, root=merged.root, depth=merged.depth,
+            page_count=free_map.pages.page_count, entry_count=count, tree_count=count, root=merged.root, depth=merged.depth,
             space=space_ref, extents=extents, changes={},
         )  # fmt: skip
 
@@ -250,7 +250,7 @@ class Preparer:
         if free_map is None or free_map.ref != state.meta.space:
             free_map = self._load_free_map(state)
         free_map.release(self._reusable_txid if pinned is None else min(pinned, self._reusable_txid))
-        self._free_map, self._used_before = free_map, free_map.used_count
+        self._free_map, self._used_before = free_map, free_map.pages.used_count
         return free_map
 
     def take_free_map(self) -> FreeMap:
@@ -283,7 +283,7 @@ class Preparer:
     @property
     def has_shrunk(self) -> bool:
         """Whether the last commit has left the database smaller than it was."""
-        return self._free_map is not None and self._free_map.used_count < self._used_before * _SHRUNK
+        return self._free_map is not None and self._free_map.pages.used_count < self._used_before * _SHRUNK
 
     def leaves_waste(self, written: int = 0) -> bool:
         """Whether the file is larger than it must be, as far as is known, and something is to be done about it now: if
@@ -292,8 +292,8 @@ class Preparer:
         free_map = self._free_map
         if free_map is None:
             return False
-        room = free_map.used_count if written and not self.has_shrunk else 0
-        return is_wasteful(free_map.page_count - free_map.used_count, free_map.used_count, room)
+        room = free_map.pages.used_count if written and not self.has_shrunk else 0
+        return is_wasteful(free_map.pages.page_count - free_map.pages.used_count, free_map.pages.used_count, room)
 
 
 def _waiting(

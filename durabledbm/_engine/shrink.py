@@ -40,19 +40,19 @@ def is_wasteful(spare: int, used: int, written: int = 0) -> bool:
     return spare > max(used * _WASTEFUL, min(written * 5 // 4, used)) + _WASTEFUL_PAGES
 
 
-def tail_runs(disk: Disk, tree: Tree, space: FreeMap, limit: int) -> tuple[dict[bytes, Touch], int]:
+def tail_runs(disk: Disk, tree: Tree, free_map: FreeMap, limit: int) -> tuple[dict[bytes, Touch], int]:
     """Keys that lead to the last runs in the file, about `limit` of them, and the page from which on these stand.
 
     Found by reading the last pages in use, down to where the file could end. What the tree has replaced lately, and
     may not be overwritten yet, looks like the rest: so each is looked for in the tree.
     """
     touches: dict[bytes, Touch] = {}
-    page_id = space.page_count - 1
+    page_id = free_map.pages.page_count - 1
     looked = 0
-    end = space.used_count
+    end = free_map.pages.used_count
     while page_id >= end and len(touches) < limit and looked < 4 * limit + _LONGEST_RUN:
         looked += 1
-        if not space.is_free(page_id):
+        if not free_map.pages.is_free(page_id):
             touch = _key_of(disk, tree, page_id)
             if touch is not None and _is_live(tree, touch[0], page_id):
                 touches[touch[0]] = touch[1]

@@ -290,12 +290,12 @@ class State:
         if meta.space == NO_REF and not meta.depth:
             return FreeMap.emptied(meta.page_size, first, meta.page_count, meta.txid)
         try:
-            space = FreeMap.load(meta.space, meta.page_size, first, meta.page_count, pager.read)
+            free_map = FreeMap.load(meta.space, meta.page_size, first, meta.page_count, pager.read)
         except MALFORMED as exc:
             raise pager.malformed(meta.space, f"the free-space map makes no sense: {exc}") from exc
         # Between two free runs stands something; so there are no more of them than pages that are really there. In a
         # sparse file a few bytes of the map could claim otherwise.
         most = pager.kept_pages() + 1
-        if meta.page_count > 2 * most and next(islice(space.free_runs(), most, None), None) is not None:
+        if meta.page_count > 2 * most and next(islice(free_map.pages.free_runs(), most, None), None) is not None:
             raise pager.malformed(meta.space, "the free-space map has free pages between pages that are not there")
-        return space
+        return free_map

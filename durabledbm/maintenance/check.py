@@ -160,7 +160,7 @@ class _Check:
             return
         for ref in space.own_runs():
             yield from self._claim(*ref_parts(ref)[:2], _MAP)
-        for page_id, page_count in space.free_runs():
+        for page_id, page_count in space.pages.free_runs():
             yield from self._claim(page_id, page_count, _FREE)
         for _, (page_id, page_count) in space.pending_runs():
             yield from self._claim(page_id, page_count, _PENDING)

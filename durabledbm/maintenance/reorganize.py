@@ -86,7 +86,7 @@ def _is_loose(committer: Committer, writing: Callable[[], AbstractContextManager
     """Whether the file has spare pages."""
     with writing():
         space = committer.preparer.free_map()
-        return space.page_count - space.used_count > max(_COMPACT_PAGES, _COMPACT * space.page_count)
+        return space.pages.page_count - space.pages.used_count > max(_COMPACT_PAGES, _COMPACT * space.pages.page_count)
 
 
 def _move(
@@ -97,7 +97,7 @@ def _move(
     while patience:
         with writing():
             committer.rewrite({}, packing=False)
-            end = committer.preparer.free_map().used_count
+            end = committer.preparer.free_map().pages.used_count
             found = _Found(committer.store.state, cleared, end)
             size = _rewritten(committer, found.behind)
         if cleared >= end and smallest < before * (1 - _COMPACT):

@@ -78,15 +78,15 @@ def gather(store: Store, state: State) -> Stats:
         pinned = sum(count for txid, (_, count) in space.pending_runs() if txid > pins.txid)
         since = store.pins.since.get(pins.txid)
         oldest = OldestSnapshot(pins.txid, None if since is None else time.monotonic() - since, pins.pid)
-    live = space.used_count - own
+    live = space.pages.used_count - own
     if leaf + branch > live:
         raise CorruptionError(f"the tree has {leaf + branch} pages, and {live} are in use", path=store.path)
     return Stats(
         entries=meta.entry_count, txid=meta.txid, time_ns=meta.time_ns, depth=meta.depth, page_size=meta.page_size,
         page_count=meta.page_count, leaf_pages=leaf, branch_pages=branch,
         overflow_pages=live - leaf - branch - first_page(meta.page_size), space_pages=own,
-        free_pages=space.free_count, pending_pages=space.pending_count, file_bytes=store.disk.size(),
-        live_bytes=live * meta.page_size, free_bytes=space.free_count * meta.page_size,
+        free_pages=space.pages.free_count, pending_pages=space.pages.pending_count, file_bytes=store.disk.size(),
+        live_bytes=live * meta.page_size, free_bytes=space.pages.free_count * meta.page_size,
         pinned_bytes=pinned * meta.page_size, oldest_snapshot=oldest, commits=store.commits,
         syncs=store.syncs, pages_written=store.pages_written, cache_hits=store.hits,
         cache_misses=store.pager.misses,

@@ -125,7 +125,7 @@ class Survey:
             page_id, page_count, _ = REF.unpack(ref)
             if self._claim(page_id, page_count, "space"):
                 self._runs.append(Run(page_id, page_count, "space", header[5], used=page_count * self._page_size))
-        for page_id, page_count in space.free_runs():
+        for page_id, page_count in space.pages.free_runs():
             if self._claim(page_id, page_count, "free"):
                 self._runs.append(Run(page_id, page_count, "free"))
         for txid, (page_id, page_count) in space.pending_runs():

@@ -87,7 +87,7 @@ class Engine:
 
     def pages(self) -> PageSet:
         """The pages of the file, for a walk to claim. None has been cut off while it was written."""
-        return PageSet(first_page(self.page_size), max(self.space.page_count, self.disk.size() // self.page_size))
+        return PageSet(first_page(self.page_size), max(self.space.pages.page_count, self.disk.size() // self.page_size))
 
     def leaves(self) -> list[list[bytes]]:
         """The keys of each leaf."""
@@ -100,10 +100,10 @@ class Engine:
             for ref in self.space.own_runs()
             for page in range(REF.unpack(ref)[0], REF.unpack(ref)[0] + REF.unpack(ref)[1])
         }
-        free = {page for start, count in self.space.free_runs() for page in range(start, start + count)}
+        free = {page for start, count in self.space.pages.free_runs() for page in range(start, start + count)}
         waiting = {page for _, (start, count) in self.space.pending_runs() for page in range(start, start + count)}
         tree = self.tree_pages()
-        everything = set(range(first_page(self.page_size), self.space.page_count))
+        everything = set(range(first_page(self.page_size), self.space.pages.page_count))
         assert own | free | waiting | tree == everything
         assert len(own) + len(free) + len(waiting) + len(tree) == len(everything)
         if self.tree.depth:

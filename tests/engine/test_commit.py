@@ -152,7 +152,7 @@ def test_what_a_commit_lists_is_not_overwritten_by_the_next(volume: SimVolume, s
             state = db._store.state
             space = db._pipeline.committer.preparer.free_map()
             for page_id, count, _ in state.meta.extents:
-                assert not [page for page in range(page_id, page_id + count) if space.is_free(page)]
+                assert not [page for page in range(page_id, page_id + count) if space.pages.is_free(page)]
 
 
 def rolled_back(db: durabledbm.Database) -> None:

@@ -51,7 +51,7 @@ def found(engine: Engine, limit: int = EVERYTHING) -> dict[bytes, Touch]:
 
 def at_end(engine: Engine) -> set[int]:
     """The first pages of the runs that stand where the file could have ended."""
-    return {visit.page_id for visit in engine.walk() if visit.page_id >= engine.space.used_count}
+    return {visit.page_id for visit in engine.walk() if visit.page_id >= engine.space.pages.used_count}
 
 
 def large(engine: Engine) -> set[int]:
@@ -161,5 +161,5 @@ def test_pages_that_the_file_has_lost_are_passed_over(engine: Engine) -> None:
 def test_in_a_file_that_is_full_nothing_stands_too_far_back() -> None:
     engine = Engine()
     engine.merge({b"%06d" % number: b"x" * 50 for number in range(500)})
-    assert engine.space.used_count + first_page(engine.page_size) >= engine.space.page_count
+    assert engine.space.pages.used_count + first_page(engine.page_size) >= engine.space.pages.page_count
     assert found(engine) == {}

@@ -48,7 +48,7 @@ def test_runs_are_written_next_to_each_other_and_in_one_write() -> None:
 def test_extents_name_exactly_what_was_written(seed: int) -> None:
     draw = random.Random(seed)
     engine = Engine(cache_size=0)
-    occupied = engine.space.take_run(60)[0]
+    occupied = engine.space.pages.take_run(60)[0]
     for page in range(occupied, occupied + 60):
         if draw.random() < 0.5:
             engine.space.free(page, 1)
@@ -64,7 +64,7 @@ def test_extents_name_exactly_what_was_written(seed: int) -> None:
         else:
             refs.append(writer.leaf([b"%d" % n], [bytes([n]) * size]))
     if draw.random() < 0.5:
-        place = engine.space.take_run(1)[0]
+        place = engine.space.pages.take_run(1)[0]
         refs.append(writer.write(seal(MAP, 0, 0, place, writer.txid, 4096, b"bits"), place))
     extents = writer.finish()
     assert pages([REF.pack(extent.page_id, extent.page_count, 0) for extent in extents]) == pages(refs)
@@ -115,13 +115,13 @@ def test_a_place_that_was_not_used_is_given_back() -> None:
     writer.expected = 64
     writer.leaf([b"key"], [b""])
     writer.finish()
-    assert engine.space.page_count == 3
-    assert list(engine.space.free_runs()) == []
+    assert engine.space.pages.page_count == 3
+    assert list(engine.space.pages.free_runs()) == []
 
 
 def test_a_commit_goes_into_one_run_of_free_pages_if_there_is_one() -> None:
     engine = Engine()
-    start, _ = engine.space.take_run(2000)
+    start, _ = engine.space.pages.take_run(2000)
     for at, count in ((start, 1), (start + 10, 3), (start + 100, 40), (start + 200, 5)):
         engine.space.free(at, count)
     engine.space.save(1, engine.writer().write)
@@ -158,7 +158,7 @@ def test_pages_of_ones_own_are_used_again_at_once() -> None:
     first = writer.leaf([b"key"], [b"old"])
     writer.release_place()
     writer.free(first)
-    assert engine.space.pending_count == 0
+    assert engine.space.pages.pending_count == 0
     assert REF.unpack(writer.leaf([b"key"], [b"new"]))[0] == REF.unpack(first)[0]
 
 
@@ -166,10 +166,10 @@ def test_pages_of_others_are_not() -> None:
     engine = Engine()
     engine.merge({b"key": b"value"})
     writer = spilling(engine)
-    before = engine.space.pending_count
+    before = engine.space.pages.pending_count
     writer.free(engine.tree.root)
-    assert engine.space.pending_count == before + 1
-    assert not engine.space.is_free(REF.unpack(engine.tree.root)[0])
+    assert engine.space.pages.pending_count == before + 1
+    assert not engine.space.pages.is_free(REF.unpack(engine.tree.root)[0])
 
 
 @pytest.mark.parametrize("end", ["give back", "reset"])
@@ -187,7 +187,7 @@ def test_pages_that_somebody_may_return_to_are_used_again_only_then(end: str) ->
     writer.flush()
     places = {REF.unpack(ref)[0] for ref in (first, second)}
     assert len(places) == 2
-    assert not any(map(engine.space.is_free, places & set(range(engine.space.page_count))))
+    assert not any(map(engine.space.pages.is_free, places & set(range(engine.space.pages.page_count))))
     if end == "reset":
         writer.reset(mark)
         assert decode_leaf(engine.pager.read(first, 1)) == ([b"key"], [b"first"])
@@ -196,17 +196,17 @@ def test_pages_that_somebody_may_return_to_are_used_again_only_then(end: str) ->
         writer.give_back_deferred()
         kept, given = second, first
     page = REF.unpack(given)[0]
-    assert page >= engine.space.page_count or engine.space.is_free(page)
-    assert not engine.space.is_free(REF.unpack(kept)[0])
+    assert page >= engine.space.pages.page_count or engine.space.pages.is_free(page)
+    assert not engine.space.pages.is_free(REF.unpack(kept)[0])
 
 
 def test_a_reset_takes_back_what_was_freed_of_others() -> None:
     engine = Engine()
     engine.merge({b"key": b"value"})
-    before = engine.space.pending_count
+    before = engine.space.pages.pending_count
     writer = spilling(engine)
     mark = writer.mark()
     writer.reuse = False
     writer.free(engine.tree.root)
     writer.reset(mark)
-    assert engine.space.pending_count == before
+    assert engine.space.pages.pending_count == before
