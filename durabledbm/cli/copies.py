@@ -335,8 +335,7 @@ COMMANDS = {
     for command in (
         Command(
             "backup", "make a consistent copy of a file that is in use",
-            "Copies one state of the database, whoever reads and writes meanwhile. The copy is compact, and "
-            "it appears whole "
+            "Copies one state of the database, while others read and write. The copy is compact and appears complete "
             "or not at all: a failure leaves TARGET as it was, also with --force.",
             _backup_arguments, _backup,
             [("durabledbm backup app.db app.backup", "copy it")],
