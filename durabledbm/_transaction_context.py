@@ -32,7 +32,7 @@ class Fate(Enum):
 class Block:
     """One block, and how to return to its start."""
 
-    __slots__ = ("fate", "first_life", "mark", "outer", "outer_life", "owner", "point", "rolled_back", "untouched")
+    __slots__ = ("fate", "first_scope", "mark", "outer", "outer_scope", "owner", "point", "rolled_back", "untouched")
 
     def __init__(self) -> None:
         self.fate = Fate.NEW
@@ -41,7 +41,7 @@ class Block:
         self.point: Savepoint | None = None
         self.mark: Any = None
         """The place in what was spilled before; None if that was nothing."""
-        self.outer_life, self.first_life = ENDLESS, 0
+        self.outer_scope, self.first_scope = ENDLESS, 0
         self.owner: weakref.ref[Any] | None = None
         """The transaction whose block it is."""
         self.rolled_back = False
@@ -53,7 +53,17 @@ class TransactionContext:
     """The state that an outermost transaction shares with the blocks nested in it."""
 
     __slots__ = (
-        "__weakref__", "busy", "caller", "doomed", "life", "lives", "orphaned", "outermost", "spill", "top", "uses",
+        "__weakref__",
+        "busy",
+        "caller",
+        "doomed",
+        "orphaned",
+        "outermost",
+        "scope",
+        "scopes",
+        "spill",
+        "top",
+        "uses",
         "work",
     )  # fmt: skip
 
@@ -65,8 +75,8 @@ class TransactionContext:
         self.top: Block | None = outermost
         """The innermost block that is open: the only one that may write."""
         self.spill: Spill | None = None
-        self.life = Scope(BLOCK_OVER)
-        self.lives = [self.life]
+        self.scope = Scope(BLOCK_OVER)
+        self.scopes = [self.scope]
         """One for each block, nested ones included: what its iterators depend on."""
         self.uses: set[int] = set()
         """Iterators that exist."""
@@ -95,10 +105,10 @@ class TransactionContext:
         self.top = block.outer
         return inside
 
-    def end_lives(self) -> None:
+    def end_scopes(self) -> None:
         """End all iterators."""
-        for life in self.lives:
-            life.end()
+        for scope in self.scopes:
+            scope.end()
 
 
 class Use:

@@ -26,16 +26,7 @@ from ._engine.store import Store
 from ._engine.threads import Lease
 from ._engine.view import Scope, View
 from ._files.arguments import CountedProgress, Path
-from ._files.opening import (
-    DEFAULT_CACHE_SIZE,
-    DEFAULT_PAGE_SIZE,
-    Durability,
-    Flag,
-    check_options,
-    file_name,
-    open_store,
-    parse_flag,
-)
+from ._files.opening import DEFAULT_CACHE_SIZE, DEFAULT_PAGE_SIZE, Durability, Flag, checked, open_store
 from ._process.handles import Registry, began, ended
 from .errors import BusyError, ClosedError, error
 from .maintenance.backup import backup
@@ -115,9 +106,9 @@ def open_on(
     cache_size: int = DEFAULT_CACHE_SIZE,
 ) -> Database:
     """`open` on a given file system: tests pass simulated ones."""
-    name = file_name(file)
-    flag, durability = parse_flag(flag, durability)
-    check_options(interval, timeout, page_size, cache_size)
+    name, flag, durability = checked(
+        file, flag, durability, interval=interval, timeout=timeout, page_size=page_size, cache_size=cache_size
+    )
     store = open_store(volume, name, flag, mode, page_size or DEFAULT_PAGE_SIZE, cache_size)
     database = Database(store, name, make_pipeline(store, durability, interval, timeout))
     if flag == "n" and store.state.meta.txid > 1:
@@ -138,7 +129,15 @@ class Database(Writable):
     """
 
     __slots__ = (
-        "__dict__", "__weakref__", "_life", "_pipeline", "_plain", "_snapshots", "_store", "_transactions", "path",
+        "__dict__",
+        "__weakref__",
+        "_pipeline",
+        "_plain",
+        "_scope",
+        "_snapshots",
+        "_store",
+        "_transactions",
+        "path",
     )  # fmt: skip
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -153,7 +152,7 @@ class Database(Writable):
         self._transactions: list[weakref.ref[Transaction]] = []
         """Those that are open, the outermost ones only."""
         self._snapshots: Registry[Snapshot] = Registry()
-        self._life = Scope()
+        self._scope = Scope()
         self._plain = not pipeline.defers
         """Nothing stands between a look-up and the committed state: no open transaction, nothing deferred."""
         store.keep()
@@ -164,7 +163,7 @@ class Database(Writable):
     @property
     def closed(self) -> bool:
         """Whether the handle is closed."""
-        return self._life.ended
+        return self._scope.ended
 
     @property
     def readonly(self) -> bool:
@@ -178,24 +177,22 @@ class Database(Writable):
         return represented(self, *self._said())
 
     def _said(self) -> tuple[str, ...]:
-        """The parts of `repr`. It reads nothing from the file and waits for no lock, so it works in the middle of a
-        call.
-        """
-        if self._life.ended:
+        """The parts of `repr`: nothing is read from the file, no lock is waited for, so it works at any moment."""
+        if self._scope.ended:
             return repr(self.path), "closed"
         entries = counted(self._store.state.meta.entry_count, unflushed=self._unflushed())
         return repr(self.path), entries, "read-only" if self.readonly else "open"
 
     def _unflushed(self) -> bool:
         """Whether this handle holds writes that are not in the file."""
-        return not self._life.ended and self._pipeline.deferred() is not None
+        return not self._scope.ended and self._pipeline.deferred() is not None
 
     # -- reading -----------------------------------------------------------------------------------
 
     def __getitem__(self, key: Key) -> bytes:
         store = self._store
         if self._plain and type(key) is bytes:
-            # The common case, in as few steps as can be: nobody has committed, and the row was read before.
+            # The common case, in as few steps as possible: no new commit, and the row was read before.
             try:
                 if next(store.stamps, b"") == store.stamp or store.glance():
                     value = store.rows.young.get(key) or store.fetch(key)
@@ -264,24 +261,22 @@ class Database(Writable):
         return self._guarded(self._store.current).meta.entry_count
 
     def _items(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
-        view, life, pin = self._view()
-        return view.items(start, stop, reverse=reverse, scope=life, pin=pin)
+        view, scope, pin = self._view()
+        return view.items(start, stop, reverse=reverse, scope=scope, pin=pin)
 
     def _keys(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[bytes]:
-        view, life, pin = self._view()
-        return view.keys(start, stop, reverse=reverse, scope=life, pin=pin)
+        view, scope, pin = self._view()
+        return view.keys(start, stop, reverse=reverse, scope=scope, pin=pin)
 
     def _view(self) -> tuple[View, Scope, object]:
         """The present content, what ends iterators over it, and what they must keep alive."""
         if (transaction := self._own_transaction()) is not None:
             return transaction._view()
         view, pin = self._pinned()
-        return view, self._life, (pin, self)
+        return view, self._scope, (pin, self)
 
     def _pinned(self) -> tuple[View, Pin]:
-        """The present content without the caller's transaction, as an unchanging view, and the pin that keeps its
-        pages.
-        """
+        """The present content without the caller's transaction, as an unchanging view, and its pin."""
         self._raise_background_failure()
         return self._guarded(self._pin_with_pending)
 
@@ -382,7 +377,7 @@ class Database(Writable):
     def _forget(self, transaction: Transaction | None) -> None:
         """Remove an ended transaction from the list of open ones, and any that no longer exist."""
         self._transactions = [ref for ref in self._transactions if (it := ref()) is not None and it is not transaction]
-        self._plain = not self._transactions and not self._pipeline.defers and not self._life.ended
+        self._plain = not self._transactions and not self._pipeline.defers and not self._scope.ended
 
     def _pin(self, *, displaced: bool = False) -> Pin:
         self._raise_background_failure()
@@ -477,11 +472,11 @@ class Database(Writable):
             try:
                 self._store.inside.call(self._close, True)
             finally:
-                if self._life.ended and self._pipeline.flusher is not None:
+                if self._scope.ended and self._pipeline.flusher is not None:
                     self._pipeline.flusher.join(_FAREWELL)
 
     def _close(self, tidy: bool) -> None:
-        if self._life.ended:
+        if self._scope.ended:
             self._store.close()  # closing may have been interrupted
             return
         for reference in reversed(self._transactions):
@@ -523,7 +518,7 @@ class Database(Writable):
     def _close_files(self) -> None:
         if self._pipeline.flusher is not None:
             self._pipeline.flusher.stop()
-        self._life.end()
+        self._scope.end()
         self._plain = False
         for snapshot in self._snapshots.all():
             snapshot.close()
@@ -557,11 +552,11 @@ class Database(Writable):
             self._store.inside.call(self._pipeline.before_fork)
 
     def __del__(self, _finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
-        life = getattr(self, "_life", None)
-        if life is None or life.ended or _finalizing():
+        scope = getattr(self, "_scope", None)
+        if scope is None or scope.ended or _finalizing():
             return  # at the end of the interpreter everything was flushed, and the system releases the file
         unflushed = self._unflushed()
-        # A finalizer must not wait. Nobody but the flusher can be inside now; if it is, it closes on its way out.
+        # A finalizer must not wait. Only the flusher can be inside now; if it is, it closes on its way out.
         self._pipeline.timeout = 0.0
         inside = self._store.inside
         inside.postpone(self._let_go, by_any=True)
@@ -574,7 +569,7 @@ class Database(Writable):
         try:
             self._store.inside.call(self._close, False)
         except Exception:
-            pass  # as with files that are dropped, nobody is there to be told
+            pass  # as with files that are dropped, no caller is left to receive it
 
     def _after_fork(self) -> None:
         """In a child process: start again with a file of its own. The parent's transactions are not the child's."""

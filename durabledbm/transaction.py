@@ -97,7 +97,7 @@ def _still_in() -> tuple[weakref.ref[Transaction], ...]:
 
 def _abandoned(database: weakref.ref[Owner], lease: Lease, context: TransactionContext, _: object) -> None:
     """A transaction was freed before it ended: it was begun without `with` and dropped."""
-    context.end_lives()
+    context.end_scopes()
     owner = database()
     if owner is not None:
         owner._forget(None)
@@ -181,13 +181,13 @@ class Transaction(Writable):
         assert context.top is not None
         if context.busy:
             raise outer._interrupted()
-        block.outer, block.rolled_back, block.outer_life = context.top, context.top.rolled_back, context.life
+        block.outer, block.rolled_back, block.outer_scope = context.top, context.top.rolled_back, context.scope
         block.owner = weakref.ref(self, partial(_given_up, weakref.ref(context)))
         self._context = context
-        block.point, block.first_life = context.work.savepoint(), len(context.lives)
+        block.point, block.first_scope = context.work.savepoint(), len(context.scopes)
         block.mark = None if context.spill is None else context.spill.mark()
-        context.life = Scope(BLOCK_OVER)
-        context.lives.append(context.life)
+        context.scope = Scope(BLOCK_OVER)
+        context.scopes.append(context.scope)
         context.top, block.fate = block, Fate.OPEN
 
     if TYPE_CHECKING:
@@ -267,11 +267,11 @@ class Transaction(Writable):
         if block.outer is None:
             if context is not None and block.fate is not Fate.ENDED:
                 context.work.hold = None  # what went wrong in the transaction may keep it alive in a circle
-                context.end_lives()
+                context.end_scopes()
                 _leave_block(context, block, database)
             self.lease.end()
         elif context is not None and block.fate is Fate.OPEN:
-            context.life = block.outer_life
+            context.scope = block.outer_scope
             _leave_block(context, block, database)
         database._forget(self)
         block.fate, self._statement = Fate.ENDED, None
@@ -295,10 +295,10 @@ class Transaction(Writable):
         if context.spill is not None:
             if block.mark is None:
                 # The pages of the spill are anybody's now: iterators over them end.
-                for life in context.lives[block.first_life :]:
-                    life.end()
-                context.life = Scope(BLOCK_OVER)
-                context.lives.append(context.life)
+                for scope in context.scopes[block.first_scope :]:
+                    scope.end()
+                context.scope = Scope(BLOCK_OVER)
+                context.scopes.append(context.scope)
                 context.spill = None
             else:
                 context.spill.reset(block.mark, reuse=not context.uses)
@@ -332,7 +332,7 @@ class Transaction(Writable):
             for inner in context.leave(block):
                 inner.fate = Fate.ENDED
             if not context.orphaned:
-                context.end_lives()
+                context.end_scopes()
                 self._finish(context, keep=False)
         block.fate = Fate.ENDED
 
@@ -347,8 +347,8 @@ class Transaction(Writable):
         """In a child process after a fork: the transaction belongs to the parent."""
         if self._context is not None:
             self._context.orphaned = True
-            for life in self._context.lives:
-                life.end()  # nothing keeps the pages that its iterators read
+            for scope in self._context.scopes:
+                scope.end()  # nothing keeps the pages that its iterators read
 
     def _open_context(self) -> TransactionContext:
         context, fate = self._context, self._block.fate
@@ -395,15 +395,15 @@ class Transaction(Writable):
 
     def _view(self) -> tuple[View, Scope, Use]:
         context = self._open_context()
-        return context.work.view(), context.life, Use(context)
+        return context.work.view(), context.scope, Use(context)
 
     def _items(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
-        view, life, use = self._view()
-        return view.items(start, stop, reverse=reverse, scope=life, pin=use)
+        view, scope, use = self._view()
+        return view.items(start, stop, reverse=reverse, scope=scope, pin=use)
 
     def _keys(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[bytes]:
-        view, life, use = self._view()
-        return view.keys(start, stop, reverse=reverse, scope=life, pin=use)
+        view, scope, use = self._view()
+        return view.keys(start, stop, reverse=reverse, scope=scope, pin=use)
 
     def __len__(self) -> int:
         return self._open_context().work.count()

@@ -22,8 +22,8 @@ from ..errors import error
 from .arguments import Path
 
 __all__ = [
-    "DEFAULT_CACHE_SIZE", "DEFAULT_PAGE_SIZE", "DURABILITIES", "Durability", "Flag", "OpenOptions", "check_options",
-    "file_name", "open_store", "parse_flag",
+    "DEFAULT_CACHE_SIZE", "DEFAULT_PAGE_SIZE", "DURABILITIES", "Durability", "Flag", "OpenOptions", "checked",
+    "open_store",
 ]  # fmt: skip
 
 Flag = Literal[
@@ -56,18 +56,25 @@ _FLAGS = "rwcn"
 _SUFFIXES = "fsu"
 
 
-def file_name(file: Path) -> str:
-    """The name of a file as text. Raises `error` if it is empty, `ValueError` if it holds a null character."""
+def checked(
+    file: Path, flag: str, durability: str, *, interval: float, timeout: float | None, page_size: int | None,
+    cache_size: int,
+) -> tuple[str, str, str]:  # fmt: skip
+    """The file's name, the flag without dbm.gnu's suffixes, and the durability that they ask for.
+
+    Raises `error` for an empty name, and `ValueError` for an argument that is out of range.
+    """
     name = os.fsdecode(file)
     if not name:
         raise error(errno.ENOENT, os.strerror(errno.ENOENT), name)
     if "\0" in name:
         raise ValueError("embedded null character in the file name")
-    return name
-
-
-def check_options(interval: float, timeout: float | None, page_size: int | None, cache_size: int) -> None:
-    """Raise `ValueError` for an option of `open` that is out of range."""
+    if durability not in DURABILITIES:
+        raise ValueError(f"durability must be one of {', '.join(map(repr, DURABILITIES))}, not {durability!r}")
+    if not isinstance(flag, str) or flag[:1] not in _FLAGS or not flag or set(flag[1:]) - set(_SUFFIXES):
+        raise ValueError(f"Flag must be one of 'r', 'w', 'c', or 'n', not {flag!r}")
+    for suffix in flag[1:]:
+        durability = {"f": "manual", "s": "full"}.get(suffix, durability)
     if page_size is not None and (page_size & (page_size - 1) or not MIN_PAGE_SIZE <= page_size <= MAX_PAGE_SIZE):
         raise ValueError(f"page_size must be a power of two from {MIN_PAGE_SIZE} to {MAX_PAGE_SIZE}, not {page_size}")
     if not interval > 0:
@@ -76,17 +83,7 @@ def check_options(interval: float, timeout: float | None, page_size: int | None,
         raise ValueError("timeout must be None or not negative")
     if cache_size < 0:
         raise ValueError("cache_size must not be negative")
-
-
-def parse_flag(flag: str, durability: str) -> tuple[str, str]:
-    """The flag without dbm.gnu's suffixes, and the durability that they ask for. Raises `ValueError`."""
-    if durability not in DURABILITIES:
-        raise ValueError(f"durability must be one of {', '.join(map(repr, DURABILITIES))}, not {durability!r}")
-    if not isinstance(flag, str) or flag[:1] not in _FLAGS or not flag or set(flag[1:]) - set(_SUFFIXES):
-        raise ValueError(f"Flag must be one of 'r', 'w', 'c', or 'n', not {flag!r}")
-    for suffix in flag[1:]:
-        durability = {"f": "manual", "s": "full"}.get(suffix, durability)
-    return flag[0], durability
+    return name, flag[0], durability
 
 
 def _real_path(name: str) -> str:

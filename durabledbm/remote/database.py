@@ -18,7 +18,7 @@ from .faces import KeyRange, Operation, TableOperations, WritableTable
 from .loading import Batches, Loader, batched
 from .pool import Pool
 from .snapshots import Snapshot
-from .waiting import Backoff, Life
+from .waiting import Backoff, Scope
 
 __all__ = ["RemoteDatabase", "Stats"]
 
@@ -50,7 +50,7 @@ class RemoteDatabase(WritableTable):
     process after `fork`.
     """
 
-    __slots__ = ("__weakref__", "_life", "_pool", "_snapshots", "_table", "_transactions", "readonly")
+    __slots__ = ("__weakref__", "_pool", "_scope", "_snapshots", "_table", "_transactions", "readonly")
 
     _READING = ""
     _WRITING = ""
@@ -67,7 +67,7 @@ class RemoteDatabase(WritableTable):
         self._transactions: weakref.WeakSet[Any] = weakref.WeakSet()
         """What blocks have in common that are nested in each other; `open` tells whether they are."""
         self._snapshots: weakref.WeakValueDictionary[int, Snapshot] = weakref.WeakValueDictionary()
-        self._life = Life()
+        self._scope = Scope()
         self._pool = pool
 
     # What a subclass provides.
@@ -251,7 +251,7 @@ class RemoteDatabase(WritableTable):
         while any(transaction.open and transaction.is_ours for transaction in list(self._transactions)):
             if not backoff.pause():
                 raise BusyError(f"{self.location}: a transaction of another thread is open")
-        self._life.end()
+        self._scope.end()
         for snapshot in list(self._snapshots.values()):
             snapshot.close()
         self._end()

@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from .faces import KeyRange, Operation, ReadableTable, TableOperations
-from .waiting import Life
+from .waiting import Scope
 
 __all__ = ["Snapshot", "SnapshotTable"]
 
@@ -22,10 +22,10 @@ class Snapshot(ReadableTable):
     `ConnectionLostError`. On Redis it ends by itself (`ClosedError`) after ten minutes without use.
     """
 
-    __slots__ = ("__weakref__", "_life", "_table", "database")
+    __slots__ = ("__weakref__", "_scope", "_table", "database")
 
     def __init__(self, database: Any, table: TableOperations) -> None:
-        self._life = Life("the snapshot has been closed")
+        self._scope = Scope("the snapshot has been closed")
         self._table = table
         self.database = database
         """The handle that it was taken of, which stays open for as long as the snapshot is used."""
@@ -33,7 +33,7 @@ class Snapshot(ReadableTable):
     @property
     def closed(self) -> bool:
         """Whether the snapshot has ended."""
-        return self._life.ended
+        return self._scope.ended
 
     def table(self, name: str) -> SnapshotTable:
         """Another table of the database, as of the same instant."""
@@ -48,7 +48,7 @@ class Snapshot(ReadableTable):
         return table
 
     def _check(self) -> None:
-        self._life.check()
+        self._scope.check()
 
     def __enter__(self: Self) -> Self:
         self._check()

@@ -9,7 +9,7 @@ from types import TracebackType
 
 from ..errors import BusyError, ClosedError
 
-__all__ = ["Backoff", "Life", "OwnedLock"]
+__all__ = ["Backoff", "OwnedLock", "Scope"]
 
 _CLOSED = "DBM object has already been closed"
 
@@ -17,7 +17,7 @@ _LONGEST_PAUSE = 0.2
 """Seconds between two tries."""
 
 
-class Life:
+class Scope:
     """Whether something still exists. `reason` is the error's text once it does not."""
 
     __slots__ = ("_reason", "ended")

@@ -88,9 +88,9 @@ class PostgresDatabase(RemoteDatabase):
 
     def _begin_on_server(self) -> PostgresTransaction:
         session, _ = self._pool.borrow(WRITING, lambda session: session.do("BEGIN"), harmless=True)
-        root = PostgresTransaction(session, self._pool.give, self)
-        self._transactions.add(root)
-        return root
+        shared = PostgresTransaction(session, self._pool.give, self)
+        self._transactions.add(shared)
+        return shared
 
     def _new_snapshot(self, table: Any) -> PostgresSnapshot:
         return PostgresSnapshot(self, self._pool, table)
@@ -105,16 +105,16 @@ class PostgresDatabase(RemoteDatabase):
             session.roll_back()
             pool.give(session)
 
-        return Scan(session, session.lock, begun, self._life, done, values=values, owner=self)
+        return Scan(session, session.lock, begun, self._scope, done, values=values, owner=self)
 
     @contextmanager
     def _loading_into(self, face: WritableTable, progress: Progress | None, *, replace: bool) -> Iterator[Loader]:
         table: Any = face._table
         block = Transaction(self, table)
         with block:
-            root: Any = block._open()
-            if can_load(root, table):
-                with loading(face, root, table, progress, replace=replace) as copying:
+            shared: Any = block._open()
+            if can_load(shared, table):
+                with loading(face, shared, table, progress, replace=replace) as copying:
                     yield copying
                 return
             block.rollback()

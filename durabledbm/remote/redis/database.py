@@ -82,9 +82,9 @@ class RedisDatabase(RemoteDatabase):
     # -- blocks and snapshots ------------------------------------------------------------------------------------
 
     def _begin_on_server(self) -> RedisTransaction:
-        root = RedisTransaction(self, self._readers, self._table)
-        self._transactions.add(root)
-        return root
+        shared = RedisTransaction(self, self._readers, self._table)
+        self._transactions.add(shared)
+        return shared
 
     def _new_snapshot(self, table: Any) -> RedisSnapshot:
         return RedisSnapshot(self, self._readers, table)
@@ -100,7 +100,7 @@ class RedisDatabase(RemoteDatabase):
         def turn(rest: Bounds) -> Any:
             return self._run(lambda session: seen.page(session, rest, values=values), harmless=True)
 
-        return Scan(first, bounds, turn, self._life, lambda: readers.end(reader), values=values, owner=self)
+        return Scan(first, bounds, turn, self._scope, lambda: readers.end(reader), values=values, owner=self)
 
     def _end(self) -> None:
         self._readers.end_all()
