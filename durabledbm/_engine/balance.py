@@ -1,12 +1,7 @@
-"""Drafts: nodes that are not written yet, and how entries are cut into them.
+"""Balance: how entries are split into nodes, and which nodes are put together.
 
-How full nodes are, and how many entries they hold at least, is decided here and nowhere else.
-
-
-== joining.py ==
-Joining: nodes that came out too small, or that leave much of their pages empty, are put together with neighbours.
-
-Part of the merge, which hands in the children of one branch: those that were changed as drafts, the others as refs.
+How full nodes are, and how many entries they hold at least, is decided here and nowhere else: for the merge, whose
+children of one branch come as drafts if they were changed and as refs if not, and for building in bulk.
 """
 
 from __future__ import annotations
@@ -21,14 +16,9 @@ from .page import read_header
 from .page_writer import PageWriter
 from .pager import MALFORMED, Pager
 
-__all__ = [
-    "Balancer",
-    "Draft",
-    "Node",
-    "Splitter",
-]
+__all__ = ["MIN_BRANCH", "Balancer", "Draft", "Node", "Splitter", "inline_max"]
 
-_MIN_BRANCH = 4
+MIN_BRANCH = 4
 """A branch has at least so many children, however long the separators: a tree of long keys must not become a list."""
 
 _MIN_LEAF = 8
@@ -38,16 +28,21 @@ _MIN_LEAF_PACKED = 16
 """...or so many, if it is being packed..."""
 
 _JOIN_BELOW = 0.4
-"""A node filled less than this is joined with a neighbour, whatever comes of it..."""
+"""A node filled less than this always merges with a neighbour."""
 
-_LEAN_BELOW = 0.7
-"""...and a leaf that has shrunk to less than this, if fewer pages will do then."""
+_UNDERFULL_BELOW = 0.7
+"""A leaf that has shrunk to less than this merges with its neighbours if that saves a leaf."""
 
 _ROOM = 12
 """One part in so many is left free where a batch makes many leaves: the next few keys then need no split."""
 
 _MAX_LEAF_PAGES = 4
 """...but no more than this, unless a single entry needs them."""
+
+
+def inline_max(page_size: int) -> int:
+    """The longest value, in bytes, that is kept in a leaf; longer ones get runs of their own."""
+    return page_size // 2
 
 
 class Draft(NamedTuple):
@@ -58,7 +53,7 @@ class Draft(NamedTuple):
     keys: list[bytes]
     values: list[bytes]
     size: int
-    lean: bool = False
+    underfull: bool = False
     """A leaf that has shrunk, and might do with fewer pages together with its neighbours."""
     ref: bytes = b""
     """Where it is, if it is written already after all; then its entries are not here any more."""
@@ -75,14 +70,14 @@ class Splitter:
         self.one_page = capacity(1, page_size)
         """Bytes of entries that a node of one page holds."""
 
-    def cut(self, keys: list[bytes], values: list[bytes], level: int, low: bytes, *, greedy: bool) -> list[Draft]:
+    def split(self, keys: list[bytes], values: list[bytes], level: int, low: bytes, *, greedy: bool) -> list[Draft]:
         """Cut entries into drafts that fit. Evenly, unless `greedy`: then as full as can be, for appending."""
         count = len(keys)
         if not count:
             return []
         overhead = BRANCH_OVERHEAD if level else LEAF_OVERHEAD + (Overflow in set(map(type, values)))
         total = sum(map(len, keys)) + (0 if level else sum(map(len, values))) + overhead * count
-        limit, minimum = (self.one_page, _MIN_BRANCH) if level else (self._leaf_limit(total, count), 1)
+        limit, minimum = (self.one_page, MIN_BRANCH) if level else (self.leaf_limit(total, count), 1)
         if total <= limit or count <= minimum:
             return [Draft(low, keys, values, total)]
         sizes = map(overhead.__add__, map(len, keys))
@@ -107,7 +102,7 @@ class Splitter:
 
     def limit_of(self, draft: Draft, level: int) -> int:
         """Bytes of entries that a node like this one may hold."""
-        return self.one_page if level else self._leaf_limit(draft.size, len(draft.keys))
+        return self.one_page if level else self.leaf_limit(draft.size, len(draft.keys))
 
     def is_small(self, draft: Draft, level: int) -> bool:
         """Whether the node must be joined with a neighbour. A branch must not be left with a single child."""
@@ -116,22 +111,22 @@ class Splitter:
         small = draft.size < _JOIN_BELOW * self.limit_of(draft, level)
         return small or (len(draft.values) < 2 and draft.keys[0] == draft.low)
 
-    def shrunk(self, draft: Draft) -> Draft:
-        """A leaf that has become smaller, marked as lean if it is."""
-        return draft._replace(lean=True) if draft.size < _LEAN_BELOW * self.limit_of(draft, 0) else draft
+    def rated(self, draft: Draft) -> Draft:
+        """A leaf that has become smaller, marked as underfull if it is."""
+        return draft._replace(underfull=True) if draft.size < _UNDERFULL_BELOW * self.limit_of(draft, 0) else draft
 
     @property
-    def lean_below(self) -> int:
-        """What makes a leaf of one page lean, in bytes."""
-        return int(_LEAN_BELOW * self.one_page)
+    def underfull_below(self) -> int:
+        """What makes a leaf of one page underfull, in bytes."""
+        return int(_UNDERFULL_BELOW * self.one_page)
 
     def fewer_do(self, drafts: list[Draft]) -> bool:
         """Whether the entries of these leaves fit in one leaf less, with some room to spare."""
         total = sum(draft.size for draft in drafts)
-        limit = self._leaf_limit(total, sum(len(draft.keys) for draft in drafts))
+        limit = self.leaf_limit(total, sum(len(draft.keys) for draft in drafts))
         return total <= (len(drafts) - 1) * (limit - limit // _ROOM)
 
-    def _leaf_limit(self, total: int, count: int) -> int:
+    def leaf_limit(self, total: int, count: int) -> int:
         """Bytes of entries in a leaf: one page if entries are small, more if a page would hold but a few."""
         pages = -(-(_MIN_LEAF_PACKED if self._packing else _MIN_LEAF) * total // count // self.one_page)
         return self.one_page if pages <= 1 else capacity(min(pages, _MAX_LEAF_PAGES), self._page_size)
@@ -140,30 +135,30 @@ class Splitter:
 Node = bytes | Draft
 """A child of a branch: the ref of a node that is written, or a draft."""
 
-_AIRY = 0.75
-"""Neighbouring nodes that are both written, and filled less than this, are poured together."""
+_UNDERUSED = 0.75
+"""Neighbouring nodes that are both written, and filled less than this, are repacked together."""
 
 
 class Balancer:
     """Decides which nodes are put together, and does it."""
 
-    __slots__ = ("_cutter", "_one_page", "_packing", "_pager", "_writer")
+    __slots__ = ("_one_page", "_packing", "_pager", "_splitter", "_writer")
 
-    def __init__(self, pager: Pager, writer: PageWriter, cutter: Splitter, *, packing: bool) -> None:
+    def __init__(self, pager: Pager, writer: PageWriter, splitter: Splitter, *, packing: bool) -> None:
         self._pager = pager
         self._writer = writer
-        self._cutter = cutter
+        self._splitter = splitter
         self._packing = packing
-        self._one_page = cutter.one_page
+        self._one_page = splitter.one_page
 
     def concerns(self, draft: Draft, level: int) -> bool:
         """Whether `joined` would do something about the node, if it can."""
-        return draft.lean or self._cutter.is_small(draft, level)
+        return draft.underfull or self._splitter.is_small(draft, level)
 
-    def is_airy(self, sizes: list[int]) -> bool:
-        """Whether nodes of these sizes leave so much of their pages empty that they may be poured together."""
+    def is_underused(self, sizes: list[int]) -> bool:
+        """Whether nodes of these sizes leave so much of their pages empty that they may be repacked together."""
         pages = sum(map(self._pages_of, sizes))
-        return sum(sizes) < _AIRY * pages * self._one_page
+        return sum(sizes) < _UNDERUSED * pages * self._one_page
 
     def joined(
         self, lows: list[bytes], nodes: list[Node], level: int, *, keep_last: bool
@@ -184,7 +179,7 @@ class Balancer:
                 if isinstance(node, bytes):
                     self._writer.free(node)
             keys, values = [key for draft in some for key in draft.keys], [v for draft in some for v in draft.values]
-            drafts = self._cutter.cut(keys, values, level, some[0].low, greedy=False)
+            drafts = self._splitter.split(keys, values, level, some[0].low, greedy=False)
             lows[first:end] = [draft.low for draft in drafts]
             nodes[first:end] = drafts
             at = first if len(drafts) == 1 else first + len(drafts)
@@ -199,14 +194,14 @@ class Balancer:
             around = {i: self._draft(lows[i], nodes[i], 0) for i in range(max(at - 1, 0), min(at + 2, len(nodes)))}
             for first, end in ((at - 1, at + 1), (at, at + 2), (at - 1, at + 2)):
                 some = [around[index] for index in range(first, end) if index in around]
-                if len(some) == end - first and self._cutter.fewer_do(some):
+                if len(some) == end - first and self._splitter.fewer_do(some):
                     return first, end
-        if not self._cutter.is_small(node, level):
+        if not self._splitter.is_small(node, level):
             return at, at
         first = at - 1 if at == len(nodes) - 1 or (at and isinstance(nodes[at - 1], Draft)) else at
         return first, first + 2
 
-    def poured(self, lows: list[bytes], nodes: list[Node], level: int) -> tuple[list[bytes], list[Node]]:
+    def repacked(self, lows: list[bytes], nodes: list[Node], level: int) -> tuple[list[bytes], list[Node]]:
         """Pour adjacent drafts together where fewer pages will do, and cut them anew. They are written anyway."""
         new_lows: list[bytes] = []
         new_nodes: list[Node] = []
@@ -214,23 +209,23 @@ class Balancer:
         for is_draft, group in groupby(nodes, key=lambda node: isinstance(node, Draft) and not node.ref):
             some = list(group)
             drafts = [node for node in some if isinstance(node, Draft)] if is_draft else []
-            if len(drafts) > 1 and self._pours(drafts):
+            if len(drafts) > 1 and self._repacks(drafts):
                 keys = [key for draft in drafts for key in draft.keys]
                 values = [value for draft in drafts for value in draft.values]
-                cut = self._cutter.cut(keys, values, level, lows[at], greedy=self._packing)
-                new_lows += [draft.low for draft in cut]
-                new_nodes += cut
+                parts = self._splitter.split(keys, values, level, lows[at], greedy=self._packing)
+                new_lows += [draft.low for draft in parts]
+                new_nodes += parts
             else:
                 new_lows += lows[at : at + len(some)]
                 new_nodes += some
             at += len(some)
         return new_lows, new_nodes
 
-    def _pours(self, drafts: list[Draft]) -> bool:
-        """Whether drafts side by side are poured together: to pack them, or because fewer pages will do."""
+    def _repacks(self, drafts: list[Draft]) -> bool:
+        """Whether drafts side by side are repacked together: to pack them, or because fewer pages will do."""
         sizes = [draft.size for draft in drafts]
         pages = sum(map(self._pages_of, sizes))
-        return self._packing or (self.is_airy(sizes) and self._pages_of(sum(sizes)) < pages)
+        return self._packing or (self.is_underused(sizes) and self._pages_of(sum(sizes)) < pages)
 
     def _pages_of(self, size: int) -> int:
         return -(-size // self._one_page)

@@ -1,19 +1,19 @@
-"""Building a database file from entries in key order: each page is written once, and full.
+"""Bulk load: a database file built from entries that come in the order of their keys, each page written once, and full.
 
-Merging (see `_engine.merge`) derives a tree from an earlier one; a copy has no earlier tree. So entries fill a leaf,
-leaves fill a branch, branches fill the next branch, and memory holds one node per level. The file is not visible to
-anyone else yet; writing its meta pages makes it a database.
+A merge makes a tree the successor of another; a copy has no predecessor. So entries fill a leaf, leaves fill a branch,
+branches fill the next one, and what is held in memory is one node of each level. The file is one that no one else can
+see yet; writing its meta pages makes it a database.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
+from .balance import MIN_BRANCH, Splitter, inline_max
 from .disk.protocol import Disk
 from .freemap import FreeMap
-from .merge import inline_max
 from .meta import SLOTS, Meta, encode_meta, first_page
-from .node import BRANCH_OVERHEAD, LEAF_OVERHEAD, capacity, separator
+from .node import BRANCH_OVERHEAD, LEAF_OVERHEAD, separator
 from .page import NO_REF
 from .page_writer import PageWriter
 from .pager import Pager
@@ -21,13 +21,7 @@ from .pager import Pager
 __all__ = ["Builder"]
 
 _PLACE = 1024
-"""Pages that are taken from the space at a time."""
-
-_LEAF_ENTRIES = 8
-"""A leaf takes as many pages as so many of its entries need..."""
-
-_LEAF_PAGES = 4
-"""...but no more than this, unless a single entry needs them."""
+"""Free pages that are taken at a time."""
 
 
 class _Level:
@@ -55,7 +49,7 @@ class Builder:
         self._free_map = FreeMap(page_size, first_page(page_size), first_page(page_size))
         self._writer = PageWriter(disk, Pager(disk, page_size, 0), self._free_map, meta.txid)
         self._inline_max = inline_max(page_size)
-        self._room = capacity(1, page_size)
+        self._splitter = Splitter(page_size, packing=False)
         self._keys: list[bytes] = []
         self._values: list[bytes] = []
         self._size = 0
@@ -70,7 +64,7 @@ class Builder:
         for key, value in entries:
             stored = value if len(value) <= self._inline_max else self._value(key, value)
             size = len(key) + len(stored) + LEAF_OVERHEAD + 1
-            if self._keys and self._size + size > self._limit(self._size + size, len(self._keys) + 1):
+            if self._keys and self._size + size > self._splitter.leaf_limit(self._size + size, len(self._keys) + 1):
                 self._end_leaf()
             self._keys.append(key)
             self._values.append(stored)
@@ -106,10 +100,6 @@ class Builder:
         self._take_place()
         return self._writer.value(key, value)
 
-    def _limit(self, size: int, count: int) -> int:
-        pages = -(-_LEAF_ENTRIES * size // count // self._room)
-        return self._room if pages <= 1 else capacity(min(pages, _LEAF_PAGES), self._meta.page_size)
-
     def _take_place(self) -> None:
         self._writer.expected = _PLACE
 
@@ -126,7 +116,7 @@ class Builder:
             self._levels.append(_Level())
         level = self._levels[number]
         size = len(low) + BRANCH_OVERHEAD
-        if level.size + size > self._room and len(level.refs) > _LEAF_PAGES:
+        if level.size + size > self._splitter.one_page and len(level.refs) > MIN_BRANCH:
             self._end_branch(number, len(level.refs) - 1)  # one stays: no branch has a single child
         level.lows.append(low)
         level.refs.append(ref)

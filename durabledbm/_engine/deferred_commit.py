@@ -207,18 +207,18 @@ class DeferredCommit(Pipeline):
     def _flush(self, timeout: float | None) -> None:
         # A transaction that is open, of whatever thread, does not stand in the way: what is pending is complete, and
         # the transaction builds on it.
-        store = self.store
+        committer = self.committer
         with self._mutex:
-            if self.deferred() is None and not store.writer.reserved and not self.committer.in_progress:
+            if self.deferred() is None and not self.store.writer.reserved and not committer.in_progress:
                 return
             self._commit()
-        wanted = self.committer.in_progress or self.deferred() is not None
+        wanted = committer.in_progress or self.deferred() is not None
         if not self._flushed(timeout if wanted else 0.0) and not self._flushed(timeout):
-            raise BusyError(f"{store.path}: a commit of another thread did not end in time")
+            raise BusyError(f"{self.store.path}: a commit of another thread did not end in time")
 
     def _flushed(self, timeout: float | None) -> bool:
-        """Commit what is deferred and release the writer lock. False if a commit of another thread is in progress that
-        has not ended within `timeout`: its outcome is worth waiting for, and nothing else is.
+        """Commit the deferred changes and release the writer lock. False if a commit of another thread is in progress
+        that has not ended within `timeout`: what becomes of it is worth waiting for, and nothing else is.
         """
         lease = Lease()
         try:
@@ -226,7 +226,7 @@ class DeferredCommit(Pipeline):
             with self._mutex:
                 self._commit()
         except BusyError:
-            return not self.committer.in_progress  # else a thread has a lease, and releases the writer lock at its end
+            return not self.committer.in_progress  # else another thread has the lease, and releases the lock at its end
         except BaseException:
             self._end(lease)
             raise

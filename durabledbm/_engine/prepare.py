@@ -206,8 +206,8 @@ class Preparer:
         if old.meta.txid > store.durable_txid:
             extents = old.meta.extents + extents
         return old.meta._replace(
-            page_count=free_map.pages.page_count, entry_count=count, tree_count=count, root=merged.root, depth=merged.depth,
-            space=space_ref, extents=extents, changes={},
+            page_count=free_map.pages.page_count, entry_count=count, tree_count=count, root=merged.root,
+            depth=merged.depth, space=space_ref, extents=extents, changes={},
         )  # fmt: skip
 
     # -- a full disk -------------------------------------------------------------------------------

@@ -268,7 +268,7 @@ class Store:
         """
         state = self.state
         rows = self.rows
-        value = rows.aged.get(key)
+        value = rows.old.get(key)
         if value is not None and self.state is state:
             self._keep_row(state, key, value)
             return value
@@ -284,7 +284,7 @@ class Store:
         if type(value) is Overflow:
             return pager.value(value, key) if whole else value
         self._fetched += 1
-        if value is not None and not (rows.aged and self._fetched % _ROW_RARITY):
+        if value is not None and not (rows.old and self._fetched % _ROW_RARITY):
             self._keep_row(state, key, value)
         return value
 

@@ -76,7 +76,7 @@ class Tree:
             return None
         ref = self.root
         pager = self.pager
-        young = pager.young
+        young = pager.nodes.young
         try:
             while depth > 1:
                 depth -= 1

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from durabledbm._engine.merge import MOVE, TOUCH, Change, inline_max
+from durabledbm._engine.balance import inline_max
+from durabledbm._engine.merge import MOVE, TOUCH, Change
 from durabledbm._engine.node import Overflow, decode_leaf
 from durabledbm._engine.page import NO_REF, REF
 from durabledbm.errors import CorruptionError

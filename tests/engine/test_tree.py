@@ -105,7 +105,7 @@ def test_a_short_scan_leaves_its_pages_in_the_cache_and_a_long_one_few(engine: E
     leaves = len(list(leaf_refs(tree)))
     scan(tree, None, None, reverse=False)
     assert leaves > 20
-    assert sum(type(run) is bytes for run in tree.pager.young.values()) == 8
+    assert sum(type(run) is bytes for run in tree.pager.nodes.young.values()) == 8
     before = tree.pager.misses
     next(tree.chunks(None, None, reverse=False, with_values=True))
     assert tree.pager.misses == before

@@ -7,7 +7,7 @@ from durabledbm._engine.cache import RowCache
 
 def found(rows: RowCache, key: bytes) -> bytes | None:
     value = rows.young.get(key)
-    return rows.aged.get(key) if value is None else value
+    return rows.old.get(key) if value is None else value
 
 
 def test_a_row_is_found_until_it_is_dropped() -> None:
@@ -21,12 +21,12 @@ def test_a_row_is_found_until_it_is_dropped() -> None:
 
 def test_a_row_is_dropped_from_both_generations() -> None:
     rows = RowCache(10_000)
-    while not rows.aged:
+    while not rows.old:
         rows.keep(b"%d" % len(rows.young), b"x")
     rows.keep(b"a", b"old")
     while b"a" in rows.young:
         rows.keep(b"%d" % len(rows.young), b"x")
-    assert rows.aged.get(b"a") == b"old"
+    assert rows.old.get(b"a") == b"old"
     rows.keep(b"a", b"new")
     rows.drop([b"a"])
     assert found(rows, b"a") is None
@@ -47,16 +47,16 @@ def test_what_fits_is_young() -> None:
     for n in range(350):
         rows.keep(b"%04d" % n, b"x" * 100)
     assert list(rows.young) == [b"%04d" % n for n in range(350)]
-    assert not rows.aged
+    assert not rows.old
 
 
 def test_when_the_room_is_full_the_newer_half_stays() -> None:
     rows = RowCache(100_000)
     count = 0
-    while not rows.aged:
+    while not rows.old:
         rows.keep(b"%04d" % count, b"x" * 100)
         count += 1
-    assert list(rows.aged) == [b"%04d" % n for n in range((count - 1) // 2, count - 1)]
+    assert list(rows.old) == [b"%04d" % n for n in range((count - 1) // 2, count - 1)]
     assert list(rows.young) == [b"%04d" % (count - 1)]
 
 
