@@ -230,7 +230,7 @@ FIGURES = {
     ("docs/design.md", r"at most (\d+) look-ups in a row skip it"): store._MOST_STAMPS,
     ("docs/concurrency.md", r"look-ups at least once in (\d+)"): store._MOST_STAMPS,
     ("docs/design.md", r"grows the file up to ([\d.]+) times what is in use"): allocator._SLACK,
-    ("docs/design.md", r"Below (\d+) % a leaf merges"): 100 * balance._LEAN_BELOW,
+    ("docs/design.md", r"Below (\d+) % a leaf merges"): 100 * balance._UNDERFULL_BELOW,
     ("docs/design.md", r"below (\d+) % it always merges"): 100 * balance._JOIN_BELOW,
     ("docs/contributing.md", r"(\d+) lines a file"): test_tidy.LINES_OF_A_FILE,
     ("docs/contributing.md", r"(\d+) a function"): test_tidy.LINES_OF_A_FUNCTION,
