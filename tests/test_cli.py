@@ -888,13 +888,13 @@ def test_compact_of_a_compact_file_writes_nothing(run: Run, path: str, large: st
         before = state_of(file)
         result = run("compact", file)
         assert (result.status, result.out) == (0, b"")
-        assert result.err.endswith(", there is nothing to gain\n")
+        assert result.err.endswith(", already compact\n")
         assert state_of(file) == before
 
 
 def test_a_new_small_file_does_not_grow_by_being_compacted(run: Run, path: str) -> None:
     size = os.path.getsize(path)
-    assert "nothing to gain" in run("compact", path).err
+    assert "already compact" in run("compact", path).err
     assert os.path.getsize(path) == size
 
 
@@ -1340,7 +1340,7 @@ def test_on_a_terminal_a_value_can_be_typed(on_terminal: Show, path: str) -> Non
 
 
 def test_on_a_terminal_a_load_without_a_source_is_refused(on_terminal: Show, path: str) -> None:
-    assert "Name a SOURCE" in on_terminal("load", path)
+    assert "name a SOURCE" in on_terminal("load", path)
 
 
 def test_on_a_terminal_a_binary_dump_is_refused(on_terminal: Show, path: str) -> None:

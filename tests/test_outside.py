@@ -562,7 +562,7 @@ def test_what_was_pending_when_another_took_the_lock_is_reported_as_lost(thief: 
     Crew().start(put_through_another_handle, tmp_path / "db").result()
     with pytest.raises(durabledbm.error, match="closed the file's descriptor"):
         db.sync()
-    with pytest.raises(durabledbm.error, match="what was pending could not be written"):
+    with pytest.raises(durabledbm.error, match="pending writes could not be written"):
         db.close()
     thief.check()
     with durabledbm.open(tmp_path / "db") as after:

@@ -410,3 +410,16 @@ def test_the_workloads_that_show_the_steps_of_a_commit_exist() -> None:
     named = [name for row in table.splitlines()[2:] for name in re.findall(r"`([a-z_]+)`", row.split("|")[4])]
     assert len(named) > 5
     assert [name for name in named if f"def {name}(" not in crashes and name != "full"] == []
+
+
+def test_what_the_page_about_the_source_names_exists() -> None:
+    text = (ROOT / "docs" / "source.md").read_text("utf-8")
+    files = re.findall(r"`([a-z_/0-9]+(?:\.py|/))`", text)
+    assert len(files) > 40
+    assert [file for file in files if not (PACKAGE / file).exists() and not (ROOT / file).exists()] == []
+    defined = {node.name for module in MODULES for node in ast.walk(tree(module))
+               if isinstance(node, (ast.ClassDef, ast.FunctionDef))}  # fmt: skip
+    found = re.findall(r"`([A-Za-z_]+(?:\.[a-z_]+)?)`", text)
+    names = [part for name in found if not name.endswith(".py") for part in name.split(".")]
+    attributes = {"LAYERS", "stamp", "state", "phase", "dbm", "pread"}
+    assert [name for name in names if name not in defined | attributes] == []

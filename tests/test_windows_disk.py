@@ -18,9 +18,9 @@ from fakekernel import FakeKernel
 from linearizability import Recorder, check
 
 import durabledbm
-from durabledbm._engine.disk import FileVolume
+from durabledbm._engine.disk import FileVolume, windows
 from durabledbm._engine.disk.kernel32 import ByHandleFileInformation, Overlapped
-from durabledbm._engine.disk.protocol import Disk, LockOwner, Volume, windows
+from durabledbm._engine.disk.protocol import Disk, LockOwner, Volume
 from durabledbm._engine.disk.windows import WindowsDisk, WindowsVolume
 from durabledbm._engine.locks import oldest_pin, pin, unpin, writer_present
 from durabledbm._engine.threads import Lease

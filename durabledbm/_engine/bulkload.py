@@ -38,8 +38,8 @@ class _Level:
 class Builder:
     """Writes a database into the empty file `disk`, as it was after one of its commits.
 
-    `meta` is that commit: its number, time and the database's identity are kept; entries, pages and root are
-    the copy's.
+    `meta` is that commit: its number, time and the database's identity are kept; entries, pages and root are the
+    copy's.
     """
 
     def __init__(self, disk: Disk, meta: Meta) -> None:
@@ -72,14 +72,14 @@ class Builder:
             self.count += 1
 
     def sync_at(self, size: int) -> None:
-        """Sync if more than `size` bytes were written since the last time."""
+        """Sync if more than `size` bytes were written since the last sync."""
         pages = self._writer.pages_written
         if (pages - self._synced) * self._meta.page_size > size:
             self._synced = pages
             self._disk.sync()
 
     def finish(self) -> Meta:
-        """Write what is left, sync, and make the file a database. Returns its meta."""
+        """Write the remaining nodes, sync, and write the meta pages. Returns the meta."""
         root, depth = self._finish_tree()
         free_map, writer, old = self._free_map, self._writer, self._meta
         writer.release_place()

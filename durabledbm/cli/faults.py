@@ -1,7 +1,4 @@
-"""Failures as one line: which file, what is wrong with it, and what to do next.
-
-What may live here: words. What went wrong is decided by the library; here it only gets a face.
-"""
+"""Errors as one line that says what to do next. The library decides what went wrong; this module only words it."""
 
 from __future__ import annotations
 
@@ -24,8 +21,8 @@ _NEXT = {
     errno.EISDIR: "a directory, not a database file",
     errno.ENOTDIR: "a part of the path is not a directory",
     errno.EEXIST: "exists already: choose another name, or remove it first",
-    errno.ENOSPC: "no space left on the device: make room, and do it again",
-    errno.EDQUOT: "disk quota exceeded: make room, and do it again",
+    errno.ENOSPC: "no space left on the device: free some space and try again",
+    errno.EDQUOT: "disk quota exceeded: free some space and try again",
     errno.EMFILE: "too many open files in this process: raise 'ulimit -n'",
     errno.ENAMETOOLONG: "the name is too long",
 }
@@ -43,7 +40,7 @@ class Usage(Exception):
 
 
 class NegativeResult(Exception):
-    """The answer is no: exit status 1. The text, if any, says what is not there."""
+    """The command ran, and its answer is no (exit status 1): a key is missing, or a file is damaged."""
 
 
 def quoted(path: str) -> str:

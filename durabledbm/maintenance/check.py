@@ -1,6 +1,6 @@
 """check: verify every page of a database, while others read and write it.
 
-The invariants are those of docs/format.md, and a `Problem` carries the number of the one that is broken:
+The invariants are those of docs/format.md; a `Problem` carries the number of the violated one:
 
 1. Each page after the meta pages belongs to the tree exactly once, or to the free-space map, or is free, or was freed
    and may still be read; no page is two of these, and none is missing.
@@ -10,8 +10,8 @@ The invariants are those of docs/format.md, and a `Problem` carries the number o
 4. What the meta pages refer to is inside the file, and the older meta is the commit before or a copy of the newer.
 5. The entry counts in the meta page are the numbers of entries.
 
-Everything is read from the disk anew; the cache is not asked. A check pins the commit that it looks at, so it sees one
-state, and never waits.
+Everything is read from the disk, not from the cache. A check pins the commit that it verifies, so it sees one state and
+never waits.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _WORDS = {_USED: "in the tree", _MAP: "in the free-space map", _FREE: "free", _P
 
 
 class Problem(NamedTuple):
-    """Something in the file that should not be so."""
+    """A violation of an invariant of the file."""
 
     invariant: int
     """The number of the invariant that is broken."""
@@ -51,7 +51,7 @@ class Problem(NamedTuple):
 
 
 def check_state(store: Store, state: State, progress: CountedProgress | None = None) -> list[Problem]:
-    """Verify everything that `state`, which must be pinned, refers to. An empty list: all is well."""
+    """Verify everything that `state`, which must be pinned, refers to. An empty list means no problem."""
     return list(_Check(store, state, progress).run())
 
 

@@ -1,15 +1,15 @@
 """reorganize: make a file as small as its content allows, while it is in use.
 
-Two passes of ordinary commits. The first packs the leaves: a batch of neighbouring leaves at a time is written anew,
-filled to the brim, into the free pages nearest to the front. The second takes what still stands behind the place where
-the file could end and moves it to the front, last runs first; where the holes there are too short for that, it first
-moves what stands between them out of the way. After every commit the end of the file is cut off as far
-as it is free. Other threads and processes read meanwhile, and write between the commits; a crash loses nothing.
+It makes two passes of ordinary commits. The first packs the leaves: batches of neighbouring leaves are rewritten,
+completely filled, into the free pages nearest to the front. The second moves runs from behind the place where the file
+could end to the front, last runs first. Where the holes in front are too short, it first moves the runs between them
+out of the way. After every commit the free pages at the end of the file are cut off. Other threads and processes read
+meanwhile, and write between the commits. A crash loses nothing.
 
-Where there is next to nothing to gain nothing is written: leaves that are full already stay where they are, and a file
-that has hardly a page to spare is left alone.
+If there is almost nothing to gain, nothing is written: full leaves stay where they are, and a file with hardly any
+spare pages is left alone.
 
-Pages that a snapshot pins stay where they are, so while one is open the file may stay larger than it could be.
+Pages that a snapshot pins stay where they are, so with an open snapshot the file may stay larger than necessary.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ _COMPACT_PAGES = 8
 def reorganize(
     committer: Committer, writing: Callable[[], AbstractContextManager[object]], progress: CountedProgress | None = None
 ) -> None:
-    """Make the file smaller. Each commit is made inside a `with writing()` block, which gives the lease."""
+    """Make the file of `store` smaller. Each commit is made inside a `with writing()` block, which takes the writer
+    lock.
+    """
     with writing():
         if committer.store.state.meta.changes and committer.store.state.view.tree.depth:
             committer.rewrite({}, packing=False)  # what the meta page replaces or deletes is still in the tree
@@ -62,7 +64,7 @@ def _pack(
     committer: Committer, writing: Callable[[], AbstractContextManager[object]], progress: CountedProgress | None,
     total: int,
 ) -> bool:
-    """Write leaves anew that are not full; whether there were any."""
+    """Rewrite leaves that are not full; return whether there were any."""
     after: bytes | None = None
     done, packed = 0, False
     while True:
@@ -81,7 +83,7 @@ def _pack(
 
 
 def _is_loose(committer: Committer, writing: Callable[[], AbstractContextManager[object]]) -> bool:
-    """Whether the file has pages to spare."""
+    """Whether the file has spare pages."""
     with writing():
         space = committer.preparer.free_map()
         return space.pages.page_count - space.pages.used_count > max(_COMPACT_PAGES, _COMPACT * space.pages.page_count)
@@ -114,10 +116,10 @@ def _move(
 
 
 class _Found:
-    """What one walk through the tree finds: the last of what stands `behind` page `end`, all that stands `between` page
-    `cleared` and one not far behind it, and the `next` page from which on there is more.
+    """What one walk of the tree finds: the last runs `behind` page `end`, all runs `between` page `cleared` and one not
+    far behind it, and the `next` page after these.
 
-    When its turn comes, a run may have been moved already; then it is moved once more.
+    A run may have been moved before its turn comes; then it is moved once more.
     """
 
     def __init__(self, state: State, cleared: int, end: int) -> None:
@@ -138,7 +140,7 @@ class _Found:
 
 
 def _rewritten(committer: Committer, runs: list[_Run]) -> int:
-    """Move runs, the last ones first, and not too many; the page count after that."""
+    """Move runs, the last ones first, up to a limit; return the new page count."""
     touches: dict[bytes, Touch] = {}
     for _, key, touch in sorted(runs, key=itemgetter(0), reverse=True)[:_BATCH]:
         if key not in touches or touch.moves_value:

@@ -1,4 +1,4 @@
-"""stats: what a database file consists of, and who keeps it from shrinking."""
+"""stats: what a database file consists of, and what keeps it from shrinking."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["OldestSnapshot", "Stats", "gather"]
 
 
 class OldestSnapshot(NamedTuple):
-    """The oldest commit that somebody still reads."""
+    """The oldest commit that is still being read."""
 
     txid: int
     age: float | None
@@ -26,7 +26,7 @@ class OldestSnapshot(NamedTuple):
 
 
 class Stats(NamedTuple):
-    """Figures of one database, of one moment. Sizes are in bytes, pages are counted."""
+    """Figures of one database at one moment. Sizes are in bytes; pages are counted."""
 
     entries: int
     txid: int
@@ -94,7 +94,7 @@ def gather(store: Store, state: State) -> Stats:
 
 
 def _tree_pages(state: State) -> tuple[int, int]:
-    """Pages of leaves and of branches. Leaves are counted in their parents, so they need not be read."""
+    """Pages of leaves and of branches. Leaves are counted in their parents and need not be read."""
     tree = state.view.tree
     if tree.depth < 2:
         return (REF.unpack(tree.root)[1] if tree.depth else 0), 0

@@ -1,7 +1,7 @@
 """The survey behind `inspect`: what every page of a file is, for one commit, damaged or not.
 
-It walks all that the commit refers to, then looks at what is left. Nothing is believed before its checksum
-is verified, and whatever cannot be read is part of the result, not an error.
+It walks everything that the commit refers to, and then looks at the remaining pages. Nothing is trusted before its
+checksum is verified. What cannot be read is part of the result, not an error.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _NOT_CLAIMED = (1, 4)
 
 
 class Survey:
-    """Walks everything that one commit refers to, then looks at what is left."""
+    """Walks everything that one commit refers to, then looks at the remaining pages."""
 
     def __init__(self, store: Store, state: State, progress: Progress | None) -> None:
         self._disk = store.disk
@@ -136,7 +136,7 @@ class Survey:
     # -- what is left ------------------------------------------------------------------------------
 
     def _rest(self) -> None:
-        """Pages that nothing refers to: what a damaged branch led to, or what is behind the end."""
+        """Pages that nothing refers to: below a damaged branch, or behind the end of the database."""
         for start, count in self._pages.gaps(self._pages.first_page, self._page_count):
             self._runs += unreachable(self._disk, self._page_size, start, start + count)
         inside = [run for run in self._runs if run.page_id < self._meta.page_count]
@@ -149,7 +149,7 @@ class Survey:
     # -- bookkeeping -------------------------------------------------------------------------------
 
     def _claim(self, page_id: int, page_count: int, what: str) -> bool:
-        """Mark pages as accounted for; False, and a problem, if they cannot be."""
+        """Mark pages as accounted for; False, with a problem, if that is not possible."""
         if not self._pages.holds(page_id, page_count):
             self._problems.append(f"{what}: {plural(page_count, 'page')} from page {page_id} on, outside of the file")
             return False
@@ -187,7 +187,7 @@ def _first_key(visit: Visit) -> bytes:
 
 
 def meta_runs(metas: tuple[Meta | None, Meta | None], page_size: int) -> Iterator[Run]:
-    """The meta area. Where pages are large, both metas are in one page."""
+    """The meta area. With large pages both metas are in one page."""
     if page_size == META_SIZE:
         for slot, meta in enumerate(metas):
             yield _meta_run(slot, meta)
@@ -201,7 +201,7 @@ def meta_runs(metas: tuple[Meta | None, Meta | None], page_size: int) -> Iterato
 
 
 def _place(problem: str) -> int:
-    """The page that a problem begins with; what is said of the file as a whole comes first."""
+    """The page that a problem names; -1 for problems of the whole file, which come first."""
     found = re.match(r"page (\d+)", problem)
     return -1 if found is None else int(found[1])
 
@@ -215,7 +215,7 @@ def _meta_run(slot: int, meta: Meta | None) -> Run:
 
 
 def unreachable(disk: Disk, page_size: int, start: int, stop: int) -> Iterator[Run]:
-    """The pages from `start` up to `stop` as runs: each that is intact by itself, and what lies between."""
+    """The pages from `start` up to `stop` as runs: each intact run, and what lies between."""
     blank = start
     for _, found in intact_runs(disk, page_size, start, stop):
         if found is None:
@@ -233,7 +233,7 @@ def unreachable(disk: Disk, page_size: int, start: int, stop: int) -> Iterator[R
 
 
 def _key_of(disk: Disk, page_size: int, run: IntactRun) -> bytes:
-    """The beginning of a run's first key, where that can be told without reading much."""
+    """The beginning of a run's first key, where that can be read cheaply."""
     offset = run.page_id * page_size
     if run.kind == "overflow":
         return disk.read(min(run.entries, _KEY_SHOWN), offset + HEADER.size)
@@ -246,7 +246,7 @@ def _key_of(disk: Disk, page_size: int, run: IntactRun) -> bytes:
 
 
 def _blank(disk: Disk, page_size: int, start: int, stop: int) -> Iterator[Run]:
-    """Pages that hold nothing that could be used, or that the file has lost."""
+    """Pages without usable content, or behind the end of the file."""
     end = min(max(-(-disk.size() // page_size), start), stop)
     if end > start:
         yield Run(start, end - start, "unreachable", note="no intact page of a database")
@@ -255,7 +255,7 @@ def _blank(disk: Disk, page_size: int, start: int, stop: int) -> Iterator[Run]:
 
 
 def cut_off(runs: list[Run]) -> list[str]:
-    """What to say of pages that nothing refers to."""
+    """The problem text for pages that nothing refers to."""
     lost = [run for run in runs if run.kind == "unreachable"]
     if not lost:
         return []
