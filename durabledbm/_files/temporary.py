@@ -204,7 +204,7 @@ def _remove(path: str, disk: Disk | None) -> None:
 def _empty(directory: str, parent: int | None = None) -> None:
     """Remove all files in a directory, the lock file last: after a kill in between, a sweep can continue.
 
-    The directory and each directory in it are held open meanwhile, so nobody can replace them with a link.
+    The directory and each directory in it are held open meanwhile, so no process can replace them with a link.
     """
     if sys.platform == "win32":
         _empty_by_name(directory)

@@ -10,8 +10,8 @@ from types import TracebackType
 from typing import Any, NamedTuple, TypeVar
 
 from .._files.arguments import Progress
+from .._messages import read_only
 from ..errors import BusyError, error
-from ..mapping import read_only
 from .blocks import ServerTransaction, Table, Transaction
 from .context import innermost
 from .faces import KeyRange, Operation, TableOperations, WritableTable

@@ -1,4 +1,4 @@
-"""A database on a Redis server: what `remote.open("redis://...")` returns. `scripts` tells how it is kept there."""
+"""A database on a Redis server: what `remote.open("redis://...")` returns. `scripts` describes how it is stored."""
 
 from __future__ import annotations
 
