@@ -236,12 +236,12 @@ class FreeMap:
             if ref not in listed:
                 self._free_ref(ref)
         self._chunks = [chunk for chunk in self._chunks if chunk[0] in listed]
-        loose = [group for group in self._pending if group.chunk == NO_REF]
-        if sum(len(group.runs) for group in loose) >= _CHUNK_MIN:
-            self._write_chunk(loose, txid, write)
-            loose = []
+        unlisted = [group for group in self._pending if group.chunk == NO_REF]
+        if sum(len(group.runs) for group in unlisted) >= _CHUNK_MIN:
+            self._write_chunk(unlisted, txid, write)
+            unlisted = []
         self._log = bytearray().join(
-            _LOG.pack(page_id, count, group.txid) for group in loose for page_id, count in group.runs
+            _LOG.pack(page_id, count, group.txid) for group in unlisted for page_id, count in group.runs
         )
         spans = -(-len(self.pages.flags) // self.pages.span)
         for ref in self._maps[spans:]:

@@ -181,7 +181,7 @@ class WindowsDisk:
             self._kernel.close(handle)
 
     def held(self) -> bool:
-        """Nobody closes handles that he does not know here. Should it happen all the same, this tells."""
+        """Programs on Windows do not close handles that they do not know. If it happens, this tells."""
         try:
             return self._handle is not None and self._kernel.identity(self._handle) == self._identity
         except OSError:
