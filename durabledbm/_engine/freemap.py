@@ -103,8 +103,7 @@ class FreeMap:
     def drop(self, page_id: int, page_count: int) -> None:
         """The commit being made has written these pages and does not need them after all.
 
-        They stand in its list, by which a crash decides whether to believe it: so the next commit must not overwrite
-        them either.
+        They are still in its extent list, so they are reused only after one more durable commit.
         """
         self._dropped.append((page_id, page_count))
         self.pages.pending_count += page_count
