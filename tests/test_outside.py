@@ -21,10 +21,11 @@ from typing import Any
 import pytest
 from crew import Crew
 from simdisk import SimVolume
+from systems import IS_ROOT
 
 import durabledbm
 from durabledbm._engine.current import NEVER
-from durabledbm._engine.posix import FileDisk, FileVolume
+from durabledbm._engine.native import FileDisk, FileVolume
 from durabledbm.changelog import ChangeLog
 from durabledbm.database import open_on
 
@@ -187,7 +188,7 @@ def test_what_a_removed_file_held_can_be_saved(
         assert dict(saved) == OLD
 
 
-@pytest.mark.skipif(not hasattr(os, "chroot") or os.geteuid() != 0, reason="needs to change the root")
+@pytest.mark.skipif(not IS_ROOT, reason="only root can change the root directory")
 def test_a_process_that_changes_its_root_goes_on(any_db: durabledbm.Database, tmp_path: Path) -> None:
     """Below the new root the name leads nowhere, or to another file; the file is where it was."""
     db = any_db

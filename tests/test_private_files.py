@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from children import open_directory, unprivileged
+from systems import needs_root
 
 import durabledbm
 from durabledbm.changelog import ChangeLog
@@ -118,7 +119,7 @@ def test_what_is_replaced_keeps_its_permissions(tmp_path: Path, name: str) -> No
     assert mode_of(target) == 0o640
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+@needs_root
 @pytest.mark.parametrize("name", ["backup", "dump", "picture"])
 def test_what_is_replaced_keeps_its_owner_and_group_and_what_is_new_is_ones_own(tmp_path: Path, name: str) -> None:
     path, target = tmp_path / "db", tmp_path / "made"

@@ -11,6 +11,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from systems import needs_root
 
 from durabledbm import _tempfiles
 from durabledbm._tempfiles import new_directory, new_file, sweep, take_owner
@@ -153,7 +154,7 @@ def test_a_directory_that_was_exchanged_for_a_link_is_not_emptied(tmp_path: Path
     assert (victim / "file").read_text() == "precious"
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+@needs_root
 @pytest.mark.parametrize("maker", MAKERS)
 def test_a_sweep_leaves_alone_what_other_users_left(tmp_path: Path, maker: str) -> None:
     made = MAKERS[maker](str(tmp_path / "target"))
@@ -308,7 +309,7 @@ def test_a_file_has_exactly_the_permissions_of_another(tmp_path: Path, mode: int
         os.umask(umask)
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give files away")
+@needs_root
 def test_a_file_has_the_owner_and_group_of_another(tmp_path: Path) -> None:
     (tmp_path / "source").touch()
     os.chown(tmp_path / "source", 65534, 65533)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import stat
 import subprocess
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 from children import open_directory, unprivileged
 from simdisk import Operation, SimVolume, disk_error
+from systems import needs_root, only_posix
 
 import durabledbm
 from durabledbm._engine.creation import initialise, replace, temporary_name
@@ -337,8 +337,11 @@ def test_a_transaction_on_an_empty_file_that_is_rolled_back(tmp_path: Path) -> N
         assert dict(db.items()) == {b"other": b"value"}
 
 
+@only_posix("Windows has no flock")
 def test_an_empty_file_stays_the_same_file(tmp_path: Path) -> None:
     """Its other names, who has it open and who has locked it: all that would be lost if another file took its name."""
+    import fcntl
+
     with tempfile.NamedTemporaryFile(dir=tmp_path) as file:
         os.link(file.name, tmp_path / "other name")
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -354,7 +357,7 @@ def test_an_empty_file_stays_the_same_file(tmp_path: Path) -> None:
             assert dict(db.items()) == {b"key": b"value"}
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+@needs_root
 def test_an_empty_file_keeps_its_owner(tmp_path: Path) -> None:
     path = tmp_path / "db"
     path.touch()
@@ -505,7 +508,7 @@ def test_two_who_replace_the_same_file_at_once_write_to_one_database() -> None:
         assert dict(db.items()) == {b"key": b"value"}
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+@needs_root
 def test_a_file_that_is_replaced_keeps_its_owner(tmp_path: Path) -> None:
     path = tmp_path / "db"
     path.write_text("foreign")

@@ -5,7 +5,6 @@ tests/test_windows_disk.py.
 from __future__ import annotations
 
 import errno
-import fcntl
 import gc
 import importlib.util
 import os
@@ -20,10 +19,17 @@ from types import ModuleType
 
 import pytest
 from children import open_directory, unprivileged
+from systems import WINDOWS, needs_root
+
+from durabledbm.errors import ClosedError
+
+if WINDOWS:
+    pytest.skip("the disk of POSIX systems", allow_module_level=True)
+
+import fcntl
 
 from durabledbm._engine import posix
 from durabledbm._engine.posix import FileDisk, FileVolume
-from durabledbm.errors import ClosedError
 
 BEFORE_THE_FILE = -1
 """A place where the kernel refuses to lock, with the words of one that does not know locks at all: EINVAL."""
@@ -173,7 +179,7 @@ def test_a_file_takes_over_the_permissions_of_the_one_that_it_replaces(path: str
     assert not os.path.exists(path)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+@needs_root
 def test_a_file_takes_over_the_owner_and_group_of_the_one_that_it_replaces(path: str) -> None:
     volume = FileVolume()
     for name, owner, group in (("old", 65534, 65533), ("new", 0, 0)):
