@@ -23,6 +23,7 @@ from itertools import islice
 from ._builder import Builder
 from ._engine.creation import first_meta
 from ._engine.meta import Meta
+from ._engine.native import FileVolume
 from ._engine.state import State
 from ._engine.store import Store
 from ._tempfiles import replacing
@@ -132,7 +133,7 @@ def check_target(path: str, source: tuple[int, int] | None) -> None:
         status = os.stat(path)
     except FileNotFoundError:
         return
-    if (status.st_dev, status.st_ino) == source:
+    if source is not None and FileVolume().identity_of(path) == source:
         raise error(errno.EINVAL, "is the database itself", path)
     if not stat.S_ISREG(status.st_mode):
         raise error(errno.EINVAL, "is not a regular file", path)

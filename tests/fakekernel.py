@@ -9,7 +9,8 @@ It follows the documentation of the calls, to the letter where that is inconveni
 * Locking twice locks twice. Unlocking takes exactly the range that was locked; an exclusive lock goes first.
 * Locks are mandatory: bytes that another open file has locked can be neither read nor written.
 * A range that ends beyond 2**63 - 1 cannot be locked.
-* Closing the open file releases its locks; a name can be removed or replaced while the file is open.
+* Closing the open file releases its locks; an open file can be removed, and renamed, but none can take its name.
+* A file in `in_use` is open in a program that shares it with nobody.
 
 `before`, if set, is called with the name of each call before it happens: a test may do something in between
 there.
@@ -24,7 +25,7 @@ import threading
 from collections.abc import Callable
 from typing import NamedTuple
 
-from durabledbm._engine.windows import Handle
+from durabledbm._engine.windows import Handle, InUse
 
 
 class FakeLock(NamedTuple):
@@ -54,6 +55,7 @@ class FakeKernel:
         self.before: Callable[[str], None] | None = None
         self.calls: dict[str, int] = {}
         self.directories_refused = False
+        self.in_use: set[str] = set()
 
     def _call(self, name: str) -> None:
         if self.before is not None:
@@ -85,6 +87,7 @@ class FakeKernel:
     def open(self, path: str, *, writable: bool) -> Handle:
         self._call("open")
         with self._mutex:
+            self._check_use(path)
             if path not in self._names:
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
             return self._opened(self._names[path], writable=writable)
@@ -151,6 +154,10 @@ class FakeKernel:
     def identity(self, handle: Handle) -> tuple[int, int]:
         return 1, self._file(handle).number
 
+    def identity_of(self, path: str) -> tuple[int, int]:
+        with self._mutex:
+            return 1, self._named(path).number
+
     def lock(self, handle: Handle, offset: int, length: int, *, exclusive: bool) -> bool:
         self._call("lock")
         with self._mutex:
@@ -183,15 +190,26 @@ class FakeKernel:
             self._names[target] = self._named(source)
 
     def replace(self, source: str, target: str) -> None:
+        self._call("replace")
         with self._mutex:
+            self._check_use(source)
+            replaced = self._names.get(target)
+            if replaced is not None and source != target and any(file is replaced for file, _ in self._open.values()):
+                raise PermissionError(errno.EACCES, "access is denied", target)
             self._names[target] = self._named(source)
             if source != target:
                 del self._names[source]
 
     def remove(self, path: str) -> None:
+        self._call("remove")
         with self._mutex:
+            self._check_use(path)
             self._named(path)
             del self._names[path]
+
+    def _check_use(self, path: str) -> None:
+        if path in self.in_use:
+            raise InUse(errno.EACCES, "another program uses the file", path)
 
     def _named(self, path: str) -> FakeFile:
         try:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from children import open_directory, unprivileged
-from systems import needs_root
+from systems import ENDINGS, KILL, WINDOWS, needs_root
 
 import durabledbm
 from durabledbm.changelog import ChangeLog
@@ -183,7 +183,7 @@ WORKS = {
 }
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+@pytest.mark.parametrize("number", ENDINGS)
 @pytest.mark.parametrize("name", WORKS)
 def test_what_is_killed_leaves_nothing_or_what_the_next_run_removes(
     tmp_path: Path, name: str, number: signal.Signals
@@ -198,8 +198,8 @@ def test_what_is_killed_leaves_nothing_or_what_the_next_run_removes(
         assert process.stdout.readline() == b"at work\n"
         assert len(os.listdir(tmp_path)) > 1
         process.send_signal(number)
-        assert process.wait(60) == -number
-    if number == signal.SIGKILL:
+        assert process.wait(60) == (1 if WINDOWS else -number)
+    if number == KILL:
         assert len(os.listdir(tmp_path)) > 1
         backed_up(tmp_path / "db", tmp_path / "next")
         os.unlink(tmp_path / "next")

@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from compat.windows.interpreter import VERSIONS, Unavailable, cache, environment, prepare
+from compat.windows.interpreter import VERSIONS, Unavailable, drive, environment, prepare
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -23,16 +23,13 @@ SELECTION: list[str] = []
 def run(python: Path, arguments: list[str]) -> int:
     """Run that interpreter, here; its exit code.
 
-    Its standard streams must be pipes: under Wine it does not start with a file or the null device.
+    Its standard streams must be pipes: under Wine it does not start with a file or the null device. The repository is a
+    drive of its own, so that no name like /proc or /dev leads out of what Windows would have.
     """
-    inside = {
-        **environment(),
-        "PYTHONPATH": windows_name(ROOT),
-        "PYTHONPYCACHEPREFIX": windows_name(cache() / "bytecode"),
-        "PYTHONUTF8": "0",
-        "PYTHONUNBUFFERED": "1",
-    }
-    inside.pop("PYTHONDONTWRITEBYTECODE", None)
+    drive("r", ROOT)
+    inside = {**environment(), "PYTHONPATH": "R:\\", "PYTHONPYCACHEPREFIX": "C:\\bytecode", "PYTHONUNBUFFERED": "1"}
+    for name in ("PYTHONDONTWRITEBYTECODE", "TMPDIR", "HOME"):
+        inside.pop(name, None)
     with subprocess.Popen(
         ["wine", str(python), *arguments], cwd=ROOT, env=inside,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -44,11 +41,6 @@ def run(python: Path, arguments: list[str]) -> int:
             sys.stdout.buffer.write(chunk)
             sys.stdout.buffer.flush()
     return process.returncode
-
-
-def windows_name(path: Path) -> str:
-    """The name under which a program in Wine finds a file of this machine."""
-    return "Z:" + str(path.resolve()).replace("/", "\\")
 
 
 def main(arguments: list[str]) -> int:

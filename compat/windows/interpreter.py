@@ -20,7 +20,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-__all__ = ["VERSIONS", "Unavailable", "environment", "prepare"]
+__all__ = ["VERSIONS", "Unavailable", "drive", "environment", "prepare"]
 
 VERSIONS = ("3.10", "3.11", "3.12", "3.13")
 
@@ -67,6 +67,13 @@ def environment() -> dict[str, str]:
         "WINEDLLOVERRIDES": "mscoree,mshtml,winemenubuilder.exe=",
         "DISPLAY": "",
     }
+
+
+def drive(letter: str, directory: Path) -> None:
+    """Let a directory of this machine be a drive."""
+    link = cache() / "wine" / "dosdevices" / f"{letter}:"
+    link.unlink(missing_ok=True)
+    link.symlink_to(directory)
 
 
 def _need_wine() -> None:

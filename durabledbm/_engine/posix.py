@@ -302,6 +302,11 @@ class FileVolume:
             except OSError:
                 pass
 
+    def identity_of(self, path: str) -> tuple[int, int]:
+        """`Disk.identity` of the file of that name, which may also be a directory."""
+        status = os.stat(path)
+        return status.st_dev, status.st_ino
+
 
 def take_owner(fd: int, like: os.stat_result) -> None:
     """See `Disk.take_owner`."""

@@ -31,20 +31,23 @@ with others is not reported; the store counts its own pins itself, and takes the
 from __future__ import annotations
 
 import errno
+import ntpath
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import NewType, Protocol
+from typing import NewType, Protocol, TypeVar
 
 from ..errors import ClosedError
 from .disk import ELSEWHERE, LockOwner
 from .patience import Patience
 
-__all__ = ["Handle", "Kernel", "WindowsDisk", "WindowsVolume", "take_owner"]
+__all__ = ["Handle", "InUse", "Kernel", "WindowsDisk", "WindowsVolume", "take_owner"]
 
 Handle = NewType("Handle", int)
 """An open file, as Windows knows it."""
+
+_Result = TypeVar("_Result")
 
 _PATIENCE = 5.0
 """Seconds for which a shared lock is tried. A probe takes microseconds."""
@@ -53,8 +56,17 @@ _ATTEMPTS = 4
 """How often an exclusive lock is tried."""
 
 _NAP = 50e-6
+
+_IN_USE_PATIENCE = 1.0
+"""Seconds for which a name is tried that is in use: virus scanners and indexers open each new file, for a moment."""
+
+_IN_USE_NAP = 10e-3
 _WRITE_MAX = 1 << 26
 """Bytes in one write: the parts of a larger one are not all joined in memory at once."""
+
+
+class InUse(PermissionError):
+    """A sharing violation: another program has the file open, and does not share it (ERROR_SHARING_VIOLATION)."""
 
 
 class Kernel(Protocol):
@@ -85,7 +97,10 @@ class Kernel(Protocol):
         """FlushFileBuffers: through the cache of the system and that of the drive."""
 
     def identity(self, handle: Handle) -> tuple[int, int]:
-        """GetFileInformationByHandle: the serial number of the volume and the index of the file on it."""
+        """FileIdInfo: the serial number of the volume and the identifier of the file on it."""
+
+    def identity_of(self, path: str) -> tuple[int, int]:
+        """The same for the file or directory of that name."""
 
     def lock(self, handle: Handle, offset: int, length: int, *, exclusive: bool) -> bool:
         """LockFileEx with LOCKFILE_FAIL_IMMEDIATELY; False if another lock is in the way."""
@@ -171,19 +186,16 @@ class WindowsDisk:
         """Nothing: see `WindowsVolume.create`."""
 
     def linked(self) -> bool:
+        # A removed file keeps its name on some file systems until it is closed everywhere, and then nobody can open it.
         try:
-            handle = self._kernel.open(self.path, writable=False)
+            return self._kernel.identity_of(self.path) == self._identity
         except OSError:
             return False
-        try:
-            return self._kernel.identity(handle) == self._identity
-        finally:
-            self._kernel.close(handle)
 
     def held(self) -> bool:
         """Nobody closes handles that he does not know here. Should it happen all the same, this tells."""
-        try:
-            return self._handle is not None and self._kernel.identity(self._handle) == self._identity
+        try:  # by the file's number alone: Wine does not tell the volume of a file that was renamed while it was open
+            return self._handle is not None and self._kernel.identity(self._handle)[1] == self._identity[1]
         except OSError:
             return False
 
@@ -268,7 +280,7 @@ class WindowsDisk:
         return WindowsDisk(self._kernel, self._opened_again(), self.path, writable=self.writable)
 
     def _opened_again(self) -> Handle:
-        handle = self._kernel.open(self.path, writable=self.writable)
+        handle = _patiently(lambda: self._kernel.open(self.path, writable=self.writable))
         if self._kernel.identity(handle) != self._identity:
             self._kernel.close(handle)
             raise FileNotFoundError(errno.ENOENT, ELSEWHERE, self.path)
@@ -294,20 +306,24 @@ class WindowsVolume:
         self._kernel = kernel
 
     def open(self, path: str, *, writable: bool) -> WindowsDisk:
-        return WindowsDisk(self._kernel, self._kernel.open(path, writable=writable), path, writable=writable)
+        _check_name(path)
+        handle = _patiently(lambda: self._kernel.open(path, writable=writable))
+        return WindowsDisk(self._kernel, handle, path, writable=writable)
 
     def create(self, path: str, mode: int) -> WindowsDisk:
         """`mode` has no counterpart: a new file has the permissions that its directory gives it."""
+        _check_name(path)
         return WindowsDisk(self._kernel, self._kernel.create(path), path, writable=True)
 
     def link(self, source: str, target: str) -> None:
-        self._kernel.link(source, target)
+        _patiently(lambda: self._kernel.link(source, target))
 
     def replace(self, source: str, target: str) -> None:
-        self._kernel.replace(source, target)
+        """A target that is open, by whatever program, may be refused with `PermissionError`: then it is as it was."""
+        _patiently(lambda: self._kernel.replace(source, target))
 
     def remove(self, path: str) -> None:
-        self._kernel.remove(path)
+        _patiently(lambda: self._kernel.remove(path))
 
     def sync_directory(self, path: str) -> None:
         """Flush the directory or, where that is not allowed, the file itself, if it is there.
@@ -327,8 +343,31 @@ class WindowsVolume:
             self._kernel.close(handle)
 
 
+    def identity_of(self, path: str) -> tuple[int, int]:
+        """`Disk.identity` of the file of that name, which may also be a directory. What `os.stat` says differs."""
+        return self._kernel.identity_of(path)
+
+
 def take_owner(fd: int, like: os.stat_result) -> None:
     """Nothing: see `WindowsVolume.create`."""
+
+
+def _patiently(call: Callable[[], _Result]) -> _Result:
+    """What `call` returns, tried again for a while if the file is in use."""
+    patience = Patience(_IN_USE_PATIENCE)
+    while True:
+        try:
+            return call()
+        except InUse:
+            if patience.over:
+                raise
+            patience.nap(_IN_USE_NAP)
+
+
+def _check_name(path: str) -> None:
+    """Refuse the name of a stream beside a file's content: `identity` would take it for the file."""
+    if ":" in ntpath.splitdrive(path)[1]:
+        raise OSError(errno.EINVAL, "the name of a stream, not of a file: it has a colon", path)
 
 
 def _read_closed(length: int, offset: int) -> bytes:
