@@ -8,8 +8,8 @@ the process ends, in whatever container it ran. So the next run in the same dire
 a killed run left, and removes the latter (`sweep`). Where a file system keeps no locks nothing can be told, and nothing
 is swept.
 
-While there are temporary files, SIGTERM and SIGHUP remove them before they end the process, unless the program handles
-or ignores the signal itself. Python installs handlers in the main thread only; if all temporary files were made by
+While there are temporary files, SIGTERM and SIGHUP, and SIGBREAK on Windows (Ctrl-Break, or a console that is closed),
+remove them before they end the process, unless the program handles or ignores the signal itself. Python installs handlers in the main thread only; if all temporary files were made by
 other threads, the next run removes what a signal left.
 
 What takes time to import is not imported here: every open handle has this module at hand, for `backup`.
@@ -40,7 +40,7 @@ __all__ = [
 _DIGITS = frozenset("0123456789abcdef")
 _LOCK_FILE = "lock"
 _ATTEMPTS = 100
-_SIGNALS = ("SIGTERM", "SIGHUP")
+_SIGNALS = ("SIGTERM", "SIGHUP", "SIGBREAK")
 
 _living: dict[str, Temporary] = {}
 """The temporary files of this process. Each is recorded before it exists, and forgotten after it is gone."""

@@ -8,8 +8,11 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import tempfile
 
 import pytest
+
+from durabledbm._engine.native import FileVolume
 
 WINDOWS = sys.platform == "win32"
 
@@ -32,3 +35,34 @@ needs_root = pytest.mark.skipif(not IS_ROOT, reason="only root can give files aw
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 needs_mode = only_posix("Windows has access control lists, which a new file inherits, and no mode")
 needs_pipe_files = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names in a directory")
+
+
+def _removal_is_immediate() -> bool:
+    """Whether a file that is open, by a disk of ours, loses its name when it is removed. Elsewhere it keeps it until it
+    is closed; real Windows then lets nobody open it, but Wine does, and nothing tells that the file was removed.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        path = os.path.join(directory, "file")
+        disk = FileVolume().create(path, 0o600)
+        try:
+            os.unlink(path)
+            return not disk.linked()
+        finally:
+            disk.close()
+
+
+def _has_symlinks() -> bool:
+    with tempfile.TemporaryDirectory() as directory:
+        link = os.path.join(directory, "link")
+        try:
+            os.symlink("target", link)
+        except OSError:
+            return False
+        return os.path.islink(link)
+
+
+needs_immediate_removal = pytest.mark.skipif(
+    not _removal_is_immediate(), reason="a removed file can be opened here until it is closed: so does Wine"
+)
+needs_symlinks = pytest.mark.skipif(not _has_symlinks(), reason="this system or this user makes no symbolic links")
+needs_replacing_open = only_posix("Windows lets no file take the name of one that is open")

@@ -11,7 +11,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from systems import KILL, WINDOWS, needs_fork, needs_root, only_posix
+from systems import KILL, WINDOWS, needs_fork, needs_mode, needs_root, only_posix
 
 from durabledbm import _tempfiles
 from durabledbm._tempfiles import new_directory, new_file, sweep, take_owner
@@ -301,6 +301,7 @@ def test_a_missing_or_closed_directory_is_what_the_system_says(tmp_path: Path) -
 # -- owner, group, permissions ---------------------------------------------------------------------------------------
 
 
+@needs_mode
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o664, 0o444, 0o400])
 def test_a_file_has_exactly_the_permissions_of_another(tmp_path: Path, mode: int) -> None:
     (tmp_path / "source").touch()
@@ -322,6 +323,7 @@ def test_a_file_has_the_owner_and_group_of_another(tmp_path: Path) -> None:
         assert (status.st_uid, status.st_gid) == (65534, 65533)
 
 
+@needs_mode
 def test_another_group_does_not_get_the_permissions_of_the_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

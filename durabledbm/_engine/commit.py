@@ -406,8 +406,13 @@ class Committer:
         else:
             self._loose = None
             if self._cut:
-                self._cut = False
-                self.disk.resize(state.meta.page_count * state.meta.page_size)
+                try:
+                    self.disk.resize(state.meta.page_count * state.meta.page_size)
+                    self._cut = False
+                except OSError:
+                    # The commit is done, and a file that is too long is as good: the next one cuts it. Windows refuses
+                    # to cut a file that another program, a virus scanner for one, has mapped into its memory.
+                    pass
         written, self._written_slots = self._written_slots, []
         return written
 

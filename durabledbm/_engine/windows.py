@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import errno
 import ntpath
+import operator
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -313,6 +314,7 @@ class WindowsVolume:
     def create(self, path: str, mode: int) -> WindowsDisk:
         """`mode` has no counterpart: a new file has the permissions that its directory gives it."""
         _check_name(path)
+        operator.index(mode)  # what is no number is a TypeError here, too
         return WindowsDisk(self._kernel, self._kernel.create(path), path, writable=True)
 
     def link(self, source: str, target: str) -> None:
