@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from ._engine.disk import Volume
 from ._engine.meta import META_AREA, META_SIZE, has_magic, is_uninitialised
+from ._words import shell_word
 from .errors import CorruptionError, error
 
 __all__ = [
@@ -227,10 +228,3 @@ def _unknown(volume: Volume, path: str, name: str) -> error:
 def migrate_command(name: str, target: str = "") -> str:
     """The command that converts an old database, in quotation marks."""
     return f"'durabledbm migrate {shell_word(name)}{target and ' '}{target}'"
-
-
-def shell_word(name: str) -> str:
-    """A file's name as a shell, and then the command line, takes it."""
-    from shlex import quote
-
-    return quote(os.path.join(".", name) if name.startswith("-") else name)

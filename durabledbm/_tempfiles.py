@@ -9,8 +9,9 @@ a killed run left, and removes the latter (`sweep`). Where a file system keeps n
 is swept.
 
 While there are temporary files, SIGTERM and SIGHUP, and SIGBREAK on Windows (Ctrl-Break, or a console that is closed),
-remove them before they end the process, unless the program handles or ignores the signal itself. Python installs handlers in the main thread only; if all temporary files were made by
-other threads, the next run removes what a signal left.
+remove them before they end the process, unless the program handles or ignores the signal itself. Python installs
+handlers in the main thread only; if all temporary files were made by other threads, the next run removes what a signal
+left.
 
 What takes time to import is not imported here: every open handle has this module at hand, for `backup`.
 """

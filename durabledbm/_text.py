@@ -209,7 +209,7 @@ _ENABLE_VIRTUAL_TERMINAL_PROCESSING = 4
 
 
 def _obeys_escapes(terminal: TextIO) -> bool:
-    """Whether a terminal takes escape sequences as colours. Consoles of Windows do if they are told to, old ones never."""
+    """Whether a terminal takes escapes for colours. Consoles of Windows do when they are told to, old ones never."""
     if sys.platform != "win32":
         return True
     import ctypes

@@ -78,6 +78,16 @@ def unprivileged(program: str, directory: Path) -> None:
     )  # fmt: skip
 
 
+def run_apart(function: Callable[..., object], *args: object) -> int:
+    """Call a function of a module in a process of its own, forked if the system can; return its exit code."""
+    method = "fork" if hasattr(os, "fork") else "spawn"
+    process = multiprocessing.get_context(method).Process(target=function, args=args)
+    process.start()
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode
+
+
 class Child:
     """A process that runs one function. At the end of the `with` block it is killed if it is still there."""
 

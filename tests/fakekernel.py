@@ -55,6 +55,7 @@ class FakeKernel:
         self.before: Callable[[str], None] | None = None
         self.calls: dict[str, int] = {}
         self.directories_refused = False
+        self.reopening_refused = False
         self.in_use: set[str] = set()
 
     def _call(self, name: str) -> None:
@@ -91,6 +92,13 @@ class FakeKernel:
             if path not in self._names:
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
             return self._opened(self._names[path], writable=writable)
+
+    def reopen(self, handle: Handle, *, writable: bool) -> Handle:
+        self._call("reopen")
+        with self._mutex:
+            if self.reopening_refused:
+                raise OSError(errno.EINVAL, "the request is not supported")
+            return self._opened(self._file(handle), writable=writable)
 
     def create(self, path: str) -> Handle:
         self._call("create")

@@ -168,6 +168,8 @@ class Postgres(_Server):
         if os.geteuid() == 0:
             user = _other_user()
             shutil.chown(self.directory, user)
+            import pwd
+
             group = pwd.getpwnam(user or "").pw_gid
             self._user = {"user": user, "group": group, "extra_groups": []}
         self.data = os.path.join(self.directory, "data")

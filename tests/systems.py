@@ -26,7 +26,7 @@ def only_posix(reason: str) -> pytest.MarkDecorator:
 
 
 KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
-"""What ends a process that is sent it without letting it know: on Windows that is all that one process can send another."""
+"""What ends a process without its knowledge. On Windows one process can send another nothing else."""
 
 ENDINGS = [KILL] if WINDOWS else [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL]
 """The signals that end a process that does nothing about them."""
@@ -34,7 +34,7 @@ ENDINGS = [KILL] if WINDOWS else [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL]
 needs_root = pytest.mark.skipif(not IS_ROOT, reason="only root can give files away")
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 needs_mode = only_posix("Windows has access control lists, which a new file inherits, and no mode")
-needs_pipe_files = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names in a directory")
+needs_pipe_files = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes in directories")
 
 
 def _removal_is_immediate() -> bool:

@@ -302,9 +302,11 @@ def test_where_a_directory_cannot_be_flushed_the_file_is(kernel: FakeKernel) -> 
 
 
 def test_reopening_finds_the_file_or_says_that_it_was_replaced(kernel: FakeKernel, disk: WindowsDisk) -> None:
-    disk.reopen().close()
     volume = WindowsVolume(kernel)
     volume.replace("/file", "/moved")
+    with closing(disk.reopen()) as again:
+        assert again.identity() == disk.identity()
+    kernel.reopening_refused = True  # then by its name, where that leads to it
     with pytest.raises(FileNotFoundError):
         disk.reopen()
     volume.create("/file", 0o666).close()

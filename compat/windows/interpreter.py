@@ -27,7 +27,8 @@ VERSIONS = ("3.10", "3.11", "3.12", "3.13")
 # With what they need: pip decides by the machine it runs on which dependencies of other systems and versions apply.
 _WHEELS = (
     "colorama", "crc32c>=2.4", "exceptiongroup", "hypothesis>=6.90", "iniconfig", "lmdb>=1.4", "packaging", "pluggy",
-    "pygments", "pytest>=7.4", "pytest-cov", "pytest-timeout", "pytest-xdist>=3.5", "sortedcontainers", "tomli", "typing-extensions",
+    "pygments", "pytest>=7.4", "pytest-cov", "pytest-timeout", "pytest-xdist>=3.5",
+    "sortedcontainers", "tomli", "typing-extensions",
 )  # fmt: skip
 
 _IN_HOME = (".exe", ".cat", ".txt")
@@ -118,7 +119,7 @@ def _lay_out(source: Path, home: Path) -> None:
         if path.suffix == ".zip":
             with zipfile.ZipFile(path) as files:
                 files.extractall(home / "Lib")
-        elif path.name.startswith(("python3", "vcruntime")) and path.suffix == ".dll" or path.suffix in _IN_HOME:
+        elif (path.name.startswith(("python3", "vcruntime")) and path.suffix == ".dll") or path.suffix in _IN_HOME:
             shutil.copy(path, home)
         elif path.suffix != "._pth" and path.name != "_wmi.pyd":  # Wine lacks what the module `_wmi` asks
             shutil.copy(path, libraries)

@@ -101,6 +101,7 @@ if sys.platform == "win32":
     _handle, _dword, _name = wintypes.HANDLE, wintypes.DWORD, wintypes.LPCWSTR
     _overlapped, _count = ctypes.POINTER(Overlapped), ctypes.POINTER(wintypes.DWORD)
     _declare("CreateFileW", _name, _dword, _dword, ctypes.c_void_p, _dword, _dword, _handle, result=_handle)
+    _declare("ReOpenFile", _handle, _dword, _dword, _dword, result=_handle)
     _declare("CloseHandle", _handle)
     _declare("GetFileType", _handle, result=_dword)
     _declare("GetFileSizeEx", _handle, ctypes.POINTER(ctypes.c_int64))
@@ -127,6 +128,13 @@ if sys.platform == "win32":
 
         def open(self, path: str, *, writable: bool) -> Handle:
             return self._regular(self._open(path, writable, _OPEN_EXISTING, _ATTRIBUTE_NORMAL), path)
+
+        def reopen(self, handle: Handle, *, writable: bool) -> Handle:
+            access = _GENERIC_READ | (_GENERIC_WRITE if writable else 0)
+            fresh = _dll.ReOpenFile(handle, access, _SHARE_ALL, 0)
+            if fresh is None or fresh == _INVALID:
+                raise _failure()
+            return Handle(fresh)
 
         def create(self, path: str) -> Handle:
             return self._regular(self._open(path, True, _CREATE_NEW, _ATTRIBUTE_NORMAL | _OPEN_REPARSE_POINT), path)

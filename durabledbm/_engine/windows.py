@@ -34,6 +34,7 @@ import errno
 import ntpath
 import operator
 import os
+import stat
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -75,6 +76,9 @@ class Kernel(Protocol):
 
     def open(self, path: str, *, writable: bool) -> Handle:
         """CreateFileW: an existing regular file, which others may open, rename and remove meanwhile."""
+
+    def reopen(self, handle: Handle, *, writable: bool) -> Handle:
+        """ReOpenFile: another open file for the same file, whatever its name is now."""
 
     def create(self, path: str) -> Handle:
         """The same for a new file: `FileExistsError` if the name is taken."""
@@ -181,7 +185,10 @@ class WindowsDisk:
         return self._identity
 
     def status(self) -> os.stat_result:
-        return os.stat(self.path)
+        try:
+            return os.stat(self.path)
+        except FileNotFoundError:  # it was moved; and nothing that is taken over from it means anything here
+            return os.stat_result((stat.S_IFREG | 0o600, *[0] * 9))
 
     def take_owner(self, like: os.stat_result) -> None:
         """Nothing: see `WindowsVolume.create`."""
@@ -281,6 +288,11 @@ class WindowsDisk:
         return WindowsDisk(self._kernel, self._opened_again(), self.path, writable=self.writable)
 
     def _opened_again(self) -> Handle:
+        if self.held():
+            try:
+                return self._kernel.reopen(self._open_handle(), writable=self.writable)
+            except OSError:
+                pass  # not every file system can
         handle = _patiently(lambda: self._kernel.open(self.path, writable=self.writable))
         if self._kernel.identity(handle) != self._identity:
             self._kernel.close(handle)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import errno
 import os
-import shlex
 from collections.abc import Sequence
 
 from .._text import printable
+from .._words import shell_word
 from ..errors import BusyError, CorruptionError, error
 from .holders import writer
 
@@ -48,7 +48,7 @@ class No(Exception):
 
 def quoted(path: str) -> str:
     """A file's name as a word of a command line."""
-    return shlex.quote(f"./{path}" if path.startswith("-") else path)
+    return shell_word(path)
 
 
 def explain(exc: BaseException, command: str, names: Sequence[str]) -> str:
