@@ -64,5 +64,6 @@ def _has_symlinks() -> bool:
 needs_immediate_removal = pytest.mark.skipif(
     not _removal_is_immediate(), reason="a removed file can be opened here until it is closed: so does Wine"
 )
-needs_symlinks = pytest.mark.skipif(not _has_symlinks(), reason="this system or this user makes no symbolic links")
+HAS_SYMLINKS = _has_symlinks()
+needs_symlinks = pytest.mark.skipif(not HAS_SYMLINKS, reason="this system or this user makes no symbolic links")
 needs_replacing_open = only_posix("Windows lets no file take the name of one that is open")
