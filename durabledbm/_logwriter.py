@@ -235,7 +235,8 @@ def _lock_oldest(files: Files) -> Disk:
             raise
         disk.close()
     # Not others who are at work, but a link to nothing, or, where capitals make no difference, a name in capitals.
-    raise error(errno.EEXIST, "has the name of a file of the log, and is none", files.path(numbers[0] if numbers else 1))
+    path = files.path(numbers[0] if numbers else 1)
+    raise error(errno.EEXIST, "has the name of a file of the log, and is none", path)
 
 
 def _raise_ours(exc: BaseException, path: str) -> None:

@@ -20,6 +20,10 @@ IS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
 """Whether permissions mean nothing to this process, and it can give files away."""
 
 
+TELLS_HOLDERS = not WINDOWS and os.path.exists("/proc/self/fdinfo")
+"""Whether the system tells which process has a file open. Under Wine there is a /proc, of the system below it."""
+
+
 def only_posix(reason: str) -> pytest.MarkDecorator:
     """Skip the test on Windows. `reason`: the fact of Windows because of which it cannot hold there."""
     return pytest.mark.skipif(WINDOWS, reason=reason)

@@ -11,7 +11,16 @@ import threading
 from pathlib import Path
 
 import pytest
-from systems import KILL, WINDOWS, needs_fork, needs_mode, needs_root, only_posix
+from systems import (
+    KILL,
+    WINDOWS,
+    needs_fork,
+    needs_immediate_removal,
+    needs_mode,
+    needs_root,
+    needs_symlinks,
+    only_posix,
+)
 
 from durabledbm import _tempfiles
 from durabledbm._tempfiles import new_directory, new_file, sweep, take_owner
@@ -83,6 +92,7 @@ def test_what_was_renamed_or_linked_is_kept(tmp_path: Path) -> None:
     assert names(tmp_path) == ["target", "target2"]
 
 
+@needs_symlinks
 @pytest.mark.parametrize("maker", MAKERS)
 def test_a_planted_link_is_not_followed(tmp_path: Path, maker: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not even by someone who knew the random name."""
@@ -111,6 +121,7 @@ def test_a_sweep_removes_what_a_killed_process_left_and_nothing_that_is_in_use(t
         assert names(tmp_path) == [os.path.basename(made.path)]
 
 
+@needs_symlinks
 def test_a_sweep_leaves_alone_what_it_does_not_know(tmp_path: Path) -> None:
     (tmp_path / "victim").mkdir()
     (tmp_path / "victim" / "file").write_text("precious")
@@ -190,6 +201,7 @@ def test_where_locks_pretend_or_fail_nothing_is_swept(tmp_path: Path, monkeypatc
     assert names(tmp_path) == []
 
 
+@needs_immediate_removal
 @pytest.mark.parametrize("maker", MAKERS)
 def test_what_a_sweep_removed_before_it_was_locked_is_made_again(
     tmp_path: Path, maker: str, monkeypatch: pytest.MonkeyPatch
