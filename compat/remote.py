@@ -27,7 +27,7 @@ import durabledbm
 from compat.bench.machine import describe
 from durabledbm import remote
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "support"))
 
 import servers
 

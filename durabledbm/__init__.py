@@ -18,13 +18,12 @@ if TYPE_CHECKING:
     from . import restore as restore
     from . import salvage as salvage
     from . import shelve as shelve
-    from .check import Problem
-    from .database import Durability, Flag, open  # noqa: A004
-    from .handle import Database
+    from .database import Database, Durability, Flag, open  # noqa: A004
+    from .maintenance.check import Problem
+    from .maintenance.stats import Stats
     from .migration import migrate
     from .sharded import ShardedDatabase, open_sharded
     from .snapshot import Snapshot
-    from .stats import Stats
     from .stdlib import install, uninstall, whichdb
     from .transaction import Transaction
 
@@ -39,8 +38,8 @@ __all__ = [
 __version__ = "0.1.0"
 
 _LAZY = {
-    "Database": "handle", "Durability": "database", "Flag": "database", "Problem": "check",
-    "ShardedDatabase": "sharded", "Snapshot": "snapshot", "Stats": "stats", "Transaction": "transaction",
+    "Database": "database", "Durability": "database", "Flag": "database", "Problem": "maintenance.check",
+    "ShardedDatabase": "sharded", "Snapshot": "snapshot", "Stats": "maintenance.stats", "Transaction": "transaction",
     "changelog": "", "dump": "", "export": "", "install": "stdlib", "migrate": "migration", "open": "database",
     "open_sharded": "sharded", "remote": "", "reshard": "", "restore": "", "salvage": "", "shelve": "",
     "uninstall": "stdlib", "whichdb": "stdlib",

@@ -29,23 +29,20 @@ import os
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, cast
+from typing import Protocol, cast
 
 from ._engine.meta import MAX_DEPTH
 from ._engine.page import REF
 from ._engine.state import State
 from ._engine.store import Store
 from ._engine.tree import Tree
-from ._folding import folded
-from ._treediff import differences
+from ._files.tree_diff import differences
+from ._log.overlay import folded
+from ._log.records import BINARY, COMMIT, COMMIT_FIELDS, MARK, PUT, Change, Commit
 from .errors import CorruptionError, error
-from .records import BINARY, COMMIT, COMMIT_FIELDS, MARK, PUT, Commit
 from .snapshot import Pin
 
-if TYPE_CHECKING:
-    from .changelog import ChangeLog
-
-__all__ = ["Attachment", "Turn", "attach"]
+__all__ = ["Attachment", "Log", "Writing", "attach"]
 
 _NOTE = struct.Struct(f"<{REF.size}sI")
 """Ref of the root, depth of the tree; then for each key in the meta page its size and the key."""
@@ -55,16 +52,35 @@ _KEY = struct.Struct("<I")
 _HELD_MAX = 4096
 """So many changes of commits that are not durable yet are held; for more, the trees are compared instead."""
 
-Turn = Callable[[], AbstractContextManager[object]]
+Writing = Callable[[], AbstractContextManager[object]]
 """Makes a block in which this process writes, and nobody else."""
 
 Changes = Iterable[tuple[bytes, "bytes | None"]]
 
 
-def attach(store: Store, turn: Turn, log: ChangeLog) -> Attachment:
+class Log(Protocol):
+    """What an attachment does with a `changelog.ChangeLog`, which documents these methods."""
+
+    directory: str
+    max_file_size: int
+    codec: str
+
+    def put(self, key: bytes, value: bytes, /) -> None: ...
+    def delete(self, key: bytes, /) -> None: ...
+    def commit(self, changes: Changes, txid: int, time_ns: int, /, *, note: bytes) -> None: ...
+    def note(self, note: bytes, /) -> None: ...
+    def check(self, key: bytes, value: bytes | None, /) -> None: ...
+    def bind(self, identity: bytes, txid: int, /) -> int: ...
+    def last_note(self) -> tuple[bytes, set[bytes]] | None: ...
+    def newest(self) -> tuple[int, Commit]: ...
+    def base_txid(self) -> int: ...
+    def replay(self) -> Iterator[Change]: ...
+
+
+def attach(store: Store, writing: Writing, log: Log) -> Attachment:
     """Let `log` follow the database of `store`, after completing it if it lacks commits.
 
-    `turn()` is a block in which nothing is pending and nobody else writes. A binary log that is empty is
+    `writing()` is a block in which nothing is pending and nobody else writes. A binary log that is empty is
     bound to the database, and holds the commits from now on: take a backup after this, not before. A log in
     the text codec holds no commit numbers, so at every attach all of it is compared with the database.
 
@@ -76,7 +92,7 @@ def attach(store: Store, turn: Turn, log: ChangeLog) -> Attachment:
     if store.observer is not None:
         raise error(f"{store.path}: a log is attached already")
     kind = _TextAttachment if log.codec == "text" else Attachment
-    attachment = kind(store, turn, log)
+    attachment = kind(store, writing, log)
     try:
         attachment.start()
     except BaseException:
@@ -92,10 +108,10 @@ class Attachment:
     durable; the next commit completes the log, if it can be written again.
     """
 
-    def __init__(self, store: Store, turn: Turn, log: ChangeLog) -> None:
+    def __init__(self, store: Store, writing: Writing, log: Log) -> None:
         self.log = log
         self._store = store
-        self._turn = turn
+        self._writing = writing
         self._pid = os.getpid()
         self._pin: Pin | None = None
         """Of the newest state that the log holds."""
@@ -117,7 +133,7 @@ class Attachment:
         As long as nobody does, the space that their commits free is not used again.
         """
         if self._is_mine():
-            with self._turn():
+            with self._writing():
                 self._store.harden()
                 self._follow()
 
@@ -207,7 +223,7 @@ class Attachment:
 
     def start(self) -> None:
         """Bring log and database to agree, and follow from there."""
-        with self._turn():
+        with self._writing():
             self._store.harden()
             state = self._advance()
             if self._agree(state):
@@ -215,7 +231,7 @@ class Attachment:
                 return
         # Everything must be compared. Others may write meanwhile: this state is pinned.
         self._append(state, _compared(self.log, state))
-        with self._turn():
+        with self._writing():
             self._store.harden()
             self._follow()
             self._begin()
@@ -256,7 +272,7 @@ class Attachment:
                 problem = f"what changed since has been overwritten in part ({exc.message})"
             else:
                 return True
-        if self.log.span().base_txid:
+        if self.log.base_txid():
             gap = f"the log ends with commit {last.txid}, the database with {state.meta.txid}, and {problem}"
             raise error(f"{self.log.directory}: {gap}: take a new snapshot and begin a new log")
         return False
@@ -363,7 +379,7 @@ def _unpacked_note(note: bytes) -> tuple[bytes, int, set[bytes]]:
     return root, depth, keys
 
 
-def _compared(log: ChangeLog, state: State) -> Iterator[tuple[bytes, bytes | None]]:
+def _compared(log: Log, state: State) -> Iterator[tuple[bytes, bytes | None]]:
     """What replaying all of the log leaves other than it is in `state`."""
     logged = folded(((key, value) for _, key, value in log.replay()), log.directory)
     theirs = next(logged, None)

@@ -8,7 +8,7 @@
     log.load_into(db)                               # newest wins, one commit
 
 This is the face that users see. How a directory of files is one log, and what is synced before what, is in
-`durabledbm._logfiles`; what a record looks like is in `durabledbm.records` and docs/changelog-format.md.
+`durabledbm._log.files`; what a record looks like is in `durabledbm._log.records` and docs/changelog-format.md.
 """
 
 from __future__ import annotations
@@ -23,12 +23,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from ._engine.disk import Volume
 from ._engine.meta import now_ns
 from ._engine.native import FileVolume
-from ._logfiles import BATCH, Files, Reading, Tail, last_note, read_end
-from ._logwriter import Writer
-from .attach import Attachment, Turn, attach
-from .errors import ClosedError, CorruptionError, error
-from .mapping import Key, Value, as_bytes, not_copied, represented
-from .records import (
+from ._files.arguments import Path
+from ._log.files import BATCH, Files, Reading, Tail, last_note, read_end
+from ._log.records import (
     CODECS,
     COMMIT,
     COMMIT_FIELDS,
@@ -44,6 +41,10 @@ from .records import (
     Commit,
     Record,
 )
+from ._log.writer import LogWriter
+from .attach import Attachment, Writing, attach
+from .errors import ClosedError, CorruptionError, error
+from .mapping import Key, Value, as_bytes, not_copied, represented
 
 if TYPE_CHECKING:
     from ._engine.store import Store
@@ -116,7 +117,7 @@ class ChangeLog:
 
     def __init__(
         self,
-        directory: str | bytes | os.PathLike[str] | os.PathLike[bytes],
+        directory: Path,
         max_file_size: int = 64 * 2**20,
         codec: str = "binary",
         sync: str = "record",
@@ -138,7 +139,7 @@ class ChangeLog:
         self._sync_after = {"record": 0.0, "interval": interval, "manual": None}[sync]
         self._files = Files(self.directory, FileVolume() if volume is None else volume)
         self._files.make_directory()
-        self._writer: Writer | None = None
+        self._writer: LogWriter | None = None
         self._lock = threading.Lock()
         self._pid = os.getpid()
 
@@ -290,6 +291,11 @@ class ChangeLog:
         self._check_open()
         return self._at(self._files.numbers(), time_ns)
 
+    def base_txid(self) -> int:
+        """The commit after which the log begins; 0 if it begins with an empty database."""
+        self._check_open()
+        return self._base_txid(self._files.numbers())
+
     def span(self) -> Span:
         """Which commits of which database the log holds."""
         self._check_open()
@@ -326,14 +332,14 @@ class ChangeLog:
             _apply(batch, db)
         return count
 
-    def _attach_to(self, store: Store, turn: Turn) -> Attachment:
+    def _attach_to(self, store: Store, writing: Writing) -> Attachment:
         """Follow a database: see `Database.attach`.
 
         That this stands here, and not with the database, has a reason: whoever has a log has everything that attaching
         it needs, and nothing is imported when the file system may be another one.
         """
         self._make_like(store.disk.status())
-        return attach(store, turn, self)
+        return attach(store, writing, self)
 
     def _make_like(self, source: os.stat_result | None) -> None:
         """Let new files have the permissions of the file that their content comes from (None: be private)."""
@@ -376,22 +382,22 @@ class ChangeLog:
             self._pid = os.getpid()
         return self._lock
 
-    def _ready(self) -> Writer:
+    def _ready(self) -> LogWriter:
         self._check_open()
         writer = self._kept()
         if writer is None:
-            writer = self._writer = Writer(self._files, self._codec, self.max_file_size)
+            writer = self._writer = LogWriter(self._files, self._codec, self.max_file_size)
             self.tail = writer.tail
         return writer
 
-    def _kept(self) -> Writer | None:
+    def _kept(self) -> LogWriter | None:
         """The writer, if there is one. If somebody else has closed its files, it is another one, which has synced what
         was written.
         """
         if self._writer is not None and self._writer.lost:
             self._writer.release()
             self._writer = None
-            self._writer = Writer(self._files, self._codec, self.max_file_size)
+            self._writer = LogWriter(self._files, self._codec, self.max_file_size)
         return self._writer
 
     def _base_txid(self, numbers: list[int]) -> int:

@@ -1,60 +1,75 @@
-"""`open`: how a database comes to be opened, and what its arguments mean."""
+"""`open` and `Database`: a dict in a file.
+
+A handle puts the engine's parts together: the store (one file and its current state), a pipeline (how writes get to the
+disk, by durability mode), and the methods of a mapping. `_files.opening` finds or creates the file, `transaction` and
+`snapshot` are what a handle makes, and the modules of `maintenance` do what `check`, `stats`, `reorganize` and `backup`
+promise. These are imported here, not when they are first used: by then the process may have another root directory, or
+no descriptor left to read a module with.
+"""
 
 from __future__ import annotations
 
-import errno
-import os
-from typing import Literal, TypedDict, get_args
+import sys
+import warnings
+import weakref
+from collections.abc import Callable, Iterator
+from functools import partial
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from ._engine.creation import replace
-from ._engine.disk import Disk, Volume
-from ._engine.locks import locks_work
-from ._engine.meta import ForeignFileError, UnknownVersionError
+from ._engine import operations
+from ._engine.deferred import Deferred
+from ._engine.disk import Volume
+from ._engine.group import Group
+from ._engine.locks import Turn
 from ._engine.native import FileVolume
-from ._engine.page import MAX_PAGE_SIZE, MIN_PAGE_SIZE
 from ._engine.pipeline import make_pipeline
 from ._engine.store import Store
-from ._kinds import OtherKindError, foreign, refuse_beside
-from .errors import error
-from .handle import Database
+from ._engine.view import Life, View
+from ._engine.work import Work
+from ._files.arguments import CountedProgress, Path
+from ._files.opening import (
+    DEFAULT_CACHE_SIZE,
+    DEFAULT_PAGE_SIZE,
+    DURABILITIES,
+    Durability,
+    Flag,
+    OpenOptions,
+    check_options,
+    file_name,
+    open_store,
+    parse_flag,
+)
+from ._process.handles import Registry, began, ended
+from .errors import BusyError, ClosedError, error
+from .maintenance.backup import backup
+from .maintenance.check import Problem, check_state
+from .maintenance.reorganize import reorganize
+from .maintenance.stats import Stats, gather
+from .mapping import Key, Writable, as_bytes, counted, represented
+from .snapshot import Pin, Snapshot
+from .transaction import Transaction, own_transaction
+
+if TYPE_CHECKING:
+    from .attach import Attachment
+    from .changelog import ChangeLog
 
 __all__ = [
     "DEFAULT_CACHE_SIZE", "DEFAULT_PAGE_SIZE", "DURABILITIES", "Database", "Durability", "Flag", "OpenOptions", "open",
     "open_on",
 ]  # fmt: skip
 
-Flag = Literal[
-    "r", "rf", "rs", "ru", "rfs", "rfu", "rsf", "rsu", "ruf", "rus", "rfsu", "rfus", "rsfu", "rsuf", "rufs", "rusf",
-    "w", "wf", "ws", "wu", "wfs", "wfu", "wsf", "wsu", "wuf", "wus", "wfsu", "wfus", "wsfu", "wsuf", "wufs", "wusf",
-    "c", "cf", "cs", "cu", "cfs", "cfu", "csf", "csu", "cuf", "cus", "cfsu", "cfus", "csfu", "csuf", "cufs", "cusf",
-    "n", "nf", "ns", "nu", "nfs", "nfu", "nsf", "nsu", "nuf", "nus", "nfsu", "nfus", "nsfu", "nsuf", "nufs", "nusf",
-]  # fmt: skip
-"""The flags that `dbm.open` takes, for type checkers: each of r, w, c and n, and dbm.gnu's suffixes in any order."""
+_FAREWELL = 5.0
+"""Seconds to wait for a flusher that is amid a flush to end, at most."""
 
-Durability = Literal["full", "process", "interval", "manual"]
-"""What a write that has returned survives."""
+_RETRIES = 20
+"""How often a look-up that was overtaken by writers is tried again before it pins what it reads."""
 
-
-class OpenOptions(TypedDict, total=False):
-    """The keyword arguments of `open`, for functions that pass them on."""
-
-    durability: Durability
-    interval: float
-    timeout: float | None
-    page_size: int | None
-    cache_size: int
-
-
-DURABILITIES: tuple[Durability, ...] = get_args(Durability)
-DEFAULT_PAGE_SIZE = 4096
-DEFAULT_CACHE_SIZE = 64 * 2**20
-
-_FLAGS = "rwcn"
-_SUFFIXES = "fsu"
+T = TypeVar("T")
 
 
 def open(
-    file: str | bytes | os.PathLike[str] | os.PathLike[bytes],
+    file: Path,
     flag: Flag = "r",
     mode: int = 0o666,
     *,
@@ -95,7 +110,7 @@ def open(
 
 def open_on(
     volume: Volume,
-    file: str | bytes | os.PathLike[str] | os.PathLike[bytes],
+    file: Path,
     flag: str = "r",
     mode: int = 0o666,
     *,
@@ -106,21 +121,10 @@ def open_on(
     cache_size: int = DEFAULT_CACHE_SIZE,
 ) -> Database:
     """`open`, on a file system that is handed in: tests pass simulated ones."""
-    name = os.fsdecode(file)
-    if not name:
-        raise error(errno.ENOENT, os.strerror(errno.ENOENT), name)
-    if "\0" in name:
-        raise ValueError("embedded null character in the file name")
-    flag, durability = _parsed(flag, durability)
-    if page_size is not None and (page_size & (page_size - 1) or not MIN_PAGE_SIZE <= page_size <= MAX_PAGE_SIZE):
-        raise ValueError(f"page_size must be a power of two from {MIN_PAGE_SIZE} to {MAX_PAGE_SIZE}, not {page_size}")
-    if not interval > 0:
-        raise ValueError("interval must be positive")
-    if timeout is not None and not timeout >= 0:
-        raise ValueError("timeout must be None or not negative")
-    if cache_size < 0:
-        raise ValueError("cache_size must not be negative")
-    store = _opened(volume, name, flag, mode, page_size or DEFAULT_PAGE_SIZE, cache_size)
+    name = file_name(file)
+    flag, durability = parse_flag(flag, durability)
+    check_options(interval, timeout, page_size, cache_size)
+    store = open_store(volume, name, flag, mode, page_size or DEFAULT_PAGE_SIZE, cache_size)
     database = Database(store, name, make_pipeline(store, durability, interval, timeout))
     if flag == "n" and store.state.meta.txid > 1:
         try:
@@ -131,90 +135,462 @@ def open_on(
     return database
 
 
-def _parsed(flag: str, durability: str) -> tuple[str, str]:
-    """The flag without dbm.gnu's suffixes, and the durability that they ask for."""
-    if durability not in DURABILITIES:
-        raise ValueError(f"durability must be one of {', '.join(map(repr, DURABILITIES))}, not {durability!r}")
-    if not isinstance(flag, str) or flag[:1] not in _FLAGS or not flag or set(flag[1:]) - set(_SUFFIXES):
-        raise ValueError(f"Flag must be one of 'r', 'w', 'c', or 'n', not {flag!r}")
-    for suffix in flag[1:]:
-        durability = {"f": "manual", "s": "full"}.get(suffix, durability)
-    return flag[0], durability
+class Database(Writable):
+    """A dict of bytes to bytes in one file, in the order of the keys. Made by `open`.
 
+    Each single write is an atomic commit; `transaction()` makes many writes one. A handle may be used by any thread,
+    and by a child process after `fork`. All methods raise `ClosedError` after `close()`, and `error` (or one of its
+    subclasses) when the file or the disk fails.
+    """
 
-def _place(name: str) -> str:
-    """The file's path, whatever becomes of the working directory; and if the name is a link's, what it leads to."""
-    if os.path.isabs(name):
-        path = name
-    elif not os.path.dirname(name):
-        path = os.path.join(os.getcwd(), name)
-    else:
-        return os.path.realpath(name)
-    # Resolving every directory on the way takes longer than all else that opening the file needs of the system.
-    return os.path.realpath(path) if os.path.islink(path) else path
+    __slots__ = (
+        "__dict__", "__weakref__", "_life", "_pipeline", "_plain", "_snapshots", "_store", "_transactions", "path",
+    )  # fmt: skip
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        if hasattr(self, "_store"):
+            raise error("DBM object does not support reinitialization")
+        self._build(*args, **options)
 
-def _refuse_hiding(volume: Volume, name: str, path: str, number: int = errno.EEXIST) -> None:
-    """Raise if a new file would hide an old database of its name or, if that is a link's, of what it leads to."""
-    refuse_beside(volume, name, number)
-    if os.path.islink(name):
-        refuse_beside(volume, path, number)
+    def _build(self, store: Store, path: str, pipeline: Group | Deferred) -> None:
+        self._store = store
+        self.path = path
+        self._pipeline = pipeline
+        self._transactions: list[weakref.ref[Transaction]] = []
+        """Those that are open, the outermost ones only."""
+        self._snapshots: Registry[Snapshot] = Registry()
+        self._life = Life()
+        self._plain = type(pipeline) is Group
+        """Nothing stands between a look-up and the committed state: no open transaction, nothing deferred."""
+        store.keep()
+        began(self)
 
+    # -- what it is --------------------------------------------------------------------------------
 
-def _opened(volume: Volume, name: str, flag: str, mode: int, page_size: int, cache_size: int) -> Store:
-    path = _place(name)
-    try:
-        for _ in range(100):
+    @property
+    def closed(self) -> bool:
+        """Whether `close()` was called."""
+        return self._life.ended
+
+    @property
+    def readonly(self) -> bool:
+        """Whether the handle was opened with flag "r"."""
+        return self._store.readonly
+
+    def _check(self) -> None:
+        self._store.check()
+
+    def __repr__(self) -> str:
+        return represented(self, *self._said())
+
+    def _said(self) -> tuple[str, ...]:
+        """For `repr`, also in the middle of a call: nothing is read from the file, and no lock is waited for."""
+        if self._life.ended:
+            return repr(self.path), "closed"
+        entries = counted(self._store.state.meta.entry_count, unflushed=self._unflushed())
+        return repr(self.path), entries, "read-only" if self.readonly else "open"
+
+    def _unflushed(self) -> bool:
+        """Whether something was written that is in this handle only."""
+        return not self._life.ended and self._pipeline.pending() is not None
+
+    # -- reading -----------------------------------------------------------------------------------
+
+    def __getitem__(self, key: Key) -> bytes:
+        store = self._store
+        if self._plain and type(key) is bytes:
+            # The common case, in as few steps as can be: nobody has committed, and the row was read before.
             try:
-                disk, created = volume.open(path, writable=flag != "r"), False
-            except FileNotFoundError:
-                _refuse_hiding(volume, name, path, errno.ENOENT if flag in "rw" else errno.EEXIST)
-                if flag in "rw":
+                if next(store.looks, b"") == store.look or store.glance():
+                    value = store.rows.young.get(key) or store.fetch(key)
+                    if value is not None:
+                        return value
+                    raise KeyError(key)
+            except OSError as exc:
+                if not store.may_pass(exc):  # else the long way tells
+                    raise self._error(exc) from exc
+        value = self._find(key if type(key) is bytes else as_bytes(key, "key"))
+        if value is None:
+            raise KeyError(key)
+        return value
+
+    def _has(self, key: bytes) -> bool:
+        return self._find(key, whole=False) is not None
+
+    def _find(self, key: bytes, *, whole: bool = True) -> bytes | None:
+        store = self._store
+        if self._plain:
+            try:
+                if next(store.looks, b"") == store.look or store.glance():
+                    return store.rows.young.get(key) or store.fetch(key, whole=whole)
+            except OSError as exc:
+                if not store.may_pass(exc):
+                    raise self._error(exc) from exc
+        if self._transactions and (transaction := own_transaction(self)) is not None:
+            return transaction._find(key, whole=whole)
+        while (work := self._pipeline.pending()) is not None:
+            self._raise_background_failure()
+            store.check()
+            try:
+                return work.get(key, store.lookup if work.root_of(store.state) else None, whole=whole)
+            except error:
+                store.check()
+                if self._pipeline.pending() is work:
+                    raise  # else it was committed meanwhile, and what it builds on has been reused
+        return self._committed(key, whole=whole)
+
+    def _committed(self, key: bytes, *, whole: bool) -> bytes | None:
+        """The value of `key` in the newest commit."""
+        self._raise_background_failure()
+        store = self._store
+        for _ in range(_RETRIES):
+            state = self._guarded(store.current)
+            try:
+                return store.fetch(key, whole=whole)
+            except error:
+                if self._guarded(store.refresh) is state:
                     raise
-                try:
-                    disk, created = volume.create(path, mode), True
-                except FileExistsError:
-                    continue  # another process was faster
+                # else writers were faster: the pages have been reused
+        pin = Pin(store)
+        try:
+            return pin.state.view.get(key) if whole else pin.state.view.find(key)
+        finally:
+            pin.release()
+
+    def __len__(self) -> int:
+        if (transaction := self._own_transaction()) is not None:
+            return len(transaction)
+        self._raise_background_failure()
+        work = self._pipeline.pending()
+        if work is not None:
+            self._store.check()
+            return self._pipeline.count()
+        return self._guarded(self._store.current).meta.entry_count
+
+    def _items(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
+        view, life, pin = self._view()
+        return view.items(start, stop, reverse=reverse, life=life, pin=pin)
+
+    def _keys(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[bytes]:
+        view, life, pin = self._view()
+        return view.keys(start, stop, reverse=reverse, life=life, pin=pin)
+
+    def _view(self) -> tuple[View, Life, object]:
+        """The present content, what ends iterators over it, and what they must keep alive."""
+        if (transaction := self._own_transaction()) is not None:
+            return transaction._view()
+        view, pin = self._pinned()
+        return view, self._life, (pin, self)
+
+    def _pinned(self) -> tuple[View, Pin]:
+        """The present content, without the transaction's that is open here, as a view that stays, and its pin."""
+        self._raise_background_failure()
+        return self._guarded(self._pin_with_pending)
+
+    def _pin_with_pending(self) -> tuple[View, Pin]:
+        while True:
+            pin = Pin(self._store)
+            pending = self._pipeline.view()
+            if pending is not None and pending[1].meta.txid == pin.state.meta.txid:
+                return pending[0], pin
+            # Nothing is pending: unless it was committed since the pin was made, that is all there is.
+            if pending is None and (self._plain or self._store.state.meta.txid <= pin.state.meta.txid):
+                return pin.state.view, pin
+
+    def _guarded(self, call: Callable[..., T], *arguments: Any) -> T:
+        """Make a call of the engine, whose errors of the operating system become ours."""
+        try:
+            return call(*arguments)
+        except OSError as exc:
+            raise self._error(exc) from exc
+
+    def _error(self, cause: OSError) -> error:
+        """What to raise for an error of the operating system: if the handle was closed meanwhile, that counts."""
+        try:
+            return ClosedError() if self._store.closed else error.wrap(cause, self.path)
+        finally:
+            del cause  # see `wrap`
+
+    # -- writing -----------------------------------------------------------------------------------
+
+    def _own_transaction(self, *, to_write: bool = False) -> Transaction | None:
+        """The transaction that this call belongs to, if it does: see `own_transaction`."""
+        return own_transaction(self, to_write=to_write) if self._transactions else None
+
+    def _change(self, operation: Callable[..., T], *arguments: Any) -> T:
+        """Make an atomic change: `operation(changes, *arguments)`, in the caller's transaction or as a commit."""
+        if (transaction := self._own_transaction(to_write=True)) is not None:
+            return transaction.change(operation, *arguments)
+        return self._run(lambda changes: operation(changes, *arguments))
+
+    def _run(self, operation: Callable[[Work], T]) -> T:
+        """Run an operation as a commit of its own."""
+        self._store.check_writable()
+        self._raise_background_failure()
+        result: T = self._guarded(self._store.inside.run, self._pipeline.run, operation)
+        return result
+
+    def _writable(self) -> bool:
+        return not self._store.readonly
+
+    def _put(self, key: bytes, value: bytes) -> None:
+        if self._transactions and (transaction := own_transaction(self, to_write=True)) is not None:
+            transaction._put(key, value)
+        elif not self._pipeline.put(key, value):
+            self._run(lambda changes: changes.put(key, value))
+
+    def _delete(self, key: bytes) -> bool:
+        return self._change(operations.delete, key)
+
+    def _pop(self, key: bytes) -> bytes | None:
+        return self._change(operations.pop, key)
+
+    def _pop_end(self) -> tuple[bytes, bytes] | None:
+        return self._change(operations.pop_end)
+
+    def _set_default(self, key: bytes, default: bytes) -> bytes:
+        return self._change(operations.set_default, key, default)
+
+    def _update(self, changes: dict[bytes, bytes]) -> None:
+        self._change(operations.update, changes)
+
+    def clear(self) -> None:
+        """Delete all entries in one atomic commit."""
+        if (transaction := self._own_transaction(to_write=True)) is not None:
+            transaction.clear()
+        else:
+            self._run(Work.clear)
+
+    def transaction(self) -> Transaction:
+        """A block of writes that is one atomic commit: `with db.transaction(): ...` (see `Transaction`)."""
+        return Transaction(self)
+
+    def snapshot(self) -> Snapshot:
+        """The database as of now, read-only, for as long as wanted (see `Snapshot`).
+
+        Inside a transaction it shows the last commit, without the transaction's own changes.
+        """
+        view, pin = self._pinned()
+        snapshot = Snapshot(pin, view, self)
+        self._snapshots.add(snapshot)
+        return snapshot
+
+    # -- for transactions --------------------------------------------------------------------------
+
+    def _join(self, transaction: weakref.ref[Transaction]) -> None:
+        self._transactions.append(transaction)
+        self._plain = False
+
+    def _forget(self, transaction: Transaction | None) -> None:
+        """The transaction has ended; so have those that are not there any more."""
+        self._transactions = [ref for ref in self._transactions if (it := ref()) is not None and it is not transaction]
+        self._plain = not self._transactions and type(self._pipeline) is Group and not self._life.ended
+
+    def _pin(self, *, displaced: bool = False) -> Pin:
+        self._raise_background_failure()
+        return self._guarded(partial(Pin, self._store, displaced=displaced))
+
+    # -- looking after the file --------------------------------------------------------------------
+
+    def check(self, *, progress: CountedProgress | None = None) -> list[Problem]:
+        """Verify every page of the newest commit, from the disk. An empty list means that all is well.
+
+        Others may read and write meanwhile. `progress(done, total)` is called with numbers of pages. Damage is
+        reported, not raised; `error` is raised if the file cannot be read at all.
+        """
+        return self._with_pin(self._pin(), check_state, progress)
+
+    def stats(self) -> Stats:
+        """Figures of the newest commit and of this handle (see `Stats`). Reads the branches of the tree, no leaf.
+
+        Raises `CorruptionError` if what it reads is damaged.
+        """
+        return self._with_pin(self._pin(), gather)
+
+    def reorganize(self, *, progress: CountedProgress | None = None) -> None:
+        """Make the file as small as its content allows, by ordinary commits, while others read and write.
+
+        Needs free disk space of about a megabyte. What a snapshot pins stays. An interruption, by a crash or by an
+        exception of `progress(done, total)`, which is called now and then, loses nothing. Raises `ReadOnlyError`,
+        `BusyError` if another writer holds the file for longer than `timeout`, and what a commit raises.
+        """
+        self._store.check_writable()
+        self._raise_background_failure()
+        turn = Turn()
+        writing = partial(self._pipeline.turn, turn)
+        try:
+            self._guarded(self._store.inside.run, reorganize, self._store, writing, progress)
+        finally:
+            turn.end()
+
+    def backup(self, target: Path, *, progress: CountedProgress | None = None) -> None:
+        """Write a consistent, compact copy, synced, to the file `target`, which appears whole or not at all.
+
+        A file that is there is replaced. The copy has the database's identity, permissions and commit number. Others
+        may read and write meanwhile. `progress(done, total)` is called with numbers of entries. Raises `error` if the
+        target cannot be written or is the database itself, and `CorruptionError` if the database is damaged.
+
+        A file that was moved or removed while it was open is copied, too, as of its last commit: nothing else can be
+        done with it any more.
+        """
+        if not self.readonly and not self._transactions and self._store.in_place():
+            self.sync()
+        self._with_pin(self._pin(displaced=True), backup, target, progress)
+
+    def attach(self, log: ChangeLog) -> Attachment:
+        """Append every commit from now on to `log`, too, in order, after it is durable: an incremental backup.
+
+        What the log lacks is added first. An empty log is bound to this database and begins here: take a backup
+        after this, not before. Raises `error` if the log belongs to another database or cannot be completed, or if one
+        is attached already; `BusyError` if somebody else writes to the log; `ReadOnlyError`.
+        """
+        if not hasattr(log, "_attach_to"):
+            raise TypeError(f"attach() needs a ChangeLog, not {type(log).__name__}")
+        self._store.check_writable()
+        return self._store.inside.run(log._attach_to, self._store, self._pipeline.turn)
+
+    def _with_pin(self, pin: Pin, function: Callable[..., T], *arguments: Any) -> T:
+        """Call `function(store, state, *arguments)` with the pinned state."""
+        try:
+            return self._guarded(function, self._store, pin.state, *arguments)
+        finally:
+            pin.release()
+
+    # -- ends --------------------------------------------------------------------------------------
+
+    def sync(self) -> None:
+        """Return when everything written through this handle is on the disk, whatever the durability mode."""
+        self._store.check()
+        self._raise_background_failure()
+        self._guarded(self._store.inside.run, self._pipeline.flush)
+
+    def close(self) -> None:
+        """Write what is not yet on the disk, and release the file. Closing twice is harmless.
+
+        A transaction that this context has open is rolled back. If the final flush fails, the file is released and the
+        error raised. If another thread's transaction does not finish within `timeout`, raises `BusyError` and the
+        handle stays open. Called from a signal handler or a finalizer that has interrupted an operation of the handle,
+        it returns at once, and takes effect when that operation has unwound.
+        """
+        if self._store.inside.here():
+            self._store.inside.postpone(self.close)
+        else:
             try:
-                if disk.writable and not locks_work(disk):
-                    raise error(
-                        errno.ENOLCK, "the file system keeps no locks, so writers could not be kept apart; "
-                        "copy the file to a local disk, or open it with flag 'r'", name,
-                    )  # fmt: skip
-                store = _store(volume, disk, name, flag, page_size, cache_size)
-                if store is not None:
-                    if created:
-                        store.initialise()
-                    elif store.state.meta.txid <= 1:
-                        # Nothing was ever written to it: perhaps it was made, by mistake, beside an old database.
-                        _refuse_hiding(volume, name, path)
-                    return store
-            except BaseException:
-                disk.close()
-                raise
-            disk.close()
-    except OSError as exc:
-        if isinstance(exc, error):
+                self._store.inside.run(self._close, True)
+            finally:
+                if self._life.ended and self._pipeline.flusher is not None:
+                    self._pipeline.flusher.join(_FAREWELL)
+
+    def _close(self, tidy: bool) -> None:
+        if self._life.ended:
+            self._store.close()  # closing may have been interrupted
+            return
+        for reference in reversed(self._transactions):
+            if (transaction := reference()) is not None and transaction.mine():
+                transaction.abandon()
+        try:
+            if self._store.failure is None:
+                self._pipeline.flush()
+                if tidy:
+                    self._pipeline.tidy()
+                    if self._store.observer is not None:
+                        self._store.observer.finish()
+        except BusyError:
             raise
-        if exc.errno in (errno.EISDIR, errno.EINVAL, errno.EACCES):  # a directory, perhaps
-            known = foreign(volume, path, name)
-            if type(known) is OtherKindError:
-                raise known from exc
-        raise error.wrap(exc, name) from exc
-    raise error(f"{name}: the file is created and removed again and again")
+        except BaseException as exc:
+            self._release(flushed=False)
+            if isinstance(exc, OSError):
+                raise error.wrap(exc, self.path) from exc
+            raise
+        failure = self._store.failure
+        self._release(flushed=failure is None)
+        self._raise_background_failure()
+        if failure is not None and (self._store.lost or self._pipeline.pending() is not None):
+            raise error.because(failure, "closed, but what was pending could not be written", self.path) from failure
 
+    def _release(self, *, flushed: bool) -> None:
+        """Close the file, but not while a thread writes: its number may be another file's a moment later."""
+        writer, turn = self._store.writer, Turn()
+        try:
+            writer.take_turn(turn, self.path, self._pipeline.timeout)
+            while flushed and self._pipeline.pending() is not None:  # left by a transaction that ended only now
+                turn.end()
+                self._pipeline.flush()
+                writer.take_turn(turn, self.path, self._pipeline.timeout)
+            self._close_files()
+        finally:
+            turn.end()
 
-def _store(volume: Volume, disk: Disk, name: str, flag: str, page_size: int, cache_size: int) -> Store | None:
-    """The store of an open file, or None if it was no database and, as flag "n" wants it, has been replaced by one."""
-    try:
-        return Store(volume, disk, page_size=page_size, cache_size=cache_size)
-    except error as exc:
-        if flag == "n":
-            _refuse_hiding(volume, name, disk.path)
-            replace(volume, disk, page_size)
-            return None
-        if type(exc) is UnknownVersionError:
-            raise UnknownVersionError(f"{name}: {exc}") from None
-        if type(exc) is ForeignFileError:
-            raise foreign(volume, disk.path, name) from None
-        raise
+    def _close_files(self) -> None:
+        if self._pipeline.flusher is not None:
+            self._pipeline.flusher.stop()
+        self._life.end()
+        self._plain = False
+        for snapshot in self._snapshots.all():
+            snapshot.close()
+        if self._store.observer is not None:
+            self._store.observer.close()
+        self._store.writer.reserved = False
+        self._store.close()
+        ended(self)
+
+    def __enter__(self) -> Database:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _finish(self) -> None:
+        """The interpreter ends: write what is pending, but wait for nobody for long, and end the flusher."""
+        self._pipeline.hurry()
+        try:
+            self.sync()
+        finally:
+            if self._pipeline.flusher is not None:
+                self._pipeline.flusher.stop()
+                self._pipeline.flusher.join(_FAREWELL)
+
+    def _before_fork(self) -> None:
+        """Write what is pending if that is possible at once: a child sees only what is in the file."""
+        if not self._store.inside.here():
+            self._store.inside.run(self._pipeline.before_fork)
+
+    def __del__(self, _finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        life = getattr(self, "_life", None)
+        if life is None or life.ended or _finalizing():
+            return  # at the end of the interpreter everything was flushed, and the system releases the file
+        unflushed = self._unflushed()
+        # A finalizer must not wait. Nobody but the flusher can be inside now; if it is, it closes on its way out.
+        self._pipeline.timeout = 0.0
+        inside = self._store.inside
+        inside.postpone(self._let_go, by_any=True)
+        if not inside.occupied:
+            inside.came_out()
+        if unflushed:
+            warnings.warn(f"{self.path!r} was not closed, and had unflushed writes", ResourceWarning, stacklevel=2)
+
+    def _let_go(self) -> None:
+        try:
+            self._store.inside.run(self._close, False)
+        except Exception:
+            pass  # as with files that are dropped, nobody is there to be told
+
+    def _after_fork(self) -> None:
+        """In a child process: begin anew, with a file of our own; the parent's transactions are not ours."""
+        for reference in self._transactions.copy():
+            if (transaction := reference()) is not None:
+                transaction.orphan()
+                if not transaction.mine():
+                    self._forget(transaction)
+        for snapshot in self._snapshots.all():
+            snapshot.after_fork()
+        self._store.after_fork()
+        self._pipeline.after_fork()
+
+    def _raise_background_failure(self) -> None:
+        flusher = self._pipeline.flusher
+        if flusher is not None and flusher.failure is not None:
+            failure, flusher.failure = flusher.failure, None
+            raise error.because(failure, "writing in the background failed", self.path) from failure

@@ -18,27 +18,25 @@ from typing import Any, NamedTuple, Protocol
 
 from ._engine.meta import now_ns
 from ._engine.native import FileVolume
-from ._streams import Label, Readable, StreamReader, StreamWriter, codec_of, open_stream
-from ._tempfiles import blame_target, new_directory, replacing
-from .backup import check_target
+from ._files.arguments import Meter, Path, Progress
+from ._files.publish import publishing_directory, replacing
+from ._log.records import CODECS, COMMIT, DELETE, FIRST, GROUPED, NO_IDENTITY, PUT, UNDATED, Record
+from ._log.streams import InputStream, Label, StreamReader, StreamWriter, codec_of, open_stream
 from .changelog import ChangeLog, Commit, Tail
 from .database import Database
 from .errors import CorruptionError, error
-from .records import CODECS, COMMIT, DELETE, FIRST, GROUPED, NO_IDENTITY, PUT, UNDATED, Record
+from .maintenance.backup import check_target
 from .snapshot import Snapshot
 
 __all__ = ["Loaded", "dump", "load", "open_log"]
 
-Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
-Progress = Callable[[int, "int | None"], None]
 
-_REPORT_EVERY = 1024
 _SYNC_BYTES = 16 * 2**20
 _BATCH_BYTES = 2**20
 _BATCH_ENTRIES = 1000
 
 
-class Writable(Protocol):
+class OutputStream(Protocol):
     """What is asked of a file object."""
 
     def write(self, data: bytes, /) -> object: ...
@@ -59,7 +57,7 @@ class Loaded(NamedTuple):
 
 def dump(
     source: Mapping[bytes, bytes],
-    target: Path | Writable,
+    target: Path | OutputStream,
     *,
     codec: str = "binary",
     max_file_size: int | None = None,
@@ -80,7 +78,8 @@ def dump(
     if codec not in CODECS:
         raise ValueError(f"codec must be 'binary' or 'text', not {codec!r}")
     with _dumpable(source) as (mapping, label, file):
-        entries = _Counted(mapping, progress)
+        meter = Meter(progress, len(mapping))
+        entries = meter.watch(mapping.items())
         try:
             if not isinstance(target, (str, bytes, os.PathLike)):
                 if max_file_size is not None:
@@ -95,8 +94,8 @@ def dump(
                 _write_directory(entries, path, codec, label, source=file, max_file_size=max_file_size)
         except OSError as exc:
             raise error.wrap(exc) from exc
-    entries.finish()
-    return entries.count
+    meter.finish()
+    return meter.done
 
 
 @contextmanager
@@ -125,28 +124,6 @@ def _identity(source: Mapping[bytes, bytes]) -> tuple[int, int] | None:
 def _label(snapshot: Snapshot) -> Label:
     meta = snapshot._state.meta
     return Label(meta.database_id, max(meta.txid, 1), meta.time_ns)
-
-
-class _Counted:
-    """The entries of a mapping, counted, with `progress` told about some of them."""
-
-    def __init__(self, mapping: Mapping[bytes, bytes], progress: Progress | None) -> None:
-        self._mapping = mapping
-        self._progress = progress
-        self._total = len(mapping)
-        self.count = 0
-
-    def __iter__(self) -> Iterator[tuple[bytes, bytes]]:
-        for entry in self._mapping.items():
-            yield entry
-            self.count += 1
-            if self._progress is not None and self.count % _REPORT_EVERY == 0:
-                self._progress(self.count, self._total)
-
-    def finish(self) -> None:
-        """Report the end."""
-        if self._progress is not None:
-            self._progress(self.count, self.count)
 
 
 def _write_stream(
@@ -186,30 +163,25 @@ def _write_directory(
 ) -> None:
     if os.path.isdir(path) and os.listdir(path):
         raise error(f"{path}: the directory is not empty; a dump needs a new one")
-    try:
-        with new_directory(path) as temporary:
-            whole = os.path.join(temporary.path, "whole")
-            with ChangeLog(whole, max_file_size, codec, sync="manual") as log:
-                log._make_like(source)
-                if codec == "text":
-                    for key, value in entries:
-                        log.put(key, value)
-                else:
-                    if label.identity != NO_IDENTITY:
-                        log.bind(label.identity, 0)
-                    log.commit(entries, label.txid, label.time_ns)
-            os.rename(whole, path)
-        FileVolume().sync_directory(path)
-    except OSError as exc:
-        blame_target(exc, path)
-        raise
+    with (
+        publishing_directory(path) as whole,
+        ChangeLog(whole, max_file_size, codec, sync="manual") as log,
+    ):
+        log._make_like(source)
+        if codec == "text":
+            for key, value in entries:
+                log.put(key, value)
+        else:
+            if label.identity != NO_IDENTITY:
+                log.bind(label.identity, 0)
+            log.commit(entries, label.txid, label.time_ns)
 
 
 # -- load ------------------------------------------------------------------------------------------
 
 
 def load(
-    source: Path | Readable,
+    source: Path | InputStream,
     db: MutableMapping[bytes, bytes],
     *,
     until_txid: int | None = None,
@@ -242,7 +214,7 @@ def load(
                     loading.commit = item
                 else:
                     loading.apply(item.key, item.value)
-            if log.tail is not None and not loading.count:
+            if log.tail is not None and not loading.meter.done:
                 raise error(f"{log.tail.file}: is not complete: {log.tail.reason}")
             loaded = loading.finish(log.tail)._replace(explanation=explanation)
         else:
@@ -254,7 +226,7 @@ def load(
 
 
 @contextmanager
-def _reader(source: Path | Readable, codec: str | None) -> Iterator[StreamReader]:
+def _reader(source: Path | InputStream, codec: str | None) -> Iterator[StreamReader]:
     name = "<stream>"
     try:
         if isinstance(source, (str, bytes, os.PathLike)):
@@ -289,10 +261,9 @@ class _Loading:
         self._db: Any = db
         self._loader = loader
         """What takes the changes in the place of the mapping, if the mapping has it so."""
-        self._progress = progress
         self._batch: dict[bytes, bytes] | None = None if isinstance(db, Database) else {}
         self._batch_size = 0
-        self.count = 0
+        self.meter = Meter(progress)
         self.commit: Commit | None = None
 
     def apply(self, key: bytes, value: bytes | None) -> None:
@@ -309,9 +280,7 @@ class _Loading:
             self._batch_size += len(key) + len(value)
             if self._batch_size > _BATCH_BYTES or len(self._batch) >= _BATCH_ENTRIES:
                 self._flush()
-        self.count += 1
-        if self._progress is not None and self.count % _REPORT_EVERY == 0:
-            self._progress(self.count, None)
+        self.meter.count()
 
     def _flush(self) -> None:
         """Elsewhere than in a transaction each write costs a sync or a round trip: so they go in batches."""
@@ -322,9 +291,8 @@ class _Loading:
     def finish(self, tail: Tail | None = None) -> Loaded:
         """Report the end."""
         self._flush()
-        if self._progress is not None:
-            self._progress(self.count, self.count)
-        return Loaded(self.count, self.commit, tail)
+        self.meter.finish()
+        return Loaded(self.meter.done, self.commit, tail)
 
 
 class _Beyond(Exception):
@@ -357,7 +325,7 @@ def _load_stream(
                 loading.apply(*record.change()[1:])
             record = next(records, None)
             continue
-        count = loading.count
+        count = loading.meter.done
         try:
             with ExitStack() as stack:
                 if limited:
@@ -365,7 +333,7 @@ def _load_stream(
                     stack.enter_context(db.transaction())
                 _load_commit(record, records, loading, last)
         except _Beyond:
-            loading.count = count
+            loading.meter.done = count
             if until_time_ns is not None:
                 _refuse_what_follows(records, last)
             break

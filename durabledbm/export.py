@@ -10,22 +10,20 @@ from __future__ import annotations
 import errno
 import os
 from contextlib import closing
-from typing import TYPE_CHECKING
 
-from ._foreign import KINDS_TO_WRITE, open_source, write_all
-from ._kinds import FILES, Found
-from ._tempfiles import blame_target, new_directory, sweep, take_owner
+from ._engine.native import take_owner
+from ._files.arguments import Meter, Path, Progress
+from ._files.publish import take_name
+from ._files.temporary import blame_target, new_directory, sweep
+from ._foreign.kinds import FILES, Found
+from ._foreign.sources import KINDS_TO_WRITE, open_source, write_all
 from .database import open as open_database
 from .errors import error
-from .migration import Meter, take_name
-
-if TYPE_CHECKING:
-    from .migration import Progress, _Path
 
 __all__ = ["export"]
 
 
-def export(source: _Path, target: _Path, to: str, *, progress: Progress | None = None) -> int:
+def export(source: Path, target: Path, to: str, *, progress: Progress | None = None) -> int:
     """Copy the durabledbm file `source` into a database of the kind `to`, verify it, return the number of entries.
 
     `to` is "dbm.gnu", "dbm.sqlite3" or "dbm.dumb"; `target` is what that module's `open` will be given, and none of its
@@ -47,7 +45,7 @@ def export(source: _Path, target: _Path, to: str, *, progress: Progress | None =
         with open_database(path, "r") as db, db.snapshot() as snapshot, new_directory(destination) as directory:
             fresh = os.path.join(directory.path, "copy")
             meter.total = 2 * len(snapshot)
-            write_all(fresh, to, meter.watch(entry for entry in snapshot.items()))
+            write_all(fresh, to, meter.watch(snapshot.items()))
             with closing(open_source(Found(to, fresh))) as copy:
                 count = 0
                 for key, value in meter.watch(copy.entries()):

@@ -26,32 +26,28 @@ import os
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from itertools import zip_longest
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from ._engine.creation import initialise, temporary_name
 from ._engine.disk import Disk
 from ._engine.locks import Turn, WriterLock
 from ._engine.native import FileVolume
 from ._engine.recovery import newest, read_slots
-from ._foreign import Damaged, Entry, Source, locate, open_source
-from ._kinds import FILES, OURS, Found, beside, migrate_command, refuse_beside, shell_word
-from ._sorting import in_key_order
-from ._tempfiles import Temporary, blame_target, new_file, sweep, take_name
+from ._files.arguments import Meter, Path, Progress
+from ._files.publish import publishing, take_name
+from ._files.sorting import in_key_order
+from ._files.temporary import Temporary, blame_target, new_file, sweep
+from ._foreign.kinds import FILES, OURS, Found, beside, migrate_command, refuse_beside, shell_word
+from ._foreign.sources import Damaged, Entry, Source, locate, open_source
 from .database import DEFAULT_PAGE_SIZE
 from .database import open as open_database
 from .errors import CorruptionError, error
 
-if TYPE_CHECKING:
-    from os import PathLike
-
-    _Path = str | bytes | PathLike[str] | PathLike[bytes]
-
-__all__ = ["BACKUP", "Meter", "Migrated", "convert", "migrate", "take_name"]
+__all__ = ["BACKUP", "Migrated", "convert", "migrate"]
 
 BACKUP = ".bak"
 """What a database that was migrated in place has after its name."""
 
-_REPORT_EVERY = 1024
 _BATCH_SIZE = 4 * 2**20
 _CACHE_SIZE = 8 * 2**20  # entries are written, and read again, in their order: little is looked at twice
 _PIECE = 2**20
@@ -59,12 +55,10 @@ _GROWTH = {"dbm.sqlite3": 10}
 """How many times as large as a file its entries may be: a number takes up to 9 bytes there, and more as text."""
 _TIMEOUT = 30.0
 
-Progress = Callable[[int, "int | None"], None]
-
 
 def migrate(
-    source: _Path,
-    target: _Path | None = None,
+    source: Path,
+    target: Path | None = None,
     *,
     progress: Progress | None = None,
     on_damage: Callable[[str], None] | None = None,
@@ -156,29 +150,6 @@ def _refusal(source: str, target: str | None) -> Damaged:
 
 
 # -- copying -----------------------------------------------------------------------------------------------------------
-
-
-class Meter:
-    """Counts entries, and tells `progress` about every thousandth and the last."""
-
-    def __init__(self, progress: Progress | None) -> None:
-        self._progress = progress
-        self.total: int | None = None
-        self.done = 0
-
-    def watch(self, entries: Generator[Entry, None, None]) -> Generator[Entry, None, None]:
-        """The same entries, counted."""
-        with closing(entries):
-            for entry in entries:
-                yield entry
-                self.done += 1
-                if self._progress is not None and self.done % _REPORT_EVERY == 0:
-                    self._progress(self.done, self.total)
-
-    def finish(self) -> None:
-        """Report the end."""
-        if self._progress is not None:
-            self._progress(self.done, self.done)
 
 
 class _Copying:
@@ -435,11 +406,8 @@ def _second_name(path: str, name: str) -> bool:
 
 def _copy(path: str, name: str) -> None:
     """What there is in place of a second name on a file system without hard links: it is complete or absent."""
-    with new_file(name) as copy, open(path, "rb") as file:
+    with open(path, "rb") as file, publishing(name, like=os.stat(path), replace=True) as copy:
         offset = 0
         while piece := file.read(_PIECE):
             copy.disk.write(offset, (piece,))
             offset += len(piece)
-        copy.disk.sync()
-        copy.take_owner(os.stat(path))
-        os.rename(copy.path, name)

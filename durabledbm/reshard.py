@@ -8,25 +8,21 @@ noticed at the end.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from contextlib import ExitStack
 
-from . import _manifest
-from ._builder import Builder
 from ._engine.meta import Meta, first_page, now_ns
 from ._engine.native import FileVolume
-from ._manifest import make_whole, place, shard_path
-from ._tempfiles import permissions_of
+from ._files.arguments import Meter, Path, Progress
+from ._files.builder import Builder
+from ._files.publish import permissions_of
 from .errors import error
-from .sharded import Path, ShardedDatabase, open_sharded
+from .sharded import ShardedDatabase, open_sharded
+from .sharded.manifest import SHARDS_MAX, make_whole, place, shard_path
 
 __all__ = ["reshard"]
 
 _BATCH = 64
 _SYNC_BYTES = 16 * 2**20
-_REPORT_EVERY = 1024
-
-Progress = Callable[[int, int], None]
 
 
 def reshard(directory: Path, target: Path | None = None, *, shards: int, progress: Progress | None = None) -> str:
@@ -38,8 +34,8 @@ def reshard(directory: Path, target: Path | None = None, *, shards: int, progres
 
     Raises `error` if the target exists, or if the database was written to meanwhile.
     """
-    if not isinstance(shards, int) or not 0 < shards <= _manifest.SHARDS_MAX:
-        raise ValueError(f"shards must be a number from 1 to {_manifest.SHARDS_MAX}, not {shards!r}")
+    if not isinstance(shards, int) or not 0 < shards <= SHARDS_MAX:
+        raise ValueError(f"shards must be a number from 1 to {SHARDS_MAX}, not {shards!r}")
     path = os.path.abspath(os.fsdecode(directory))
     destination = f"{path}-{shards}" if target is None else os.path.abspath(os.fsdecode(target))
     if os.path.lexists(destination):
@@ -61,9 +57,9 @@ def _fill(source: ShardedDatabase, directory: str, shards: int, progress: Progre
             disk.take_owner(like)
             fresh = Meta(1, meta.page_size, os.urandom(16), first_page(meta.page_size), time_ns=now_ns())
             builders.append(Builder(disk, fresh))
-        total, done = len(snapshot), 0
+        meter = Meter(progress, len(snapshot))
         batches: list[list[tuple[bytes, bytes]]] = [[] for _ in builders]
-        for entry in snapshot.items():
+        for entry in meter.watch(snapshot.items()):
             number = place(entry[0], shards)
             batch = batches[number]
             batch.append(entry)
@@ -71,13 +67,9 @@ def _fill(source: ShardedDatabase, directory: str, shards: int, progress: Progre
                 builders[number].add(batch)
                 builders[number].sync_at(_SYNC_BYTES)
                 batch.clear()
-            done += 1
-            if progress is not None and done % _REPORT_EVERY == 0:
-                progress(done, total)
         for number, builder in enumerate(builders):
             builder.add(batches[number])
             builder.finish()
         if [shard._store.refresh().meta.txid for shard in source._shards] != snapshot.txids:
             raise error(f"{source.path}: was written to while it was copied")
-        if progress is not None:
-            progress(done, total)
+        meter.finish()

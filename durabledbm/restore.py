@@ -19,19 +19,18 @@ from typing import NamedTuple
 
 from ._engine.meta import Meta, first_page, has_magic
 from ._engine.native import FileVolume
-from ._folding import folded, laid_over
-from ._streams import Label, StreamReader
-from .backup import write_whole
+from ._files.arguments import Meter, Path, Progress
+from ._log.overlay import folded, laid_over
+from ._log.records import COMMIT, GROUPED, NO_IDENTITY, PUT
+from ._log.streams import Label, StreamReader
 from .changelog import Change, ChangeLog, Commit, Moment
 from .database import DEFAULT_PAGE_SIZE
 from .database import open as open_database
-from .dump import Path, Progress, open_log
+from .dump import open_log
 from .errors import CorruptionError, error
-from .records import COMMIT, GROUPED, NO_IDENTITY, PUT
+from .maintenance.backup import write_whole
 
 __all__ = ["Restored", "restore"]
-
-_REPORT_EVERY = 1024
 
 
 class _Base(NamedTuple):
@@ -99,8 +98,10 @@ def restore(
             raise error(f"the snapshot is of commit {label.txid}, and there is no log")
         pages = first_page(base.page_size)
         meta = Meta(max(label.txid, 1), base.page_size, label.identity, pages, time_ns=label.time_ns)
-        entries = _reported(laid_over(base.entries(), changes), base.total, progress)
+        meter = Meter(progress, base.total)
+        entries = meter.watch(laid_over(base.entries(), changes))
         write_whole(path, meta, base.file, lambda builder: builder.add(entries))
+        meter.finish()
     restored = Restored(label.txid, label.time_ns)
     restored.explanation = "" if limit.moment is None else limit.moment.explanation()
     return restored
@@ -251,16 +252,3 @@ def _chained(
 ) -> Iterator[tuple[bytes, bytes | None]]:
     yield first
     yield from rest
-
-
-def _reported(
-    entries: Iterator[tuple[bytes, bytes]], total: int, progress: Progress | None
-) -> Iterator[tuple[bytes, bytes]]:
-    count = 0
-    for entry in entries:
-        yield entry
-        count += 1
-        if progress is not None and count % _REPORT_EVERY == 0:
-            progress(count, max(total, count))
-    if progress is not None:
-        progress(count, count)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import errno
 import os
 from bisect import bisect_right
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
 
@@ -28,17 +27,16 @@ from ._engine.pager import MALFORMED, Pager
 from ._engine.pageset import PageSet
 from ._engine.tree import Tree
 from ._engine.walk import walk
-from ._pages import IntactRun, guess_page_size, intact_runs
-from ._tempfiles import blame_target, new_file, permissions_of, take_name
-from ._words import plural
+from ._files.arguments import Path, Progress
+from ._files.intact_pages import IntactRun, guess_page_size, intact_runs
+from ._files.publish import permissions_of, publishing
+from ._files.temporary import blame_target, new_file
+from ._messages import plural
 from .database import Database
 from .database import open as open_database
 from .errors import CorruptionError, error
 
-__all__ = ["Progress", "Report", "salvage"]
-
-Progress = Callable[[int, "int | None"], None]
-"""Called with (pages done, pages in all)."""
+__all__ = ["Report", "salvage"]
 
 _BATCH = 8 * 2**20
 """Bytes of entries that are collected before they are written."""
@@ -90,8 +88,8 @@ class Report:
 
 
 def salvage(
-    source: str | bytes | os.PathLike[str] | os.PathLike[bytes],
-    target: str | bytes | os.PathLike[str] | os.PathLike[bytes],
+    source: Path,
+    target: Path,
     *,
     progress: Progress | None = None,
 ) -> Report:
@@ -115,14 +113,13 @@ def salvage(
 
 def _salvaged(disk: Disk, target: str, progress: Progress | None) -> Report:
     like = permissions_of(disk.status())
-    with new_file(target, like=like) as fresh, new_file(target, like=like) as ranks:
+    with publishing(target, like=like) as fresh, new_file(target, like=like) as ranks:
         initialise(FileVolume(), fresh.disk, _page_size(disk))
         with (
             open_database(fresh.path, "w", durability="manual") as entries,
             open_database(ranks.path, "w", durability="manual") as versions,
         ):
             report = _Salvage(disk, _Sink(entries, versions), progress).run()
-        take_name(fresh.path, target)
     return report
 
 

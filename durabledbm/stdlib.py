@@ -10,7 +10,7 @@ variables that decide what `dbm.open` does, and one function:
 * `whichdb`, for existing ones. It knows its own formats only, so it is wrapped. `dbm.open` looks it up by
   name each time, and `shelve.open` goes through `dbm.open`: nothing else has to be touched.
 
-Child processes are told by `_children`, and the end of this module does what this process was told by its parent.
+`_process.children` tells child processes. The end of this module does what the parent told this process.
 """
 
 from __future__ import annotations
@@ -23,20 +23,19 @@ import threading
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from . import _children
 from ._engine.native import FileVolume
-from ._kinds import OURS, beside, kind_of
+from ._foreign.kinds import OURS, beside, kind_of
+from ._process import children
 from .database import Database, OpenOptions
 from .database import open as open_database
 from .errors import error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from os import PathLike
 
     from typing_extensions import Unpack
 
-    _Path = str | bytes | PathLike[str] | PathLike[bytes]
+    from ._files.arguments import Path
 
 __all__ = ["Installation", "inherit", "install", "uninstall", "whichdb"]
 
@@ -48,7 +47,7 @@ _undo: list[Callable[[], None]] = []
 _inherited: Installation | None = None
 
 
-def whichdb(filename: _Path) -> str | None:
+def whichdb(filename: Path) -> str | None:
     """The module that a database file belongs to: "durabledbm" for ours, else what `dbm.whichdb` says.
 
     That is the name of a module of the standard library, "" for a file of no known kind, None if there is no
@@ -57,7 +56,7 @@ def whichdb(filename: _Path) -> str | None:
     return _whichdb(filename, getattr(_dbm.whichdb, "original", _dbm.whichdb))
 
 
-def _whichdb(filename: _Path, others: Callable[[Any], str | None]) -> str | None:
+def _whichdb(filename: Path, others: Callable[[Any], str | None]) -> str | None:
     name = os.fsdecode(filename)  # Python 3.10's whichdb takes nothing else
     volume = FileVolume()
     kind = kind_of(volume, name)
@@ -93,7 +92,7 @@ class Installation:
 
     def __init__(self, options: OpenOptions) -> None:
         self.options = options
-        self.message = _children.message({**options})
+        self.message = children.message({**options})
 
     def __enter__(self) -> Installation:
         return self
@@ -165,7 +164,7 @@ def inherit() -> None:
     global _inherited
     with _lock:
         try:
-            options = _children.options_from_parent()
+            options = children.options_from_parent()
         except ValueError as exc:
             warnings.warn(f"install() of the parent process is not heard: {exc}", RuntimeWarning, stacklevel=2)
             return
@@ -176,7 +175,7 @@ def inherit() -> None:
 
 def _announce() -> None:
     """Tell child processes what is in effect here."""
-    _children.announce(_installations[-1].message if _installations else None)
+    children.announce(_installations[-1].message if _installations else None)
 
 
 def _patch() -> None:
@@ -194,7 +193,7 @@ def _patch() -> None:
     _dbm._defaultmod = _backend
     original = _dbm.whichdb
 
-    def whichdb(filename: _Path) -> str | None:
+    def whichdb(filename: Path) -> str | None:
         # Whoever kept a reference to this function gets the old answers once it is uninstalled.
         return _whichdb(filename, original) if _installations else original(filename)
 

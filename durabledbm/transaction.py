@@ -17,19 +17,19 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from ._blocks import BLOCK_OVER, Block, Fate, Root, Use
-from ._caller import Caller
 from ._engine import operations
+from ._engine.deferred import Deferred
+from ._engine.group import Group
 from ._engine.locks import Turn
+from ._engine.store import Store
 from ._engine.view import Life, View
 from ._engine.work import Work
+from ._process.caller_context import CallerContext
+from ._transaction_context import BLOCK_OVER, Block, Fate, TransactionContext, Use
 from .errors import BusyError, ClosedError, error
 from .mapping import Key, Value, Writable, as_bytes
-
-if TYPE_CHECKING:
-    from .handle import Database
 
 __all__ = ["Transaction", "own_transaction"]
 
@@ -42,7 +42,26 @@ SPILL_SIZE = 448 * 2**20
 """Bytes of memory that a transaction's changes may take before they are written to pages of their own."""
 
 
-def own_transaction(database: Database, *, to_write: bool = False) -> Transaction | None:
+T = TypeVar("T")
+
+
+class Owner(Protocol):
+    """The database that a transaction belongs to, as far as the transaction needs it."""
+
+    path: str
+    _store: Store
+    _pipeline: Group | Deferred
+
+    def _raise_background_failure(self) -> None: ...
+
+    def _join(self, transaction: weakref.ref[Transaction]) -> None:
+        """The transaction is open from now on."""
+
+    def _forget(self, transaction: Transaction | None) -> None:
+        """The transaction has ended; so have those that do not exist any more."""
+
+
+def own_transaction(database: Owner, *, to_write: bool = False) -> Transaction | None:
     """The innermost open transaction of `database` that the caller is in.
 
     A block that has outlasted the one around it is over, but the caller is still in it: there `to_write` raises.
@@ -68,7 +87,7 @@ class _Exit:
         if transaction is None:
             return kind._leave
         leave = partial(transaction._leave)
-        if transaction._root_ is None:
+        if transaction._context is None:
             transaction._statement = weakref.ref(leave, partial(_statement_left, weakref.ref(transaction)))
         return leave
 
@@ -78,19 +97,19 @@ def _still_in() -> tuple[weakref.ref[Transaction], ...]:
     return tuple(ref for ref in _active.get() if (it := ref()) is not None and it._block.fate is not Fate.ENDED)
 
 
-def _abandoned(database: weakref.ref[Database], turn: Turn, root: Root, _: object) -> None:
+def _abandoned(database: weakref.ref[Owner], turn: Turn, context: TransactionContext, _: object) -> None:
     """Nobody refers to a transaction any more, and nobody has ended it: it was begun without `with`, and given up."""
-    root.end_lives()
+    context.end_lives()
     owner = database()
     if owner is not None:
         owner._forget(None)
-        _leave_block(root, root.outermost, owner)
+        _leave_block(context, context.outermost, owner)
     turn.end()
 
 
-def _given_up(root: weakref.ref[Root], owner: weakref.ref[Transaction]) -> None:
+def _given_up(context: weakref.ref[TransactionContext], owner: weakref.ref[Transaction]) -> None:
     """The same of one inside another. Whether it was to be kept or undone is not known."""
-    living = root()
+    living = context()
     if living is None or living.top is None:
         return
     for block in living.inside(living.outermost):
@@ -99,9 +118,9 @@ def _given_up(root: weakref.ref[Root], owner: weakref.ref[Transaction]) -> None:
             living.leave(block)
 
 
-def _leave_block(root: Root, block: Block, database: Database) -> None:
+def _leave_block(context: TransactionContext, block: Block, database: Owner) -> None:
     """A block is over, and so is what is open inside of it: what is written there through the database is refused."""
-    for inner in root.leave(block):
+    for inner in context.leave(block):
         if inner.owner is not None:
             database._join(inner.owner)
 
@@ -109,9 +128,9 @@ def _leave_block(root: Root, block: Block, database: Database) -> None:
 def _statement_left(transaction: weakref.ref[Transaction], _: object) -> None:
     """A `with` statement is over, and its block is not."""
     left = transaction()
-    if left is not None and left._block.fate is not Fate.ENDED and (left._root_ or left.turn.lock is not None):
-        if left._block.outer is not None and left._root_ is not None:
-            left._root_.doomed = error("the end of a block in it was interrupted")
+    if left is not None and left._block.fate is not Fate.ENDED and (left._context or left.turn.lock is not None):
+        if left._block.outer is not None and left._context is not None:
+            left._context.doomed = error("the end of a block in it was interrupted")
         left._drop()
 
 
@@ -122,11 +141,11 @@ class Transaction(Writable):
     may raise: `BusyError` on entering if another writer holds the file for longer than the handle's `timeout`.
     """
 
-    __slots__ = ("__weakref__", "_block", "_root_", "_statement", "database", "turn")
+    __slots__ = ("__weakref__", "_block", "_context", "_statement", "database", "turn")
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Owner) -> None:
         self.database = database
-        self._root_: Root | None = None
+        self._context: TransactionContext | None = None
         self._block = Block()
         self.turn = Turn()
         """Of the outermost block."""
@@ -152,24 +171,26 @@ class Transaction(Writable):
         database, block = self.database, self._block
         outer = own_transaction(database, to_write=True)
         if outer is None:
-            caller = Caller()
+            caller = CallerContext()
             self.turn.stuck = caller.is_stuck
-            root = self._root_ = Root(database._begin(self.turn), caller, block)
-            database._join(weakref.ref(self, partial(_abandoned, weakref.ref(database), self.turn, root)))
+            database._store.check_writable()
+            database._raise_background_failure()
+            context = self._context = TransactionContext(database._pipeline.begin(self.turn), caller, block)
+            database._join(weakref.ref(self, partial(_abandoned, weakref.ref(database), self.turn, context)))
             block.fate = Fate.OPEN
             return
-        root = outer._root()
-        assert root.top is not None
-        if root.busy:
+        context = outer._open_context()
+        assert context.top is not None
+        if context.busy:
             raise outer._interrupted()
-        block.outer, block.rolled_back, block.outer_life = root.top, root.top.rolled_back, root.life
-        block.owner = weakref.ref(self, partial(_given_up, weakref.ref(root)))
-        self._root_ = root
-        block.point, block.first_life = root.work.savepoint(), len(root.lives)
-        block.mark = None if root.spill is None else root.spill.mark()
-        root.life = Life(BLOCK_OVER)
-        root.lives.append(root.life)
-        root.top, block.fate = block, Fate.OPEN
+        block.outer, block.rolled_back, block.outer_life = context.top, context.top.rolled_back, context.life
+        block.owner = weakref.ref(self, partial(_given_up, weakref.ref(context)))
+        self._context = context
+        block.point, block.first_life = context.work.savepoint(), len(context.lives)
+        block.mark = None if context.spill is None else context.spill.mark()
+        context.life = Life(BLOCK_OVER)
+        context.lives.append(context.life)
+        context.top, block.fate = block, Fate.OPEN
 
     if TYPE_CHECKING:
 
@@ -189,161 +210,163 @@ class Transaction(Writable):
             self._drop()  # if this has interrupted another operation, it could not even begin
 
     def _end(self, kind: type[BaseException] | None, value: BaseException | None) -> None:
-        root = self._root_
+        context = self._context
         try:
             if self._block.fate is not Fate.OPEN:
                 self._end_late(kind, value)
                 return
-            assert root is not None
-            root.busy = True
-            self._end_block(root, kind)
+            assert context is not None
+            context.busy = True
+            self._end_block(context, kind)
         finally:
-            if root is not None:
-                root.busy = False
+            if context is not None:
+                context.busy = False
             self._drop()
 
-    def _end_block(self, root: Root, kind: type[BaseException] | None) -> None:
+    def _end_block(self, context: TransactionContext, kind: type[BaseException] | None) -> None:
         block = self._block
-        if root.orphaned:
+        if context.orphaned:
             if kind is None:
                 raise error("the transaction belongs to the parent process: it does not go across a fork")
             return
-        inside = root.inside(block)
+        inside = context.inside(block)
         for inner in inside:
-            inner.untouched = inner.point is not None and root.work.unchanged_since(inner.point)
+            inner.untouched = inner.point is not None and context.work.unchanged_since(inner.point)
         keep = kind is None and not block.rolled_back
         if block.point is None:
-            self._finish(root, keep=keep and root.doomed is None)
-            if keep and root.doomed is not None:
-                raise error(f"the transaction was rolled back: a write in it failed ({root.doomed})")
+            self._finish(context, keep=keep and context.doomed is None)
+            if keep and context.doomed is not None:
+                raise error(f"the transaction was rolled back: a write in it failed ({context.doomed})")
         else:
             try:
                 if keep:
-                    root.work.release(block.point)
+                    context.work.release(block.point)
                 else:
-                    self._undo(root)
+                    self._undo(context)
             except BaseException as exc:
-                root.doomed = exc  # what this block did is neither kept nor undone
+                context.doomed = exc  # what this block did is neither kept nor undone
                 raise
         for inner in inside:
             inner.fate = Fate.KEPT if keep else Fate.UNDONE
 
     def _end_late(self, kind: type[BaseException] | None, value: BaseException | None) -> None:
         """The block is over already: it has ended, or a block around it has, which kept or undid what it did."""
-        root, block = self._root_, self._block
+        context, block = self._context, self._block
         if block.fate is Fate.ENDED:
             if kind is None:
                 raise ClosedError
-        elif block.untouched or root is None or (block.fate is Fate.KEPT) is (kind is None):
+        elif block.untouched or context is None or (block.fate is Fate.KEPT) is (kind is None):
             pass
         elif kind is None:
             raise error(f"nothing that was written in the block counts: {_OUTLASTED}, and it was rolled back")
         else:
-            root.doomed = root.doomed or error("a block in it failed too late to be undone")
+            context.doomed = context.doomed or error("a block in it failed too late to be undone")
             raise error(f"what was written in the block cannot be undone: {_OUTLASTED}, and it was kept") from value
 
     def _drop(self) -> None:
         """The block is over, however it ended: nothing can be written in it, and the lock is free."""
-        root, block, database = self._root_, self._block, self.database
+        context, block, database = self._context, self._block, self.database
         if block.outer is None:
-            if root is not None and block.fate is not Fate.ENDED:
-                root.work.hold = None  # what went wrong in the transaction may keep it alive in a circle
-                root.end_lives()
-                _leave_block(root, block, database)
+            if context is not None and block.fate is not Fate.ENDED:
+                context.work.hold = None  # what went wrong in the transaction may keep it alive in a circle
+                context.end_lives()
+                _leave_block(context, block, database)
             self.turn.end()
-        elif root is not None and block.fate is Fate.OPEN:
-            root.life = block.outer_life
-            _leave_block(root, block, database)
+        elif context is not None and block.fate is Fate.OPEN:
+            context.life = block.outer_life
+            _leave_block(context, block, database)
         database._forget(self)
         block.fate, self._statement = Fate.ENDED, None
         _active.set(_still_in())
 
-    def _finish(self, root: Root, *, keep: bool) -> None:
-        database, work, spill = self.database, root.work, root.spill
+    def _finish(self, context: TransactionContext, *, keep: bool) -> None:
+        work, spill = context.work, context.spill
+        self.database._forget(self)
+        finish = self.database._pipeline.finish
         if not keep:
-            database._end(self, None)
+            finish(self.turn, None)
         elif spill is not None:
             changes = work.changes()
-            database._end(self, None, lambda sync: spill.commit(changes, sync=sync))
+            finish(self.turn, None, lambda sync: spill.commit(changes, sync=sync))
         else:
-            database._end(self, work)
+            finish(self.turn, work)
 
-    def _undo(self, root: Root) -> None:
+    def _undo(self, context: TransactionContext) -> None:
         """Return to the savepoint."""
         block = self._block
         assert block.point is not None
-        root.work.roll_back(block.point)
-        if root.doomed is not None:
+        context.work.roll_back(block.point)
+        if context.doomed is not None:
             return
-        if root.spill is not None:
+        if context.spill is not None:
             if block.mark is None:
                 # The pages of the spill are anybody's now: iterators over them end.
-                for life in root.lives[block.first_life :]:
+                for life in context.lives[block.first_life :]:
                     life.end()
-                root.life = Life(BLOCK_OVER)
-                root.lives.append(root.life)
-                root.spill = None
+                context.life = Life(BLOCK_OVER)
+                context.lives.append(context.life)
+                context.spill = None
                 self.database._store.committer.forget_space()
             else:
-                root.spill.reset(block.mark, reuse=not root.uses)
+                context.spill.reset(block.mark, reuse=not context.uses)
 
     def rollback(self) -> None:
         """Undo everything that was done in this block, now. The block goes on, and can read but not write any more.
 
         Raises `error` while a transaction nested in this one is open.
         """
-        root, block = self._root(), self._block
-        if root.top is not block:
+        context, block = self._open_context(), self._block
+        if context.top is not block:
             raise error("a transaction can be rolled back only when those nested in it have ended")
         if block.rolled_back:
             return
         if block.outer is None:
-            root.work.reset()
-            root.doomed = None
-            if root.spill is not None:
-                root.spill = None
+            context.work.reset()
+            context.doomed = None
+            if context.spill is not None:
+                context.spill = None
                 self.database._store.committer.forget_space()
         else:
-            self._undo(root)
-            block.point = root.work.savepoint()
-            block.mark = None if root.spill is None else root.spill.mark()
+            self._undo(context)
+            block.point = context.work.savepoint()
+            block.mark = None if context.spill is None else context.spill.mark()
         block.rolled_back = True
 
     def abandon(self) -> None:
         """The handle is being closed: roll back, and let go of the writer lock."""
-        root, block = self._root_, self._block
+        context, block = self._context, self._block
         self.database._forget(self)
-        if root is not None and block.outer is None and block.fate is Fate.OPEN:
-            for inner in root.leave(block):
+        if context is not None and block.outer is None and block.fate is Fate.OPEN:
+            for inner in context.leave(block):
                 inner.fate = Fate.ENDED
-            if not root.orphaned:
-                root.end_lives()
-                self._finish(root, keep=False)
+            if not context.orphaned:
+                context.end_lives()
+                self._finish(context, keep=False)
         block.fate = Fate.ENDED
 
     # -- whose it is -------------------------------------------------------------------------------
 
     def mine(self) -> bool:
         """Whether the caller is in the context that began the transaction, and has not left the block."""
-        root = self._root_
-        return root is not None and self._block.fate is not Fate.ENDED and root.caller.is_me()
+        context = self._context
+        return context is not None and self._block.fate is not Fate.ENDED and context.caller.is_me()
 
     def orphan(self) -> None:
         """The process forked, and this is the child."""
-        if self._root_ is not None:
-            self._root_.orphaned = True
-            for life in self._root_.lives:
+        if self._context is not None:
+            self._context.orphaned = True
+            for life in self._context.lives:
                 life.end()  # nothing keeps the pages that its iterators read
 
-    def _root(self) -> Root:
-        root, fate = self._root_, self._block.fate
-        if root is None or fate is not Fate.OPEN:
+    def _open_context(self) -> TransactionContext:
+        context, fate = self._context, self._block.fate
+        if context is None or fate is not Fate.OPEN:
             if fate is Fate.KEPT or fate is Fate.UNDONE:
                 raise self._outlasted()
             raise ClosedError("the transaction is not open: it lives in its 'with' block")
-        if root.orphaned:
+        if context.orphaned:
             raise error("the transaction belongs to the parent process: it does not go across a fork")
-        return root
+        return context
 
     def _outlasted(self) -> ClosedError:
         kept = "counts" if self._block.fate is Fate.KEPT else "was undone"
@@ -356,31 +379,31 @@ class Transaction(Writable):
         )
 
     def _writing(self) -> Work:
-        root = self._root()
-        if root.busy:
+        context = self._open_context()
+        if context.busy:
             raise self._interrupted()
-        if root.doomed is not None:
-            raise error(f"the transaction can only be rolled back: an earlier write in it failed ({root.doomed})")
+        if context.doomed is not None:
+            raise error(f"the transaction can only be rolled back: an earlier write in it failed ({context.doomed})")
         if self._block.rolled_back:
             raise error("the transaction was rolled back: nothing can be written in the rest of its block")
-        if root.top is not self._block:
+        if context.top is not self._block:
             raise error("nothing can be written in this block before the one that is open inside of it ends")
-        return root.work
+        return context.work
 
     # -- the mapping -------------------------------------------------------------------------------
 
     def _check(self) -> None:
-        self._root()
+        self._open_context()
 
     def _find(self, key: bytes, *, whole: bool = True) -> bytes | None:
-        return self._root().work.get(key, whole=whole)
+        return self._open_context().work.get(key, whole=whole)
 
     def _has(self, key: bytes) -> bool:
         return self._find(key, whole=False) is not None
 
     def _view(self) -> tuple[View, Life, Use]:
-        root = self._root()
-        return root.work.view(), root.life, Use(root)
+        context = self._open_context()
+        return context.work.view(), context.life, Use(context)
 
     def _items(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
         view, life, use = self._view()
@@ -391,7 +414,7 @@ class Transaction(Writable):
         return view.keys(start, stop, reverse=reverse, life=life, pin=use)
 
     def __len__(self) -> int:
-        return self._root().work.count()
+        return self._open_context().work.count()
 
     def _writable(self) -> bool:
         return True
@@ -402,13 +425,13 @@ class Transaction(Writable):
             key = as_bytes(key, "key")
         if type(value) is not bytes:
             value = as_bytes(value, "value")
-        root, block = self._root_, self._block
+        context, block = self._context, self._block
         if (
-            root is None or root.top is not block or block.rolled_back or root.busy or root.doomed is not None
-            or root.orphaned
+            context is None or context.top is not block or block.rolled_back or context.busy
+            or context.doomed is not None or context.orphaned
         ):  # fmt: skip
             self._writing()  # says what is wrong
-        work = root.work  # type: ignore[union-attr]
+        work = context.work  # type: ignore[union-attr]
         work.put(key, value)
         if work.size > SPILL_SIZE:
             self._spill()
@@ -417,31 +440,35 @@ class Transaction(Writable):
         Transaction.__setitem__(self, key, value)
 
     def _pop(self, key: bytes) -> bytes | None:
-        return operations.pop(self._writing(), key)
+        return self.change(operations.pop, key)
 
     def _delete(self, key: bytes) -> bool:
-        return operations.delete(self._writing(), key)
+        return self.change(operations.delete, key)
 
     def _pop_end(self) -> tuple[bytes, bytes] | None:
-        return operations.pop_end(self._writing())
+        return self.change(operations.pop_end)
 
     def _set_default(self, key: bytes, default: bytes) -> bytes:
-        self._put(key, default)
-        return default
+        return self.change(operations.set_default, key, default)
 
     def _update(self, changes: dict[bytes, bytes]) -> None:
+        self.change(operations.update, changes)  # in one step: an interrupt comes before it or after it
+
+    def change(self, operation: Callable[..., T], *arguments: Any) -> T:
+        """Make a change, `operation(changes, *arguments)`, as part of the transaction."""
         work = self._writing()
-        operations.update(work, changes)  # in one step: an interrupt comes before it or after it
+        result = operation(work, *arguments)
         if work.size > SPILL_SIZE:
             self._spill()
+        return result
 
     def clear(self) -> None:
         """Delete all entries."""
-        work, root = self._writing(), self._root()
-        if root.spill is None or not (work.has_savepoints or root.uses):
+        work, context = self._writing(), self._open_context()
+        if context.spill is None or not (work.has_savepoints or context.uses):
             work.clear()
-            if root.spill is not None:
-                root.spill = None
+            if context.spill is not None:
+                context.spill = None
                 self.database._store.committer.forget_space()
             return
         for key in self:
@@ -453,23 +480,23 @@ class Transaction(Writable):
 
     def _spill(self) -> None:
         """Move the changes from memory to pages that no meta names yet."""
-        root = self._root()
-        root.busy = True
+        context = self._open_context()
+        context.busy = True
         try:
-            self.database._store.inside.run(self._move, root)
+            self.database._store.inside.run(self._move, context)
         finally:
-            root.busy = False
+            context.busy = False
 
-    def _move(self, root: Root) -> None:
-        work = root.work
-        if root.spill is None:
-            root.spill = self.database._spill(work)
-        reuse = not work.has_savepoints and not root.uses
+    def _move(self, context: TransactionContext) -> None:
+        work = context.work
+        if context.spill is None:
+            context.spill = self.database._pipeline.spill(work)
+        reuse = not work.has_savepoints and not context.uses
         try:
             self.database._store.check_place()
-            tree, count = root.spill.add(work.changes(), reuse=reuse)
+            tree, count = context.spill.add(work.changes(), reuse=reuse)
         except BaseException as exc:
-            root.doomed = exc
+            context.doomed = exc
             if isinstance(exc, OSError):
                 raise error.wrap(exc, self.database.path) from exc
             raise

@@ -17,7 +17,7 @@ from systems import KILL, WINDOWS, needs_fork, needs_immediate_removal
 
 import durabledbm
 import durabledbm.attach as attach_module
-from durabledbm._treediff import tree_differences
+from durabledbm._files.tree_diff import tree_differences
 from durabledbm.attach import attach
 from durabledbm.changelog import Change, ChangeLog, Commit
 from durabledbm.errors import BusyError, error
@@ -623,7 +623,7 @@ while True:
 def kill_and_attach(directory: Path, seeds: range, durability: str) -> None:
     before: dict[bytes, bytes] = {}
     root = Path(__file__).parent.parent
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(root / "tests")])}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(root / "tests" / "support")])}
     with durabledbm.open(directory / "db", "c") as db:
         write_at_random(db, random.Random(seeds.start), 20)
         before = dict(db.items())
@@ -667,7 +667,7 @@ def test_nothing_is_missing_after_200_kills_between_commit_and_append(tmp_path: 
 def test_comparing_two_trees_finds_every_difference(
     db: durabledbm.Database, monkeypatch: pytest.MonkeyPatch, seed: int, group: int
 ) -> None:
-    monkeypatch.setattr("durabledbm._treediff._GROUP", group)
+    monkeypatch.setattr("durabledbm._files.tree_diff._GROUP", group)
     rng = random.Random(seed)
     universe = [b"%06d" % number for number in range(3000)]
     db.update({key: b"x" * rng.randrange(120) for key in rng.sample(universe, rng.choice((0, 10, 2000)))})

@@ -18,7 +18,7 @@ from simdisk import Crash, SimVolume
 from test_attach import write_at_random
 from test_interrupts import PATH, Interrupter, image, put, raise_interrupt, traced, transaction, update
 
-from durabledbm import _logfiles
+from durabledbm._log import files as log_files
 from durabledbm.changelog import ChangeLog
 from durabledbm.database import open_on
 from durabledbm.errors import error
@@ -32,13 +32,13 @@ pytestmark = pytest.mark.no_cover  # tracing would take longer than the search; 
 def _names_of_the_simulated_volume(monkeypatch: pytest.MonkeyPatch) -> None:
     """The log's directory is listed on the volume that its files are on."""
 
-    def listed(files: _logfiles.Files) -> list[int]:
+    def listed(files: log_files.Files) -> list[int]:
         volume = files.volume
         assert isinstance(volume, SimVolume)
         inside = [path for path in volume.paths() if path.startswith(files.directory + "/")]
         return sorted(int(os.path.basename(path)[:-4]) for path in inside)
 
-    monkeypatch.setattr(_logfiles.Files, "_listed", listed)
+    monkeypatch.setattr(log_files.Files, "_listed", listed)
 
 
 def folded(before: dict[bytes, bytes], log: ChangeLog) -> dict[bytes, bytes]:

@@ -16,11 +16,11 @@ from systems import HAS_SYMLINKS, needs_mode, needs_symlinks
 from test_attach import write_at_random
 
 import durabledbm
-from durabledbm._builder import Builder
 from durabledbm._engine.meta import Meta, first_page
 from durabledbm._engine.native import FileVolume
-from durabledbm.backup import Pace
+from durabledbm._files.builder import Builder
 from durabledbm.errors import CorruptionError, error
+from durabledbm.maintenance.backup import Pace
 
 
 def content(path: str | Path) -> dict[bytes, bytes]:
@@ -279,7 +279,7 @@ def test_copying_rests_three_times_as_long_as_it_works_while_the_handle_commits(
     db: durabledbm.Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock()
-    monkeypatch.setattr("durabledbm.backup.time", clock)
+    monkeypatch.setattr("durabledbm.maintenance.backup.time", clock)
     pace = Pace(db._store)
     for _ in range(3):
         clock.work(0.001)

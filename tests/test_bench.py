@@ -13,7 +13,7 @@ import durabledbm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from compat.bench import data, report, runner, stores, syncs, targets, timing, workloads
+from compat.bench import catalogue, data, report, runner, syncs, targets, timing, workloads
 
 STORES, WORKLOADS, ROUNDS = ["durabledbm", "dict"], ["get_small"], 2
 
@@ -76,7 +76,7 @@ def test_a_failing_worker_is_reported_and_gives_no_figure(tmp_path: Path) -> Non
 
 
 def test_a_wrong_value_is_an_error_not_a_figure() -> None:
-    store = stores.registry()["dict"]("")
+    store = catalogue.all_stores()["dict"]("")
     dataset = data.Dataset("x", 100, 100)
     execution = timing.Run(store, dataset, data.TINY, "seed")
     execution.check_reads(dict(data.pairs(dataset)).__getitem__)
@@ -100,7 +100,7 @@ def test_a_ratio_above_one_is_ahead_for_rates_and_for_sizes() -> None:
 
 
 def test_every_target_names_known_workloads_and_stores() -> None:
-    known, works = stores.registry(), workloads.all_workloads()
+    known, works = catalogue.all_stores(), catalogue.all_workloads()
     for target in targets.targets():
         assert {target.own, *target.peers} <= set(known)
         assert {target.workload, target.peer_workload or target.workload} <= set(works)

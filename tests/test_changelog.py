@@ -20,12 +20,13 @@ import pytest
 from systems import KILL, WINDOWS, needs_fork
 
 import durabledbm
-from durabledbm import _logfiles, changelog
+from durabledbm import changelog
 from durabledbm._engine.disk import LockOwner
 from durabledbm._engine.native import FileDisk, FileVolume
+from durabledbm._log import files as log_files
+from durabledbm._log.records import BINARY, FILE_HEADER, FileHeader
 from durabledbm.changelog import Change, ChangeLog, Commit, Span, Tail
 from durabledbm.errors import BusyError, ClosedError, CorruptionError, error
-from durabledbm.records import BINARY, FILE_HEADER, FileHeader
 
 IDENTITY = b"0123456789abcdef"
 HEADER, RECORD = 60, 22  # bytes in front of a binary file's records, and in front of a record's key
@@ -765,7 +766,7 @@ def test_large_values_and_long_damage_are_read_in_pieces(place: Path) -> None:
 
 def test_a_synced_record_proves_rot_wherever_the_pieces_that_are_searched_begin_and_end(place: Path) -> None:
     for before_the_cut in (0, 1, RECORD - 1, RECORD):
-        size = _logfiles._CHUNK + 1 - before_the_cut - RECORD - 1
+        size = log_files._CHUNK + 1 - before_the_cut - RECORD - 1
         with ChangeLog(fill(place, {}), volume=WatchedVolume()) as log:
             log.put("a", b"\x00" * size)
             log.put("b", "2")

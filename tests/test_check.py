@@ -15,8 +15,8 @@ from durabledbm._engine.meta import META_SIZE, Meta, encode_meta
 from durabledbm._engine.node import Overflow
 from durabledbm._engine.page import BRANCH, LEAF, REF, SPACE, seal
 from durabledbm._engine.writer import Writer
-from durabledbm.check import Problem
 from durabledbm.database import open_on
+from durabledbm.maintenance.check import Problem
 
 
 class Forger(Engine):

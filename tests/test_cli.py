@@ -31,11 +31,11 @@ from hypothesis import strategies as st
 from systems import TELLS_HOLDERS, WINDOWS, only_posix
 
 import durabledbm
-import durabledbm.inspect
+import durabledbm.maintenance.inspect
 import durabledbm.shelve
-from durabledbm._text import OutputError, columns, escape, printable, unescape
 from durabledbm.cli.app import GROUPS, all_commands, find, main
 from durabledbm.cli.reference import markdown
+from durabledbm.cli.text import OutputError, columns, escape, printable, unescape
 
 ROOT = Path(__file__).parent.parent
 
@@ -628,7 +628,7 @@ def test_salvage_saves_what_is_readable_and_says_if_something_is_not(run: Run, l
     assert result.status == 0
     assert "1,000 entries saved" in result.err
     assert content(whole) == entries
-    leaf = next(run.page_id for run in durabledbm.inspect.inspect(large).runs if run.kind == "leaf")
+    leaf = next(run.page_id for run in durabledbm.maintenance.inspect.inspect(large).runs if run.kind == "leaf")
     damage(large, leaf)
     before = Path(large).read_bytes()
     result = run("salvage", large, part)
@@ -1372,5 +1372,5 @@ def test_importing_durabledbm_imports_neither_the_command_line_nor_what_it_needs
     code = "import sys, durabledbm; print(*sorted(sys.modules))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, env=environment()).stdout
     modules = set(out.decode().split())
-    unwanted = {"durabledbm.cli", "durabledbm.tour", "durabledbm.inspect", "tqdm", "dbm", "shelve", "pickle"}
+    unwanted = {"durabledbm.cli", "durabledbm.maintenance.inspect", "tqdm", "dbm", "shelve", "pickle"}
     assert not modules & unwanted

@@ -24,10 +24,10 @@ import durabledbm
 import durabledbm.cli.opening
 from durabledbm._engine.locks import _seconds
 from durabledbm._engine.native import FileDisk
-from durabledbm._text import beginning, columns, shorten
 from durabledbm.cli.app import all_commands, main
 from durabledbm.cli.command import help_width
 from durabledbm.cli.faults import explain
+from durabledbm.cli.text import beginning, columns, shorten
 
 ROOT = Path(__file__).parent.parent
 

@@ -20,8 +20,8 @@ from crew import Crew, wait_until
 
 import durabledbm
 from durabledbm import BusyError, ClosedError, Database, Transaction, error
-from durabledbm._caller import Caller
 from durabledbm._engine.group import Group
+from durabledbm._process.caller_context import CallerContext
 
 PATIENCE = 60
 SEEDS = range(12)
@@ -350,9 +350,9 @@ def test_the_loop_of_trio_is_an_event_loop(monkeypatch: pytest.MonkeyPatch) -> N
     trio = types.ModuleType("trio")
     trio.lowlevel = types.SimpleNamespace(current_trio_token=current_trio_token)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "trio", trio)
-    assert not request().run(Caller).is_stuck()
+    assert not request().run(CallerContext).is_stuck()
     token.append(Token())
-    caller = request().run(Caller)
+    caller = request().run(CallerContext)
     assert caller.is_stuck()
     assert not caller.is_me()
     token[0] = Token()

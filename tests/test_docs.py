@@ -143,7 +143,7 @@ def test_every_example_of_the_command_line_runs(
 
 
 def test_the_reference_of_the_python_interface_is_what_the_docstrings_say() -> None:
-    assert make_reference.PAGE.read_text("utf-8") == make_reference.markdown(), "python tests/make_reference.py"
+    assert make_reference.PAGE.read_text("utf-8") == make_reference.markdown(), "python tests/support/make_reference.py"
     assert make_reference.undocumented() == []
 
 

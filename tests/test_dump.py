@@ -20,9 +20,9 @@ from systems import HAS_SYMLINKS, needs_mode, needs_pipe_files
 from test_attach import write_at_random
 
 import durabledbm
-from durabledbm import _streams
-from durabledbm._until import parse_until
+from durabledbm._log import streams
 from durabledbm.changelog import Change, ChangeLog, Commit
+from durabledbm.cli.point_in_time import parse_until
 from durabledbm.dump import Loaded, dump, load
 from durabledbm.errors import error
 from durabledbm.restore import restore
@@ -174,7 +174,7 @@ def test_a_named_pipe_is_read_if_somebody_writes_to_it(
 def test_nobody_waits_for_a_pipe_that_nobody_writes_to(
     other: durabledbm.Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_streams, "_PATIENCE", 0.05)
+    monkeypatch.setattr(streams, "_PATIENCE", 0.05)
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(error, match="a pipe that nobody writes to"):
         load(tmp_path / "pipe", other)

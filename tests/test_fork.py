@@ -234,7 +234,7 @@ def test_the_end_of_a_child_leaves_the_parent_its_writer_lock(
             # Nothing of the parent's is the child's business: it waits for nobody.
             db.close()
         elif how == "by the interpreter":
-            durabledbm.lifetime._at_exit()
+            durabledbm._process.handles._at_exit()
 
     db.sync()
     with durabledbm.open(db_path, "w", timeout=0) as other, db.transaction():

@@ -19,11 +19,11 @@ import pytest
 from crc32c import crc32c
 
 import durabledbm
-from durabledbm import check
 from durabledbm._engine import creation, locks, meta, node, page
 from durabledbm._engine.meta import META_AREA, META_SIZE, Meta, decode_meta, encode_meta
 from durabledbm._engine.node import Overflow
 from durabledbm._engine.page import BRANCH, LEAF, NO_REF, REF, seal
+from durabledbm.maintenance import check
 
 ROOT = Path(__file__).parent.parent
 DOCUMENT = (ROOT / "docs" / "format.md").read_text("utf-8")

@@ -15,8 +15,9 @@ def test_files_with_right_checksums_that_a_fuzzer_draws_are_survived(tmp_path: P
     pytest.importorskip("atheris")
     seconds = os.environ.get("DURABLEDBM_FUZZ_SECONDS", "300")
     result = subprocess.run(
-        [sys.executable, str(Path(__file__).parent / "fuzz.py"), f"-max_total_time={seconds}", "-timeout=20",
-         "-rss_limit_mb=2048", "-len_control=0", "-max_len=400", f"-artifact_prefix={tmp_path}/", str(tmp_path)],
+        [sys.executable, str(Path(__file__).parent / "support" / "fuzz.py"),
+         f"-max_total_time={seconds}", "-timeout=20", "-rss_limit_mb=2048", "-len_control=0", "-max_len=400",
+         f"-artifact_prefix={tmp_path}/", str(tmp_path)],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr[-4000:]

@@ -15,13 +15,13 @@ from damage import claiming, forge, images, runs
 
 import durabledbm
 from durabledbm._engine.page import HEADER
-from durabledbm._picture.html import html
-from durabledbm._picture.layout import cells_of, totals_of
-from durabledbm._picture.palette import KINDS as LOOKS
-from durabledbm._picture.svg import svg
-from durabledbm._picture.terminal import draw
 from durabledbm.cli.app import main
-from durabledbm.inspect import KINDS, FileMap, inspect
+from durabledbm.cli.pictures.html import html
+from durabledbm.cli.pictures.layout import cells_of, totals_of
+from durabledbm.cli.pictures.palette import KINDS as LOOKS
+from durabledbm.cli.pictures.svg import svg
+from durabledbm.cli.pictures.terminal import draw
+from durabledbm.maintenance.inspect import KINDS, FileMap, inspect
 
 IN_TREE = ("leaf", "branch", "overflow")
 
@@ -500,8 +500,8 @@ def test_the_html_holds_every_page(path: str) -> None:
 
 
 def test_a_large_file_has_several_pages_to_a_square(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("durabledbm._picture.html._CELLS_MAX", 50)
-    monkeypatch.setattr("durabledbm._picture.svg._CELLS_MAX", 50)
+    monkeypatch.setattr("durabledbm.cli.pictures.html._CELLS_MAX", 50)
+    monkeypatch.setattr("durabledbm.cli.pictures.svg._CELLS_MAX", 50)
     picture = inspect(path)
     data = json.loads(html(picture).split('type="application/json">')[1].split("</script>")[0])
     assert data["unit"] > 1

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from durabledbm import _children
-from durabledbm._children import environment, options_from_parent
-from durabledbm._children.sitecustomize import VARIABLE, announce
+from durabledbm._process import children
+from durabledbm._process.children import environment, options_from_parent
+from durabledbm._process.children.sitecustomize import VARIABLE, announce
 from durabledbm.cli.app import main
 from durabledbm.stdlib import inherit, install, uninstall, whichdb
 
@@ -198,16 +198,16 @@ def test_the_environments_own_sitecustomize_is_imported_as_well(
 )
 def test_a_child_that_has_no_durabledbm_takes_the_parents_or_warns(tmp_path: Path) -> None:
     """As the interpreter of another environment, started from this one."""
-    copied = tmp_path / "elsewhere" / "durabledbm" / "_children"
+    copied = tmp_path / "elsewhere" / "durabledbm" / "_process" / "children"
     copied.mkdir(parents=True)
     for name in ("__init__.py", "sitecustomize.py"):
-        shutil.copy(ROOT / "durabledbm" / "_children" / name, copied)
+        shutil.copy(ROOT / "durabledbm" / "_process" / "children" / name, copied)
     env = {**environment({}), "PYTHONPATH": str(copied), "PYTHONWARNINGS": "default"}
     assert child(tmp_path / "file", env=env) == ""
     assert kind(tmp_path / "file") == "durabledbm"
     told = json.loads(env[VARIABLE])
-    (copied.parent / "stdlib.py").write_text("no syntax of this Python\n")
-    elsewhere = str(copied.parent.parent)
+    (copied.parents[1] / "stdlib.py").write_text("no syntax of this Python\n")
+    elsewhere = str(copied.parents[2])
     for change in ({"python": "cpython-27"}, {"path": [str(tmp_path)]}, {"path": 3}, {"path": [elsewhere]}):
         env[VARIABLE] = json.dumps({**told, **change})
         said = child(tmp_path / "file", env=env)
@@ -361,7 +361,7 @@ def test_exec_refuses_what_would_make_python_ignore_it(words: str, capsys: pytes
 
 
 def test_exec_from_a_directory_that_cannot_stand_in_a_path_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_children, "_FILE", f"/a{os.pathsep}b/sitecustomize.py")
+    monkeypatch.setattr(children, "_FILE", f"/a{os.pathsep}b/sitecustomize.py")
     with pytest.raises(ValueError, match="PYTHONPATH"):
         environment({})
 

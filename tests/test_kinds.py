@@ -22,9 +22,10 @@ import pytest
 from make_old import DATA
 
 import durabledbm
-from durabledbm import _kinds, shelve
+from durabledbm import shelve
 from durabledbm._engine.native import FileVolume
-from durabledbm._kinds import beside, kind_of, located, shell_word
+from durabledbm._foreign import kinds
+from durabledbm._foreign.kinds import beside, kind_of, located, shell_word
 from durabledbm.changelog import ChangeLog
 from durabledbm.dump import dump
 
@@ -331,7 +332,7 @@ def test_no_file_is_looked_for_beside_a_database_that_is_there(
 ) -> None:
     with durabledbm.open(db_path, "c") as db:
         db["k"] = "v"
-    monkeypatch.setattr(_kinds, "_read", lambda *_: pytest.fail("a file was looked for"))
+    monkeypatch.setattr(kinds, "_read", lambda *_: pytest.fail("a file was looked for"))
     for flag in ("r", "w", "c", "n"):
         durabledbm.open(db_path, flag).close()
 

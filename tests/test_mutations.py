@@ -197,14 +197,14 @@ MUTATIONS = {
         MOMENT.format(mode="full", operation="snapshot"),
     ),
     "believe that every block ends": Mutation(
-        "transaction.py", "        if transaction._root_ is None:\n            transaction._statement", "        if False:\n            transaction._statement", BLOCK,  # noqa: E501
+        "transaction.py", "        if transaction._context is None:\n            transaction._statement", "        if False:\n            transaction._statement", BLOCK,  # noqa: E501
     ),
 }  # fmt: skip
 
 
 def verdict(package: Path, probe: str) -> subprocess.CompletedProcess[str]:
     """Run the probe on a copy of the package."""
-    code = f"import sys; sys.path[:0] = [{str(package)!r}, {str(TESTS)!r}]\n{probe}"
+    code = f"import sys; sys.path[:0] = [{str(package)!r}, {str(TESTS)!r}, {str(TESTS / 'support')!r}]\n{probe}"
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from durabledbm import progress
-from durabledbm.progress import duration, quantity, shown
+from durabledbm.cli import progress
+from durabledbm.cli.progress import duration, quantity, shown
 
 
 class Terminal(io.StringIO):

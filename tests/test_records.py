@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from durabledbm import records
-from durabledbm.errors import CorruptionError, error
-from durabledbm.records import (
+from durabledbm._log import records
+from durabledbm._log.records import (
     BINARY,
     COMMIT,
     COMMIT_FIELDS,
@@ -33,6 +32,7 @@ from durabledbm.records import (
     Record,
     TextDecoder,
 )
+from durabledbm.errors import CorruptionError, error
 
 FORMAT = Path(__file__).parent.parent / "docs" / "changelog-format.md"
 

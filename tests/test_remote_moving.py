@@ -22,8 +22,8 @@ from durabledbm import BusyError, CorruptionError, error, remote
 from durabledbm.changelog import ChangeLog, Commit
 from durabledbm.cli.app import main
 from durabledbm.dump import dump, load
-from durabledbm.mirror import Mirror
 from durabledbm.remote import ConnectionLostError
+from durabledbm.remote.mirror import Mirror
 
 
 @pytest.fixture(params=["postgres", "redis"])

@@ -17,10 +17,11 @@ from simdisk import SimVolume
 from test_interrupts import Interrupter, raise_interrupt, traced
 
 import durabledbm
-from durabledbm import BusyError, ClosedError, _parallel, error
-from durabledbm._manifest import place
+from durabledbm import BusyError, ClosedError, error
 from durabledbm.database import open_on
 from durabledbm.sharded import ShardedDatabase, open_sharded
+from durabledbm.sharded import threads as shard_threads
+from durabledbm.sharded.manifest import place
 
 pytestmark = pytest.mark.no_cover  # these tests trace themselves
 
@@ -37,7 +38,7 @@ def _interrupts_of_finalizers_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.fixture(autouse=True)
 def _threads_do_not_wait_for_work_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     """One of which an interrupt has left nobody to know ends when it has had nothing to do for a while."""
-    monkeypatch.setattr(_parallel, "_IDLE", 0.1)
+    monkeypatch.setattr(shard_threads, "_IDLE", 0.1)
 
 
 @pytest.fixture(autouse=True)

@@ -26,11 +26,11 @@ from systems import KILL, WINDOWS, needs_fork, needs_immediate_removal, needs_mo
 
 import durabledbm
 import durabledbm.shelve
-from durabledbm import _manifest
-from durabledbm._manifest import place
 from durabledbm.errors import BusyError, ClosedError, CorruptionError, ReadOnlyError, error
 from durabledbm.reshard import reshard
 from durabledbm.sharded import ShardedDatabase, open_sharded
+from durabledbm.sharded import manifest as shards_manifest
+from durabledbm.sharded.manifest import place
 
 ENTRIES = {b"key %d" % number: b"value %d" % number for number in range(500)}
 
@@ -444,11 +444,11 @@ def test_a_manifest_that_is_damaged_or_unknown_is_an_error(directory: str, writt
 def test_a_manifest_that_cannot_be_read_or_written_is_an_error_that_names_it(tmp_path: Path) -> None:
     name = tmp_path / "durabledbm.shards"
     with pytest.raises(error) as caught:
-        _manifest.write(str(tmp_path / "missing"), 3)
+        shards_manifest.write(str(tmp_path / "missing"), 3)
     assert (caught.value.errno, caught.value.filename) == (2, str(tmp_path / "missing" / "durabledbm.shards"))
     name.mkdir()
     with pytest.raises(error) as caught:
-        _manifest.read(str(tmp_path))
+        shards_manifest.read(str(tmp_path))
     assert caught.value.filename == str(name)
     assert not isinstance(caught.value, CorruptionError)
 
@@ -465,10 +465,10 @@ def test_where_there_are_no_links_the_manifest_gets_its_name_all_the_same(
     for shards in (2, 3):
         (tmp_path / f"shard-0000-of-{shards:04}").touch()
     if faster:
-        _manifest.write(str(tmp_path), 3)
+        shards_manifest.write(str(tmp_path), 3)
     monkeypatch.setattr(os, "link", refuse)
-    _manifest.write(str(tmp_path), 2)
-    assert _manifest.read(str(tmp_path)) == (3 if faster else 2)
+    shards_manifest.write(str(tmp_path), 2)
+    assert shards_manifest.read(str(tmp_path)) == (3 if faster else 2)
     assert len(os.listdir(tmp_path)) == 3, "no temporary file is left"
 
 

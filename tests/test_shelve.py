@@ -36,8 +36,9 @@ from crew import Crew
 from systems import WINDOWS
 
 import durabledbm
-from durabledbm import _writeback, shelve
-from durabledbm._writeback import WriteBackCache, is_held
+from durabledbm import shelve
+from durabledbm.shelve import writeback as writeback_module
+from durabledbm.shelve.writeback import WriteBackCache, is_held
 
 
 @dataclasses.dataclass
@@ -915,13 +916,13 @@ def test_what_a_thread_hands_on_while_references_are_counted_is_noticed(monkeypa
     """
     cache: dict[str, Any] = {"cart": {}}
     held: list[Any] = [cache["cart"]]
-    any_held = _writeback._any_held
+    any_held = writeback_module._any_held
 
     def count_later(parts: list[Any], inside: dict[int, int]) -> bool:
         held[0] = held[0].setdefault("items", [])
         return any_held(parts, inside)
 
-    monkeypatch.setattr(_writeback, "_any_held", count_later)
+    monkeypatch.setattr(writeback_module, "_any_held", count_later)
     assert is_held(cache, "cart")
     monkeypatch.undo()
     assert is_held(cache, "cart")

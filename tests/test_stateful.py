@@ -560,7 +560,7 @@ class TestStateful(Store.TestCase):  # type: ignore[misc, name-defined]
     """The same search at every run: a failure here is a failure everywhere."""
 
     settings = settings(
-        max_examples=100,
+        max_examples=40,
         stateful_step_count=50,
         deadline=None,
         derandomize=True,

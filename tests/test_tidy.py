@@ -18,7 +18,7 @@ LINES_OF_A_FILE = 600
 LINES_OF_A_FUNCTION = 60
 
 LAYERS = """
-errors  progress  _caller  _parallel  _engine.checksum  _engine.patience
+errors  _messages  _files.arguments  _process.caller_context  sharded.threads  _engine.checksum  _engine.patience
 _engine.cells  _engine.page  _engine.rows  _engine.observer  _engine.freepages  _engine.disk  _engine.pageset
 _engine.longruns  _engine.meta  _engine.node  _engine.space  _engine.locks  _engine.posix  _engine.windows
 _engine.draft  _engine.outside  _engine.pager  _engine.pins  _engine.recovery  _engine.kernel32
@@ -33,27 +33,22 @@ _engine.flusher
 _engine.pipes
 _engine.deferred  _engine.group
 _engine.pipeline
-_words
-_children.*  _sorting  _filemap  _readers.*  _shelfparts  _tempfiles  _text  _until  _writeback
-mapping  records
-lifetime  _blocks  _folding  _logfiles
-_logwriter  _pages  _manifest  _streams  remote.*
-_kinds
-_builder
-_treediff
-_survey  snapshot  check  reorganize  stats  transaction  backup
-attach  inspect  _picture.*
-changelog  upkeep
-handle
-database
-_shardparts  stdlib  salvage
-__init__
-dump
-restore  _foreign  sharded  shelve
-migration  reshard
+mapping  _process.handles  _process.children.*  _transaction_context  shelve.lock  shelve.writeback
+_files.builder  _files.intact_pages  _files.sorting  _files.temporary  _files.tree_diff
+_files.publish  _log.records  _log.overlay
+_log.files  _foreign.kinds  _foreign.file
+_log.writer  _log.streams  _foreign.berkeley  _foreign.dumb  _foreign.gnu  _foreign.lmdb
+_files.opening  _foreign.sources
+snapshot  transaction  maintenance.check  maintenance.reorganize  maintenance.stats  maintenance.backup
+attach  maintenance.file_map
+changelog  maintenance.survey
+database  maintenance.inspect
+sharded.manifest  salvage  stdlib  remote.*
+sharded.views
+dump  sharded  shelve
+restore  migration  reshard
 export
-mirror
-tour.*
+__init__
 cli.*
 __main__
 """
@@ -88,11 +83,7 @@ SYSTEM_MODULES = {
 
 PICTURES = {
     "errors": "the tree of exceptions is drawn",
-    "_picture.*": "it draws",
-    "_text": "what is printed for people",
     "cli.*": "what it prints for people",
-    "tour.*": "what it prints for people",
-    "progress": "what it prints for people",
 }
 """Modules with characters beyond ASCII, and why."""
 
@@ -102,9 +93,8 @@ OPEN_TO_ALL = {
 """Modules of the engine that others may use: files and their names, what a file says of itself, and checksums."""
 
 LOOKS_INTO_THE_ENGINE = """
-_blocks  _builder  _foreign  _pages  _picture.*  _shelfparts  _survey  _treediff  attach  backup  check  database
-handle  inspect  lifetime  migration
-reorganize  salvage  sharded  snapshot  stats  stdlib  transaction  upkeep
+_files.*  _foreign.kinds  _process.handles  _transaction_context  attach  changelog  database  maintenance.*  migration
+salvage  sharded  shelve.lock  snapshot  transaction
 """
 """Modules above the engine that may import the rest of it."""
 
@@ -142,12 +132,12 @@ def row_of(module: str) -> int | None:
     return None
 
 
-def statements(module: str) -> Iterator[ast.Import | ast.ImportFrom]:
-    """The imports that are carried out: not those for type checkers alone."""
+def statements(module: str, *, types: bool = True) -> Iterator[ast.Import | ast.ImportFrom]:
+    """All imports, also those inside functions. Without `types` those for type checkers alone are left out."""
 
     def below(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
         for child in ast.iter_child_nodes(node):
-            if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+            if not types and isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
                 continue
             if isinstance(child, (ast.Import, ast.ImportFrom)):
                 yield child
@@ -158,7 +148,7 @@ def statements(module: str) -> Iterator[ast.Import | ast.ImportFrom]:
 
 @cache
 def imported(module: str) -> frozenset[str]:
-    """The modules of the package that a module imports."""
+    """The modules of the package that a module imports, if only for their types."""
     package = list(MODULES[module].relative_to(PACKAGE).parent.parts)
     result = set()
     for statement in statements(module):
@@ -176,7 +166,7 @@ def imported(module: str) -> frozenset[str]:
 def foreign(module: str) -> frozenset[str]:
     """The modules of others that a module imports, by their first name."""
     result = set()
-    for statement in statements(module):
+    for statement in statements(module, types=False):
         if isinstance(statement, ast.Import):
             result |= {alias.name.split(".")[0] for alias in statement.names}
         elif not statement.level and statement.module:
@@ -184,11 +174,16 @@ def foreign(module: str) -> frozenset[str]:
     return frozenset(result)
 
 
+def is_empty(module: str) -> bool:
+    """Whether it is the docstring of a folder and nothing more."""
+    return not imported(module) and not has_code(module)
+
+
 # -- layers --------------------------------------------------------------------------------------------------------
 
 
 def test_every_module_has_a_layer() -> None:
-    assert [module for module in MODULES if row_of(module) is None and module != "_engine"] == []
+    assert [module for module in MODULES if row_of(module) is None and not is_empty(module)] == []
 
 
 def test_every_layer_has_its_modules() -> None:
@@ -200,7 +195,6 @@ def test_every_layer_has_its_modules() -> None:
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_go_down(module: str) -> None:
     row = row_of(module)
-    assert row is not None or module == "_engine"
     wrong = []
     for other in imported(module):
         other_row = row_of(other)
@@ -210,14 +204,31 @@ def test_imports_go_down(module: str) -> None:
     assert wrong == []
 
 
-def test_no_module_imports_itself_by_way_of_others() -> None:
-    done: set[str] = set()
-    left = set(MODULES)
-    while left:
-        ready = {module for module in left if imported(module) <= done}
-        assert ready, f"in a circle: {sorted(left)}"
-        done |= ready
+def in_circles(imports: dict[str, frozenset[str]]) -> list[str]:
+    """The modules that import themselves by way of others, and those that import such modules."""
+    left = set(imports)
+    while ready := {module for module in left if not imports[module] & left}:
         left -= ready
+    return sorted(left)
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    assert in_circles({module: imported(module) for module in MODULES}) == []
+    assert in_circles({"a": frozenset({"b"}), "b": frozenset({"a"}), "c": frozenset()}) == ["a", "b"]
+
+
+def test_the_benchmark_has_no_circles() -> None:
+    paths = {path.stem: path for path in (ROOT / "compat" / "bench").glob("*.py")}
+    imports = {}
+    for name, path in paths.items():
+        found = {
+            name
+            for node in ast.walk(ast.parse(path.read_text("utf-8")))
+            if isinstance(node, ast.ImportFrom) and node.level == 1
+            for name in ([node.module] if node.module else [alias.name for alias in node.names])
+        }
+        imports[name] = frozenset(found & paths.keys()) - {name}
+    assert in_circles(imports) == []
 
 
 @pytest.mark.parametrize("module", [module for module in MODULES if module.startswith("_engine.")])
@@ -394,7 +405,7 @@ def test_the_tests_that_the_documents_name_exist() -> None:
 
 def test_the_workloads_that_show_the_steps_of_a_commit_exist() -> None:
     table = (ROOT / "docs" / "durability.md").read_text("utf-8").split("step by step")[1].split("\n\n")[1]
-    crashes = (ROOT / "tests" / "crashes.py").read_text("utf-8")
+    crashes = (ROOT / "tests" / "support" / "crashes.py").read_text("utf-8")
     named = [name for row in table.splitlines()[2:] for name in re.findall(r"`([a-z_]+)`", row.split("|")[4])]
     assert len(named) > 5
     assert [name for name in named if f"def {name}(" not in crashes and name != "full"] == []

@@ -11,11 +11,11 @@ import pytest
 
 import durabledbm
 from durabledbm.cli.app import main
-from durabledbm.tour import killing, tour
-from durabledbm.tour.rivals import default_backend, in_memory, on_disk, sources
-from durabledbm.tour.speed import contenders, measure
-from durabledbm.tour.stage import Stage, speed_of
-from durabledbm.tour.steps import Visit, _told, kill
+from durabledbm.cli.tour import killing, tour
+from durabledbm.cli.tour.rivals import default_backend, in_memory, on_disk, sources
+from durabledbm.cli.tour.speed import contenders, measure
+from durabledbm.cli.tour.stage import Stage, speed_of
+from durabledbm.cli.tour.steps import Tour, _told, kill
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +24,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     directory = tmp_path / "temporary"
     directory.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(directory))
-    monkeypatch.setattr("durabledbm.tour.speed._COUNT", 500)
+    monkeypatch.setattr("durabledbm.cli.tour.speed._COUNT", 500)
     return directory
 
 
@@ -101,12 +101,12 @@ def test_a_loss_of_ours_makes_the_tour_fail(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]
 ) -> None:
     lost = killing.Aftermath(100, 1, 2, "")
-    monkeypatch.setattr("durabledbm.tour.steps.kill_while_writing", lambda *args, **options: lost)
+    monkeypatch.setattr("durabledbm.cli.tour.steps.kill_while_writing", lambda *args, **options: lost)
     durabledbm.open(tmp_path / "killed.db", "c").close()
-    visit = Visit(Stage(colour=False, width=80), str(tmp_path), {}, "dbm.dumb", 0.01)
-    kill(visit)
-    assert visit.failures
-    visit.stage.end(visit.failures, kept=None, path=visit.path)
+    tour = Tour(Stage(colour=False, width=80), str(tmp_path), {}, "dbm.dumb", 0.01)
+    kill(tour)
+    assert tour.failures
+    tour.stage.end(tour.failures, kept=None, path=tour.path)
     shown = capsysbinary.readouterr().out.decode()
     assert "Not as it should be: after a kill: 5 missing, 10 wrong" in shown
     assert "found as they should be" not in shown

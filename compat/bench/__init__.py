@@ -6,7 +6,8 @@ Run it with `python -m compat.bench --help` from the root of the repository. Rea
 `stores`       the adapter interface; one class per store in `stores_own`, `stores_limits` (what machine and
                Python allow), `stores_dbm`, `stores_sqlite`, `stores_lmdb`, `stores_log`
 `timing`       what a workload is handed: opened stores, bounded timing, warming, checks, memory
-`workloads`    the registry; the functions are in `workloads_read`, `workloads_write` and `parallel`
+`workloads`    what a workload is; the functions are in `workloads_read`, `workloads_write` and `parallel`
+`catalogue`    all stores and all workloads
 `worker`       the process that runs one (store, workload) once and prints one line of JSON
 `interpreters` which Python can run which store (dbm.gnu and dbm.sqlite3 are not in every build)
 `runner`       prepares data sets once, starts workers in interleaved rounds, bounds everything in time

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from . import report, syncs
+from .catalogue import all_stores, all_workloads
 from .data import SCALES, Scale
 from .interpreters import Interpreter, find, variable
 from .runner import Bench, Options, titled
-from .stores import registry
-from .workloads import all_workloads
 
 _DESCRIPTION = "Measure durabledbm, its peers and the limits of the machine side by side."
 _EPILOG = f"""\
@@ -32,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = _parser()
     given = sys.argv[1:] if arguments is None else arguments
     options = parser.parse_args(given)
-    stores = _chosen(parser, "store", options.store, list(registry()))
+    stores = _chosen(parser, "store", options.store, list(all_stores()))
     workloads = _chosen(parser, "workload", options.workload, list(all_workloads()))
     if options.list:
         return _list(stores, workloads, SCALES["quick" if options.quick else "full"])
@@ -97,7 +96,7 @@ def _list(stores: list[str], workloads: list[str], scale: Scale) -> int:
     for name in stores:
         answer = find(name)
         if isinstance(answer, Interpreter):
-            print(f"{name:20} {answer.version or '-':28} Python {answer.python:8} {registry()[name].note}")
+            print(f"{name:20} {answer.version or '-':28} Python {answer.python:8} {all_stores()[name].note}")
         else:
             print(f"{name:20} MISSING: {answer}")
     print()

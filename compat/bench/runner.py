@@ -19,10 +19,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from . import machine
+from .catalogue import all_stores, all_workloads
 from .data import SCALES, Scale, datasets
 from .interpreters import ROOT, WORKER, Interpreter, environment, find, last_line
-from .stores import Store, registry, sync_tree
-from .workloads import Workload, all_workloads
+from .stores import Store, sync_tree
+from .workloads import Workload
 
 _RUN_TIMEOUT = 180
 _PREPARE_TIMEOUT = 1200
@@ -54,7 +55,7 @@ class Bench:
         self.options = options
         self.scale = SCALES[options.scale]
         self.datasets = datasets(self.scale)
-        self.classes = registry()
+        self.classes = all_stores()
         self.workloads = all_workloads()
         self.found: dict[str, Interpreter] = {}
         self.missing: dict[str, str] = {}

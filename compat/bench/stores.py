@@ -1,4 +1,4 @@
-"""What the benchmark asks of a store: the adapter interface and the registry of adapters.
+"""What the benchmark asks of a store: the interface of its adapter.
 
 One class per store. An adapter says in words how it is durable and how it is relaxed, which capabilities it
 lacks and why, and offers each operation in the idiom that the store's own documentation recommends. What it
@@ -206,14 +206,6 @@ def disk_bytes(directory: str) -> int:
     for parent, _, names in os.walk(directory):
         total += sum(os.stat(os.path.join(parent, name)).st_blocks * 512 for name in names)
     return total
-
-
-def registry() -> dict[str, type[Store]]:
-    """All adapters by name, in the order of the tables."""
-    from . import stores_dbm, stores_limits, stores_lmdb, stores_log, stores_own, stores_sqlite
-
-    modules = (stores_own, stores_limits, stores_dbm, stores_sqlite, stores_lmdb, stores_log)
-    return {store.name: store for module in modules for store in module.STORES}
 
 
 def can(store: type[Store], capability: str) -> str | None:

@@ -16,9 +16,8 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable
 
+from .catalogue import all_stores, all_workloads
 from .interpreters import ROOT, WORKER, Interpreter, environment, find, last_line
-from .stores import registry
-from .workloads import all_workloads
 
 _PUTS = 100
 _CALLS = "fsync,fdatasync,sync_file_range,syncfs,msync,openat,open,write,pwrite64,writev,pwritev,pwritev2"
@@ -43,7 +42,7 @@ def table(stores: Iterable[str], directory: str | None) -> str:
         "|" + " --- |" * (len(columns) + 1),
     ]
     for name in stores:
-        if single_put.why_not(registry()[name], 0) is not None:
+        if single_put.why_not(all_stores()[name], 0) is not None:
             continue
         answer = find(name)
         if isinstance(answer, str):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from .stores import Store, registry
+from .catalogue import all_stores
+from .stores import Store
 
 OWN = "durabledbm"
 
@@ -27,7 +28,7 @@ class Target:
 
 def targets() -> list[Target]:
     """All targets, in the order in which they were set."""
-    stores = registry()
+    stores = all_stores()
     peers = {name: store for name, store in stores.items() if not store.traits & {"own", "limit"}}
     durable = _names(peers, lambda store: bool(store.durable))
     group = tuple(name for name in durable if name != "plyvel")

@@ -13,17 +13,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from .catalogue import all_stores, all_workloads
 from .data import SCALES, Dataset, datasets, pairs, record_of, shelf_key, value_of
-from .stores import DURABLE, RELAXED, Store, registry, sync_tree
+from .stores import DURABLE, RELAXED, Store, sync_tree
 from .timing import Run
-from .workloads import all_workloads
 
 Spec = dict[str, Any]
 
 
 def describe(spec: Spec) -> dict[str, Any]:
     """Whether this interpreter can run the store, and in which version."""
-    store = registry()[spec["store"]]("")
+    store = all_stores()[spec["store"]]("")
     store.import_library()
     return {"version": store.version(), "python": platform.python_version()}
 
@@ -67,7 +67,7 @@ def puts(spec: Spec) -> dict[str, Any]:
 
 def _store(spec: Spec) -> Store:
     dataset = _dataset(spec)
-    store = registry()[spec["store"]](spec["directory"], dataset.value_size if dataset is not None else 100)
+    store = all_stores()[spec["store"]](spec["directory"], dataset.value_size if dataset is not None else 100)
     store.import_library()
     return store
 

@@ -1,4 +1,4 @@
-"""The registry of workloads: what each is called, needs and measures."""
+"""What a workload is called, needs and measures; `register` enters it in `WORKLOADS`."""
 
 from __future__ import annotations
 
@@ -57,12 +57,3 @@ def register(name: str, group: str, title: str, run: Callable[[Run], Result], ne
     assert group in GROUPS
     assert name not in WORKLOADS
     WORKLOADS[name] = Workload(name, group, title, needs, run, **more)
-
-
-def all_workloads() -> dict[str, Workload]:
-    """All workloads by name, in the order of the tables."""
-    from . import workloads_read, workloads_write
-
-    assert workloads_read, workloads_write
-    order = list(GROUPS)
-    return dict(sorted(WORKLOADS.items(), key=lambda item: order.index(item[1].group)))

@@ -359,8 +359,12 @@ class Committer:
         return self._finish(state, meta, sync=sync)
 
     def _finish(self, state: State, meta: Meta, *, sync: bool) -> State:
-        durable = state.meta.txid <= self.durable_txid
-        slot = 1 - state.slot if durable else state.slot
+        if sync and state.meta.txid > self.durable_txid:
+            # Until the sync is through, readers take the last durable commit for the newest. So that must be the one
+            # before, which was acknowledged, and not an older one.
+            self.sync()
+            self._set_durable(state.meta)
+        slot = 1 - state.slot if state.meta.txid <= self.durable_txid else state.slot
         meta = meta._replace(
             txid=state.meta.txid + 1,
             steady_txid=self.durable_txid,

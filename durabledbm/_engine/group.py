@@ -214,13 +214,11 @@ class Group(Pipeline):
         flusher = self.flusher
         if flusher is None:
             self.store.commit(work, sync=self._sync)
-        elif flusher.overdue:
-            self.store.commit(work)
-            flusher.mark_flushed()
         else:
-            self.store.commit(work, sync=self._sync)
-            if not flusher.wake():
+            self.store.commit(work, sync=False)
+            if flusher.overdue or not flusher.wake():
                 self.store.harden()
+                flusher.mark_flushed()
 
     def begin(self, turn: Turn) -> Work:
         return Work.on(self.store.begin(turn, self.timeout))

@@ -50,7 +50,12 @@ def locks_work(disk: Disk) -> bool:
     with `nolock` or `local_lock`, cannot be told from good ones. Raises `BusyError` if this process's own guard is in
     the way.
     """
-    _check_guard(disk, _TEST)
+    try:
+        _check_guard(disk, _TEST)
+    except BusyError:
+        raise
+    except OSError:
+        return False  # it does not even know the question
     device = disk.identity()[0]
     if device in _proved:
         return True
@@ -187,6 +192,7 @@ class FairLock:
                 continue
             if holder.left_over():
                 holder.end()
+                self.leave(first)  # whatever became of it before: what is still first here next time is not asked again
                 continue
             if patience.over:
                 self.leave(place)

@@ -15,10 +15,10 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from .._text import OutputError
 from .command import PROGRAM, Command, help_width, wrapped
 from .console import complain
-from .faults import No, Usage, explain
+from .faults import NegativeResult, Usage, explain
+from .text import OutputError
 
 __all__ = ["CTRL_C", "GROUPS", "NO_READER", "all_commands", "find", "main", "overview"]
 
@@ -97,9 +97,9 @@ def _dispatch(arguments: list[str]) -> int:
         if debug or args.debug:
             traceback.print_exc()
         text = explain(exc, command.name, [] if isinstance(exc, Usage) else _names(args))
-        if not isinstance(exc, No) or str(exc):
+        if not isinstance(exc, NegativeResult) or str(exc):
             complain(f"{PROGRAM} {command.name}", text)
-        return 1 if isinstance(exc, No) else 2
+        return 1 if isinstance(exc, NegativeResult) else 2
 
 
 def _names(args: argparse.Namespace) -> list[str]:

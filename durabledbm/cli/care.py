@@ -11,19 +11,19 @@ import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import open as open_database
-from .._text import OutputError, plural, printable, style, write
 from ..errors import CorruptionError, error
-from ..progress import quantity, shown
 from .command import PROGRAM, Command, Parser, file_argument, timeout_option
 from .console import complain, message
 from .faults import Usage, explain, quoted
 from .holders import Holder, holders
 from .opening import is_sharded, open_store, size_of
+from .progress import quantity, shown
+from .text import OutputError, plural, printable, style, write
 from .values import looks_pickled
 
 if TYPE_CHECKING:
-    from ..handle import Database
-    from ..stats import OldestSnapshot, Stats
+    from ..database import Database
+    from ..maintenance.stats import OldestSnapshot, Stats
 
 __all__ = ["COMMANDS"]
 

@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
 from typing import Any, NamedTuple, NoReturn
 
-from .._text import terminal_width
 from .console import complain
+from .text import terminal_width
 
 __all__ = [
     "PROGRAM",

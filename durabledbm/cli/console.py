@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-from .._text import printable, style
+from .text import printable, style
 
 __all__ = ["complain", "flush", "message"]
 

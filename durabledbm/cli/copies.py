@@ -11,18 +11,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from .._text import StandardOutput, plural
-from ..progress import quantity, shown
 from .command import Command, Parser, file_argument, timeout_option
 from .console import message
 from .faults import Usage
 from .opening import is_sharded, open_remote, open_store, size_of
+from .progress import quantity, shown
 from .targets import check_directory, check_target, force_option, is_stream
+from .text import StandardOutput, plural
 
 if TYPE_CHECKING:
-    from .._until import Until
     from ..changelog import Commit
     from ..dump import Loaded
+    from .point_in_time import Until
 
 __all__ = ["COMMANDS"]
 
@@ -171,7 +171,7 @@ def _load_arguments(parser: Parser) -> None:
 
 
 def _until(text: str) -> Until:
-    from .._until import parse_until
+    from .point_in_time import parse_until
 
     try:
         return parse_until(text)
@@ -238,16 +238,15 @@ def _target(file: str) -> Iterator[str]:
         return
     from .._engine.creation import initialise
     from .._engine.native import FileVolume
-    from .._kinds import refuse_beside
-    from .._tempfiles import new_file, take_name
+    from .._files.publish import publishing
+    from .._foreign.kinds import refuse_beside
     from ..database import DEFAULT_PAGE_SIZE
 
     refuse_beside(FileVolume(), file)
     path = os.path.abspath(file)
-    with new_file(path, 0o666) as fresh:
+    with publishing(path, 0o666) as fresh:
         initialise(FileVolume(), fresh.disk, DEFAULT_PAGE_SIZE)
         yield fresh.path
-        take_name(fresh.path, path)
 
 
 def _restore(args: argparse.Namespace, until: Until) -> int:

@@ -9,7 +9,15 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
-from .._text import (
+from ..database import Database
+from ..mapping import prefix_range
+from .command import Command, Parser, file_argument, key_bytes, timeout_option
+from .console import message
+from .faults import NegativeResult, Usage
+from .opening import open_store
+from .progress import quantity
+from .targets import check_target, force_option, write_file
+from .text import (
     as_json,
     beginning,
     columns,
@@ -22,14 +30,6 @@ from .._text import (
     unescape,
     write,
 )
-from ..handle import Database
-from ..mapping import prefix_range
-from ..progress import quantity
-from .command import Command, Parser, file_argument, key_bytes, timeout_option
-from .console import message
-from .faults import No, Usage
-from .opening import open_store
-from .targets import check_target, force_option, write_file
 from .values import PICKLE_HELP, dumps, looks_pickled, pickled, warn_of_pickles
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def _get(args: argparse.Namespace) -> int:
     with open_store(args.file, "r") as db:
         value = db.get(key)
     if value is None:
-        raise No(f"there is no key '{escape(key)}'")
+        raise NegativeResult(f"there is no key '{escape(key)}'")
     if args.pickle:
         warn_of_pickles(args.file)
         data = (pickled(value, in_json=args.json) + "\n").encode("utf-8", "backslashreplace")
@@ -173,7 +173,7 @@ def _del(args: argparse.Namespace) -> int:
         named = ", ".join(f"'{escape(key)}'" for key in missing[:5])
         more = f" and {len(missing) - 5:,} more" if len(missing) > 5 else ""
         others = "; the others were deleted" if len(missing) < len(keys) else ""
-        raise No(f"there is no key {named}{more}{others}")
+        raise NegativeResult(f"there is no key {named}{more}{others}")
     return 0
 
 

@@ -9,12 +9,12 @@ import errno
 import os
 from collections.abc import Sequence
 
-from .._text import printable
-from .._words import shell_word
+from .._messages import shell_word
 from ..errors import BusyError, CorruptionError, error
 from .holders import writer
+from .text import printable
 
-__all__ = ["No", "Usage", "explain", "quoted"]
+__all__ = ["NegativeResult", "Usage", "explain", "quoted"]
 
 _NEXT = {
     errno.ENOENT: "no such file or directory",
@@ -42,7 +42,7 @@ class Usage(Exception):
     """The arguments make no sense together."""
 
 
-class No(Exception):
+class NegativeResult(Exception):
     """The answer is no: exit status 1. The text, if any, says what is not there."""
 
 
@@ -102,7 +102,7 @@ def _said(exc: BaseException, command: str, path: str | None) -> str:
     if isinstance(exc, error):
         text = str(exc)
         return _foreign(path) if text.endswith("not a durabledbm database") and path else text
-    if isinstance(exc, (Usage, No)):
+    if isinstance(exc, (Usage, NegativeResult)):
         return str(exc)
     if isinstance(exc, (ValueError, ModuleNotFoundError)):
         return str(exc) or type(exc).__name__
@@ -142,7 +142,7 @@ def _can_enter(folder: str) -> bool:
 
 def _missing(path: str, command: str) -> str:
     from .._engine.native import FileVolume
-    from .._kinds import OtherKindError, refuse_beside
+    from .._foreign.kinds import OtherKindError, refuse_beside
 
     if not path:
         return "the name of the file is empty"
@@ -160,7 +160,7 @@ def _missing(path: str, command: str) -> str:
 
 def _foreign(path: str) -> str:
     from .._engine.native import FileVolume
-    from .._kinds import foreign
+    from .._foreign.kinds import foreign
 
     known = foreign(FileVolume(), path, path)
     if isinstance(known, CorruptionError):
@@ -182,7 +182,7 @@ def _damaged(exc: CorruptionError, path: str | None) -> str:
 
 def _is_ours(path: str) -> bool:
     from .._engine.native import FileVolume
-    from .._kinds import OURS, has_our_pages, kind_of
+    from .._foreign.kinds import OURS, has_our_pages, kind_of
 
     return kind_of(FileVolume(), path) == OURS or has_our_pages(FileVolume(), path)
 

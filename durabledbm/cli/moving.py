@@ -11,15 +11,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from .._text import plural, write
 from ..errors import BusyError
-from ..progress import shown
 from .command import Command, Parser, file_argument, timeout_option
 from .opening import open_remote
+from .progress import shown
+from .text import plural, write
 
 if TYPE_CHECKING:
     from ..changelog import Commit
-    from ..mirror import Mirror
+    from ..remote.mirror import Mirror
 
 __all__ = ["COMMANDS"]
 
@@ -44,7 +44,7 @@ def _mirror_arguments(parser: Parser) -> None:
 
 
 def _mirror(args: argparse.Namespace) -> int:
-    from ..mirror import Mirror
+    from ..remote.mirror import Mirror
 
     with (
         open_remote(args.url, args.table, args.timeout) as target,

@@ -13,8 +13,7 @@ from .console import message
 from .holders import writer
 
 if TYPE_CHECKING:
-    from ..database import Flag
-    from ..handle import Database
+    from ..database import Database, Flag
     from ..remote.database import RemoteDatabase
     from ..sharded import ShardedDatabase
 
@@ -28,9 +27,9 @@ def is_sharded(file: str) -> bool:
     """Whether this is the directory of a sharded database."""
     if not os.path.isdir(file):
         return False
-    from .._manifest import NAME
+    from .._foreign.kinds import SHARDS_MANIFEST
 
-    return os.path.exists(os.path.join(file, NAME))
+    return os.path.exists(os.path.join(file, SHARDS_MANIFEST))
 
 
 @contextmanager

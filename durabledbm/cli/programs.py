@@ -9,14 +9,14 @@ import signal
 import subprocess
 import sys
 
-from .._text import escape, style, terminal_width, unescape, write
 from ..errors import error
-from ..progress import quantity, shown
 from .command import Command, Parser, file_argument, key_bytes, timeout_option
 from .console import message
-from .faults import No, Usage, quoted
+from .faults import NegativeResult, Usage, quoted
 from .opening import is_sharded
+from .progress import quantity, shown
 from .targets import check_target, force_option, write_file
+from .text import escape, style, terminal_width, unescape, write
 
 __all__ = ["COMMANDS"]
 
@@ -48,7 +48,7 @@ def _exec_arguments(parser: Parser) -> None:
 
 def _exec(args: argparse.Namespace) -> int:
     """Become `python PROGRAM ARGUMENT...`, in which `sitecustomize` of `_children` does the rest."""
-    from .._children import environment
+    from .._process.children import environment
 
     script = _script_of(args.program)
     if script is not None and not os.path.lexists(script):
@@ -129,7 +129,7 @@ def _page_range(text: str) -> tuple[int, int | None]:
 
 
 def _inspect(args: argparse.Namespace) -> int:
-    from ..inspect import inspect
+    from ..maintenance.inspect import inspect
 
     if is_sharded(args.file):
         raise Usage(f"{args.file}: is the directory of a sharded database: inspect one of its files")
@@ -143,15 +143,15 @@ def _inspect(args: argparse.Namespace) -> int:
     if start and start >= picture.page_count:
         raise Usage(f"--pages: the file has {picture.page_count:,} pages, the last is page {picture.page_count - 1:,}")
     if args.svg is not None:
-        from .._picture.svg import svg
+        from .pictures.svg import svg
 
         _save(args.svg, svg(picture, mode=args.by), args)
     if args.html is not None:
-        from .._picture.html import html
+        from .pictures.html import html
 
         _save(args.html, html(picture, mode=args.by), args)
     if args.svg is None and args.html is None:
-        from .._picture.terminal import draw
+        from .pictures.terminal import draw
 
         colour = style(args.color)
         lines = draw(
@@ -164,13 +164,13 @@ def _inspect(args: argparse.Namespace) -> int:
             for step in picture.steps:
                 write(f"  page {step.page_id:,}: {step.what}")
     if key is not None and not picture.found:
-        raise No(
+        raise NegativeResult(
             f"there is no key '{escape(key)}'"
             if not any("damaged" in step.what for step in picture.steps)
             else "the way to the key is damaged"
         )
     if picture.problems:
-        raise No(f"the file is damaged; 'durabledbm check {quoted(args.file)}' lists what is wrong with it")
+        raise NegativeResult(f"the file is damaged; 'durabledbm check {quoted(args.file)}' lists what is wrong with it")
     return 0
 
 
@@ -197,7 +197,7 @@ def _number(text: str) -> int:
 
 
 def _tour(args: argparse.Namespace) -> int:
-    from ..tour import tour
+    from .tour import tour
 
     return (
         0

@@ -10,7 +10,7 @@ import errno
 import os
 import stat
 
-from .._tempfiles import replacing
+from .._files.publish import replacing
 from ..errors import error
 from .command import Parser
 from .faults import Usage

@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from .._text import as_json, escape, printable
 from .console import complain
+from .text import as_json, escape, printable
 
 __all__ = ["PICKLE_HELP", "looks_pickled", "pickled", "warn_of_pickles"]
 

@@ -1,7 +1,7 @@
-"""Blocks of transactions: what begins and ends with them, on whatever server.
+"""Blocks of transactions on a server: what happens at their beginning and end, on any engine.
 
-The outermost block is a transaction (`Root`), one inside it a savepoint of that. An engine says how a root is begun
-(`RemoteDatabase._begin_root`) and what its steps are; here is in which order they come.
+The outermost block is a transaction of the server (`ServerTransaction`); a block inside it is a savepoint. An engine
+begins the transaction (`RemoteDatabase._begin_on_server`) and implements its steps; this module calls them in order.
 """
 
 from __future__ import annotations
@@ -12,26 +12,27 @@ from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 from typing import Any, TypeVar
 
-from .._caller import Caller
+from .._files.arguments import Progress
+from .._process.caller_context import CallerContext
 from ..errors import BusyError, ClosedError, error
 from .context import Block, enter, innermost, leave
 from .faces import KeyRange, Operation, TableOperations, WritableTable
-from .loading import Loader, Progress
+from .loading import Loader
 from .snapshots import Snapshot
 from .waiting import Life, OwnedLock
 
-__all__ = ["Root", "Table", "Transaction"]
+__all__ = ["ServerTransaction", "Table", "Transaction"]
 
 T = TypeVar("T")
 
 _BLOCK_OVER = "the block of the transaction is over, or was undone"
 
 
-class Root:
+class ServerTransaction:
     """What an outermost block and those nested in it share. Dropped before its end, it is rolled back."""
 
     def __init__(self) -> None:
-        self.caller = Caller()
+        self.caller = CallerContext()
         self._pid = os.getpid()
         self.lock = OwnedLock()
         """Held during each operation."""
@@ -156,8 +157,8 @@ class Transaction(WritableTable, Block):
     def __init__(self, database: Any, table: TableOperations) -> None:
         self.database = database
         self._table = table
-        self._root: Root | None = None
-        self._caller: Caller | None = None
+        self._root: ServerTransaction | None = None
+        self._caller: CallerContext | None = None
         self._number = 0
         self._rolled_back = False
         self._first_life = 0
@@ -171,7 +172,7 @@ class Transaction(WritableTable, Block):
         self.database._check_writable()
         outer = innermost(Transaction, self.database)
         if outer is None:
-            root: Root = self.database._begin_root()
+            root: ServerTransaction = self.database._begin_on_server()
         else:
             root = outer._open()
             self._rolled_back = outer._rolled_back
@@ -202,7 +203,7 @@ class Transaction(WritableTable, Block):
         finally:
             leave()
 
-    def _end(self, root: Root, *, keep: bool) -> None:
+    def _end(self, root: ServerTransaction, *, keep: bool) -> None:
         place = root.open.index(self._number)
         del root.open[place:]  # those within it end with it
         if place == 0:
@@ -258,7 +259,7 @@ class Transaction(WritableTable, Block):
         if self._root is not None:
             self._root.close()
 
-    def _open(self) -> Root:
+    def _open(self) -> ServerTransaction:
         root = self._root
         if root is None or self._number not in root.open:
             raise ClosedError("the transaction is not open: it lives in its 'with' block")

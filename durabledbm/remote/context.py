@@ -13,7 +13,7 @@ import weakref
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
-from .._caller import Caller
+from .._process.caller_context import CallerContext
 
 __all__ = ["Block", "enter", "innermost", "leave"]
 
@@ -25,7 +25,7 @@ class Block:
 
     __slots__ = ()
     database: Any
-    _caller: Caller | None
+    _caller: CallerContext | None
     """Who began the outermost block; None before that."""
 
     @property

@@ -9,15 +9,16 @@ from functools import partial
 from types import TracebackType
 from typing import Any, NamedTuple, TypeVar
 
+from .._files.arguments import Progress
 from ..errors import BusyError, error
 from ..mapping import read_only
-from .blocks import Root, Table, Transaction
+from .blocks import ServerTransaction, Table, Transaction
 from .context import innermost
 from .faces import KeyRange, Operation, TableOperations, WritableTable
-from .loading import Batches, Loader, Progress, batched
+from .loading import Batches, Loader, batched
 from .pool import Pool
 from .snapshots import Snapshot
-from .waiting import Life, Patience
+from .waiting import Backoff, Life
 
 __all__ = ["RemoteDatabase", "Stats"]
 
@@ -82,7 +83,7 @@ class RemoteDatabase(WritableTable):
     def _begin_scan(self, table: TableOperations, keys: KeyRange, *, values: bool) -> Iterator[Any]:
         raise NotImplementedError
 
-    def _begin_root(self) -> Root:
+    def _begin_on_server(self) -> ServerTransaction:
         """A transaction that has begun, which is noted in `_transactions`."""
         raise NotImplementedError
 
@@ -245,9 +246,9 @@ class RemoteDatabase(WritableTable):
             return
         while (block := self._block()) is not None:
             block.abandon()
-        patience = Patience(self._pool.timeout)
+        backoff = Backoff(self._pool.timeout)
         while any(transaction.open and transaction.is_ours for transaction in list(self._transactions)):
-            if not patience.pause():
+            if not backoff.pause():
                 raise BusyError(f"{self.location}: a transaction of another thread is open")
         self._life.end()
         for snapshot in list(self._snapshots.values()):

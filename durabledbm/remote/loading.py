@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 from ..errors import error
 from .faces import WritableTable
 
-__all__ = ["Batches", "Loader", "Progress", "batched"]
+__all__ = ["Batches", "Loader", "batched"]
 
-Progress = Callable[[int, "int | None"], None]
 
 _ENTRIES = 1000
 _BYTES = 2**20

@@ -22,7 +22,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from ..errors import BusyError, ClosedError, error
 from .failures import is_conflict
-from .waiting import Patience
+from .waiting import Backoff
 
 __all__ = ["Pool", "PooledSession", "sessions"]
 
@@ -114,7 +114,7 @@ class Pool(Generic[S]):
 
         It is done again while it meets others, and, if it is `harmless`, once if the connection breaks.
         """
-        patience = Patience(self.timeout)
+        backoff = Backoff(self.timeout)
         broken = False
         while True:
             session = self.take(kind)
@@ -127,7 +127,7 @@ class Pool(Generic[S]):
                     broken = True
                     self.reconnects += 1
                     continue
-                if is_conflict(exc) and patience.pause():
+                if is_conflict(exc) and backoff.pause():
                     self.retries += 1
                     continue
                 raise failure from exc
@@ -139,7 +139,7 @@ class Pool(Generic[S]):
 
     def take(self, kind: str) -> S:
         """An idle session. Raises `BusyError` if all are lent for `timeout` seconds."""
-        patience = Patience(self.timeout)
+        backoff = Backoff(self.timeout)
         ticket = object()
         try:
             while True:
@@ -152,7 +152,7 @@ class Pool(Generic[S]):
                     session.returned = partial(self._lent.discard, ticket)
                     return session
                 self._lent.discard(ticket)
-                self._wait(ticket, patience.left())
+                self._wait(ticket, backoff.left())
         except BaseException:
             self._lent.discard(ticket)
             raise

@@ -9,7 +9,7 @@ from types import TracebackType
 
 from ..errors import BusyError, ClosedError
 
-__all__ = ["Life", "OwnedLock", "Patience"]
+__all__ = ["Backoff", "Life", "OwnedLock"]
 
 _CLOSED = "DBM object has already been closed"
 
@@ -36,7 +36,7 @@ class Life:
             raise ClosedError(self._reason)
 
 
-class Patience:
+class Backoff:
     """How long something is tried again: pauses that grow, at most `timeout` seconds in all (None: for ever)."""
 
     def __init__(self, timeout: float | None) -> None:

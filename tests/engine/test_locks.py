@@ -360,11 +360,18 @@ def test_turns_are_given_in_the_order_of_asking() -> None:
 
 def test_a_turn_that_does_not_come_in_time_is_given_up() -> None:
     lock, first = FairLock(), Turn()
+    first.stuck = lambda: False  # it is held, and not left over from an operation that was interrupted
     assert take(lock, first, None)
     for timeout in (0, 0.02, -5):
         assert not take(lock, Turn(), timeout)
     assert len(lock.queue) == 1
     lock.leave(first.place)
+    assert take(lock, Turn(), 0)
+
+
+def test_what_an_interrupted_operation_left_of_this_thread_does_not_hold_up_the_next() -> None:
+    lock, left_over = FairLock(), Turn()
+    assert take(lock, left_over, 0)
     assert take(lock, Turn(), 0)
 
 

@@ -47,7 +47,7 @@ def volume() -> SimVolume:
 
 def spilled(db: durabledbm.Database) -> bool:
     (reference,) = db._transactions
-    return reference()._root().spill is not None  # type: ignore[union-attr]
+    return reference()._open_context().spill is not None  # type: ignore[union-attr]
 
 
 pytestmark = pytest.mark.usefixtures("tiny")

@@ -187,6 +187,26 @@ def test_a_relaxed_commit_is_seen_at_once(volume: SimVolume, opened: Opener) -> 
     assert get(reader, "key") == b"new"
 
 
+def test_a_relaxed_commit_does_not_vanish_while_a_synced_one_follows(volume: SimVolume, opened: Opener) -> None:
+    """It was acknowledged. To whoever looks during the sync it must not seem undone, even if it is seen for the first
+    time."""
+    writer, reader = opened(), opened(writable=False)
+    put(writer, key="durable")
+    put(writer, sync=False, key="relaxed")
+    seen: list[object] = []
+
+    def look(operation: Operation) -> None:
+        if operation.kind == "sync":
+            seen.append((get(reader, "key"), opened(writable=False).state.view.get(b"key")))
+
+    volume.before = look
+    put(writer, key="synced")
+    volume.before = None
+    assert seen
+    assert set(seen) == {(b"relaxed", b"relaxed")}
+    assert get(reader, "key") == b"synced"
+
+
 def test_a_file_that_was_replaced_is_noticed(volume: SimVolume, opened: Opener) -> None:
     store = opened()
     put(store, key="value")

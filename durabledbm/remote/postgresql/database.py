@@ -15,18 +15,19 @@ from urllib.parse import quote
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
+from ..._files.arguments import Progress
 from ...errors import error
 from ..blocks import Transaction
 from ..database import RemoteDatabase, Stats
 from ..faces import KeyRange, WritableTable
-from ..loading import Loader, Progress
+from ..loading import Loader
 from ..pool import Pool
 from .loading import can_load, loading
 from .scan import Scan, begin_scan
 from .session import READING, WRITING, Session, connect
 from .snapshot import PostgresSnapshot
 from .sqltable import SqlTable
-from .transaction import PostgresRoot
+from .transaction import PostgresTransaction
 
 __all__ = ["PostgresDatabase", "open_postgresql"]
 
@@ -84,14 +85,14 @@ class PostgresDatabase(RemoteDatabase):
 
     # -- blocks and snapshots ------------------------------------------------------------------------------------
 
-    def _begin_root(self) -> PostgresRoot:
+    def _begin_on_server(self) -> PostgresTransaction:
         session, _ = self._pool.borrow(WRITING, lambda session: session.do("BEGIN"), harmless=True)
-        root = PostgresRoot(session, self._pool.give, self)
+        root = PostgresTransaction(session, self._pool.give, self)
         self._transactions.add(root)
         return root
 
     def _new_snapshot(self, table: Any) -> PostgresSnapshot:
-        return PostgresSnapshot(self, table)
+        return PostgresSnapshot(self, self._pool, table)
 
     def _begin_scan(self, table: Any, keys: KeyRange, *, values: bool) -> Iterator[Any]:
         pool = self._pool

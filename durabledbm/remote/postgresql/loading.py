@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 from psycopg import Error
 
+from ..._files.arguments import Progress
 from ...errors import error
 from ..faces import WritableTable
-from ..loading import Progress
 from .keys import split
 from .session import Session
 from .sqltable import SqlTable
 
 if TYPE_CHECKING:
-    from .transaction import PostgresRoot
+    from .transaction import PostgresTransaction
 
 __all__ = ["can_load", "loading"]
 
@@ -85,7 +85,7 @@ class _Copying:
         self.sent.add(self.sent.count, key, value)
 
 
-def can_load(root: PostgresRoot, table: SqlTable) -> bool:
+def can_load(root: PostgresTransaction, table: SqlTable) -> bool:
     """Prepare the transaction for `loading`. False if the server cannot do it: then the transaction has failed."""
     try:
         with root.lock:
@@ -103,7 +103,7 @@ def can_load(root: PostgresRoot, table: SqlTable) -> bool:
 
 @contextmanager
 def loading(
-    face: WritableTable, root: PostgresRoot, table: SqlTable, progress: Progress | None, *, replace: bool
+    face: WritableTable, root: PostgresTransaction, table: SqlTable, progress: Progress | None, *, replace: bool
 ) -> Iterator[_Copying]:
     """A block that takes changes, in the transaction `root`. They are there when it ends."""
     session = root.session

@@ -11,19 +11,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from psycopg import Error
 
 from ...errors import BusyError
 from ..faces import KeyRange, Operation, TableOperations
+from ..pool import Pool
 from ..snapshots import Snapshot
 from .scan import Scan, begin_scan
 from .session import READING, Session
 from .sqltable import SqlTable
-
-if TYPE_CHECKING:
-    from .database import PostgresDatabase
 
 __all__ = ["PostgresSnapshot"]
 
@@ -54,11 +52,12 @@ def _begin_first(session: Session) -> str | None:
 class PostgresSnapshot(Snapshot):
     """A snapshot that has one session, and more when several threads read at once."""
 
-    __slots__ = ("_exported", "_sessions")
+    __slots__ = ("_exported", "_pool", "_sessions")
 
-    def __init__(self, database: PostgresDatabase, table: SqlTable) -> None:
+    def __init__(self, database: object, pool: Pool[Session], table: SqlTable) -> None:
         super().__init__(database, table)
-        session, self._exported = database._pool.borrow(READING, _begin_first, harmless=True)
+        self._pool = pool
+        session, self._exported = pool.borrow(READING, _begin_first, harmless=True)
         self._sessions: list[Session] = [session]
 
     def close(self) -> None:
@@ -67,7 +66,7 @@ class PostgresSnapshot(Snapshot):
         for session in sessions:
             if session.lock.is_free():
                 session.roll_back()
-                self.database._pool.give(session)
+                self._pool.give(session)
             # else an operation is under way, and the session is closed when that is over and drops it
 
     def __del__(self) -> None:
@@ -97,7 +96,7 @@ class PostgresSnapshot(Snapshot):
         if self._exported is None or sessions[0].orphaned:
             return sessions[0]
         try:
-            further, _ = self.database._pool.borrow(READING, self._import, harmless=True)
+            further, _ = self._pool.borrow(READING, self._import, harmless=True)
         except BusyError:
             return sessions[0]
         self._sessions.append(further)

@@ -13,20 +13,20 @@ from typing import Any, TypeVar
 from psycopg import Error
 
 from ...errors import BusyError, error
-from ..blocks import Root
+from ..blocks import ServerTransaction
 from ..faces import KeyRange, Operation
 from ..waiting import Life
 from .scan import Scan, begin_scan
 from .session import Session
 
-__all__ = ["PostgresRoot"]
+__all__ = ["PostgresTransaction"]
 
 T = TypeVar("T")
 
 _IN_FAILED_TRANSACTION = "25P02"
 
 
-class PostgresRoot(Root):
+class PostgresTransaction(ServerTransaction):
     """A transaction that has begun on `session`, which `give` takes back."""
 
     def __init__(self, session: Session, give: Callable[[Session], None], owner: object) -> None:

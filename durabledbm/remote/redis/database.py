@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
-from collections import deque
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,12 +12,13 @@ from ...errors import error
 from ..database import RemoteDatabase, Stats
 from ..faces import KeyRange
 from ..pool import Pool
+from .readers import Readers
 from .scan import Scan
-from .scripts import DROP, LEAVE
+from .scripts import DROP
 from .session import Session, connect, connections
-from .snapshot import RedisSnapshot, new_reader
+from .snapshot import RedisSnapshot
 from .table import Bounds, RedisTable
-from .transaction import RedisRoot
+from .transaction import RedisTransaction
 
 if TYPE_CHECKING:
     from redis.connection import ConnectionPool
@@ -69,74 +68,42 @@ class RedisDatabase(RemoteDatabase):
     blocks are serializable. What a block has read and written is kept in this process until its end.
     """
 
-    __slots__ = ("_goodbyes", "_readers")
+    __slots__ = ("_readers",)
 
     _table: RedisTable
 
     def _build(self, pool: Pool[Any], table: Any, readonly: bool) -> None:
-        self._goodbyes: deque[bytes] = deque()
-        """Readers that have ended, which the server has not been told of: finalizers cannot do it."""
-        self._readers: dict[bytes, int] = {}
-        """Those that have not, and the process that began each."""
+        self._readers = Readers(pool, table.database)
         super()._build(pool, table, readonly)
 
-    # -- readers -------------------------------------------------------------------------------------------------
-
     def _run(self, operation: Callable[[Any], T], *, harmless: bool) -> T:
-        if self._goodbyes:
-            self._say_goodbyes()
-        return super()._run(operation, harmless=harmless)
-
-    def _enter(self, reader: bytes) -> None:
-        """A reader is about to begin."""
-        self._readers[reader] = os.getpid()
-
-    def _leave(self, reader: bytes) -> None:
-        """A reader has ended. This may be called at any moment."""
-        if self._readers.pop(reader, None) == os.getpid():  # else it is the parent's
-            self._goodbyes.append(reader)
-
-    def _say_goodbyes(self) -> None:
-        ended = []
-        while self._goodbyes:
-            try:
-                ended.append(self._goodbyes.popleft())
-            except IndexError:
-                break  # another thread was faster
-        if ended:
-            place = self._table.database
-            self._pool.run("", lambda session: session.script(LEAVE, place, *ended), harmless=True)
+        return self._readers.run(operation, harmless=harmless)
 
     # -- blocks and snapshots ------------------------------------------------------------------------------------
 
-    def _begin_root(self) -> RedisRoot:
-        root = RedisRoot(self)
+    def _begin_on_server(self) -> RedisTransaction:
+        root = RedisTransaction(self, self._readers, self._table)
         self._transactions.add(root)
         return root
 
     def _new_snapshot(self, table: Any) -> RedisSnapshot:
-        return RedisSnapshot(self, table)
+        return RedisSnapshot(self, self._readers, table)
 
     def _begin_scan(self, table: Any, keys: KeyRange, *, values: bool) -> Iterator[Any]:
-        reader, bounds = new_reader(), Bounds.of(keys)
-        self._enter(reader)
+        readers, bounds = self._readers, Bounds.of(keys)
+        reader = readers.begin()
         first = self._run(lambda session: table.page_and_enter(session, bounds, reader, values=values), harmless=True)
         if first.bound is None:  # that was all, so the reader did not begin
-            self._readers.pop(reader)
+            readers.cancel(reader)
         seen = table.as_of(reader)
 
         def turn(rest: Bounds) -> Any:
             return self._run(lambda session: seen.page(session, rest, values=values), harmless=True)
 
-        return Scan(first, bounds, turn, self._life, lambda: self._leave(reader), values=values, owner=self)
+        return Scan(first, bounds, turn, self._life, lambda: readers.end(reader), values=values, owner=self)
 
     def _end(self) -> None:
-        for reader in list(self._readers):
-            self._leave(reader)
-        try:
-            self._say_goodbyes()
-        except error:
-            pass  # a server that is away will give them up by itself
+        self._readers.end_all()
 
     # -- tables --------------------------------------------------------------------------------------------------
 

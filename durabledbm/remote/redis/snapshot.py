@@ -5,54 +5,44 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from ...errors import error
 from ..faces import KeyRange, Operation, TableOperations
 from ..snapshots import Snapshot
+from .readers import Readers
 from .scan import Scan
 from .scripts import ENTER
 from .table import Bounds, RedisTable, TableAsOf
 
-if TYPE_CHECKING:
-    from .database import RedisDatabase
-
-__all__ = ["RedisSnapshot", "new_reader"]
+__all__ = ["RedisSnapshot"]
 
 T = TypeVar("T")
-
-
-def new_reader() -> bytes:
-    """A name that no other reader has."""
-    return os.urandom(12).hex().encode()
 
 
 class RedisSnapshot(Snapshot):
     """A snapshot that is a reader on the server."""
 
-    __slots__ = ("_pid", "reader")
+    __slots__ = ("_pid", "_readers", "reader")
 
-    def __init__(self, database: RedisDatabase, table: RedisTable) -> None:
-        self.reader = new_reader()
+    def __init__(self, database: object, readers: Readers, table: RedisTable) -> None:
+        self._readers = readers
         self._pid = os.getpid()
+        self.reader = readers.begin()
         super().__init__(database, table.as_of(self.reader))
-        database._enter(self.reader)
-        database._run(lambda session: session.script(ENTER, table.database, self.reader), harmless=True)
+        readers.run(lambda session: session.script(ENTER, table.database, self.reader), harmless=True)
 
     def close(self) -> None:
         if not self._life.ended:
             self._life.end()
-            self.database._leave(self.reader)
-            try:
-                self.database._say_goodbyes()
-            except error:
-                pass  # a server that is away will give the reader up by itself
+            self._readers.end(self.reader)
+            self._readers.tell_server_if_possible()
 
     def __del__(self) -> None:
         try:
             if not self._life.ended:
                 self._life.end()
-                self.database._leave(self.reader)
+                self._readers.end(self.reader)
         except Exception:  # it was never complete, or the interpreter ends
             pass
 
@@ -63,12 +53,11 @@ class RedisSnapshot(Snapshot):
     def _check(self) -> None:
         super()._check()
         if self._pid != os.getpid():
-            raise error(f"{self.database.location}: what was begun before a fork belongs to the parent process")
+            raise error(f"{self._readers.server}: what was begun before a fork belongs to the parent process")
 
     def _read(self, table: TableOperations, operation: Operation[T]) -> T:
         self._check()
-        result: T = self.database._run(partial(operation, table), harmless=True)
-        return result
+        return self._readers.run(partial(operation, table), harmless=True)
 
     def _scan(self, table: Any, keys: KeyRange, *, values: bool) -> Iterator[Any]:
         seen = self._seen(table)

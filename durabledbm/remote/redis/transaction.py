@@ -12,18 +12,19 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ...errors import BusyError
-from ..blocks import Root
+from ..blocks import ServerTransaction
 from ..faces import KeyRange, Operation
 from ..waiting import Life
+from .readers import Readers
 from .scan import Scan
 from .scripts import COMMIT, CONFLICT, packed_changes, packed_strings
+from .snapshot import RedisSnapshot
 from .table import ENTRY_MAX, PAGE_ENTRIES, Bounds, Page, RedisTable, is_behind
 
 if TYPE_CHECKING:
-    from .database import RedisDatabase
     from .session import Session
 
-__all__ = ["RedisRoot"]
+__all__ = ["RedisTransaction"]
 
 T = TypeVar("T")
 
@@ -41,13 +42,15 @@ class _Reads:
         self.ranges: list[Bounds] = []
 
 
-class RedisRoot(Root):
+class RedisTransaction(ServerTransaction):
     """A transaction over a snapshot of the database."""
 
-    def __init__(self, database: RedisDatabase) -> None:
+    def __init__(self, owner: object, readers: Readers, table: RedisTable) -> None:
         super().__init__()
-        self._database = database
-        self._snapshot = database._new_snapshot(database._table)
+        self._owner = owner
+        self._readers = readers
+        self._database = table.database
+        self._snapshot = RedisSnapshot(owner, readers, table)
         self._layers: list[dict[bytes, _Changes]] = [{}]
         """Changes by table and key: those of the outermost block, then those behind each savepoint."""
         self._saved: list[int] = []
@@ -74,7 +77,7 @@ class RedisRoot(Root):
             reads[place] = bounds if page.bound is None else bounds.up_to(page.bound)
             return _laid_over(page, own, keys.reverse)
 
-        return Scan(turn(bounds), bounds, turn, life, lambda: None, values=values, owner=self._database)
+        return Scan(turn(bounds), bounds, turn, life, lambda: None, values=values, owner=self._owner)
 
     def save(self, number: int) -> None:
         self._saved.append(number)
@@ -107,11 +110,11 @@ class RedisRoot(Root):
             sections += (where, packed_strings(reads.keys), packed_strings(ranges), len(blobs), *blobs)
 
         def send(session: Session) -> Any:
-            return session.script(COMMIT, self._database._table.database, self._snapshot.reader, *sections)
+            return session.script(COMMIT, self._database, self._snapshot.reader, *sections)
 
-        if self._database._run(send, harmless=False) == CONFLICT:
+        if self._readers.run(send, harmless=False) == CONFLICT:
             raise BusyError(
-                f"{self._database.location}: another transaction changed what this one read; nothing was written: "
+                f"{self._readers.server}: another transaction changed what this one read; nothing was written: "
                 "do it again"
             )
 
@@ -183,7 +186,7 @@ class _TableInBlock:
 
     entry_max = ENTRY_MAX
 
-    def __init__(self, root: RedisRoot, table: RedisTable) -> None:
+    def __init__(self, root: RedisTransaction, table: RedisTable) -> None:
         self._root = root
         self._table = table
         self.name = table.name

@@ -1,0 +1,118 @@
+"""Publishing: a file or directory gets its name when it is complete and on the disk, or the target is as before.
+
+It is filled under a temporary name beside the target (see `temporary`), synced, and renamed; then the directory is
+synced. A crash, a kill or an error at any moment leaves the target whole or untouched.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from .._engine.disk import Disk
+from .._engine.native import FileVolume, take_owner
+from .temporary import Temporary, blame_target, new_directory, new_file
+
+__all__ = [
+    "own_directory", "permissions_of", "publishing", "publishing_directory", "replacing", "take_name",
+]  # fmt: skip
+
+
+@contextmanager
+def publishing(
+    target: str, mode: int = 0o600, *, like: os.stat_result | None = None, replace: bool = False
+) -> Iterator[Temporary]:
+    """A block that fills a new file, which has the name `target` when the block is done.
+
+    `mode` and `like` give its permissions, as for `new_file`. Raises FileExistsError if the target exists, unless
+    `replace` is true, and what the operating system raises, with the target's name.
+    """
+    try:
+        with new_file(target, mode, like) as temporary:
+            yield temporary
+            temporary.disk.sync()
+            if replace:
+                FileVolume().replace(temporary.path, target)
+            else:
+                take_name(temporary.path, target)
+        if replace:
+            FileVolume().sync_directory(target)
+    except OSError as exc:
+        blame_target(exc, target)
+        raise
+
+
+@contextmanager
+def replacing(target: str, source: os.stat_result | None = None) -> Iterator[Disk]:
+    """A block that fills a new file, which takes the place of the file `target`, if there is one.
+
+    It has the owner, group and permissions of the old file. Without an old file it has the permissions of `source`,
+    which its content comes from; without a source, only its owner may read it.
+    """
+    try:
+        like = os.stat(target)
+    except FileNotFoundError:
+        like = permissions_of(source)
+    with publishing(target, like=like, replace=True) as temporary:
+        yield temporary.disk
+
+
+@contextmanager
+def publishing_directory(target: str) -> Iterator[str]:
+    """A block that makes and fills a directory of the name that it is given, which is `target` when the block is done.
+
+    The block syncs what it writes. An empty directory of that name is replaced.
+    """
+    try:
+        with new_directory(target) as temporary:
+            whole = os.path.join(temporary.path, "whole")
+            yield whole
+            os.rename(whole, target)
+        FileVolume().sync_directory(target)
+    except OSError as exc:
+        blame_target(exc, target)
+        raise
+
+
+def take_name(fresh: str, target: str) -> None:
+    """Give the file `fresh` the name `target`, durably. Raises FileExistsError if the name is not free."""
+    volume = FileVolume()
+    try:
+        volume.link(fresh, target)
+    except FileExistsError:
+        raise
+    except OSError as exc:  # a file system without hard links
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target) from exc
+        volume.replace(fresh, target)
+    volume.sync_directory(target)
+
+
+def permissions_of(source: os.stat_result | None) -> os.stat_result:
+    """What a new file must be like that is made from the file `source`: no less private, but this process's own.
+
+    Without a source, only this process's user may read and write it.
+    """
+    if sys.platform == "win32":
+        owner = group = 0
+    else:
+        owner, group = os.geteuid(), os.getegid()
+    if source is None:
+        return os.stat_result((0o600, 0, 0, 0, owner, group, 0, 0, 0, 0))
+    return os.stat_result((source.st_mode, 0, 0, 0, owner, source.st_gid, 0, 0, 0, 0))
+
+
+def own_directory(path: str, source: os.stat_result | None) -> None:
+    """Give a directory that was just made the permissions of the file `source`: who may read that may look into it."""
+    if sys.platform == "win32":
+        return
+    like = permissions_of(source)
+    mode = like.st_mode | (like.st_mode & 0o444) >> 2
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        take_owner(fd, os.stat_result((mode, 0, 0, 0, like.st_uid, like.st_gid, 0, 0, 0, 0)))
+    finally:
+        os.close(fd)

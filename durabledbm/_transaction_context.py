@@ -1,0 +1,114 @@
+"""What the blocks of one transaction, the outermost and those nested in it, have in common."""
+
+from __future__ import annotations
+
+import weakref
+from enum import Enum, auto
+from typing import Any
+
+from ._engine.spill import Spill
+from ._engine.view import ENDLESS, Life
+from ._engine.work import Savepoint, Work
+from ._process.caller_context import CallerContext
+
+__all__ = ["BLOCK_OVER", "Block", "Fate", "TransactionContext", "Use"]
+
+BLOCK_OVER = "the block of the transaction is over, or was undone"
+
+
+class Fate(Enum):
+    """What became of a block."""
+
+    NEW = auto()
+    OPEN = auto()
+    ENDED = auto()
+    """By its own end, or the handle was closed."""
+    KEPT = auto()
+    """A block around it was left before it, and what this one had changed counts."""
+    UNDONE = auto()
+    """A block around it was left before it, and what this one had changed does not count."""
+
+
+class Block:
+    """One block, and how to return to its beginning."""
+
+    __slots__ = ("fate", "first_life", "mark", "outer", "outer_life", "owner", "point", "rolled_back", "untouched")
+
+    def __init__(self) -> None:
+        self.fate = Fate.NEW
+        self.outer: Block | None = None
+        """The block around it, if any; then there is also:"""
+        self.point: Savepoint | None = None
+        self.mark: Any = None
+        """The place in what was spilled before; None if that was nothing."""
+        self.outer_life, self.first_life = ENDLESS, 0
+        self.owner: weakref.ref[Any] | None = None
+        """The transaction whose block it is."""
+        self.rolled_back = False
+        self.untouched = False
+        """Nothing had been changed in it when a block around it was left."""
+
+
+class TransactionContext:
+    """What a transaction and its nested ones share."""
+
+    __slots__ = (
+        "__weakref__", "busy", "caller", "doomed", "life", "lives", "orphaned", "outermost", "spill", "top", "uses",
+        "work",
+    )  # fmt: skip
+
+    def __init__(self, work: Work, caller: CallerContext, outermost: Block) -> None:
+        self.work = work
+        self.caller = caller
+        """Who began it."""
+        self.outermost = outermost
+        self.top: Block | None = outermost
+        """The innermost block that is open: the only one that may write."""
+        self.spill: Spill | None = None
+        self.life = Life(BLOCK_OVER)
+        self.lives = [self.life]
+        """One for each block, nested ones included: what its iterators depend on."""
+        self.uses: set[int] = set()
+        """Iterators that exist."""
+        self.doomed: BaseException | None = None
+        """What went wrong: all that is left to do is to roll back."""
+        self.busy = False
+        """An operation is going on that a write must not come between: a spill, or the end of a block."""
+        self.orphaned = False
+        """The process forked: the transaction is the parent's."""
+
+    def inside(self, block: Block) -> list[Block]:
+        """The open blocks inside of `block`, which is open itself, innermost first."""
+        blocks = []
+        inner = self.top
+        while inner is not None and inner is not block:
+            blocks.append(inner)
+            inner = inner.outer
+        return blocks
+
+    def leave(self, block: Block) -> list[Block]:
+        """`block` is not open any more, nor are those inside of it, which are returned."""
+        inside = self.inside(block)
+        for inner in inside:
+            if inner.fate is Fate.OPEN:
+                inner.fate = Fate.UNDONE
+        self.top = block.outer
+        return inside
+
+    def end_lives(self) -> None:
+        """End all iterators."""
+        for life in self.lives:
+            life.end()
+
+
+class Use:
+    """Counts an iterator of a transaction for as long as it exists, so that its pages are not reused under it."""
+
+    __slots__ = ("_context",)
+
+    def __init__(self, context: TransactionContext) -> None:
+        self._context = context
+        context.uses.add(id(self))
+
+    def __del__(self) -> None:
+        self._context.uses.discard(id(self))

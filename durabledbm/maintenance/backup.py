@@ -1,0 +1,137 @@
+"""backup: a consistent copy of a database that is in use, made of one commit, compact, whole or not there.
+
+The commit is pinned and read in the order of its keys, and a new file is built from that (see `_builder`)
+under a name of its own, synced, and given the target's name at the end. The copy is the same database as of
+the same commit: it has its identity and commit number, so an attached log can be applied behind it
+(`durabledbm.dump.restore`).
+
+Others read and write meanwhile. A thread of the same process would have to wait for Python's interpreter lock
+each time it comes back from the disk, which a commit does several times; so while this handle commits, the
+copying rests for most of the time. The copy is synced as it grows: a disk that has gigabytes to write makes
+everybody's sync wait.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
+
+from .._engine.creation import first_meta
+from .._engine.meta import Meta
+from .._engine.native import FileVolume
+from .._engine.state import State
+from .._engine.store import Store
+from .._files.arguments import CountedProgress, Path
+from .._files.builder import Builder
+from .._files.publish import replacing
+from ..errors import error
+
+__all__ = ["Pace", "backup", "check_target", "write_whole"]
+
+_SLICE_BYTES = 16 * 2**10
+_SLICE_ENTRIES = 50
+"""So much is copied between two looks at whether others want to get on."""
+
+_SYNC_BYTES = 16 * 2**20
+
+_REST = 3.0
+"""How long to rest, as a multiple of the processor time used, while this handle commits."""
+
+_ACTIVE = 0.1
+"""Seconds for which a handle that committed counts as committing."""
+
+
+def backup(
+    store: Store,
+    state: State,
+    target: Path,
+    progress: CountedProgress | None = None,
+) -> None:
+    """Write a copy of `state`, which must be pinned, to the file `target`.
+
+    A file that is there already is replaced, at the end, and keeps its owner, group and permissions; a new one has the
+    permissions of the database's file. `progress(done, total)` is called with numbers of entries; if it raises, there
+    is no copy. Raises `error` if the target cannot be written, or is the database itself, `CorruptionError` if the
+    database is damaged.
+    """
+    path = os.path.realpath(os.fsdecode(target))
+    check_target(path, store.disk.identity())
+    meta = state.meta if state.meta.txid else first_meta(state.meta.page_size)  # it was not initialised yet
+    write_whole(path, meta, store.disk.status(), lambda builder: _copy(store, state, builder, progress))
+
+
+def write_whole(path: str, meta: Meta, source: os.stat_result | None, fill: Callable[[Builder], None]) -> None:
+    """Let `fill` build a file, and give it its name `path` when it is complete and on the disk.
+
+    `meta` tells which database, as of which commit, the file is to be; `source` is the file that it is made from, whose
+    permissions it gets (None: only its owner may read it).
+    """
+    try:
+        with replacing(path, source) as disk:
+            builder = Builder(disk, meta)
+            fill(builder)
+            builder.finish()
+    except OSError as exc:
+        raise error.wrap(exc, path) from exc
+
+
+def _copy(store: Store, state: State, builder: Builder, progress: CountedProgress | None) -> None:
+    """Append all entries of `state`, slice by slice, leaving others room to get on."""
+    total = state.meta.entry_count
+    pace = Pace(store)
+    entries = state.view.items()
+    while entries_of_slice := list(_slice(entries)):
+        builder.add(entries_of_slice)
+        pace.rest()
+        builder.sync_at(_SYNC_BYTES)
+        if progress is not None:
+            progress(builder.count, total)
+
+
+def _slice(entries: Iterator[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:
+    size = 0
+    for entry in islice(entries, _SLICE_ENTRIES):
+        yield entry
+        size += len(entry[0]) + len(entry[1])
+        if size > _SLICE_BYTES:
+            return
+
+
+class Pace:
+    """Work and rest: `rest()` is called after each piece of work."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._commits = store.committer.commits
+        self._active_until = 0.0
+        self._worked = time.thread_time()
+
+    def rest(self) -> None:
+        """Rest for a while if the handle commits."""
+        commits = self._store.committer.commits
+        now, worked = time.monotonic(), time.thread_time()
+        if commits != self._commits:
+            self._commits = commits
+            self._active_until = now + _ACTIVE
+        if now < self._active_until:
+            time.sleep(_REST * (worked - self._worked))
+        self._worked = worked
+
+
+def check_target(path: str, source: tuple[int, int] | None) -> None:
+    """Raise if the target must not be replaced: a directory, a device, or the database itself.
+
+    `source` is its `Disk.identity()`, None if what is copied is in no file.
+    """
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return
+    if source is not None and FileVolume().identity_of(path) == source:
+        raise error(errno.EINVAL, "is the database itself", path)
+    if not stat.S_ISREG(status.st_mode):
+        raise error(errno.EINVAL, "is not a regular file", path)

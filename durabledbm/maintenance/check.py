@@ -1,0 +1,183 @@
+"""check: verify every page of a database, while others read and write it.
+
+The invariants are those of docs/format.md, and a `Problem` carries the number of the one that is broken:
+
+1. Each page after the meta pages belongs to the tree exactly once, or to the free-space map, or is free, or was freed
+   and may still be read; no page is two of these, and none is missing.
+2. Keys ascend strictly within a node and across the tree and lie between their parent's separators; all leaves are at
+   the depth that the meta page says.
+3. A run's checksum, page id, type and length are those that its parent holds, and it was not written after its parent.
+4. What the meta pages refer to is inside the file, and the older meta is the commit before or a copy of the newer.
+5. The entry counts in the meta page are the numbers of entries.
+
+Everything is read from the disk anew; the cache is not asked. A check pins the commit that it looks at, so it sees one
+state, and never waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from operator import lt
+from typing import NamedTuple
+
+from .._engine.page import NO_REF, ref_parts
+from .._engine.pager import Pager
+from .._engine.recovery import read_slots
+from .._engine.state import State
+from .._engine.store import Store
+from .._engine.tree import Tree
+from .._engine.walk import Visit, walk
+from .._files.arguments import CountedProgress
+from .._messages import plural
+from ..errors import CorruptionError, error
+
+__all__ = ["Problem", "check_state"]
+
+_USED, _MAP, _FREE, _PENDING = 1, 2, 3, 4
+_WORDS = {_USED: "in the tree", _MAP: "in the free-space map", _FREE: "free", _PENDING: "freed lately"}
+
+
+class Problem(NamedTuple):
+    """Something in the file that should not be so."""
+
+    invariant: int
+    """The number of the invariant that is broken."""
+    message: str
+    page_id: int | None = None
+
+    def __str__(self) -> str:
+        where = "" if self.page_id is None else f"page {self.page_id}: "
+        return f"[{self.invariant}] {where}{self.message}"
+
+
+def check_state(store: Store, state: State, progress: CountedProgress | None = None) -> list[Problem]:
+    """Verify everything that `state`, which must be pinned, refers to. An empty list: all is well."""
+    return list(_Check(store, state, progress).run())
+
+
+class _Check:
+    def __init__(self, store: Store, state: State, progress: CountedProgress | None) -> None:
+        self._store = store
+        self._state = state
+        self._meta = state.meta
+        self._pager = Pager(store.disk, state.meta.page_size, 0)
+        self._pages = state.pages()
+        self._entries = 0
+        self._done = 0
+        self._last_key: bytes | None = None
+        self._progress = progress
+
+    def run(self) -> Iterator[Problem]:
+        yield from self._metas()
+        if not self._meta.depth and self._meta.root != NO_REF:
+            yield Problem(2, "the tree has a root but no depth")
+        yield from self._tree()
+        yield from self._counts()
+        yield from self._space()
+
+    # -- invariant 4 -------------------------------------------------------------------------------
+
+    def _metas(self) -> Iterator[Problem]:
+        meta = self._meta
+        slots = read_slots(self._store.disk)
+        for slot, other in enumerate(slots.metas):
+            if other is None and not slots.uninitialised:
+                yield Problem(4, f"meta page {slot} is damaged")
+            elif other is not None and other.database_id != meta.database_id:
+                yield Problem(4, f"meta page {slot} belongs to another database")
+        if meta.steady_txid > meta.txid:
+            yield Problem(4, "the meta page names a durable commit newer than itself")
+        first, second = slots.metas
+        if first is not None and second is not None:
+            older, newer = sorted((first, second), key=lambda m: m.txid)
+            if older.txid < newer.steady_txid:
+                yield Problem(4, f"the older meta page is of commit {older.txid}, not {newer.steady_txid}")
+
+    # -- invariants 1 to 4, in the tree ------------------------------------------------------------
+
+    def _tree(self) -> Iterator[Problem]:
+        tree = Tree(self._pager, self._meta.root, self._meta.depth)
+        for visit in walk(tree, self._pages, tolerated=CorruptionError):
+            if visit.flaw is not None:
+                yield Problem(*visit.flaw, visit.page_id)
+            elif not visit.level:
+                yield from self._value(visit)
+            else:
+                yield from self._age(visit, visit.txid)
+                if visit.level == 1:
+                    yield from self._leaf(visit)
+            self._tell(visit.page_count)
+
+    def _leaf(self, visit: Visit) -> Iterator[Problem]:
+        keys, _ = visit.entries()
+        if not keys:
+            yield Problem(2, "an empty leaf", visit.page_id)
+            return
+        last = self._last_key
+        if (last is not None and keys[0] <= last) or not all(map(lt, keys, islice(keys, 1, None))):
+            for key in keys:
+                if last is not None and key <= last:
+                    yield Problem(2, f"key {key[:40]!r} is out of order", visit.page_id)
+                last = key
+        self._last_key = keys[-1]
+        if keys[0] < visit.low or (visit.high is not None and keys[-1] >= visit.high):
+            yield Problem(2, "keys lie outside of the parent's separators", visit.page_id)
+        self._entries += len(keys)
+
+    def _value(self, visit: Visit) -> Iterator[Problem]:
+        assert visit.value is not None
+        try:
+            yield from self._age(visit, self._pager.check_value(visit.value, visit.low))
+        except CorruptionError as exc:
+            yield Problem(3, exc.message, visit.page_id)
+
+    def _age(self, visit: Visit, txid: int) -> Iterator[Problem]:
+        parent = self._meta.txid if visit.parent is None else visit.parent.txid
+        if txid > parent:
+            yield Problem(3, f"written by commit {txid}, after its parent, by {parent}", visit.page_id)
+
+    # -- invariant 5 -------------------------------------------------------------------------------
+
+    def _counts(self) -> Iterator[Problem]:
+        meta = self._meta
+        if self._entries != meta.tree_count:
+            yield Problem(5, f"the tree has {self._entries} entries, the meta page says {meta.tree_count}")
+        try:
+            tree = self._state.view.tree
+            growth = sum((value is not None) - (key in tree) for key, value in meta.changes.items())
+        except error:
+            return  # said already
+        if meta.tree_count + growth != meta.entry_count:
+            yield Problem(5, f"there are {meta.tree_count + growth} entries, the meta page says {meta.entry_count}")
+
+    # -- invariant 1 -------------------------------------------------------------------------------
+
+    def _space(self) -> Iterator[Problem]:
+        try:
+            space = self._state.space(self._pager)
+        except CorruptionError as exc:
+            yield Problem(3, f"the free-space map is damaged: {exc.message}", exc.page_id)
+            return
+        for ref in space.own_runs():
+            yield from self._claim(*ref_parts(ref)[:2], _MAP)
+        for page_id, page_count in space.free_runs():
+            yield from self._claim(page_id, page_count, _FREE)
+        for _, (page_id, page_count) in space.pending_runs():
+            yield from self._claim(page_id, page_count, _PENDING)
+        for page_id, page_count in self._pages.gaps(self._pages.first_page, self._pages.page_count):
+            yield Problem(1, f"{plural(page_count, 'page')} neither in use nor free", page_id)
+
+    def _claim(self, page_id: int, page_count: int, owner: int) -> Iterator[Problem]:
+        pages = self._pages
+        taken = pages.claim(page_id, page_count, owner)
+        if taken is not None:
+            yield Problem(1, f"both {_WORDS[pages.owner(taken)]} and {_WORDS[owner]}", taken)
+            for gap in list(pages.gaps(page_id, page_id + page_count)):
+                pages.claim(*gap, owner)
+        self._tell(page_count)
+
+    def _tell(self, page_count: int) -> None:
+        self._done += page_count
+        if self._progress is not None:
+            self._progress(self._done, self._pages.page_count - self._pages.first_page)

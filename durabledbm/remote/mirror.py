@@ -1,0 +1,157 @@
+"""mirror: a database on a server that follows a file, until the program that uses the file is moved over.
+
+::
+
+    with Mirror("app.db", remote.open("postgresql://...", table="app")) as mirror:
+        mirror.load()                     # one state of the file
+        while not ready_to_switch():
+            mirror.catch_up()             # what was committed since, again and again
+        mirror.finish()                   # nobody writes to the file any more: the last of it
+
+The file is in use meanwhile, by whatever programs, and they need to do nothing for it. The mirror holds a snapshot of
+what it has brought over, and compares it with the present state: the trees of two states share all that has not
+changed, so that costs what has changed. The snapshot keeps the pages that are replaced from being used again, so the
+file grows with what is changed between two looks.
+
+A log of changes that is attached to the file would be no better source. Commits that its program had no time to log
+one by one stand in it as one, and a snapshot that was taken among them cannot be continued from there.
+
+Everything that is applied is a step from one commit of the file to a later one.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from .._files.arguments import Meter, Path, Progress
+from .._files.tree_diff import differences
+from ..changelog import Commit
+from ..database import open as open_database
+from ..errors import error
+from ..snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from .database import RemoteDatabase
+
+__all__ = ["Mirror"]
+
+
+
+
+class Mirror:
+    """Brings a file over to `target`, and what is committed to it meanwhile. A context manager, or `close()` it.
+
+    file: a database file. It is only read, but by `finish`.
+    target: a database of `durabledbm.remote`, which nobody else writes to.
+    replace: delete what `target` holds. Otherwise `load` refuses one that is not empty.
+    timeout: seconds that `finish` waits for a writer.
+    """
+
+    def __init__(
+        self, file: Path, target: RemoteDatabase, *, replace: bool = False, timeout: float | None = 30.0
+    ) -> None:
+        self.path = os.fsdecode(file)
+        self.target = target
+        self._replace = replace
+        self._timeout = timeout
+        self._db = open_database(self.path, "r")
+        self._shown: Snapshot | None = None
+        """The state of the file that the target shows."""
+
+    @property
+    def commit(self) -> Commit | None:
+        """The commit of the file that the target shows; None before `load` and after `close`."""
+        return None if self._shown is None else _commit_of(self._shown)
+
+    # -- the three steps -----------------------------------------------------------------------------------------
+
+    def load(self, progress: Progress | None = None) -> int:
+        """Bring one state of the file over, and return the number of its entries.
+
+        On PostgreSQL it is one commit. `progress(done, total)` is called with numbers of entries, those that are read
+        back to compare them included. Raises `error` if the target is not empty, and what the file and the server
+        raise.
+        """
+        if not self._replace and self.target:
+            raise error(f"{self.target.location}: the table {self.target.name!r} is not empty")
+        snapshot = self._db.snapshot()
+        total = 2 * len(snapshot)
+        meter = Meter(progress, total)
+        with self.target.loading(progress, replace=self._replace) as loader:
+            for key, value in meter.watch(snapshot.items()):
+                loader.change(key, value)
+        if progress is not None:
+            progress(total, total)
+        self._shown = snapshot
+        return meter.done
+
+    def catch_up(self) -> Commit | None:
+        """Bring over what was committed since, and return the commit that the target shows then; None: nothing was.
+
+        On PostgreSQL it is one commit, on Redis one for each thousand changes. If it raises, `ConnectionLostError` or
+        `BusyError` for example, it may be called again.
+        """
+        before = self._shown
+        if before is None:
+            raise error("load() comes before catch_up()")
+        after = self._db.snapshot()
+        if after.txid == before.txid:
+            after.close()
+            return None
+        try:
+            old = before._state
+            self.target._apply_all(differences(old.view.tree, after._state, old.meta.changes))
+        except BaseException:
+            after.close()
+            raise
+        self._shown = after
+        before.close()
+        return _commit_of(after)
+
+    def finish(self) -> Commit:
+        """Bring over the last of it, while nobody can write to the file, and return the file's last commit.
+
+        What is written to the file after this does not come over. Raises `BusyError` if somebody is writing for longer
+        than `timeout`; `error` if the target has not as many entries as the file, since then somebody else has written
+        there.
+        """
+        while self.catch_up() is not None:
+            pass  # most of it, before anybody has to wait
+        with open_database(self.path, "w", timeout=self._timeout) as writer, writer.transaction():
+            self.catch_up()
+            shown = self._shown
+            assert shown is not None
+            if len(shown) != len(self.target):
+                raise error(f"{self.target.location}: {self.target.name!r} is not what the file is")
+            return _commit_of(shown)
+
+    def verify(self, progress: Progress | None = None) -> int:
+        """Compare every entry of the file with the target's, and return their number. Raises `error` at a difference.
+
+        To be called after `finish`, while nobody writes here or there. `progress(done, total)` counts entries.
+        """
+        with self._db.snapshot() as snapshot:
+            meter, theirs = Meter(progress, len(snapshot)), iter(self.target.items())
+            for entry in meter.watch(snapshot.items()):
+                if next(theirs, None) != entry:
+                    raise error(f"{self.target.location}: the entry {entry[0][:50]!r} is not what it is in the file")
+            if next(theirs, None) is not None:
+                raise error(f"{self.target.location}: there are more entries than in the file")
+        return meter.done
+
+    def close(self) -> None:
+        """Let go of the file. The target stays open. Closing twice is harmless."""
+        self._shown = None
+        self._db.close()
+
+    def __enter__(self) -> Mirror:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def _commit_of(snapshot: Snapshot) -> Commit:
+    meta = snapshot._state.meta
+    return Commit(meta.txid, meta.time_ns)

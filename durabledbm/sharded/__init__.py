@@ -1,0 +1,440 @@
+"""Sharded: one mapping over several database files, so that several writers commit at once.
+
+A file has one writer at a time, and one sync after the other. Here keys are placed in N files by a hash (see
+`_manifest`), and N threads or processes that write to different ones do not meet. What may live here:
+routing, merging what is ordered, and doing to all shards what is done to the whole.
+
+What is atomic is atomic in a shard: a single write, and each shard's part of `update()`. There is no commit
+across shards, and an iterator or snapshot shows each shard as of its start, not all as of one instant.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+from zlib import crc32
+
+from .._engine import operations
+from .._engine.group import Group
+from .._engine.locks import Turn
+from .._engine.native import FileVolume
+from .._engine.work import Work
+from .._files.arguments import CountedProgress, Path
+from .._foreign.kinds import refuse_for_shards
+from ..database import DEFAULT_CACHE_SIZE, Database, Flag, OpenOptions
+from ..database import open as open_database
+from ..errors import BusyError, ClosedError, error
+from ..maintenance.check import Problem
+from ..mapping import Key, Writable, as_bytes, counted, read_only, represented
+from ..transaction import own_transaction
+from . import manifest
+from .manifest import GOLDEN, make_whole, place, shard_path
+from .threads import Call, Threads
+from .views import MergedIterator, ShardedSnapshot, ShardedStats, ShardTransaction
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+__all__ = ["ShardTransaction", "ShardedDatabase", "ShardedSnapshot", "ShardedStats", "open_sharded"]
+
+
+
+class _Default(int):
+    """A number that tells whether it was given: an existing database is opened with the shards that it has."""
+
+
+DEFAULT_SHARDS = _Default(8)
+
+
+def open_sharded(
+    directory: Path, flag: Flag = "r", mode: int = 0o666, *, shards: int = DEFAULT_SHARDS,
+    **open_options: Unpack[OpenOptions],
+) -> ShardedDatabase:  # fmt: skip
+    """Open a sharded database, and return it as a `ShardedDatabase`.
+
+    directory: the directory that holds its files and nothing else. It is created if only its parent exists.
+    flag, mode: as for `open`. "n" empties all shards, and makes as many as are asked for.
+    shards: how many, when the database is created. For one that exists it may be left out, and must be right otherwise.
+    open_options: those of `open`. `timeout` and `interval` hold for each shard, `cache_size` is for all together.
+
+    Raises what `open` raises, and `error` if the directory holds another number of shards, or holds none, or if
+    something else has its name.
+    """
+    if not isinstance(shards, int) or not 0 < shards <= manifest.SHARDS_MAX:
+        raise ValueError(f"shards must be a number from 1 to {manifest.SHARDS_MAX}, not {shards!r}")
+    if not isinstance(flag, str) or flag[:1] not in ("r", "w", "c", "n"):
+        raise ValueError(f"Flag must be 'r', 'w', 'c', or 'n', perhaps followed by 'f', 's' or 'u', not {flag!r}")
+    path = os.path.abspath(os.fsdecode(directory))
+    there, kind = manifest.read(path), flag[0]
+    if there is None:
+        number = errno.ENOENT if kind in ("r", "w") else errno.EEXIST
+        refuse_for_shards(FileVolume(), path, os.fsdecode(directory), number)
+    if there is None and kind in ("r", "w"):
+        raise error(errno.ENOENT, "no sharded database is there; flag 'c' creates one", path)
+    if there is not None and there != shards and kind != "n":
+        if shards is not DEFAULT_SHARDS:
+            raise error(f"{path}: has {there} shards, not {shards}")
+        shards = there
+    made = there is None and _make_directory(path)
+    # Where there is a manifest all shards must be there: a missing one is not to be created empty.
+    shard_flag = "w" + flag[1:] if kind == "c" and there is not None else flag
+    try:
+        opened = _open_shards(path, shard_flag, mode, int(shards), open_options)
+    except BaseException:
+        if made and not os.listdir(path):
+            os.rmdir(path)
+        raise
+    try:
+        if there != shards:
+            manifest.write(path, shards, replace=there is not None)
+        if there is None and (now := manifest.read(path)) != shards:
+            raise error(f"{path}: has {now} shards, not {shards}")  # another process was faster
+        if there is not None and there != shards:
+            _remove_shards(path, there)
+    except BaseException:
+        for shard in opened:
+            shard.close()
+        raise
+    return ShardedDatabase(path, opened)
+
+
+def _make_directory(path: str) -> bool:
+    """Make the directory if it is missing, and tell whether it was."""
+    try:
+        os.mkdir(path)
+        FileVolume().sync_directory(path)
+    except FileExistsError:
+        return False
+    except OSError as exc:
+        raise error.wrap(exc, path) from exc
+    return True
+
+
+def _open_shards(path: str, flag: Any, mode: int, shards: int, options: OpenOptions) -> list[Database]:
+    options = {**options, "cache_size": options.get("cache_size", DEFAULT_CACHE_SIZE) // shards}
+    opened: list[Database] = []
+    try:
+        for number in range(shards):
+            opened.append(open_database(shard_path(path, number, shards), flag, mode, **options))
+    except BaseException:
+        for shard in opened:
+            shard.close()
+        raise
+    return opened
+
+
+def _remove_shards(path: str, shards: int) -> None:
+    for number in range(shards):
+        try:
+            os.unlink(shard_path(path, number, shards))
+        except FileNotFoundError:
+            pass
+
+
+class ShardedDatabase(Writable):
+    """A dict of bytes to bytes in several files, in the order of the keys. Made by `open_sharded`.
+
+    What `Database` offers, for the whole, except for transactions: `transaction(key)` is one of the key's shard; and
+    without `attach()`, whose log has one order of commits. It may be used by any thread, and by a child after `fork`.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        if hasattr(self, "_shards"):
+            raise error("DBM object does not support reinitialization")
+        self._build(*args, **options)
+
+    def _build(self, path: str, shards: list[Database]) -> None:
+        self.path = path
+        self._shards = shards
+        self._count = len(shards)
+        pipeline = shards[0]._pipeline
+        self._syncs = type(pipeline) is Group and pipeline.flusher is None
+        """A write waits for the disk, so writes to several shards are worth several threads."""
+        self._threads = Threads("durabledbm-shard")
+        self._closed = False
+
+    # -- what it is ------------------------------------------------------------------------------------------
+
+    @property
+    def shards(self) -> int:
+        """The number of shards."""
+        return self._count
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close()` was called and has closed all shards."""
+        return self._closed
+
+    @property
+    def readonly(self) -> bool:
+        """Whether it was opened with flag "r"."""
+        return self._shards[0].readonly
+
+    def shard_of(self, key: Key) -> int:
+        """The number of the shard that `key` belongs to, from 0. Keys of one shard share transactions."""
+        return place(as_bytes(key, "key"), self._count)
+
+    def __repr__(self) -> str:
+        return represented(self, *self._said())
+
+    def _said(self) -> tuple[str, ...]:
+        """For `repr`: see `Database._said`."""
+        if self.closed:
+            return repr(self.path), "closed"
+        entries = sum(shard._store.state.meta.entry_count for shard in self._shards)
+        shown = counted(entries, unflushed=self._unflushed())
+        return repr(self.path), f"{self._count} shards", shown, "read-only" if self.readonly else "open"
+
+    def _unflushed(self) -> bool:
+        return any(shard._unflushed() for shard in self._shards)
+
+    # -- one key ---------------------------------------------------------------------------------------------
+
+    def __getitem__(self, key: Key) -> bytes:
+        data = key if type(key) is bytes else as_bytes(key, "key")
+        try:
+            return self._shards[(crc32(data) * GOLDEN & 0xFFFFFFFF) * self._count >> 32][data]  # see place
+        except KeyError:
+            raise KeyError(key) from None
+
+    def _shard(self, key: bytes) -> Database:
+        return self._shards[place(key, self._count)]
+
+    def _find(self, key: bytes) -> bytes | None:
+        return self._shard(key)._find(key)
+
+    def _has(self, key: bytes) -> bool:
+        return self._shard(key)._has(key)
+
+    def _put(self, key: bytes, value: bytes) -> None:
+        self._shard(key)._put(key, value)
+
+    def _delete(self, key: bytes) -> bool:
+        return self._shard(key)._delete(key)
+
+    def _pop(self, key: bytes) -> bytes | None:
+        return self._shard(key)._pop(key)
+
+    def _set_default(self, key: bytes, default: bytes) -> bytes:
+        return self._shard(key)._set_default(key, default)
+
+    def _writable(self) -> bool:
+        return not self.readonly
+
+    def transaction(self, key: Key) -> ShardTransaction:
+        """A transaction of the shard that `key` belongs to: `with db.transaction(key) as tx: ...`.
+
+        The same thread's use of keys of that shard through this object is part of it, too; of other keys it
+        is not. Whoever begins transactions of two shards, one inside the other, should always do so in the
+        same order.
+        """
+        return ShardTransaction(self._shard(as_bytes(key, "key")), self.shard_of(key), self._count)
+
+    # -- all -------------------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return sum(map(len, self._shards))
+
+    def _items(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
+        parts = [shard._items(start, stop, reverse) for shard in self._shards]
+        return MergedIterator(parts, self, reverse=reverse)
+
+    def _keys(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[bytes]:
+        parts = [shard._keys(start, stop, reverse) for shard in self._shards]
+        return MergedIterator(parts, self, reverse=reverse)
+
+    def _pop_end(self) -> tuple[bytes, bytes] | None:
+        if self.readonly:
+            raise read_only(self.path)
+        while (key := next(self._keys(None, None, True), None)) is not None:
+            with self.transaction(key) as tx:
+                if next(tx._keys(None, None, True), None) == key:
+                    value = tx._pop(key)
+                    assert value is not None
+                    return key, value
+        return None
+
+    def _update(self, changes: dict[bytes, bytes]) -> None:
+        parts: dict[int, dict[bytes, bytes]] = {}
+        count = self._count
+        for key, value in changes.items():
+            parts.setdefault(place(key, count), {})[key] = value
+        for number in parts:
+            own_transaction(self._shards[number], to_write=True)  # raises before anything is written
+
+        def write(number: int, call: Call) -> None:
+            shard = self._shards[number]
+            if own_transaction(shard) is None:
+                shard._run(_unless_cancelled(call, operations.update, parts[number]))
+            else:
+                shard._update(parts[number])
+
+        if self._syncs:
+            self._each(write, list(parts))
+        else:
+            for number, part in parts.items():
+                self._shards[number]._update(part)
+
+    def clear(self) -> None:
+        """Delete all entries, in one atomic commit of each shard."""
+        for shard in self._shards:
+            own_transaction(shard, to_write=True)
+
+        def write(number: int, call: Call) -> None:
+            shard = self._shards[number]
+            if own_transaction(shard) is None:
+                shard._run(_unless_cancelled(call, Work.clear))
+            else:
+                shard.clear()
+
+        self._each(write, range(self._count))
+
+    def snapshot(self) -> ShardedSnapshot:
+        """All shards as of now, one after another, read-only, for as long as wanted."""
+        return ShardedSnapshot([shard.snapshot() for shard in self._shards])
+
+    def _check(self) -> None:
+        if self.closed:
+            raise ClosedError
+
+    def _each(self, make: Callable[[int, Call], None], numbers: Iterable[int]) -> None:
+        """Call for these shards at once: their syncs overlap. Raises when all have ended."""
+        self._check()
+        # What the caller has begun itself it has to go on with: others would wait for it, and it for them.
+        here = [number for number in numbers if self._is_callers(number)]
+        anywhere = [number for number in numbers if number not in here]
+        self._threads.make((partial(make, number) for number in here), (partial(make, number) for number in anywhere))
+
+    def _is_callers(self, number: int) -> bool:
+        shard = self._shards[number]
+        return own_transaction(shard) is not None or shard._store.writer.is_callers()
+
+    # -- looking after it ------------------------------------------------------------------------------------
+
+    def check(self, *, progress: CountedProgress | None = None) -> list[Problem]:
+        """Verify every page of every shard, as `Database.check` does. The messages name the shard's file."""
+        total = sum(shard._store.state.meta.page_count for shard in self._shards)
+        problems: list[Problem] = []
+        done = 0
+        for shard in self._shards:
+            found = shard.check(progress=_share(progress, done, total))
+            name = os.path.basename(shard.path)
+            problems += [problem._replace(message=f"{name}: {problem.message}") for problem in found]
+            done += shard._store.state.meta.page_count
+        return problems
+
+    def stats(self) -> ShardedStats:
+        """Figures of the whole, and of each shard."""
+        parts = [shard.stats() for shard in self._shards]
+        names = ("file_bytes", "live_bytes", "free_bytes", "pinned_bytes", "commits", "syncs", "pages_written")
+        sums = {name: sum(getattr(part, name) for part in parts) for name in names}
+        depth = max(part.depth for part in parts)
+        return ShardedStats(entries=sum(part.entries for part in parts), depth=depth, shards=parts, **sums)
+
+    def reorganize(self, *, progress: CountedProgress | None = None) -> None:
+        """Make each file as small as its content allows."""
+        total = self._count * 1000
+        for number, shard in enumerate(self._shards):
+            shard.reorganize(progress=_thousandths(progress, number * 1000, total))
+
+    def backup(self, target: Path, *, progress: CountedProgress | None = None) -> None:
+        """Write a copy to the directory `target`, which must not exist, and appears whole or not at all.
+
+        Each shard is copied as of one commit, one after another: what is written meanwhile may be in the
+        copies of some and not of others. `progress(done, total)` is called with numbers of entries.
+        """
+        path = os.path.abspath(os.fsdecode(target))
+        total = len(self)
+
+        def fill(directory: str) -> None:
+            done = 0
+            for number, shard in enumerate(self._shards):
+                shard.backup(
+                    shard_path(directory, number, self._count), progress=_share(progress, done, total)
+                )
+                done += len(shard)
+
+        make_whole(path, self._count, fill)
+
+    def sync(self) -> None:
+        """Return when everything written through this object is on the disk."""
+        self._each(self._flush, range(self._count))
+
+    def _flush(self, number: int, _: Call) -> None:
+        self._shards[number].sync()
+
+    def close(self) -> None:
+        """Write what is not yet on the disk, and release the files. Closing twice is harmless.
+
+        Open transactions of the caller are rolled back. If a last write fails, the files are closed and the error is
+        raised. If a transaction of another thread does not end within `timeout`, raises `BusyError`, and at least that
+        shard stays open: call `close()` again.
+        """
+        others = [n for n in range(self._count) if not (self._shards[n].closed or self._is_callers(n))]
+        try:
+            self._threads.make((), (partial(self._flush, number) for number in others))
+        except BusyError:
+            raise
+        except error:
+            pass  # to close the shard raises it again
+        for number in others:
+            _wait_for_writers(self._shards[number])  # so that as a rule all are closed or none
+        failure: Exception | None = None
+        for shard in self._shards:
+            try:
+                shard.close()
+            except Exception as exc:
+                failure = failure or exc
+        self._closed = all(shard.closed for shard in self._shards)
+        if self._closed:
+            self._threads.close()
+        if failure is not None:
+            try:
+                raise failure
+            finally:
+                del failure
+
+    def __enter__(self) -> ShardedDatabase:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _unless_cancelled(call: Call, operation: Callable[..., None], *arguments: object) -> Callable[[Work], None]:
+    """The operation, which runs when it is the writer's turn, and then only if it is still wanted."""
+
+    def run(work: Work) -> None:
+        call.begin()
+        operation(work, *arguments)
+
+    return run
+
+
+def _wait_for_writers(shard: Database) -> None:
+    """Wait until no thread writes through this handle. Raises `BusyError` after its `timeout`."""
+    turn = Turn()
+    try:
+        shard._store.writer.take_turn(turn, shard.path, shard._pipeline.timeout)
+        turn.end()
+    except BaseException:
+        turn.end()  # again: an interrupt may have come in the middle of it
+        raise
+
+
+def _share(progress: CountedProgress | None, done: int, total: int) -> CountedProgress | None:
+    """The `progress` of one shard, of whose predecessors `done` are done, as part of the whole."""
+    return None if progress is None else lambda here, _: progress(min(done + here, total), total)
+
+
+def _thousandths(progress: CountedProgress | None, done: int, total: int) -> CountedProgress | None:
+    """The same, for work of which only the shard knows the total."""
+    if progress is None:
+        return None
+    return lambda here, of: progress(done + 1000 * here // max(of, 1), total)

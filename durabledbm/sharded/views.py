@@ -1,0 +1,152 @@
+"""The parts of a sharded database that are handed out: transactions, snapshots and figures.
+
+What may live here: what users get from a `ShardedDatabase` and use without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from heapq import merge
+from types import TracebackType
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+from ..database import Database
+from ..errors import ClosedError, error
+from ..maintenance.stats import Stats
+from ..mapping import Readable, Writable
+from ..snapshot import Snapshot
+from ..transaction import Transaction
+from .manifest import place
+
+__all__ = ["MergedIterator", "ShardTransaction", "ShardedSnapshot", "ShardedStats"]
+
+T = TypeVar("T", bytes, tuple[bytes, bytes])
+
+
+class _Closable(Protocol):
+    @property
+    def closed(self) -> bool: ...
+
+
+class MergedIterator(Iterator[T]):
+    """What the parts give, in order, until `owner` is closed. No two keys are equal, so values are never compared.
+
+    If it was interrupted, or met an error, whoever asks for more is told: it does not seem to have given all.
+    """
+
+    __slots__ = ("_broken", "_items", "_owner")
+
+    def __init__(self, parts: list[Iterator[T]], owner: _Closable, *, reverse: bool) -> None:
+        self._items: Iterator[Any] = merge(*parts, reverse=reverse)
+        self._owner = owner
+        self._broken = False
+
+    def __next__(self) -> T:
+        if self._owner.closed:
+            raise ClosedError
+        if self._broken:
+            raise error("an error or an interrupt has ended the iteration before its end: begin it again")
+        self._broken = True  # until the item is handed out: an interrupt may come anywhere
+        item: T | None = next(self._items, None)
+        self._broken = False
+        if item is None:
+            raise StopIteration
+        return item
+
+
+class ShardedStats(NamedTuple):
+    """Figures of all shards together, of which `shards` are each one's."""
+
+    entries: int
+    depth: int
+    """Levels of the deepest shard's tree."""
+    file_bytes: int
+    live_bytes: int
+    free_bytes: int
+    pinned_bytes: int
+    commits: int
+    syncs: int
+    pages_written: int
+    shards: list[Stats]
+
+
+class ShardTransaction(Transaction):
+    """A transaction of one shard. Keys of other shards are refused with `ValueError`."""
+
+    __slots__ = ("_count", "_number")
+
+    def __init__(self, database: Database, number: int, count: int) -> None:
+        super().__init__(database)
+        self._number = number
+        self._count = count
+
+    def _mine(self, key: bytes) -> bytes:
+        if place(key, self._count) != self._number:
+            raise ValueError(f"key {key[:40]!r} is in another shard than the one of this transaction")
+        return key
+
+    __setitem__ = Writable.__setitem__  # that of `Transaction` does not go through `_put`
+
+    def _find(self, key: bytes, *, whole: bool = True) -> bytes | None:
+        return super()._find(self._mine(key), whole=whole)
+
+    def _put(self, key: bytes, value: bytes) -> None:
+        super()._put(self._mine(key), value)
+
+    def _update(self, changes: dict[bytes, bytes]) -> None:
+        for key in changes:
+            self._mine(key)
+        super()._update(changes)
+
+    def _pop(self, key: bytes) -> bytes | None:
+        return super()._pop(self._mine(key))
+
+    def _delete(self, key: bytes) -> bool:
+        return super()._delete(self._mine(key))
+
+
+class ShardedSnapshot(Readable):
+    """The shards, each as of one instant. A context manager; `close()` ends it."""
+
+    def __init__(self, snapshots: list[Snapshot]) -> None:
+        self._snapshots = snapshots
+
+    @property
+    def closed(self) -> bool:
+        """Whether the snapshot has ended."""
+        return self._snapshots[0].closed
+
+    @property
+    def txids(self) -> list[int]:
+        """The number of the commit that is shown, of each shard."""
+        return [snapshot.txid for snapshot in self._snapshots]
+
+    def close(self) -> None:
+        """End the snapshot: the space it pins may be reused."""
+        for snapshot in self._snapshots:
+            snapshot.close()
+
+    def __enter__(self) -> ShardedSnapshot:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _find(self, key: bytes) -> bytes | None:
+        return self._snapshots[place(key, len(self._snapshots))]._find(key)
+
+    def _has(self, key: bytes) -> bool:
+        return self._snapshots[place(key, len(self._snapshots))]._has(key)
+
+    def _items(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
+        parts = [part._items(start, stop, reverse) for part in self._snapshots]
+        return MergedIterator(parts, self, reverse=reverse)
+
+    def _keys(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[bytes]:
+        parts = [part._keys(start, stop, reverse) for part in self._snapshots]
+        return MergedIterator(parts, self, reverse=reverse)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._snapshots))

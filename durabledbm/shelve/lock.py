@@ -1,0 +1,90 @@
+"""Who may use the write-back cache of a shelf: one thread for a moment, or one context for a transaction."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import RLock
+from typing import Any
+
+from .._engine.patience import Patience
+from .._process.caller_context import CallerContext
+from ..errors import BusyError
+
+__all__ = ["CacheLock", "Running"]
+
+_NAP = 0.002
+"""Seconds between looks whether a transaction has ended."""
+
+
+class CacheLock:
+    """The right to use a shelf's cache: for a moment by one thread, for a transaction by the context that has it.
+
+    A context manager, for a moment. While a transaction is open others wait at most `timeout` seconds (None: for ever)
+    and then raise `BusyError`; at once if they would wait for themselves.
+    """
+
+    def __init__(self, timeout: float | None) -> None:
+        self.timeout = timeout
+        self.moment = RLock()
+        """Who has it looks whether there is a `holder`."""
+        self.holder: weakref.ref[CallerContext] | None = None
+        """Who is in a transaction. Only that block keeps it alive: an interrupt cannot leave the lock taken."""
+
+    def _other(self) -> CallerContext | None:
+        """Who is in a transaction, if it is not the caller."""
+        holder = None if self.holder is None else self.holder()
+        return None if holder is None or holder.is_me() else holder
+
+    def __enter__(self) -> None:
+        self.moment.acquire()
+        try:
+            patience = Patience(self.timeout)
+            while (other := self._other()) is not None:
+                self._wait(other, patience)
+        except BaseException:
+            self.moment.release()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        self.moment.release()
+
+    def _wait(self, other: CallerContext, patience: Patience) -> None:
+        """Let others have the lock for a while."""
+        if other.is_stuck():
+            raise BusyError("the shelf is in a transaction that could not end while this call waits for it")
+        if patience.over:
+            raise BusyError(f"the shelf was in another transaction for more than {self.timeout:g} seconds")
+        self.moment.release()
+        try:
+            patience.nap(_NAP)
+        finally:
+            self.moment.acquire()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Have it for as long as the block lasts, on whatever thread its context goes on."""
+        caller, nested = CallerContext(), True
+        try:
+            with self:
+                nested = self.holder is not None and self.holder() is not None
+                if not nested:
+                    self.holder = weakref.ref(caller)
+            yield
+        finally:
+            if not nested:
+                self.holder = None
+
+
+class Running:
+    """A transaction of a shelf that is going on, and who began it."""
+
+    __slots__ = ("caller", "over", "transaction")
+
+    def __init__(self) -> None:
+        self.caller = CallerContext()
+        self.transaction: Any = None
+        """The mapping's, once it has begun."""
+        self.over = False
+        """It was rolled back."""

@@ -1,0 +1,342 @@
+"""The cache behind a shelf's `writeback=True`: which objects changed, and which of them may be let go.
+
+What may live here: objects, their serialized forms, and the question who else refers to them. The mapping
+that they are written to and the codec are handed in with each call: a cache that kept them would keep a
+dropped shelf alive.
+
+Two questions decide everything:
+
+* *Has an object changed?* It is serialized again and compared with the bytes that it was read from or
+  written as. Where they differ, the old bytes are loaded and serialized once more: a shelf written with
+  another protocol, or an object whose shared strings became distinct by loading, differs without having
+  changed.
+* *May an object be let go?* Only if nobody could change it any more, or a later change would be lost in
+  silence. The program may hold the object, or only a part of it (`items = shelf["cart"].items`). So the
+  references to everything reachable from it are counted, as the garbage collector does: if all of them come
+  from inside, or lead to something immutable, nobody else can reach it. Whatever is in doubt stays.
+
+The second question comes first: when nobody else can reach an object any more, what is written of it is all that will
+ever be. The other way round, a thread could change it after it was written and before its references were counted.
+
+So the cache is bounded: once the serialized forms in it take more than `limit` bytes, the oldest quarter is
+looked at. What changed is written, in one commit, and every object is let go that the program does not
+refer to any more, itself or in part. An object that the program still refers to stays, whatever the bound.
+"""
+
+from __future__ import annotations
+
+import atexit
+import datetime
+import decimal
+import os
+import re
+import sys
+import traceback
+import types
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from enum import Enum
+from gc import get_referents
+from typing import Any, NamedTuple
+
+__all__ = ["ObjectCodec", "WriteBackCache", "close_at_exit", "is_held"]
+
+_ENTRY_COST = 256  # bytes that an entry takes beside its serialized form, in round figures
+
+_IMMUTABLE: set[type] = {
+    int, float, complex, bool, str, bytes, type(None), type(...), range, slice, object,
+    datetime.date, datetime.datetime, datetime.time, datetime.timedelta, datetime.timezone, decimal.Decimal,
+    re.Pattern, types.FunctionType, types.BuiltinFunctionType, types.ModuleType, types.MethodDescriptorType,
+    types.WrapperDescriptorType,
+}  # fmt: skip
+_SHARED = (type, Enum)  # the whole program shares these objects, and pickles hold them by name
+
+_count: Callable[[object], int] = getattr(sys, "getrefcount", lambda part: 0)
+_CAN_COUNT = hasattr(sys, "getrefcount")  # PyPy has no such thing
+
+
+class ObjectCodec(NamedTuple):
+    """How a shelf turns keys and objects into bytes."""
+
+    serializer: Callable[[Any, int], Any]
+    deserializer: Callable[[bytes], Any]
+    protocol: int
+    keyencoding: str
+
+    def encode(self, key: str) -> bytes:
+        """The key in the mapping."""
+        return key.encode(self.keyencoding)
+
+    def dump(self, value: object) -> Any:
+        """The serialized form, as something that does not change and can be compared."""
+        raw = self.serializer(value, self.protocol)
+        return bytes(raw) if isinstance(raw, (bytearray, memoryview)) else raw
+
+    def same(self, raw: bytes, old: bytes) -> bool:
+        """Whether `raw` is how the object that `old` holds is serialized now."""
+        try:
+            return bool(self.dump(self.deserializer(old)) == raw)
+        except Exception:  # the program's own code; what can't be loaded is not the same
+            return False
+
+
+class WriteBackCache(dict[str, Any]):
+    """key -> object, in the order in which they came. `stored` holds the serialized form last read or
+    written.
+
+    It is not locked: the shelf calls it with its own lock held. What a program removes or adds by hand is
+    tolerated: what is in the dict counts, and an object without a serialized form has changed. A signal
+    handler that uses the shelf may interrupt everything here, between any two calls: so what it may change
+    is looked at and changed without a call in between.
+    """
+
+    __slots__ = ("_budget", "free", "limit", "size", "stored")
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self.limit = limit
+        self.stored: dict[str, bytes] = {}
+        self.size = 0
+        self._budget = limit
+        self.free: set[str] | None = None
+        """While objects are being let go: those that nobody else refers to. An interrupting call takes out what it
+        asks for (see `touch`)."""
+
+    def put(self, key: str, value: object, raw: Any) -> None:
+        """Keep `value`, which `raw` is the serialized form of."""
+        if isinstance(raw, (bytearray, memoryview)):
+            raw = bytes(raw)
+        old = self.stored.get(key)
+        self.size += len(raw) + _ENTRY_COST if old is None else len(raw) - len(old)
+        self.stored[key] = raw
+        self[key] = value
+
+    def add(self, key: str, value: object, raw: Any) -> Any:
+        """Keep `value`, which was loaded from `raw`, unless there is an object by now. Which it is."""
+        there = self.setdefault(key, value)
+        if there is value:
+            self.put(key, value, raw)
+        return there
+
+    def touch(self, key: str) -> None:
+        """The program gets the object, perhaps in a signal handler, amid `shrink` or `flush`: it stays."""
+        if self.free is not None:
+            self.free.discard(key)
+
+    def drop(self, key: str) -> None:
+        """Forget one entry, if it is there."""
+        self.pop(key, None)
+        self._forget(key)
+
+    def _forget(self, key: str) -> None:
+        raw = self.stored.pop(key, None)
+        if raw is not None:
+            self.size -= len(raw) + _ENTRY_COST
+
+    def clear(self) -> None:
+        super().clear()
+        self.stored.clear()
+        self.size = 0
+        self._budget = self.limit
+
+    @property
+    def full(self) -> bool:
+        """Whether it is time to let go of something."""
+        return self.size > self._budget
+
+    def changes(self, codec: ObjectCodec, keys: Iterable[str]) -> dict[str, bytes]:
+        """Of the entries with these keys, those that changed, with their new serialized forms."""
+        changed = {}
+        for key in keys:
+            try:
+                raw = codec.dump(self[key])
+            except KeyError:
+                if key in self:
+                    raise
+                continue  # taken out by hand, or by what serializing another entry called
+            old = self.stored.get(key)
+            if raw != old and (old is None or not codec.same(raw, old)):
+                changed[key] = raw
+        return changed
+
+    def write(self, mapping: Any, codec: ObjectCodec, keys: Iterable[str] | None = None) -> None:
+        """Write what changed (of these keys) into `mapping`: in one commit, if it knows transactions."""
+        changed = self.changes(codec, list(self) if keys is None else keys)
+        if not changed:
+            return
+        encoded = {codec.encode(key): raw for key, raw in changed.items()}
+        if hasattr(mapping, "transaction"):
+            mapping.update(encoded)
+        else:
+            for raw_key, raw in encoded.items():
+                mapping[raw_key] = raw
+        for key, raw in changed.items():
+            if key in self:
+                self.put(key, self[key], raw)
+
+    def shrink(self, mapping: Any, codec: ObjectCodec) -> None:
+        """Let go of the oldest objects, after writing those that changed: a commit for about a quarter."""
+        if self.free is not None:
+            return  # this call has interrupted another one that does the same
+        for batch in self._batches():
+            try:
+                self.flush(mapping, codec, batch)
+            except Exception:
+                # Not the fault of whoever reads some other entry: all stays, and sync() says it again.
+                break
+            if self.size <= self.limit - self.limit // 4:
+                break
+        self._settle()
+
+    def flush(self, mapping: Any, codec: ObjectCodec, keys: list[str] | None = None) -> None:
+        """Write what changed (of these keys), and let go of the objects that nobody else refers to."""
+        if self.free is not None:
+            self.write(mapping, codec, keys)
+            return
+        keys = list(self) if keys is None else keys
+        try:
+            self.free = set()
+            self.free.update(key for key in keys if key in self and not is_held(self, key))
+            self.write(mapping, codec, keys)
+            self.release(keys)
+        finally:
+            self.free = None
+
+    def release(self, keys: Iterable[str] | None = None) -> None:
+        """Let go of those (of these keys) that are `free`; the others become the youngest."""
+        free = self.free or set()
+        for key in list(self) if keys is None else keys:
+            if key not in self:
+                self._forget(key)
+            elif key in free:
+                del self[key]
+                self._forget(key)
+            else:
+                value = self[key]
+                del self[key]
+                self[key] = value
+        self._settle()
+
+    def forget_differing(self, mapping: Any, codec: ObjectCodec) -> None:
+        """After a rollback: keep the objects that are what `mapping` holds, forget the others."""
+        for key, value in list(self.items()):
+            try:
+                raw = mapping.get(codec.encode(key))
+            except OSError:  # the error that is on its way says more
+                raw = None
+            if raw is None:
+                self.drop(key)
+                continue
+            self.put(key, value, raw)
+            try:
+                differs = bool(self.changes(codec, [key]))
+            except Exception:  # changed into something that can't be serialized
+                differs = True
+            if differs:
+                self.drop(key)
+
+    def _settle(self) -> None:
+        # What had to stay is not looked at again before a quarter more has come, or every access would look.
+        self._budget = max(self.limit, self.size + self.size // 4)
+
+    def _batches(self) -> Iterator[list[str]]:
+        """All keys, oldest first, in lists that make up about a quarter of the limit each."""
+        batch: list[str] = []
+        cost = 0
+        for key in list(self):
+            batch.append(key)
+            cost += len(self.stored.get(key, b"")) + _ENTRY_COST
+            if cost >= self.limit // 4:
+                yield batch
+                batch, cost = [], 0
+        if batch:
+            yield batch
+
+
+def is_held(owner: dict[str, Any], key: str) -> bool:
+    """Whether anybody but `owner` refers to `owner[key]`, or to a part of it that could be changed.
+
+    If not, nobody will from now on who does not get it from `owner`.
+    """
+    if not _CAN_COUNT:
+        return True
+    if _is_immutable(owner[key]):
+        return False
+    parts, inside = _reachable(owner[key])
+    if _any_held(parts, inside):
+        return True
+    # Nobody held any of these parts when they were counted. So if they are still all, nobody can have had another.
+    return _reachable(owner[key])[1] != inside
+
+
+def _reachable(root: Any) -> tuple[list[Any], dict[int, int]]:
+    """The parts of `root` that could be changed, itself included, and how many references to each are known."""
+    parts = [root]
+    inside = {id(root): 1}  # this one is the owner's
+    done = 0
+    while done < len(parts):
+        found = get_referents(*parts[done:])
+        done = len(parts)
+        for part in found:
+            if _is_immutable(part):
+                continue
+            if id(part) in inside:
+                inside[id(part)] += 1
+            else:
+                inside[id(part)] = 1
+                parts.append(part)
+    return parts, inside
+
+
+def _is_immutable(part: Any) -> bool:
+    kind = type(part)
+    if kind in _IMMUTABLE or isinstance(part, _SHARED):
+        return True
+    # Constants and the empty tuple are shared by everybody; a tuple of immutable things is immutable itself.
+    return (kind is tuple or kind is frozenset) and all(type(item) in _IMMUTABLE for item in part)
+
+
+def _any_held(parts: list[Any], inside: dict[int, int]) -> bool:
+    """Whether there are more references to one of the parts than those `inside`. `parts` must have the only others."""
+    known = [inside[id(part)] for part in parts]
+    # Since 3.13 attributes may be traversed without the object's __dict__, which may be held as well.
+    parts += _namespaces(parts, inside)
+    known += [1] * (len(parts) - len(known))
+    # All are counted by one call into C, at one moment: no thread can hand one on to another meanwhile.
+    counts = list(map(_count, parts))
+    return any(count > references + _OWN for count, references in zip(counts, known, strict=True))
+
+
+def _namespaces(parts: list[Any], inside: dict[int, int]) -> list[Any]:
+    spaces = (getattr(part, "__dict__", None) for part in parts if type(part).__dictoffset__)
+    return [space for space in spaces if space is not None and id(space) not in inside]
+
+
+_OWN = next(map(_count, [[]]))
+"""How many references counting adds itself: it differs between versions of Python."""
+
+
+_shelves: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+
+
+def close_at_exit(shelf: Any) -> None:
+    """Close this shelf when the interpreter ends, before the databases are closed; and renew its lock in a child."""
+    _shelves[id(shelf)] = shelf
+
+
+def _renew_locks() -> None:
+    for shelf in list(_shelves.values()):
+        shelf.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_locks)
+
+
+@atexit.register
+def _close_all() -> None:
+    for shelf in list(_shelves.values()):
+        try:
+            shelf.close()
+        except Exception:
+            traceback.print_exc()  # there is nobody left to raise it to
