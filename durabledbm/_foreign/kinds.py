@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 from .._engine.disk import Volume
 from .._engine.meta import META_AREA, META_SIZE, has_magic, is_uninitialised
-from .._messages import shell_word
 from ..errors import CorruptionError, error
 
 __all__ = [
@@ -230,3 +229,18 @@ def _unknown(volume: Volume, path: str, name: str) -> error:
 def migrate_command(name: str, target: str = "") -> str:
     """The command that converts an old database, in quotation marks."""
     return f"'durabledbm migrate {shell_word(name)}{target and ' '}{target}'"
+
+
+_PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789\\/:._-")
+"""What the shells of Windows take as it is."""
+
+
+def shell_word(name: str) -> str:
+    """A file's name as this system's shell, and then the command line, takes it."""
+    if name.startswith("-"):
+        name = os.path.join(".", name)
+    if os.name == "nt":
+        return name if _PLAIN.issuperset(name) else f'"{name}"'
+    from shlex import quote
+
+    return quote(name)

@@ -9,7 +9,6 @@ import errno
 import os
 from collections.abc import Sequence
 
-from .._messages import shell_word
 from ..errors import BusyError, CorruptionError, error
 from .holders import writer
 from .text import printable
@@ -48,6 +47,8 @@ class NegativeResult(Exception):
 
 def quoted(path: str) -> str:
     """A file's name as a word of a command line."""
+    from .._foreign.kinds import shell_word  # it needs the package crc32c, whose absence is told here
+
     return shell_word(path)
 
 
