@@ -151,13 +151,14 @@ def test_a_file_is_the_same_in_capitals_and_under_its_other_names(path: Path, mo
 
 
 def test_a_path_of_more_than_260_characters(tmp_path: Path) -> None:
-    """As far as Python itself can use it: that is a setting of the system."""
+    """As far as Python itself can use it, which is a setting of the system."""
     deep = tmp_path
     while len(str(deep)) < 300:
         deep /= "d" * 50
     try:
         deep.mkdir(parents=True)
         (deep / "try").touch()
+        os.path.realpath(deep / "copy")
     except OSError:
         pytest.skip("this Windows is not set up for long paths")
     with durabledbm.open(deep / "db", "c") as db:
@@ -231,14 +232,10 @@ def test_ctrl_break_removes_temporary_files(path: Path) -> None:
         assert len(os.listdir(path.parent)) == 2
         try:
             process.send_signal(signal.CTRL_BREAK_EVENT)
-        except OSError:
+        except (OSError, SystemError):  # the second is how Python reports the first
             process.kill()
-            pytest.skip("there is no console, so no keys")
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            pytest.skip("there is no console, so no keys")
+            pytest.skip("there is no console here, and so no keys")
+        process.wait(60)
     assert os.listdir(path.parent) == ["db"]
 
 

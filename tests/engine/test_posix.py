@@ -357,8 +357,17 @@ def darwin(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module = importlib.util.module_from_spec(specification)
     with monkeypatch.context() as patch:
         patch.setattr(sys, "platform", "darwin")
+        patch.delattr(os, "pwritev", raising=False)  # which it has from version 11 on
         specification.loader.exec_module(module)
     return module
+
+
+def test_macos_before_version_11_writes_many_parts_without_the_call_for_it(darwin: ModuleType, path: str) -> None:
+    parts = [b"%d," % number * (number % 100) for number in range(2000)]
+    disk = darwin.FileVolume().create(path, 0o600)
+    disk.write(0, parts)
+    assert disk.read(10**6, 0) == b"".join(parts)
+    disk.close()
 
 
 def test_the_lock_structure_of_macos_has_the_layout_of_its_header(darwin: ModuleType) -> None:
