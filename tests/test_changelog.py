@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from systems import KILL, WINDOWS, needs_fork
+from systems import KILL, WINDOWS, needs_fork, needs_immediate_removal
 
 import durabledbm
 from durabledbm import changelog
@@ -79,6 +79,7 @@ class WatchedVolume(FileVolume):
     """
 
     def __init__(self, fail_at: int = -1, short: int = 0) -> None:
+        super().__init__()
         self.steps: list[tuple[Any, ...]] = []
         self.fail_at, self.short = fail_at, short
 
@@ -1304,6 +1305,7 @@ def test_a_second_writer_is_busy_until_the_first_one_closes_and_readers_never_wa
         fourth.put("c", "3")
 
 
+@needs_immediate_removal
 def test_removing_the_oldest_files_under_a_writer_lets_no_second_one_in(place: Path) -> None:
     with ChangeLog(place, max_file_size=HEADER + RECORD + 2) as first, ChangeLog(place) as second:
         for number in range(4):

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from systems import IS_ROOT
+from systems import IS_ROOT, only_posix
 from test_tidy import imported as imported_by
 from test_tidy import tree
 
@@ -150,6 +150,7 @@ def test_an_open_handle_needs_no_python_from_the_file_system(tmp_path: Path, dur
     run(USES.replace("LOST", "os.chroot('.')") + FILES, tmp_path, durability)
 
 
+@only_posix("Windows does not limit descriptors of files")
 @pytest.mark.parametrize("durability", ["full", "interval"])
 def test_an_open_handle_needs_no_descriptors_but_for_other_files(tmp_path: Path, durability: str) -> None:
     lost = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir('/dev/fd')) - 1,) * 2)"

@@ -179,7 +179,9 @@ def test_the_new_file_has_the_permissions_of_the_old_one(kind: str, path: str, t
 
 
 def test_names_may_be_bytes_and_paths_and_hold_any_character(kind: str, tmp_path: Path) -> None:
-    name = str(tmp_path / ("żółw %41[x]#" if WINDOWS else "żółw %41?[x]*#"))
+    name = str(tmp_path / "żółw %41?[x]*#")
+    if WINDOWS:  # no name has a question mark or an asterisk there, and py-lmdb takes ASCII only
+        name = str(tmp_path / ("fish %41[x]#" if kind == "lmdb" else "żółw %41[x]#"))
     WRITERS[kind](name, {b"k": b"v"})
     assert migrate(Path(name), os.fsencode(name + "new")) == 1
     assert ours(name + "new") == {b"k": b"v"}
@@ -942,7 +944,7 @@ def test_killed_before_any_of_its_steps_it_loses_nothing_and_can_be_repeated(
         leftover = [name for name in os.listdir(directory) if name.startswith(".durabledbm-")]
         assert leftover == []
         step += 1
-    assert step > 8
+    assert step > (5 if WINDOWS else 8)  # the package's own calls of Windows raise no audit events
 
 
 PROGRAM = "import sys; from durabledbm.migration import migrate; migrate(sys.argv[1], *sys.argv[2:])"

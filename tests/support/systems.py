@@ -35,6 +35,13 @@ KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
 ENDINGS = [KILL] if WINDOWS else [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL]
 """The signals that end a process that does nothing about them."""
 
+
+def alarm(seconds: int) -> None:
+    """Have SIGALRM come after so many seconds; 0: no more. Windows has none: there the runner limits each test."""
+    if sys.platform != "win32":
+        signal.alarm(seconds)
+
+
 needs_root = pytest.mark.skipif(not IS_ROOT, reason="only root can give files away")
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 needs_mode = only_posix("Windows has access control lists, which a new file inherits, and no mode")
