@@ -21,6 +21,7 @@ from systems import WINDOWS
 
 import durabledbm
 from durabledbm._engine import windows
+from durabledbm._foreign.kinds import shell_word
 
 if not WINDOWS:
     pytest.skip("for Windows", allow_module_level=True)
@@ -253,3 +254,12 @@ def test_a_program_that_is_ended_leaves_no_lock(path: Path) -> None:
             db["key"] = "value"
             assert db.stats().oldest_snapshot is None
         assert dict(db) == {b"key": b"value"}
+
+
+@pytest.mark.parametrize("name", ["plain", "C:\\folder\\db", "a b", "a&b", "a'b", "100%", "(1)", "^", "größe", "-x"])
+def test_a_name_is_a_word_of_a_command_line(name: str) -> None:
+    code = "import sys; sys.stdout.buffer.write(ascii(sys.argv[1]).encode())"
+    line = f'"{sys.executable}" -c "{code}" {shell_word(name)}'
+    said = subprocess.run(line, stdout=subprocess.PIPE, check=True).stdout.decode()
+    assert said == ascii(name if not name.startswith("-") else ".\\" + name)
+    assert " " not in shell_word(name) or shell_word(name) == f'"{name}"'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+import time
 from typing import Any
 
 import pytest
@@ -43,6 +44,7 @@ def test_in_a_pipe_nothing_is_shown() -> None:
 def test_a_plain_line_tells_part_rate_and_time_left_and_disappears() -> None:
     stream = Terminal()
     with shown("check", "pages", stream=stream) as meter:
+        time.sleep(0.02)  # some clocks tell no less
         meter(250, 1000)
         meter(1000, 1000)
     _, first, second, *last = lines_of(stream)
@@ -59,6 +61,7 @@ def test_a_shorter_line_leaves_nothing_of_a_longer_one_and_the_end_nothing_at_al
     """By blanks: no code is needed that a console might show instead."""
     stream = Terminal()
     with shown("check", "pages", stream=stream) as meter:
+        time.sleep(0.02)  # some clocks tell no less
         meter(250, 1000)
         meter(1000, 1000)
     _, first, second, last, end = stream.getvalue().split("\r")

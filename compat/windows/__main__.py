@@ -1,10 +1,11 @@
 """Run the tests on CPython for Windows under Wine: `python -m compat.windows [--python 3.11] [ARGUMENT...]`.
 
-The arguments are pytest's. Without any, a selection runs that takes a few minutes: see `SELECTION`. `-m long` runs all
-tests, the long ones included. Where Wine or the packages cannot be had, it says so in a line, and the exit code is 0.
+The arguments are for pytest. Without any, a selection runs that takes a few minutes: see `SELECTION`. With `-m long`
+and no files, all long tests run; with `-m "long or not long"`, all. `--run ARGUMENT...` runs the interpreter itself.
+Where Wine or the packages cannot be had, that is told in a line, and the exit status is 0.
 
-What passes here is evidence about the package and about Python's Windows build, not about the kernel and NTFS of
-Microsoft: see docs/concurrency.md.
+What passes here is evidence about the package and Python's build for Windows, not about the kernel and the file systems
+of Microsoft: see docs/concurrency.md.
 """
 
 from __future__ import annotations
@@ -17,14 +18,25 @@ from compat.windows.interpreter import VERSIONS, Unavailable, drive, environment
 
 ROOT = Path(__file__).resolve().parents[2]
 
-SELECTION: list[str] = []
+SELECTION = [
+    "tests/engine", "tests/test_windows_disk.py", "tests/test_on_windows.py", "tests/test_portability.py",
+    "tests/test_database.py", "tests/test_mapping_spec.py", "tests/test_shelve.py", "tests/test_stdlib.py",
+    "tests/test_processes.py", "tests/test_threads.py", "tests/test_kill.py", "tests/test_outside.py",
+    "tests/test_cli.py", "tests/test_migration.py", "compat/differential",
+]  # fmt: skip
+"""What can differ between systems, as far as a few minutes suffice for it."""
+
+LIMIT = 300
+"""Seconds that one test may take: a test that hangs must not hang the rest."""
+
+_PYTEST = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "2", "--timeout", str(LIMIT)]
 
 
 def run(python: Path, arguments: list[str]) -> int:
-    """Run that interpreter, here; its exit code.
+    """Run that interpreter in the repository; its exit status.
 
     Its standard streams must be pipes: under Wine it does not start with a file or the null device. The repository is a
-    drive of its own, so that no name like /proc or /dev leads out of what Windows would have.
+    drive of its own, so that names of files are like those on Windows.
     """
     drive("r", ROOT)
     inside = {**environment(), "PYTHONPATH": "R:\\", "PYTHONPYCACHEPREFIX": "C:\\bytecode", "PYTHONUNBUFFERED": "1"}
@@ -44,6 +56,7 @@ def run(python: Path, arguments: list[str]) -> int:
 
 
 def main(arguments: list[str]) -> int:
+    """Carry out a command line; its exit status."""
     version = "3.11"
     if arguments[:1] == ["--python"]:
         version, arguments = arguments[1], arguments[2:]
@@ -56,7 +69,7 @@ def main(arguments: list[str]) -> int:
         return 0
     if arguments[:1] == ["--run"]:
         return run(python, arguments[1:])
-    return run(python, ["-m", "pytest", "-n", "0", "-p", "no:cacheprovider", "-q", *(arguments or SELECTION)])
+    return run(python, [*_PYTEST, *(arguments or SELECTION)])
 
 
 if __name__ == "__main__":
