@@ -4,6 +4,7 @@ engine on it.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import random
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from children import random_operations
-from crew import Crew
+from crew import Crew, wait_until
 from fakekernel import FakeKernel
 from linearizability import Recorder, check
 
@@ -112,6 +113,84 @@ def test_names_are_created_linked_replaced_and_removed(volume: Volume, path: str
     volume.sync_directory(path)
     with pytest.raises(FileNotFoundError):
         volume.remove(path + ".moved")
+
+
+# -- threads and interrupts
+
+
+def test_no_thread_waits_for_one_that_looks_for_locks(kernel: FakeKernel, disk: WindowsDisk) -> None:
+    """A finalizer may run anywhere in there, and may wait for the thread that writes."""
+    assert disk.lock(3, exclusive=True)
+
+    def write() -> None:
+        disk.unlock(3)
+        assert disk.lock(3, exclusive=True)
+        assert disk.lock(4, exclusive=False)
+
+    def finalizer(name: str) -> None:
+        kernel.before = None
+        crew = Crew()
+        crew.start(write)
+        crew.join()
+
+    kernel.before = finalizer
+    disk.lowest_lock(0, 100)
+    assert sorted(lock.start for lock in kernel.locks) == [3, 4]
+
+
+def test_a_probe_of_ones_own_handle_refuses_no_lock(kernel: FakeKernel, disk: WindowsDisk) -> None:
+    """However long it takes: the thread that is at it may have to wait for the interpreter."""
+    probing, tries = threading.Event(), []
+
+    def look() -> None:
+        disk.lowest_lock(0, 100)
+
+    def amid(name: str) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            probing.set()
+            wait_until(lambda: len(tries) > 20)
+        else:
+            tries.append(name)
+
+    kernel.after = amid
+    crew = Crew()
+    crew.start(look)
+    assert probing.wait(20)
+    assert disk.lock(50, exclusive=True)
+    crew.join()
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("number", range(12))
+def test_after_an_interrupt_what_is_locked_is_what_is_noted(kernel: FakeKernel, moment: str, number: int) -> None:
+    disk = WindowsVolume(kernel).create("/file", 0o666)
+    other = another(disk)
+    assert other.lock(70, exclusive=False)
+    calls = 0
+
+    def strike(name: str) -> None:
+        nonlocal calls
+        if calls == number:
+            calls += 1
+            raise KeyboardInterrupt
+        calls += 1
+
+    setattr(kernel, moment, strike)
+    with contextlib.suppress(KeyboardInterrupt):
+        disk.lock(5, exclusive=True)
+        disk.lock(6, exclusive=False)
+        disk.lowest_lock(0, 100)
+        disk.unlock(5)
+        disk.unlock(6)
+    setattr(kernel, moment, None)
+    mine = {lock.start for lock in kernel.locks if lock.start != 70}
+    assert mine == set(disk._held)
+    assert disk._probes == []
+    for offset in (5, 6):
+        disk.unlock(offset)
+        assert disk.lock(offset, exclusive=True)
+    disk.close()
+    other.close()
 
 
 # -- names on Windows

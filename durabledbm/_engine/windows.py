@@ -26,6 +26,12 @@ the other (see `locks`).
 
 What this handle has locked itself is left out of the probes: its own lock would be in the way. So a byte that it shares
 with others is not reported; the store counts its own pins itself, and takes the lower of the two.
+
+Threads use one handle at once, and no lock keeps them apart: the garbage collector may run a finalizer anywhere, also
+in here, and that may wait for another thread, which would wait for such a lock. Nor is there need of one. A probe of
+another thread of this handle is in the way like that of another handle, but it is known (`_probes`), and `lock` does
+not count attempts meanwhile. What another thread locks during a probe is taken for someone else's: too much again. And
+no two threads lock or unlock the same byte at once: callers see to that, for pins and for the writer lock.
 """
 
 from __future__ import annotations
@@ -35,7 +41,6 @@ import ntpath
 import operator
 import os
 import stat
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NewType, Protocol, TypeVar
@@ -130,7 +135,7 @@ class WindowsDisk:
     """A file of Windows."""
 
     __slots__ = (
-        "__weakref__", "_handle", "_held", "_hint", "_identity", "_kernel", "_mutex", "path", "read", "writable",
+        "__weakref__", "_handle", "_held", "_hint", "_identity", "_kernel", "_probes", "path", "read", "writable",
     )  # fmt: skip
 
     def __init__(self, kernel: Kernel, handle: Handle, path: str, *, writable: bool) -> None:
@@ -140,12 +145,12 @@ class WindowsDisk:
         self.path = path
         self.writable = writable
         self.read: Callable[[int, int], bytes] = partial(kernel.read, handle)
-        # Held while locks are tried. Reentrant: the garbage collector may end a pin anywhere, also in here.
-        self._mutex = threading.RLock()
         self._held: dict[int, bool] = {}
         """What this disk has locked: offset, and whether exclusively."""
         self._hint = 0
         """Where the lowest lock was the last time: it probably is still there."""
+        self._probes: list[int] = []
+        """One item for each probe that a thread is at."""
 
     def _open_handle(self) -> Handle:
         if self._handle is None:
@@ -217,33 +222,58 @@ class WindowsDisk:
 
     def lock(self, offset: int, *, exclusive: bool) -> bool:
         handle = self._open_handle()
-        with self._mutex:
-            if offset in self._held:
-                assert self._held[offset] == exclusive, "a lock is not converted"
-                return True
-            patience = Patience(_PATIENCE)
-            attempt = 0
-            while not self._kernel.lock(handle, offset, 1, exclusive=exclusive):
-                attempt += 1
-                if attempt >= _ATTEMPTS if exclusive else patience.over:
-                    return False
-                patience.nap(0 if attempt < _ATTEMPTS else _NAP)
-            self._held[offset] = exclusive
+        if offset in self._held:
+            assert self._held[offset] == exclusive, "a lock is not converted"
             return True
+        patience = Patience(_PATIENCE)
+        attempt = 0
+        while not self._lock(handle, offset, exclusive=exclusive):
+            if not self._probes:
+                attempt += 1
+            if patience.over or (exclusive and attempt >= _ATTEMPTS):
+                return False
+            patience.nap(0 if attempt < _ATTEMPTS else _NAP)
+        return True
+
+    def _lock(self, handle: Handle, offset: int, *, exclusive: bool) -> bool:
+        """Try once, and note it. After an interrupt it is neither locked nor noted."""
+        got: bool | None = None
+        try:
+            got = self._kernel.lock(handle, offset, 1, exclusive=exclusive)
+            if got:
+                self._held[offset] = exclusive
+            return got
+        except BaseException:
+            if got is None:
+                self._let_go(handle, offset, 1)
+            raise
 
     def unlock(self, offset: int) -> None:
         handle = self._open_handle()
-        with self._mutex:
-            if self._held.pop(offset, None) is not None:
+        if offset in self._held:
+            try:
                 self._kernel.unlock(handle, offset, 1)
+            except BaseException:
+                self._let_go(handle, offset, 1)
+                raise
+            finally:
+                self._held.pop(offset, None)
+
+    def _let_go(self, handle: Handle, offset: int, length: int) -> None:
+        """Unlock what an interrupt has left locked, or not."""
+        try:
+            self._kernel.unlock(handle, offset, length)
+        except OSError:
+            pass  # it was not
 
     def lowest_lock(self, start: int, stop: int) -> LockOwner | None:
         self._open_handle()
-        with self._mutex:
-            for first, end in _gaps(start, stop, sorted(self._held)):
-                found = self._lowest(first, end)
-                if found is not None:
-                    return LockOwner(found, None)
+        taken = list(self._held)  # one step, while other threads lock and unlock
+        taken.sort()
+        for first, end in _gaps(start, stop, taken):
+            found = self._lowest(first, end)
+            if found is not None:
+                return LockOwner(found, None)
         return None
 
     def _lowest(self, start: int, stop: int) -> int | None:
@@ -254,9 +284,9 @@ class WindowsDisk:
         """
         if self._is_free(start, stop):
             return None
-        low, step = start, 1
-        if start < self._hint < stop and self._is_free(start, self._hint):
-            low = self._hint
+        low, step, hint = start, 1, self._hint
+        if start < hint < stop and self._is_free(start, hint):
+            low = hint
         while low < stop:
             high = min(low + step, stop)
             if self._is_free(low, high):
@@ -277,10 +307,20 @@ class WindowsDisk:
     def _is_free(self, start: int, stop: int) -> bool:
         """Whether, at a moment during this call, nobody else had a lock in [start, stop). May say no for no reason."""
         handle = self._open_handle()
-        if not self._kernel.lock(handle, start, stop - start, exclusive=True):
-            return False
-        self._kernel.unlock(handle, start, stop - start)
-        return True
+        free: bool | None = None
+        try:
+            self._probes.append(start)
+            free = self._kernel.lock(handle, start, stop - start, exclusive=True)
+            if free:
+                self._kernel.unlock(handle, start, stop - start)
+            return free
+        except BaseException:
+            if free is not False:
+                self._let_go(handle, start, stop - start)
+            raise
+        finally:
+            if self._probes:
+                self._probes.pop()
 
     # -- ends ----------------------------------------------------------------------------------------------------
 

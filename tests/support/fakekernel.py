@@ -13,7 +13,7 @@ It follows the documentation of the calls, to the letter where that is inconveni
 * A file in `in_use` is open in a program that shares it with nobody.
 
 `before`, if set, is called with the name of each call before it happens: a test may do something in between
-there.
+there. `after` is called when a lock was asked for or let go of.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ class FakeKernel:
         self._open: dict[Handle, tuple[FakeFile, bool]] = {}
         self._short = short
         self.before: Callable[[str], None] | None = None
+        self.after: Callable[[str], None] | None = None
         self.calls: dict[str, int] = {}
         self.directories_refused = False
         self.reopening_refused = False
@@ -168,6 +169,12 @@ class FakeKernel:
 
     def lock(self, handle: Handle, offset: int, length: int, *, exclusive: bool) -> bool:
         self._call("lock")
+        locked = self._lock(handle, offset, length, exclusive=exclusive)
+        if self.after is not None:
+            self.after("lock")
+        return locked
+
+    def _lock(self, handle: Handle, offset: int, length: int, *, exclusive: bool) -> bool:
         with self._mutex:
             assert offset >= 0
             assert length > 0
@@ -183,6 +190,11 @@ class FakeKernel:
 
     def unlock(self, handle: Handle, offset: int, length: int) -> None:
         self._call("unlock")
+        self._unlock(handle, offset, length)
+        if self.after is not None:
+            self.after("unlock")
+
+    def _unlock(self, handle: Handle, offset: int, length: int) -> None:
         with self._mutex:
             file = self._file(handle)
             for exclusive in (True, False):
