@@ -10,6 +10,8 @@ of Microsoft: see docs/concurrency.md.
 
 from __future__ import annotations
 
+import os
+import select
 import subprocess
 import sys
 from pathlib import Path
@@ -42,17 +44,23 @@ def run(python: Path, arguments: list[str]) -> int:
     inside = {**environment(), "PYTHONPATH": "R:\\", "PYTHONPYCACHEPREFIX": "C:\\bytecode", "PYTHONUNBUFFERED": "1"}
     for name in ("PYTHONDONTWRITEBYTECODE", "TMPDIR", "HOME"):
         inside.pop(name, None)
-    with subprocess.Popen(
+    process = subprocess.Popen(
         ["wine", str(python), *arguments], cwd=ROOT, env=inside,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    ) as process:  # fmt: skip
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.close()
-        while chunk := process.stdout.read1(1 << 16):
+    )  # fmt: skip
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.close()
+    # Not until the end of the pipe: Wine's own services may have it, too, and live on.
+    output = process.stdout.fileno()
+    while select.select([output], [], [], 0.2)[0] or process.poll() is None:
+        if select.select([output], [], [], 0)[0]:
+            chunk = os.read(output, 1 << 16)
+            if not chunk:
+                break
             sys.stdout.buffer.write(chunk)
             sys.stdout.buffer.flush()
-    return process.returncode
+    return process.wait()
 
 
 def main(arguments: list[str]) -> int:
