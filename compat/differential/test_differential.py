@@ -25,7 +25,7 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "compat.md"
 
 
 if sys.platform == "win32":  # where files have no modes
-    EXPECTED["open_positional_mode"] = "0o666"
+    EXPECTED = {**EXPECTED, "open_positional_mode": "0o666"}
     KNOWN["open_positional_mode", "dbm.dumb"] = ("0o666 0o666",)
 
 

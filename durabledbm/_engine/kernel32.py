@@ -241,8 +241,10 @@ if sys.platform == "win32":
         def flush_directory(self, path: str) -> bool:
             try:
                 handle = self._open(os.path.abspath(path), True, _OPEN_EXISTING, _BACKUP_SEMANTICS)
-            except PermissionError:
-                return False
+            except OSError as exc:
+                if isinstance(exc, PermissionError) or exc.winerror in _UNKNOWN_HERE:
+                    return False
+                raise
             try:
                 if _dll.FlushFileBuffers(handle):
                     return True
