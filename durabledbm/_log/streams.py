@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -86,7 +87,8 @@ def _first_byte(fd: int, path: str) -> bytes:
         if time.monotonic() > deadline:
             raise error(f"{path}: a pipe without a writer")
         time.sleep(0.01)
-    os.set_blocking(fd, True)
+    if sys.platform != "win32":
+        os.set_blocking(fd, True)
     return first
 
 

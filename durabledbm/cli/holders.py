@@ -78,6 +78,8 @@ def _identities(path: str) -> set[tuple[int, int]]:
 
 
 def _holder(pid: int, files: set[tuple[int, int]]) -> Holder | None:
+    if os.name == "nt":
+        return None  # where there may be a /proc all the same, of the system below
     try:
         locks = [list(_locks(pid, fd)) for fd in _descriptors(pid, files)]
         if not locks:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -78,7 +77,7 @@ def kill_while_writing(module: str, path: str, *, start: int = 0, at_least: int 
                 break
             output += piece
         time.sleep(random.uniform(0, 0.05))
-        child.send_signal(signal.SIGKILL)
+        child.kill()  # SIGKILL; on Windows TerminateProcess, which is the same
         output += child.stdout.read()
     finally:
         child.kill()

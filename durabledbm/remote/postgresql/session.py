@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import select
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -246,7 +247,7 @@ def connect(parameters: dict[str, Any], kind: str, where: str, timeout: float | 
 
 def _input_of(descriptor: int) -> Callable[[], bool]:
     """A function that tells whether there is something to be read, without waiting."""
-    if not hasattr(select, "poll"):
+    if sys.platform == "win32" or not hasattr(select, "poll"):
         return lambda: bool(select.select([descriptor], [], [], 0)[0])
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
