@@ -230,5 +230,8 @@ class DeferredCommit(Pipeline):
         except BaseException:
             self._end(lease)
             raise
-        self._end(lease)
+        try:
+            self._end(lease)
+        finally:  # an interrupt may have struck in there, and another handle of the file be used next
+            lease.end()
         return True

@@ -252,7 +252,10 @@ class GroupCommit(Pipeline):
                 return False
             committer.sync_file()
         finally:
-            lease.end()
+            try:
+                lease.end()
+            finally:  # an interrupt may have struck in there, and another handle of the file be used next
+                lease.end()
         return True
 
 
