@@ -74,7 +74,7 @@ def random_bytes(size: int) -> bytes:
 
 
 def temporary_name(path: str) -> str:
-    """A name in the same directory that nobody can guess, and that no dbm module takes for one of its own."""
+    """A name in the same directory that cannot be guessed, and that no dbm module takes for one of its own."""
     return os.path.join(os.path.dirname(path), f".durabledbm-{os.urandom(8).hex()}.tmp")
 
 
@@ -148,7 +148,7 @@ INTERRUPTED = (
 
 
 def displaced(path: str) -> error:
-    """The name does not lead to the open file any more. That is no damage: nobody has touched what the file holds."""
+    """The name does not lead to the open file any more. That is no damage: what the file holds is untouched."""
     return error(errno.ESTALE, f"{ELSEWHERE}: what it held can be saved with backup(); then {_END}", path)
 
 

@@ -321,7 +321,7 @@ def take_owner(fd: int, like: os.stat_result) -> None:
 
 
 def _give_name_owner(path: str, like: os.stat_result) -> None:
-    """`take_owner` of a file that is not open; but whoever may write the directory must not divert it to another."""
+    """`take_owner` of a file that is not open. Other users of the directory must not divert it to another file."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except PermissionError:

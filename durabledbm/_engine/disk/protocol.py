@@ -134,7 +134,7 @@ class Disk(Protocol):
     def lowest_lock(self, start: int, stop: int) -> LockOwner | None:
         """The lowest byte in [start, stop) that another `Disk` has locked, in whatever process, or None.
 
-        Never an offset above a lock that is held throughout the call. It may be below, where nobody has a lock, if
+        Never an offset above a lock that is held throughout the call. It may be below, where there is no lock, if
         others ask at the same time; and a byte that this `Disk` has locked too may be left out (both: see `windows`).
         """
 
