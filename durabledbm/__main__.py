@@ -2,6 +2,9 @@
 
 import sys
 
+_CONTROL_C_EXIT = -0x3FFFFEC6
+"""STATUS_CONTROL_C_EXIT, by which a shell of Windows knows a program that Ctrl-C has ended; as a signed number."""
+
 
 def main() -> None:
     """Run the command line of this process, and end it."""
@@ -21,6 +24,8 @@ def _die_of_ctrl_c() -> None:
     import os
     import signal
 
+    if os.name == "nt":
+        sys.exit(_CONTROL_C_EXIT)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     os.kill(os.getpid(), signal.SIGINT)
 

@@ -66,7 +66,7 @@ def _name(fresh: str, target: str, kind: str, like: os.stat_result) -> None:
     """Give the files their permissions and names."""
     present = [suffix for suffix in FILES[kind] if os.path.isfile(fresh + suffix)]
     for suffix in present:
-        fd = os.open(fresh + suffix, os.O_RDONLY)
+        fd = os.open(fresh + suffix, os.O_RDWR)  # Windows syncs only what may be written
         try:
             take_owner(fd, like)
             os.fsync(fd)

@@ -30,7 +30,7 @@ from typing import NamedTuple
 
 from ._engine.disk import FileVolume
 from ._engine.disk.protocol import Disk
-from ._engine.files import initialise
+from ._engine.files import initialise, temporary_name
 from ._engine.locks import WriterLock
 from ._engine.recovery import newest, read_slots
 from ._engine.threads import Lease
@@ -228,7 +228,7 @@ class _Copying:
 
 
 def _batches(entries: Iterator[Entry]) -> Iterator[dict[bytes, bytes]]:
-    """The entries in dicts that are committed one by one: nobody sees the file before it is complete."""
+    """The entries in dicts that are committed one by one: no other process sees the file before it is complete."""
     batch: dict[bytes, bytes] = {}
     size = 0
     for key, value in entries:
@@ -289,12 +289,29 @@ def _swap(old: Found, fresh: Temporary) -> None:
         elif os.path.lexists(old.name):
             with _unwritten(old.name) as disk:
                 disk.resize(0)
-                os.replace(fresh.path, old.name)
+                _replace_open(fresh.path, old.name)
         else:
             take_name(fresh.path, old.name)
         undo.pop_all()
     volume.sync_directory(old.name)
     _remove_old_names(old.name, suffixes)
+
+
+def _replace_open(path: str, name: str) -> None:
+    """Give a file the name of an empty one that is open, here and perhaps in other programs."""
+    if os.name != "nt":
+        os.replace(path, name)
+        return
+    # Windows lets no file take the name of an open one, but that may be renamed. A kill in between leaves the name to
+    # no file, and the old database as it was.
+    aside = temporary_name(name)
+    os.rename(name, aside)
+    try:
+        os.rename(path, name)
+    except OSError:
+        os.rename(aside, name)
+        raise
+    _unlink(aside)
 
 
 def _unlink(path: str) -> None:
@@ -333,7 +350,7 @@ def _has_no_commit(disk: Disk) -> bool:
 
 @contextmanager
 def _unwritten(path: str) -> Iterator[Disk]:
-    """Our database at `path`, locked against writers. Raises EEXIST if somebody has written to it."""
+    """Our database at `path`, locked against writers. Raises EEXIST if it was written to."""
     lease = Lease()
     with closing(FileVolume().open(path, writable=True)) as disk:
         try:
@@ -384,7 +401,7 @@ def _second_name(path: str, name: str) -> bool:
             raise
         return False
     except OSError as exc:
-        if exc.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+        if exc.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL):
             raise
         _copy(path, name)
     return True

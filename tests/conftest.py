@@ -15,9 +15,11 @@ import sys
 import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Generator, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import servers
@@ -26,6 +28,17 @@ import durabledbm
 from durabledbm._engine.meta import META_SIZE, has_magic
 
 _passed = pytest.StashKey[bool]()
+
+if sys.platform == "win32":
+    from durabledbm._engine.disk.windows import WindowsDisk
+
+    _windows_disks: weakref.WeakSet[WindowsDisk] = weakref.WeakSet()
+
+    def _noted(disk: WindowsDisk, *args: Any, **options: Any) -> None:
+        _make_disk(disk, *args, **options)
+        _windows_disks.add(disk)
+
+    _make_disk, WindowsDisk.__init__ = WindowsDisk.__init__, _noted  # type: ignore[method-assign]
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -135,8 +148,10 @@ def problems_of(path: str) -> list[object]:
 
 
 def open_files() -> set[tuple[int, str]]:
-    """The regular files that this process has open, by descriptor."""
+    """The regular files that this process has open, by descriptor; on Windows, the disks that it has open."""
     result = set()
+    if sys.platform == "win32":
+        return {(disk._handle, disk.path) for disk in list(_windows_disks) if disk._handle is not None}
     for name in os.listdir("/dev/fd"):
         link = f"/dev/fd/{name}"
         try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from systems import KILL, WINDOWS, needs_fork, needs_immediate_removal
 
 import durabledbm
 import durabledbm.attach as attach_module
@@ -245,6 +245,7 @@ def test_catch_up_appends_what_other_handles_committed(
     assert b"unlogged" not in replayed(log)
 
 
+@needs_fork
 def test_a_forked_childs_commits_are_logged_by_the_parent(
     db: durabledbm.Database, log: ChangeLog
 ) -> None:
@@ -377,6 +378,7 @@ def test_a_log_that_missed_nothing_gets_nothing(tmp_path: Path) -> None:
         assert commits(log) == [2, 3, 4]
 
 
+@needs_immediate_removal
 def test_the_oldest_files_of_the_log_may_be_removed(db: durabledbm.Database, tmp_path: Path, log: ChangeLog) -> None:
     db.attach(log)
     for number in range(60):
@@ -607,7 +609,7 @@ def killed(self, state, changes):
     global left
     left -= 1
     if left < 0:
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
     append(self, state, changes)
 
 db = durabledbm.open(path + "/db", "c", durability=sys.argv[3], interval=0.005)
@@ -621,7 +623,7 @@ while True:
 def kill_and_attach(directory: Path, seeds: range, durability: str) -> None:
     before: dict[bytes, bytes] = {}
     root = Path(__file__).parent.parent
-    environment = {**os.environ, "PYTHONPATH": str(root)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(root / "tests" / "support")])}
     with durabledbm.open(directory / "db", "c") as db:
         write_at_random(db, random.Random(seeds.start), 20)
         before = dict(db.items())
@@ -629,7 +631,7 @@ def kill_and_attach(directory: Path, seeds: range, durability: str) -> None:
             db.attach(log)
     for seed in seeds:
         command = [sys.executable, "-c", VICTIM, str(directory), str(seed), durability]
-        assert subprocess.run(command, env=environment, check=False).returncode == -signal.SIGKILL
+        assert subprocess.run(command, env=environment, check=False).returncode == (KILL if WINDOWS else -KILL)
         with durabledbm.open(directory / "db", "w") as db, ChangeLog(directory / "log", max_file_size=20_000) as log:
             txid = db.stats().txid
             assert log.span().last_txid < txid, "killed between commit and append"

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from systems import HAS_SYMLINKS, needs_mode, needs_symlinks
 from test_attach import write_at_random
 
 import durabledbm
@@ -172,7 +173,7 @@ def test_a_damaged_database_is_not_copied(db: durabledbm.Database, db_path: str,
 
 def test_the_database_itself_is_no_target(db: durabledbm.Database, db_path: str, tmp_path: Path) -> None:
     db["a"] = "1"
-    os.symlink(db_path, tmp_path / "link")
+    (os.symlink if HAS_SYMLINKS else os.link)(db_path, tmp_path / "link")
     os.link(db_path, tmp_path / "second name")
     for target in (db_path, tmp_path / "link", tmp_path / "second name"):
         with pytest.raises(error, match="itself"):
@@ -186,6 +187,7 @@ def test_the_database_itself_is_no_target(db: durabledbm.Database, db_path: str,
     assert db["a"] == b"1"
 
 
+@needs_symlinks
 def test_a_symbolic_link_stays_and_its_target_is_replaced(db: durabledbm.Database, tmp_path: Path) -> None:
     db["a"] = "1"
     os.symlink(tmp_path / "real", tmp_path / "link")
@@ -194,6 +196,7 @@ def test_a_symbolic_link_stays_and_its_target_is_replaced(db: durabledbm.Databas
     assert content(tmp_path / "real") == {b"a": b"1"}
 
 
+@needs_mode
 def test_the_copy_has_the_permissions_of_the_database(db: durabledbm.Database, db_path: str, tmp_path: Path) -> None:
     os.chmod(db_path, 0o604)
     db.backup(tmp_path / "copy")

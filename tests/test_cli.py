@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from systems import TELLS_HOLDERS, WINDOWS, only_posix
 
 import durabledbm
 import durabledbm.maintenance.inspect
@@ -134,8 +135,9 @@ def test_messages_are_one_line_whatever_is_in_them(text: str) -> None:
 
 @pytest.mark.parametrize("key", ENTRIES)
 def test_get_prints_the_bytes_of_the_value_and_nothing_else(run: Run, path: str, key: bytes) -> None:
-    assert run("get", path, os.fsdecode(key)) == (0, ENTRIES[key], "")
     assert run("get", path, "-e", escape(key)) == (0, ENTRIES[key], "")
+    if not WINDOWS or key != b"c\xff":  # arguments are text there
+        assert run("get", path, os.fsdecode(key)) == (0, ENTRIES[key], "")
 
 
 def test_get_of_a_missing_key_is_a_no_and_says_so_in_one_line(run: Run, path: str) -> None:
@@ -413,7 +415,7 @@ def test_stat_names_the_process_that_writes_and_the_one_that_reads_an_old_state(
             db["x"] = str(number) * 5000
         with other_process(path, "tx = db.transaction(); tx.__enter__()") as writer:
             result = run("stat", path)
-    if not os.path.exists("/proc/self/fdinfo"):
+    if not TELLS_HOLDERS:
         pytest.skip("this system does not tell whose locks there are")
     assert re.search(rf"opened by  process {reader} \(.*\): reads a snapshot\n", result.text)
     assert re.search(rf"opened by  process {writer} \(.*\): writes now\n", result.text)
@@ -433,7 +435,7 @@ class other_process:
 
     def __enter__(self) -> int:
         assert self._process.stdout is not None
-        assert self._process.stdout.readline() == b"ready\n"
+        assert self._process.stdout.readline().split() == [b"ready"]
         return self._process.pid
 
     def __exit__(self, *exc_info: object) -> None:
@@ -771,7 +773,7 @@ def test_writing_a_file_that_somebody_writes_to_waits_as_long_as_told(
     assert result.status == 2
     assert_one_line_about(result, argv[0], path)
     assert "--timeout" in result.err
-    if os.path.exists("/proc/self/fdinfo"):
+    if TELLS_HOLDERS:
         assert f"process {pid} " in result.err
     assert content(path) == before
 
@@ -791,6 +793,8 @@ class as_nobody:
 @pytest.fixture
 def public() -> Iterator[str]:
     """A file that everybody may read and nobody may write."""
+    if WINDOWS:
+        pytest.skip("Windows keeps files from users by access control lists, not by modes")
     directory = tempfile.mkdtemp()
     path = os.path.join(directory, "public.db")
     with durabledbm.open(path, "c") as db:
@@ -1001,6 +1005,7 @@ def test_output_that_cannot_be_written_is_a_failure(path: str) -> None:
     assert result.stderr.count(b"\n") == 1
 
 
+@only_posix("Windows has Ctrl-C for consoles, not between processes")
 def test_ctrl_c_ends_the_command_quietly_and_as_the_shell_expects(path: str) -> None:
     loader = subprocess.Popen(
         [sys.executable, "-c", LOAD_AND_SAY, path],
@@ -1030,6 +1035,10 @@ durabledbm.__main__.main()
 """
 
 
+CTRL_C_STATUS = 0xC000013A if WINDOWS else -signal.SIGINT
+"""How a shell knows a program that Ctrl-C has ended."""
+
+
 def test_ctrl_c_is_quiet_already_while_the_program_is_imported() -> None:
     code = """
         import sys, durabledbm.__main__
@@ -1042,7 +1051,7 @@ def test_ctrl_c_is_quiet_already_while_the_program_is_imported() -> None:
         """
     command = [sys.executable, "-c", textwrap.dedent(code)]
     done = subprocess.run(command, capture_output=True, env=environment(), check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, b"", b"")
+    assert (done.returncode, done.stdout, done.stderr) == (CTRL_C_STATUS, b"", b"")
 
 
 @pytest.mark.parametrize("words", [("get", "none", "k"), ("nonsense",), ("exec", "none")])
@@ -1183,7 +1192,7 @@ def test_exec_runs_a_program_whose_dbm_and_shelve_are_ours(tmp_path: Path) -> No
     """
     one, two = str(tmp_path / "one"), str(tmp_path / "two")
     result = process("exec", script(tmp_path, code), one, two, "--json", "-h")
-    assert (result.returncode, result.stdout, result.stderr) == (3, b"__main__ ['--json', '-h']\n", b"")
+    assert (result.returncode, result.stdout.rstrip(), result.stderr) == (3, b"__main__ ['--json', '-h']", b"")
     assert content(one) == {b"a": b"b"}
     assert list(content(two)) == [b"list"]
 
@@ -1198,7 +1207,7 @@ def test_exec_shows_the_traceback_of_the_program_and_not_its_own(tmp_path: Path)
 def test_exec_of_a_missing_program_is_one_line(tmp_path: Path) -> None:
     result = process("exec", tmp_path / "nothing.py")
     assert result.returncode == 2
-    assert result.stderr.endswith(b"nothing.py: no such file\n")
+    assert result.stderr.rstrip().endswith(b"nothing.py: no such file")
     assert result.stderr.count(b"\n") == 1
 
 

@@ -19,6 +19,7 @@ import make_reference
 import pytest
 import test_tidy
 from examples import ROOT, Reader, examples, pages
+from systems import only_posix
 
 import durabledbm
 import durabledbm.shelve
@@ -43,6 +44,7 @@ def serve(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ca
     return serve
 
 
+@only_posix("the examples are for a POSIX shell, and print what such a system says")
 @pytest.mark.parametrize("page", [page for page in pages() if page != COMMANDS and examples(page)])
 @pytest.mark.leaves_damage
 def test_every_example_of_a_page_runs_in_the_order_of_the_page(
@@ -125,6 +127,7 @@ LINES = [
 ]
 
 
+@only_posix("the examples are for a POSIX shell, and print what such a system says")
 @pytest.mark.parametrize("line", LINES)
 def test_every_example_of_the_command_line_runs(
     line: str, files: Path, tmp_path: Path, serve: Callable[[str], None]
@@ -186,6 +189,7 @@ def test_every_link_leads_to_a_file_and_to_a_heading(page: str) -> None:
             assert heading in {re.sub(r"[^\w -]", "", title).strip().lower().replace(" ", "-") for title in titles}
 
 
+@only_posix("the names of the pages are as on POSIX systems")
 def test_every_page_is_in_the_site_and_can_be_reached() -> None:
     navigation = (ROOT / ".mkdocs.yml").read_text("utf-8")
     index = (ROOT / "docs" / "index.md").read_text("utf-8")

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from systems import IS_ROOT, only_posix
 from test_tidy import imported as imported_by
 from test_tidy import tree
 
@@ -144,11 +145,12 @@ def run(program: str, place: Path, *arguments: str) -> None:
 
 
 @pytest.mark.parametrize("durability", ["full", "interval"])
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can change the root directory")
+@pytest.mark.skipif(not IS_ROOT, reason="only root can change the root directory")
 def test_an_open_handle_needs_no_python_from_the_file_system(tmp_path: Path, durability: str) -> None:
     run(USES.replace("LOST", "os.chroot('.')") + FILES, tmp_path, durability)
 
 
+@only_posix("Windows does not limit descriptors of files")
 @pytest.mark.parametrize("durability", ["full", "interval"])
 def test_an_open_handle_needs_no_descriptors_but_for_other_files(tmp_path: Path, durability: str) -> None:
     lost = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir('/dev/fd')) - 1,) * 2)"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from damage import claiming, forge, images, runs
+from systems import only_posix
 
 import durabledbm
 from durabledbm._engine.page import HEADER
@@ -137,7 +138,7 @@ def test_a_file_that_is_not_ours_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("text\n" * 5000)
     with pytest.raises(durabledbm.error, match="not a durabledbm database"):
         inspect(tmp_path / "text")
-    with pytest.raises(durabledbm.error, match="No such file"):
+    with pytest.raises(durabledbm.error, match=r"(?i)no such file|file not found|cannot find"):
         inspect(tmp_path / "nothing")
     with pytest.raises(durabledbm.error, match="not a regular file"):
         inspect(tmp_path)
@@ -471,6 +472,7 @@ def test_the_svg_is_an_image_with_a_text_for_each_page(path: str) -> None:
     assert not list(root.iter(f"{SVG}script"))
 
 
+@only_posix("no name has such characters there")
 def test_pictures_take_nothing_of_the_file_for_markup(hostile: str) -> None:
     picture = inspect(hostile, key=HOSTILE[0])
     root = ET.fromstring(svg(picture))

@@ -31,6 +31,7 @@ import pytest
 from crashes import is_torn_slot
 from model import MODES
 from simdisk import Operation, SimVolume
+from systems import WINDOWS, alarm, only_posix
 
 import durabledbm
 from durabledbm.database import Database, open_on
@@ -307,10 +308,13 @@ def _no_waiting_for_ever() -> Iterator[None]:
     def too_long(*_: object) -> None:
         raise WaitsForEver
 
+    if WINDOWS:
+        yield
+        return
     before = signal.signal(signal.SIGALRM, too_long)
-    signal.alarm(120)
+    alarm(120)
     yield
-    signal.alarm(0)
+    alarm(0)
     signal.signal(signal.SIGALRM, before)
 
 
@@ -352,7 +356,7 @@ def test_memory_that_runs_out_leaves_a_usable_handle_and_free_locks(operation: C
 def test_every_interrupt_leaves_a_usable_handle_and_free_locks(
     operation: Callable[[Any], None], mode: str, error: type[BaseException]
 ) -> None:
-    signal.alarm(3000)
+    alarm(3000)
     interrupt(mode, operation, error, 1, 1)
 
 
@@ -537,14 +541,16 @@ def interrupted(path: Path, mode: str, count: int, seed: int) -> None:
     assert line == b"done %d\n" % count, told
 
 
+@only_posix("Windows has no signals between processes")
 @pytest.mark.parametrize("mode", MODES)
 def test_a_process_that_is_interrupted_again_and_again_goes_on_writing(mode: str, tmp_path: Path) -> None:
     interrupted(tmp_path / "db", mode, 40, 1)
 
 
+@only_posix("Windows has no signals between processes")
 @pytest.mark.long
 @pytest.mark.parametrize("mode", MODES)
 def test_thousands_of_interrupts(mode: str, tmp_path: Path) -> None:
-    signal.alarm(3000)
+    alarm(3000)
     for seed in range(10):
         interrupted(tmp_path / f"db{seed}", mode, 300, seed)

@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 from make_old import DATA
+from systems import needs_pipe_files, needs_symlinks, only_posix
 
 import durabledbm
 from durabledbm import shelve
@@ -52,7 +53,7 @@ def put_ndbm(path: str) -> None:
 def put_cut_off_dumb(path: str) -> None:
     """dbm.dumb was killed between the rename of its index and writing the new one."""
     put_dumb(path)
-    os.rename(path + ".dir", path + ".bak")
+    os.replace(path + ".dir", path + ".bak")
 
 
 BESIDE: dict[str, Callable[[str], None]] = {
@@ -121,7 +122,7 @@ def test_no_new_file_hides_an_old_database(old: tuple[str, str], opener: str, fl
     before = names(path)
     with pytest.raises(durabledbm.error, match=f"an old {kind} database") as caught:
         OPENERS[opener](path, flag)
-    assert f"'durabledbm migrate {shlex.quote(path)}'" in str(caught.value)
+    assert f"'durabledbm migrate {shell_word(path)}'" in str(caught.value)
     assert caught.value.errno == (errno.ENOENT if flag in "rw" else errno.EEXIST)
     assert caught.value.filename == path
     assert names(path) == before
@@ -192,7 +193,7 @@ def test_a_file_of_another_kind_is_told_with_its_kind_and_the_command(tmp_path: 
         with pytest.raises(durabledbm.error) as caught:
             durabledbm.open(db_path, flag)
         assert kind.strip() in str(caught.value)
-        assert f"'durabledbm migrate {shlex.quote(db_path)}" in str(caught.value)
+        assert f"'durabledbm migrate {shell_word(db_path)}" in str(caught.value)
     with pytest.raises(durabledbm.error, match=kind.strip()):
         durabledbm.open_sharded(db_path, "c")
 
@@ -216,7 +217,7 @@ def test_a_database_without_both_meta_pages_is_one_to_salvage(db_path: str) -> N
         db.update({f"{i}": "v" * 100 for i in range(1000)})
     with open(db_path, "r+b") as file:
         file.write(bytes(8192))
-    with pytest.raises(durabledbm.CorruptionError, match=f"'durabledbm salvage {shlex.quote(db_path)} NEW'"):
+    with pytest.raises(durabledbm.CorruptionError, match=f"'durabledbm salvage {shell_word(db_path)} NEW'"):
         durabledbm.open(db_path)
 
 
@@ -275,6 +276,7 @@ def test_databases_of_ours_may_be_called_like_old_ones(db_path: str) -> None:
     durabledbm.open(db_path + ".db.db", "c").close()
 
 
+@needs_pipe_files
 def test_directories_and_pipes_are_no_old_databases_and_nobody_waits_for_them(db_path: str) -> None:
     for suffix in (".dat", ".db"):
         os.mkfifo(db_path + suffix)
@@ -290,6 +292,7 @@ def test_directories_and_pipes_are_no_old_databases_and_nobody_waits_for_them(db
     assert durabledbm.whichdb(db_path + ".db") == ""
 
 
+@needs_pipe_files
 def test_a_sharded_database_whose_manifest_is_a_pipe_is_an_error(db_path: str) -> None:
     os.mkdir(db_path)
     os.mkfifo(os.path.join(db_path, "durabledbm.shards"))
@@ -337,6 +340,7 @@ def test_no_file_is_looked_for_beside_a_database_that_is_there(
         durabledbm.open(db_path, flag).close()
 
 
+@needs_symlinks
 def test_a_link_is_judged_by_its_own_name_and_by_that_of_its_target(tmp_path: Path) -> None:
     os.symlink("real", tmp_path / "link")
     put_dumb(str(tmp_path / "real"))
@@ -348,6 +352,7 @@ def test_a_link_is_judged_by_its_own_name_and_by_that_of_its_target(tmp_path: Pa
         durabledbm.open(tmp_path / "link2", "c")
 
 
+@only_posix("its shell is another: see test_on_windows")
 @pytest.mark.parametrize("name", ["plain", "with space", "-dash", "quote's", "new\nline", "$HOME", "ż"])
 def test_a_name_is_quoted_as_a_shell_and_the_command_line_take_it(tmp_path: Path, name: str) -> None:
     done = subprocess.run(f"printf %s {shell_word(name)}", shell=True, capture_output=True, check=True)

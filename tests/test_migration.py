@@ -18,16 +18,18 @@ import subprocess
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from children import run_apart
 from make_old import DATA
 from make_old import ENTRIES as OLD_ENTRIES
+from systems import KILL, WINDOWS, needs_mode, needs_pipe_files, needs_root, needs_symlinks, only_posix
 
 import durabledbm
+from durabledbm._engine.disk import FileDisk
 from durabledbm._files import temporary
 from durabledbm._files.sorting import in_key_order
 from durabledbm._foreign import sources
@@ -162,6 +164,7 @@ def test_progress_counts_each_entry_twice_and_ends_at_the_total(kind: str, path:
     assert [done for done, _ in calls] == sorted(done for done, _ in calls)
 
 
+@needs_mode
 def test_the_new_file_has_the_permissions_of_the_old_one(kind: str, path: str, tmp_path: Path) -> None:
     WRITERS[kind](path, {b"k": b"v"})
     for entry in tmp_path.rglob("*"):
@@ -177,6 +180,8 @@ def test_the_new_file_has_the_permissions_of_the_old_one(kind: str, path: str, t
 
 def test_names_may_be_bytes_and_paths_and_hold_any_character(kind: str, tmp_path: Path) -> None:
     name = str(tmp_path / "żółw %41?[x]*#")
+    if WINDOWS:  # no name has a question mark or an asterisk there, and py-lmdb takes ASCII only
+        name = str(tmp_path / ("fish %41[x]#" if kind == "lmdb" else "żółw %41[x]#"))
     WRITERS[kind](name, {b"k": b"v"})
     assert migrate(Path(name), os.fsencode(name + "new")) == 1
     assert ours(name + "new") == {b"k": b"v"}
@@ -663,6 +668,7 @@ def test_a_source_that_changes_meanwhile_is_noticed(path: str, tmp_path: Path, c
     assert not (tmp_path / "new").exists()
 
 
+@needs_symlinks
 def test_a_symbolic_link_is_followed(path: str, tmp_path: Path) -> None:
     write_sqlite(str(tmp_path / "real"), ENTRIES)
     os.symlink("real", path)
@@ -684,21 +690,17 @@ def without_links(event: str, args: tuple[Any, ...]) -> None:
         raise OSError(1, "this file system has no hard links")
 
 
+def migrate_without_links(path: str, target: str | None) -> None:
+    sys.addaudithook(without_links)
+    migrate(path, target)
+
+
 @pytest.mark.parametrize("kind", ["dbm.dumb", "dbm.sqlite3"])
 @pytest.mark.parametrize("in_place", [True, False])
 def test_a_file_system_without_hard_links_will_do(path: str, tmp_path: Path, kind: str, in_place: bool) -> None:
     WRITERS[kind](path, ENTRIES)
     target = None if in_place else str(tmp_path / "new")
-    pid = os.fork()
-    if pid == 0:
-        try:
-            sys.addaudithook(without_links)
-            migrate(path, target)
-            os._exit(0)
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-    assert os.waitpid(pid, 0)[1] == 0
+    assert run_apart(migrate_without_links, path, target) == 0
     assert ours(target or path) == ENTRIES
     assert content_of(path + ".bak" if in_place else path, kind) == ENTRIES
     assert not [name for name in os.listdir(tmp_path) if name.startswith(".durabledbm-")]
@@ -707,6 +709,7 @@ def test_a_file_system_without_hard_links_will_do(path: str, tmp_path: Path, kin
 # Temporary files
 
 
+@only_posix("Windows limits paths, not names")
 @pytest.mark.parametrize("name", ["n" * 255, "\u017c" * 127])
 def test_a_name_as_long_as_can_be_is_long_enough(tmp_path: Path, name: str) -> None:
     write_dbm("dbm.dumb")(str(tmp_path / "old"), ENTRIES)
@@ -725,6 +728,7 @@ def test_a_name_as_long_as_can_be_is_long_enough(tmp_path: Path, name: str) -> N
     assert content_of(str(tmp_path / "exported"), "dbm.sqlite3") == ENTRIES
 
 
+@needs_symlinks
 def test_links_that_somebody_planted_are_not_followed(path: str, tmp_path: Path) -> None:
     (tmp_path / "victim").write_text("precious")
     write_dbm("dbm.dumb")(path, ENTRIES)
@@ -736,6 +740,7 @@ def test_links_that_somebody_planted_are_not_followed(path: str, tmp_path: Path)
     assert not (tmp_path / "new").is_symlink()
 
 
+@only_posix("Windows has no signals between processes")
 @pytest.mark.parametrize("work", ["migrate('old', 'new', ", "export('ours', 'new', 'dbm.dumb', "])
 def test_a_signal_leaves_nothing_behind(path: str, tmp_path: Path, work: str) -> None:
     write_dbm("dbm.dumb")(path, {b"%d" % i: b"v" for i in range(2000)})
@@ -768,7 +773,7 @@ def test_two_at_once_do_not_take_each_others_files_for_leftovers(path: str, tmp_
     assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give files away")
+@needs_root
 @pytest.mark.parametrize("kind", ["dbm.dumb", "dbm.sqlite3"])
 @pytest.mark.parametrize("in_place", [True, False])
 def test_owner_and_group_are_those_of_the_old_database(path: str, tmp_path: Path, kind: str, in_place: bool) -> None:
@@ -784,6 +789,7 @@ def test_owner_and_group_are_those_of_the_old_database(path: str, tmp_path: Path
         assert (status.st_uid, status.st_gid, status.st_mode & 0o777) == (65534, 65533, 0o640)
 
 
+@needs_mode
 def test_what_is_made_from_a_private_database_is_private_from_the_start(path: str, tmp_path: Path) -> None:
     write_sqlite(path, {b"%d" % i: b"v" for i in range(2000)})
     os.chmod(path, 0o400)
@@ -798,6 +804,7 @@ def test_what_is_made_from_a_private_database_is_private_from_the_start(path: st
     assert {(tmp_path / name).stat().st_mode & 0o777 for name in ("new", "out.dat", "out.dir")} == {0o400}
 
 
+@needs_pipe_files
 @pytest.mark.parametrize("name", ["pipe", "pipe.dat", "lmdb"])
 def test_nobody_waits_for_the_other_end_of_a_pipe(tmp_path: Path, name: str) -> None:
     os.mkfifo(tmp_path / "pipe")
@@ -837,6 +844,7 @@ def test_the_command_salvages_when_it_is_asked_to(path: str, capsysbinary: Any) 
     assert done.startswith(f"{path}: 1 entry, each compared, 1 damaged place left out; ")
 
 
+@only_posix("no name has control characters there")
 def test_control_characters_in_names_do_not_reach_the_terminal(tmp_path: Path, capsysbinary: Any) -> None:
     path = str(tmp_path / "a\x1b[31m\n\x9bb")
     write_dbm("dbm.dumb")(path, {b"a": b"1"})
@@ -856,6 +864,7 @@ def test_an_error_names_the_target_and_not_a_temporary_file(
 
     migrate(path, tmp_path / "ours")
     monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(FileDisk, "sync", full)
     for work in (migrate, lambda source, target: export(tmp_path / "ours", target, "dbm.dumb")):
         with pytest.raises(durabledbm.error) as info:
             work(path, tmp_path / "new")
@@ -884,23 +893,20 @@ class Steps:
             if not str(args[0]).startswith(self.directory) or (event == "open" and not args[2] & self.WRITING):
                 return
             if self.left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), KILL)
             self.left -= 1
 
 
 def migrate_and_die(path: str, target: str | None, step: int) -> bool:
     """Run a migration in a process that is killed before its step `step`. True if it was completed."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            sys.addaudithook(Steps(os.path.dirname(path), step).trace)
-            migrate(path, target)
-            os._exit(0)
-        except BaseException:
-            os._exit(1)
-    _, status = os.waitpid(pid, 0)
-    assert os.waitstatus_to_exitcode(status) in (0, -signal.SIGKILL)
+    status = run_apart(_migrate_and_die, path, target, step)
+    assert status in (0, 15 if WINDOWS else -KILL)
     return status == 0
+
+
+def _migrate_and_die(path: str, target: str | None, step: int) -> None:
+    sys.addaudithook(Steps(os.path.dirname(path), step).trace)
+    migrate(path, target)
 
 
 def check_after_a_kill(path: str, kind: str, target: str | None, entries: dict[bytes, bytes]) -> None:
@@ -938,7 +944,7 @@ def test_killed_before_any_of_its_steps_it_loses_nothing_and_can_be_repeated(
         leftover = [name for name in os.listdir(directory) if name.startswith(".durabledbm-")]
         assert leftover == []
         step += 1
-    assert step > 8
+    assert step > (5 if WINDOWS else 8)  # the package's own calls of Windows raise no audit events
 
 
 PROGRAM = "import sys; from durabledbm.migration import migrate; migrate(sys.argv[1], *sys.argv[2:])"
@@ -998,9 +1004,10 @@ def test_export_writes_a_database_that_the_other_module_reads(path: str, tmp_pat
     assert ours(str(tmp_path / "again")) == ENTRIES
     for suffix in FILES[to]:
         if os.path.exists(target + suffix):
-            assert os.stat(target + suffix).st_mode & 0o777 == 0o640
+            assert WINDOWS or os.stat(target + suffix).st_mode & 0o777 == 0o640
 
 
+@needs_mode
 @pytest.mark.parametrize("to", ["dbm.dumb", "dbm.sqlite3"])
 def test_export_of_a_file_that_nobody_may_write(path: str, to: str) -> None:
     directory = tempfile.mkdtemp()  # where somebody who is not root gets to

@@ -14,7 +14,7 @@ from simdisk import Fault, SimDisk, SimVolume
 
 import durabledbm
 from durabledbm._engine import locks
-from durabledbm._engine.disk import FileVolume, posix
+from durabledbm._engine.disk import FileDisk, FileVolume
 from durabledbm._engine.disk.protocol import LockOwner
 from durabledbm.database import open_on
 
@@ -68,8 +68,8 @@ def test_where_locks_do_not_work_opening_for_writing_says_so(volume: SimVolume, 
 
 def test_where_locks_work_it_is_found_out_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tries = []
-    original = posix.FileDisk.reopen
-    monkeypatch.setattr(posix.FileDisk, "reopen", lambda self: (tries.append(self.path), original(self))[1])
+    original = FileDisk.reopen
+    monkeypatch.setattr(FileDisk, "reopen", lambda self: (tries.append(self.path), original(self))[1])
     for name in ("a", "b", "a"):
         durabledbm.open(tmp_path / name, "c").close()
     assert len(tries) == 1
@@ -93,6 +93,8 @@ def lockless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     name = str(tmp_path / "test.db")
     with durabledbm.open(name, "c") as db:
         db.update({f"{number}": "v" for number in range(1000)})
+    from durabledbm._engine.disk import posix
+
     with monkeypatch.context() as patch:
         patch.setattr(posix, "_SETLK", -1)
         patch.setattr(posix, "_GETLK", -1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+import time
 from typing import Any
 
 import pytest
@@ -29,7 +30,7 @@ def without_tqdm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def lines_of(stream: io.StringIO) -> list[str]:
-    return [line.removesuffix("\x1b[K") for line in stream.getvalue().split("\r")]
+    return [line.rstrip() for line in stream.getvalue().split("\r")]
 
 
 def test_in_a_pipe_nothing_is_shown() -> None:
@@ -43,15 +44,30 @@ def test_in_a_pipe_nothing_is_shown() -> None:
 def test_a_plain_line_tells_part_rate_and_time_left_and_disappears() -> None:
     stream = Terminal()
     with shown("check", "pages", stream=stream) as meter:
+        time.sleep(0.02)  # some clocks tell no less
         meter(250, 1000)
         meter(1000, 1000)
-    _, first, second, last = lines_of(stream)
+    _, first, second, *last = lines_of(stream)
     assert first.startswith("check:  25 %, 250 of 1,000 pages, ")
     assert first.endswith(" left")
     assert "pages/s" in first
     assert second.startswith("check: 100 %")
     assert "left" not in second
-    assert last == ""
+    assert last == ["", ""]
+
+
+@pytest.mark.usefixtures("without_tqdm")
+def test_a_shorter_line_leaves_nothing_of_a_longer_one_and_the_end_nothing_at_all() -> None:
+    """By blanks: no code is needed that a console might show instead."""
+    stream = Terminal()
+    with shown("check", "pages", stream=stream) as meter:
+        time.sleep(0.02)  # some clocks tell no less
+        meter(250, 1000)
+        meter(1000, 1000)
+    _, first, second, last, end = stream.getvalue().split("\r")
+    assert len(second) == len(first) > len(second.rstrip())
+    assert (last, end) == (" " * len(second.rstrip()), "")
+    assert "\x1b" not in stream.getvalue()
 
 
 @pytest.mark.usefixtures("without_tqdm")

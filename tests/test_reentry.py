@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 from model import MODES
+from systems import only_posix
 from test_interrupts import (
     OPERATIONS,
     WRITES,
@@ -157,6 +158,7 @@ def run(tmp_path: Path, code: str, *, timeout: float = 60) -> str:
     return done.stdout
 
 
+@only_posix("Windows has no timers that send signals")
 def test_a_second_handle_of_the_file_does_not_wait_for_its_own_thread_either(tmp_path: Path) -> None:
     """Amid a write of one handle, and while the first has something pending that only its thread can flush."""
     out = run(

@@ -152,10 +152,10 @@ def test_a_truncated_file_gives_what_is_left(tmp_path: Path) -> None:
 def test_the_target_must_not_exist_and_the_source_must(tmp_path: Path) -> None:
     build(tmp_path / "a")
     (tmp_path / "b").write_bytes(b"mine")
-    with pytest.raises(durabledbm.error, match="File exists"):
+    with pytest.raises(durabledbm.error, match=r"(?i)exists"):
         salvage(tmp_path / "a", tmp_path / "b")
     assert (tmp_path / "b").read_bytes() == b"mine"
-    with pytest.raises(durabledbm.error, match="No such file"):
+    with pytest.raises(durabledbm.error, match=r"(?i)no such file|file not found|cannot find"):
         salvage(tmp_path / "none", tmp_path / "c")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
 

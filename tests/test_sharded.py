@@ -8,7 +8,6 @@ import os
 import random
 import shelve
 import shutil
-import signal
 import stat
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from typing import Any
 import pytest
 from children import Child
 from mapping_spec import CLOSING, KEYED, READ_ONLY, READING, WRITING
+from systems import KILL, WINDOWS, needs_fork, needs_immediate_removal, needs_mode
 
 import durabledbm
 import durabledbm.shelve
@@ -350,6 +350,7 @@ def test_the_default_is_eight(directory: str) -> None:
         assert db.shards == 8
 
 
+@needs_immediate_removal
 def test_flag_n_makes_an_empty_one_of_any_number(db: ShardedDatabase, directory: str) -> None:
     db.update(ENTRIES)
     with open_sharded(directory, "n", shards=4) as again:
@@ -471,6 +472,7 @@ def test_where_there_are_no_links_the_manifest_gets_its_name_all_the_same(
     assert len(os.listdir(tmp_path)) == 3, "no temporary file is left"
 
 
+@needs_mode
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o644])
 def test_what_stands_beside_the_shards_and_all_copies_have_their_permissions(directory: str, mode: int) -> None:
     umask = os.umask(0)
@@ -533,6 +535,7 @@ def test_many_processes_write_at_once(db: ShardedDatabase, durability: str) -> N
     assert not db.check()
 
 
+@needs_fork
 def test_a_forked_child_uses_it(db: ShardedDatabase) -> None:
     db.update(ENTRIES)  # the threads are the parent's
     pid = os.fork()
@@ -571,7 +574,7 @@ def kill_updates(db: ShardedDatabase, rng: random.Random, rounds: int) -> None:
             time.sleep(rng.random() * 0.1)
             process.kill()
             lines = process.stdout.read().split(b"\n")
-            assert process.wait() == -signal.SIGKILL
+            assert process.wait() == (1 if WINDOWS else -KILL)
         acknowledged = max([acknowledged + 1, *(int(line) for line in lines[:-1] if line)])
         last = {}
         for shard in range(4):

@@ -11,6 +11,16 @@ import threading
 from pathlib import Path
 
 import pytest
+from systems import (
+    KILL,
+    WINDOWS,
+    needs_fork,
+    needs_immediate_removal,
+    needs_mode,
+    needs_root,
+    needs_symlinks,
+    only_posix,
+)
 
 from durabledbm._files import temporary
 from durabledbm._files.temporary import new_directory, new_file, sweep, take_owner
@@ -60,7 +70,7 @@ def test_it_stands_beside_its_target_and_goes_with_the_block(tmp_path: Path, mak
     with MAKERS[maker](str(tmp_path / "target")) as made:
         assert os.path.dirname(made.path) == str(tmp_path)
         assert names(tmp_path) == [os.path.basename(made.path)]
-        assert stat.S_IMODE(os.stat(made.path).st_mode) & 0o077 == 0
+        assert WINDOWS or stat.S_IMODE(os.stat(made.path).st_mode) & 0o077 == 0
     assert names(tmp_path) == []
     made.remove()
 
@@ -82,6 +92,7 @@ def test_what_was_renamed_or_linked_is_kept(tmp_path: Path) -> None:
     assert names(tmp_path) == ["target", "target2"]
 
 
+@needs_symlinks
 @pytest.mark.parametrize("maker", MAKERS)
 def test_a_planted_link_is_not_followed(tmp_path: Path, maker: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not even by someone who knew the random name."""
@@ -98,7 +109,7 @@ def test_a_sweep_removes_what_a_killed_process_left_and_nothing_that_is_in_use(t
     living = child(tmp_path, SLEEP)
     try:
         in_use = names(tmp_path)
-        dead = child(tmp_path, READY + "os.kill(os.getpid(), signal.SIGKILL)")
+        dead = child(tmp_path, READY + f"os.kill(os.getpid(), {KILL:d})")
         end(dead)
         assert len(names(tmp_path)) == 4
         sweep(str(tmp_path / "another target"))
@@ -110,13 +121,15 @@ def test_a_sweep_removes_what_a_killed_process_left_and_nothing_that_is_in_use(t
         assert names(tmp_path) == [os.path.basename(made.path)]
 
 
+@needs_symlinks
 def test_a_sweep_leaves_alone_what_it_does_not_know(tmp_path: Path) -> None:
     (tmp_path / "victim").mkdir()
     (tmp_path / "victim" / "file").write_text("precious")
     hexadecimal = "0123456789abcde"
     os.symlink("victim", tmp_path / f".durabledbm-{hexadecimal}0.tmp")
     os.symlink("victim/file", tmp_path / f".durabledbm-{hexadecimal}1.tmp")
-    os.mkfifo(tmp_path / f".durabledbm-{hexadecimal}2.tmp")
+    if not WINDOWS:
+        os.mkfifo(tmp_path / f".durabledbm-{hexadecimal}2.tmp")
     (tmp_path / f".durabledbm-{hexadecimal}3").touch()
     (tmp_path / ".durabledbm-short.tmp").touch()
     (tmp_path / f".durabledbm-{hexadecimal}4.tmp").mkdir()
@@ -153,7 +166,7 @@ def test_a_directory_that_was_exchanged_for_a_link_is_not_emptied(tmp_path: Path
     assert (victim / "file").read_text() == "precious"
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+@needs_root
 @pytest.mark.parametrize("maker", MAKERS)
 def test_a_sweep_leaves_alone_what_other_users_left(tmp_path: Path, maker: str) -> None:
     made = MAKERS[maker](str(tmp_path / "target"))
@@ -170,7 +183,7 @@ def test_a_sweep_leaves_alone_what_other_users_left(tmp_path: Path, maker: str) 
 
 
 def test_where_locks_pretend_or_fail_nothing_is_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    end(child(tmp_path, READY + "os.kill(os.getpid(), signal.SIGKILL)"))
+    end(child(tmp_path, READY + f"os.kill(os.getpid(), {KILL:d})"))
     before = names(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(temporary.FileDisk, "lowest_lock", lambda *_: None)
@@ -188,6 +201,7 @@ def test_where_locks_pretend_or_fail_nothing_is_swept(tmp_path: Path, monkeypatc
     assert names(tmp_path) == []
 
 
+@needs_immediate_removal
 @pytest.mark.parametrize("maker", MAKERS)
 def test_what_a_sweep_removed_before_it_was_locked_is_made_again(
     tmp_path: Path, maker: str, monkeypatch: pytest.MonkeyPatch
@@ -212,15 +226,17 @@ def test_what_a_sweep_removed_before_it_was_locked_is_made_again(
         assert names(tmp_path) == [os.path.basename(made.path)]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_that_ends_the_process_removes_them(tmp_path: Path, number: signal.Signals) -> None:
+@only_posix("Windows has no signals between processes")
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGHUP"])
+def test_a_signal_that_ends_the_process_removes_them(tmp_path: Path, number: str) -> None:
     process = child(tmp_path, SLEEP)
     assert len(names(tmp_path)) == 2
-    process.send_signal(number)
-    assert end(process) == -number
+    process.send_signal(signal.Signals[number])
+    assert end(process) == -signal.Signals[number]
     assert names(tmp_path) == []
 
 
+@only_posix("Windows has no signals between processes")
 def test_a_program_keeps_its_own_handlers(tmp_path: Path) -> None:
     code = """
 signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -245,6 +261,7 @@ def test_the_end_of_the_interpreter_removes_them(tmp_path: Path, code: str) -> N
     assert names(tmp_path) == []
 
 
+@needs_fork
 def test_a_forked_child_leaves_them_to_its_parent(tmp_path: Path) -> None:
     code = """
 pid = os.fork()
@@ -296,6 +313,7 @@ def test_a_missing_or_closed_directory_is_what_the_system_says(tmp_path: Path) -
 # -- owner, group, permissions ---------------------------------------------------------------------------------------
 
 
+@needs_mode
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o664, 0o444, 0o400])
 def test_a_file_has_exactly_the_permissions_of_another(tmp_path: Path, mode: int) -> None:
     (tmp_path / "source").touch()
@@ -308,7 +326,7 @@ def test_a_file_has_exactly_the_permissions_of_another(tmp_path: Path, mode: int
         os.umask(umask)
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give files away")
+@needs_root
 def test_a_file_has_the_owner_and_group_of_another(tmp_path: Path) -> None:
     (tmp_path / "source").touch()
     os.chown(tmp_path / "source", 65534, 65533)
@@ -317,6 +335,7 @@ def test_a_file_has_the_owner_and_group_of_another(tmp_path: Path) -> None:
         assert (status.st_uid, status.st_gid) == (65534, 65533)
 
 
+@needs_mode
 def test_another_group_does_not_get_the_permissions_of_the_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

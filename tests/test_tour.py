@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from systems import needs_sources
 
 import durabledbm
 from durabledbm.cli.app import main
@@ -28,6 +29,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return directory
 
 
+@needs_sources
 def test_the_tour_ends_well_and_leaves_nothing_behind(here: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
     assert tour(files=60, colour=False, width=80, budget=0.01)
     shown = capsysbinary.readouterr().out.decode()
@@ -40,6 +42,7 @@ def test_the_tour_ends_well_and_leaves_nothing_behind(here: Path, capsysbinary: 
     assert os.listdir(here) == []
 
 
+@needs_sources
 def test_the_files_can_be_kept_and_looked_at(tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
     directory = str(tmp_path / "kept")
     assert tour(keep=directory, files=30, colour=True, budget=0.01)
@@ -51,6 +54,7 @@ def test_the_files_can_be_kept_and_looked_at(tmp_path: Path, capsysbinary: pytes
     assert main(["tour", "--files", "0"]) == 2
 
 
+@needs_sources
 def test_the_data_are_the_sources_of_this_python() -> None:
     files = sources()
     assert len(files) > 100
@@ -145,7 +149,7 @@ def test_times_are_told_in_the_unit_that_suits(seconds: float, text: str) -> Non
 # -- where -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/mounts"), reason="the system does not tell what is in memory")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the system does not tell what is in memory")
 def test_a_directory_in_memory_is_told_from_one_on_a_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not in_memory(os.path.dirname(sys.executable))
     mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines()]

@@ -4,16 +4,18 @@ engine on it.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import random
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from children import random_operations
-from crew import Crew
+from crew import Crew, wait_until
 from fakekernel import FakeKernel
 from linearizability import Recorder, check
 
@@ -21,7 +23,7 @@ import durabledbm
 from durabledbm._engine.disk import FileVolume, windows
 from durabledbm._engine.disk.kernel32 import ByHandleFileInformation, Overlapped
 from durabledbm._engine.disk.protocol import Disk, LockOwner, Volume
-from durabledbm._engine.disk.windows import WindowsDisk, WindowsVolume
+from durabledbm._engine.disk.windows import InUse, WindowsDisk, WindowsVolume
 from durabledbm._engine.locks import oldest_pin, pin, unpin, writer_present
 from durabledbm._engine.threads import Lease
 from durabledbm.database import open_on
@@ -46,12 +48,12 @@ def another(disk: WindowsDisk) -> WindowsDisk:
     return disk.reopen()
 
 
-# -- the contract, on both systems
+# -- the contract, on this system and on the model of Windows
 
 
-@pytest.fixture(params=["posix", "windows"])
+@pytest.fixture(params=["this system", "model of Windows"])
 def volume(request: pytest.FixtureRequest) -> Volume:
-    return FileVolume() if request.param == "posix" else WindowsVolume(FakeKernel())
+    return FileVolume() if request.param == "this system" else WindowsVolume(FakeKernel())
 
 
 @pytest.fixture
@@ -93,19 +95,158 @@ def test_names_are_created_linked_replaced_and_removed(volume: Volume, path: str
     assert disk.linked()
     linked = volume.open(path + ".link", writable=True)
     assert linked.identity() == disk.identity()
-    fresh = volume.create(path + ".fresh", 0o666)
-    assert fresh.identity() != disk.identity()
-    volume.replace(path + ".fresh", path)
-    volume.sync_directory(path)
+    linked.close()
+    volume.replace(path, path + ".moved")
     assert not disk.linked()
+    fresh = volume.create(path, 0o666)
+    assert fresh.identity() != disk.identity()
+    assert not disk.linked()
+    disk.close()
+    volume.replace(path, path + ".moved")  # what is renamed may be open, what is replaced may not: see below
+    volume.sync_directory(path)
+    fresh.close()
+    with closing(volume.open(path + ".moved", writable=False)) as moved:
+        assert moved.identity() == fresh.identity()
     with pytest.raises(FileNotFoundError):
-        volume.open(path + ".fresh", writable=False)
-    volume.remove(path)
+        volume.open(path, writable=False)
+    volume.remove(path + ".moved")
     volume.sync_directory(path)
     with pytest.raises(FileNotFoundError):
-        volume.remove(path)
-    for open_disk in (disk, linked, fresh):
-        open_disk.close()
+        volume.remove(path + ".moved")
+
+
+# -- threads and interrupts
+
+
+def test_no_thread_waits_for_one_that_looks_for_locks(kernel: FakeKernel, disk: WindowsDisk) -> None:
+    """A finalizer may run anywhere in there, and may wait for the thread that writes."""
+    assert disk.lock(3, exclusive=True)
+
+    def write() -> None:
+        disk.unlock(3)
+        assert disk.lock(3, exclusive=True)
+        assert disk.lock(4, exclusive=False)
+
+    def finalizer(name: str) -> None:
+        kernel.before = None
+        crew = Crew()
+        crew.start(write)
+        crew.join()
+
+    kernel.before = finalizer
+    disk.lowest_lock(0, 100)
+    assert sorted(lock.start for lock in kernel.locks) == [3, 4]
+
+
+def test_a_probe_of_ones_own_handle_refuses_no_lock(kernel: FakeKernel, disk: WindowsDisk) -> None:
+    """However long it takes: the thread that is at it may have to wait for the interpreter."""
+    probing, tries = threading.Event(), []
+
+    def look() -> None:
+        disk.lowest_lock(0, 100)
+
+    def amid(name: str) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            probing.set()
+            wait_until(lambda: len(tries) > 20)
+        else:
+            tries.append(name)
+
+    kernel.after = amid
+    crew = Crew()
+    crew.start(look)
+    assert probing.wait(20)
+    assert disk.lock(50, exclusive=True)
+    crew.join()
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("number", range(12))
+def test_after_an_interrupt_what_is_locked_is_what_is_noted(kernel: FakeKernel, moment: str, number: int) -> None:
+    disk = WindowsVolume(kernel).create("/file", 0o666)
+    other = another(disk)
+    assert other.lock(70, exclusive=False)
+    calls = 0
+
+    def strike(name: str) -> None:
+        nonlocal calls
+        if calls == number:
+            calls += 1
+            raise KeyboardInterrupt
+        calls += 1
+
+    setattr(kernel, moment, strike)
+    with contextlib.suppress(KeyboardInterrupt):
+        disk.lock(5, exclusive=True)
+        disk.lock(6, exclusive=False)
+        disk.lowest_lock(0, 100)
+        disk.unlock(5)
+        disk.unlock(6)
+    setattr(kernel, moment, None)
+    mine = {lock.start for lock in kernel.locks if lock.start != 70}
+    assert mine == set(disk._held)
+    assert disk._probes == []
+    for offset in (5, 6):
+        disk.unlock(offset)
+        assert disk.lock(offset, exclusive=True)
+    disk.close()
+    other.close()
+
+
+# -- names on Windows
+
+
+def test_an_open_file_is_not_replaced_and_stays_as_it_was(kernel: FakeKernel) -> None:
+    volume = WindowsVolume(kernel)
+    with closing(volume.create("/file", 0o666)) as disk, closing(volume.create("/fresh", 0o666)):
+        with pytest.raises(PermissionError):
+            volume.replace("/fresh", "/file")
+        assert disk.linked()
+
+
+@pytest.mark.parametrize("call", ["open", "replace", "remove"])
+def test_a_file_that_a_virus_scanner_has_open_is_waited_for(kernel: FakeKernel, call: str) -> None:
+    volume = WindowsVolume(kernel)
+    volume.create("/file", 0o666).close()
+    kernel.in_use = {"/file"}
+
+    def let_go(name: str) -> None:
+        if kernel.calls.get(call, 0) == 2:
+            kernel.in_use = set()
+
+    kernel.before = let_go
+    calls: dict[str, Callable[[], object]] = {
+        "open": lambda: volume.open("/file", writable=True).close(),
+        "replace": lambda: volume.replace("/file", "/other"),
+        "remove": lambda: volume.remove("/file"),
+    }
+    calls[call]()
+    assert kernel.calls[call] == 3
+
+
+def test_a_file_that_stays_in_use_is_an_error(kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(windows, "_IN_USE_PATIENCE", 0.03)
+    volume = WindowsVolume(kernel)
+    volume.create("/file", 0o666).close()
+    kernel.in_use = {"/file"}
+    with pytest.raises(InUse):
+        volume.open("/file", writable=True)
+    assert kernel.calls["open"] > 1
+
+
+@pytest.mark.parametrize("name", ["db:stream", "C:\\folder\\db:stream", "\\\\?\\C:\\db:stream:$DATA", "a:b:c"])
+def test_a_stream_beside_the_content_of_a_file_is_no_file(kernel: FakeKernel, name: str) -> None:
+    """It has the identity of the file, and other content."""
+    volume = WindowsVolume(kernel)
+    for use in (lambda: volume.open(name, writable=True), lambda: volume.create(name, 0o666)):
+        with pytest.raises(OSError, match="stream"):
+            use()
+    assert not kernel.calls
+
+
+@pytest.mark.parametrize("name", ["C:\\db", "c:db", "\\\\?\\C:\\db", "\\\\server\\share\\db", "db"])
+def test_a_drive_is_no_stream(kernel: FakeKernel, name: str) -> None:
+    WindowsVolume(kernel).create(name, 0o666).close()
 
 
 def test_closing_twice_is_harmless_and_ends_everything(volume: Volume, path: str) -> None:
@@ -240,10 +381,14 @@ def test_where_a_directory_cannot_be_flushed_the_file_is(kernel: FakeKernel) -> 
 
 
 def test_reopening_finds_the_file_or_says_that_it_was_replaced(kernel: FakeKernel, disk: WindowsDisk) -> None:
-    disk.reopen().close()
     volume = WindowsVolume(kernel)
-    volume.create("/other", 0o666).close()
-    volume.replace("/other", "/file")
+    volume.replace("/file", "/moved")
+    with closing(disk.reopen()) as again:
+        assert again.identity() == disk.identity()
+    kernel.reopening_refused = True  # then by its name, where that leads to it
+    with pytest.raises(FileNotFoundError):
+        disk.reopen()
+    volume.create("/file", 0o666).close()
     with pytest.raises(FileNotFoundError):
         disk.reopen()
     assert kernel.handles == 1

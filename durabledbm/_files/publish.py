@@ -96,14 +96,17 @@ def permissions_of(source: os.stat_result | None) -> os.stat_result:
 
     Without a source, only this process's user may read and write it.
     """
-    owner = 0 if sys.platform == "win32" else os.geteuid()
+    if sys.platform == "win32":
+        owner = group = 0
+    else:
+        owner, group = os.geteuid(), os.getegid()
     if source is None:
-        return os.stat_result((0o600, 0, 0, 0, owner, 0 if sys.platform == "win32" else os.getegid(), 0, 0, 0, 0))
+        return os.stat_result((0o600, 0, 0, 0, owner, group, 0, 0, 0, 0))
     return os.stat_result((source.st_mode, 0, 0, 0, owner, source.st_gid, 0, 0, 0, 0))
 
 
 def own_directory(path: str, source: os.stat_result | None) -> None:
-    """Give a new directory the permissions of the file `source`: whoever may read that may list the directory."""
+    """Give a new directory the permissions of the file `source`: who may read that may list the directory."""
     if sys.platform == "win32":
         return
     like = permissions_of(source)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
+import sys
 from collections.abc import Generator, Iterator, Sequence
 from itertools import cycle
 from operator import mul
@@ -156,6 +157,8 @@ def _read_header(file: OldFile) -> _Header:
 
 def _shared_lock(path: str) -> int:
     """The lock that keeps dbm.gnu's writers out, as a descriptor; -1 where there are no such locks."""
+    if sys.platform == "win32":
+        return -1
     try:
         import fcntl
     except ImportError:

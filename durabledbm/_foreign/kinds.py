@@ -234,8 +234,16 @@ def migrate_command(name: str, target: str = "") -> str:
     return f"'durabledbm migrate {shell_word(name)}{target and ' '}{target}'"
 
 
+_PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789\\/:._-")
+"""What the shells of Windows take as it is."""
+
+
 def shell_word(name: str) -> str:
-    """A file name, quoted for a shell and for the command line."""
+    """A file name, quoted for this system's shell and for the command line."""
+    if name.startswith("-"):
+        name = os.path.join(".", name)
+    if os.name == "nt":
+        return name if _PLAIN.issuperset(name) else f'"{name}"'
     from shlex import quote
 
-    return quote(os.path.join(".", name) if name.startswith("-") else name)
+    return quote(name)

@@ -13,6 +13,7 @@ appends. So the oldest files may be removed at any time.
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Callable
@@ -23,6 +24,9 @@ from .files import BATCH, Files, read_end
 from .records import MARK, NO_IDENTITY, RECORD_HEADER, SYNCED, Codec, FileHeader
 
 __all__ = ["LogWriter"]
+
+_ATTEMPTS = 100
+"""How often the oldest file is looked for, while others create and remove files."""
 
 _LOCK_BYTE = 2**62  # far behind any content, where no other program's lock is in the way
 
@@ -213,12 +217,12 @@ def _lock(disk: Disk, directory: str) -> None:
 
 def _lock_oldest(files: Files) -> Disk:
     """The oldest file, created if there is none, locked for this writer."""
-    while True:
+    for _ in range(_ATTEMPTS):
         numbers = files.numbers()
         try:
             disk = files.open(numbers[0], writable=True) if numbers else files.create(1)
         except (FileExistsError, FileNotFoundError):
-            continue  # somebody created the first file, or removed the oldest one, just now
+            continue  # the first file was created, or the oldest one removed, just now
         except OSError as exc:
             raise error.wrap(exc, files.directory) from exc
         try:
@@ -230,6 +234,9 @@ def _lock_oldest(files: Files) -> Disk:
             _raise_ours(exc, files.directory)
             raise
         disk.close()
+    # Not others who are at work, but a link to nothing, or, where capitals make no difference, a name in capitals.
+    path = files.path(numbers[0] if numbers else 1)
+    raise error(errno.EEXIST, "has the name of a file of the log, and is none", path)
 
 
 def _raise_ours(exc: BaseException, path: str) -> None:

@@ -117,7 +117,8 @@ def _output_failed(exc: OSError) -> int:
         os.close(null)
     except (OSError, ValueError):
         pass
-    if exc.errno == errno.EPIPE:
+    # Windows says EINVAL of a pipe that nobody reads.
+    if exc.errno == errno.EPIPE or (os.name == "nt" and exc.errno == errno.EINVAL):
         return NO_READER
     return _failed(PROGRAM, f"standard output: {exc.strerror or exc}")
 

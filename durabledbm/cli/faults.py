@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shlex
 from collections.abc import Sequence
 
 from ..errors import BusyError, CorruptionError, error
@@ -28,7 +27,7 @@ _NEXT = {
 }
 
 _BEGINNERS = {"get", "del", "list", "stat"}
-"""Commands that somebody may try first, with no database there yet."""
+"""Commands that a user may try first, before there is a database."""
 
 
 _TEMPORARY = ".durabledbm-"
@@ -45,7 +44,9 @@ class NegativeResult(Exception):
 
 def quoted(path: str) -> str:
     """A file's name as a word of a command line."""
-    return shlex.quote(f"./{path}" if path.startswith("-") else path)
+    from .._foreign.kinds import shell_word  # it needs the package crc32c, whose absence is told here
+
+    return shell_word(path)
 
 
 def explain(exc: BaseException, command: str, names: Sequence[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import signal
 import subprocess
 import sys
 
@@ -59,6 +60,9 @@ def _exec(args: argparse.Namespace) -> int:
     sys.stdout.flush()
     if os.name != "nt":  # a shell of Windows would not wait for what takes the place of a process
         os.execve(sys.executable, command, environ)
+    for name in ("SIGINT", "SIGBREAK"):  # the console sends them to the program, too: what they do there is its affair
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     return subprocess.call(command, env=environ)
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["duration", "quantity", "shown"]
 
 _DELAY = 0.5
-"""Seconds of work before anything appears: a bar that flashes by tells nobody anything."""
+"""Seconds of work before anything appears: a bar that flashes by is of no use."""
 
 _INTERVAL = 0.1
 """Seconds between two looks of the line."""
@@ -94,23 +94,28 @@ class _Line:
         self._stream = stream
         self._start = time.monotonic()
         self._next = self._start + _DELAY
-        self._visible = False
+        self._shown = 0
+        """Columns of what is on the line."""
 
     def update(self, done: int, total: int | None) -> None:
         now = time.monotonic()
         if now < self._next:
             return
         self._next = now + _INTERVAL
-        self._visible = True
         width = shutil.get_terminal_size().columns - 1
-        line = _status(self._label, self._unit, done, total, now - self._start)[:width]
-        self._stream.write(f"\r{line}\x1b[K")
-        self._stream.flush()
+        self._write(_status(self._label, self._unit, done, total, now - self._start)[:width])
 
     def close(self) -> None:
-        if self._visible:
-            self._stream.write("\r\x1b[K")
+        if self._shown:
+            self._write("")
+            self._stream.write("\r")
             self._stream.flush()
+
+    def _write(self, line: str) -> None:
+        """Over what is there: with blanks, since not every console knows the code that clears the rest of a line."""
+        self._stream.write(f"\r{line.ljust(self._shown)}")
+        self._stream.flush()
+        self._shown = len(line)
 
 
 def _status(label: str, unit: str, done: int, total: int | None, elapsed: float) -> str:

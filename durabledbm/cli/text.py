@@ -163,7 +163,7 @@ def raw(data: bytes) -> None:
     """Write bytes to standard output."""
     buffer = getattr(sys.stdout, "buffer", None)
     try:
-        if buffer is None:  # somebody has put a stream of text there
+        if buffer is None:  # it was replaced by a stream of text
             sys.stdout.write(data.decode("utf-8", "replace"))
         else:
             buffer.write(data)
@@ -200,5 +200,27 @@ def style(when: str = "auto", stream: TextIO | None = None) -> Style:
         if os.environ.get("FORCE_COLOR"):
             return Style(True)
         terminal = stream.isatty() and os.environ.get("TERM") != "dumb"
-        return Style(terminal and not os.environ.get("NO_COLOR"))
+        return Style(terminal and not os.environ.get("NO_COLOR") and _obeys_escapes(stream))
     return Style(when == "always")
+
+
+_ENABLE_VIRTUAL_TERMINAL_PROCESSING = 4
+
+
+def _obeys_escapes(terminal: TextIO) -> bool:
+    """Whether a terminal takes escapes for colours. Consoles of Windows do when they are told to, old ones never."""
+    if sys.platform != "win32":
+        return True
+    import ctypes
+    import msvcrt
+
+    try:
+        console = ctypes.c_void_p(msvcrt.get_osfhandle(terminal.fileno()))
+    except (OSError, ValueError):
+        return True  # no console, but something that says it is a terminal
+    mode = ctypes.c_uint32()
+    kernel32 = ctypes.WinDLL("kernel32")
+    return bool(
+        kernel32.GetConsoleMode(console, ctypes.byref(mode))
+        and kernel32.SetConsoleMode(console, mode.value | _ENABLE_VIRTUAL_TERMINAL_PROCESSING)
+    )

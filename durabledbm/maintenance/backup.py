@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 
 from .._engine.bulkload import Builder
+from .._engine.disk import FileVolume
 from .._engine.files import first_meta
 from .._engine.meta import Meta
 from .._engine.store import Store
@@ -127,7 +128,7 @@ def check_target(path: str, source: tuple[int, int] | None) -> None:
         status = os.stat(path)
     except FileNotFoundError:
         return
-    if (status.st_dev, status.st_ino) == source:
+    if source is not None and FileVolume().identity_of(path) == source:
         raise error(errno.EINVAL, "is the database itself", path)
     if not stat.S_ISREG(status.st_mode):
         raise error(errno.EINVAL, "is not a regular file", path)

@@ -414,6 +414,25 @@ def test_a_file_is_cut_off_only_when_the_shorter_one_is_durable(volume: SimVolum
         assert len(volume.content(PATH)) < 100 * 4096
 
 
+def test_a_file_that_cannot_be_cut_off_now_is_cut_off_by_the_next_commit(volume: SimVolume) -> None:
+    """Windows refuses it while another program has the file mapped. The commit is done all the same."""
+    with opened(volume) as db:
+        db.update(LARGE)
+        size = len(volume.content(PATH))
+        volume.fail_at(0, disk_error(errno.EACCES, "none", times=None), kinds=("resize",))
+        db.clear()
+        for n in range(5):
+            db[b"key"] = b"%d" % n
+            db.update(SMALL)
+        assert volume.fired > 0
+        assert len(volume.content(PATH)) >= size
+        volume.heal()
+        db[b"key"] = b"last"
+        assert len(volume.content(PATH)) < 100 * 4096
+        assert dict(db) == {**SMALL, b"key": b"last"}
+        assert db.check() == []
+
+
 # -- failures ------------------------------------------------------------------------------------------------------
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import stat
 import subprocess
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 from children import open_directory, unprivileged
 from simdisk import Operation, SimVolume, disk_error
+from systems import needs_immediate_removal, needs_mode, needs_replacing_open, needs_root, needs_symlinks, only_posix
 
 import durabledbm
 from durabledbm._engine.disk import FileVolume
@@ -164,6 +164,7 @@ def test_a_temporary_name_is_in_the_same_directory_and_no_dbm_module_looks_for_i
     assert os.path.dirname(temporary_name("plain")) == ""
 
 
+@needs_mode
 @pytest.mark.parametrize("mask", [0o022, 0o077, 0o027])
 def test_the_mode_is_that_asked_for_less_the_umask(tmp_path: Path, mask: int) -> None:
     old = os.umask(mask)
@@ -176,6 +177,7 @@ def test_the_mode_is_that_asked_for_less_the_umask(tmp_path: Path, mask: int) ->
     assert mode_of(tmp_path / "private") == 0o640 & ~mask
 
 
+@needs_mode
 def test_the_mode_of_an_existing_file_stays(tmp_path: Path) -> None:
     path = tmp_path / "db"
     durabledbm.open(path, "c", 0o600).close()
@@ -185,6 +187,7 @@ def test_the_mode_of_an_existing_file_stays(tmp_path: Path) -> None:
         assert mode_of(path) == 0o600
 
 
+@needs_mode
 @pytest.mark.parametrize("flag", ["c", "w", "n"])
 def test_the_mode_of_an_empty_file_stays(tmp_path: Path, flag: str) -> None:
     """As of one from tempfile.mkstemp(), which nobody else may read."""
@@ -195,6 +198,7 @@ def test_the_mode_of_an_empty_file_stays(tmp_path: Path, flag: str) -> None:
     assert mode_of(path) == 0o600
 
 
+@needs_mode
 def test_the_mode_of_a_foreign_file_stays_when_it_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "db"
     path.write_text("text")
@@ -217,6 +221,7 @@ def test_a_file_that_is_no_database_is_left_alone(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["db"]
 
 
+@needs_symlinks
 def test_a_planted_name_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Somebody guessed the temporary name, and made it a link to a file of theirs or ours."""
     victim, path = tmp_path / "victim", tmp_path / "db"
@@ -233,6 +238,7 @@ def test_a_planted_name_is_not_followed(tmp_path: Path, monkeypatch: pytest.Monk
     assert path.read_text() == "foreign"
 
 
+@needs_symlinks
 def test_a_link_to_a_database_is_followed(tmp_path: Path) -> None:
     with durabledbm.open(tmp_path / "real", "c") as db:
         db["key"] = "value"
@@ -246,6 +252,7 @@ def test_a_link_to_a_database_is_followed(tmp_path: Path) -> None:
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["link", "real"]
 
 
+@needs_symlinks
 def test_a_link_to_an_empty_file_stays_a_link_when_that_becomes_a_database(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -261,6 +268,7 @@ def test_a_link_to_an_empty_file_stays_a_link_when_that_becomes_a_database(
             assert db["key"] == b"value"
 
 
+@needs_symlinks
 def test_a_file_in_a_linked_directory_is_written_and_replaced_where_it_is(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
@@ -272,6 +280,7 @@ def test_a_file_in_a_linked_directory_is_written_and_replaced_where_it_is(tmp_pa
         assert list(db) == [b"n"]
 
 
+@needs_symlinks
 def test_a_link_to_nothing_is_created_where_it_points(tmp_path: Path) -> None:
     (tmp_path / "dir").mkdir()
     (tmp_path / "link").symlink_to("dir/real")
@@ -337,8 +346,11 @@ def test_a_transaction_on_an_empty_file_that_is_rolled_back(tmp_path: Path) -> N
         assert dict(db.items()) == {b"other": b"value"}
 
 
+@only_posix("Windows has no flock")
 def test_an_empty_file_stays_the_same_file(tmp_path: Path) -> None:
     """Its other names, who has it open and who has locked it: all that would be lost if another file took its name."""
+    import fcntl
+
     with tempfile.NamedTemporaryFile(dir=tmp_path) as file:
         os.link(file.name, tmp_path / "other name")
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -354,7 +366,7 @@ def test_an_empty_file_stays_the_same_file(tmp_path: Path) -> None:
             assert dict(db.items()) == {b"key": b"value"}
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+@needs_root
 def test_an_empty_file_keeps_its_owner(tmp_path: Path) -> None:
     path = tmp_path / "db"
     path.touch()
@@ -381,6 +393,7 @@ with durabledbm.open("db", {"n" if content else "c"!r}) as db:
             assert dict(db.items()) == {b"key": b"value"}
 
 
+@needs_immediate_removal
 def test_an_empty_file_that_was_renamed_or_removed_is_not_written(tmp_path: Path) -> None:
     """What is acknowledged must be found under the name that was opened."""
     for number, move in enumerate((lambda path: path.rename(tmp_path / "moved"), Path.unlink)):
@@ -414,6 +427,7 @@ def test_a_creation_that_fails_removes_its_file_and_who_opened_it_meanwhile_is_t
     assert caught.value.errno == errno.ENOENT
 
 
+@needs_replacing_open
 def test_an_empty_file_in_whose_place_a_database_was_put_is_left_for_that(tmp_path: Path) -> None:
     path = tmp_path / "db"
     for flag in ("r", "w"):
@@ -505,7 +519,7 @@ def test_two_who_replace_the_same_file_at_once_write_to_one_database() -> None:
         assert dict(db.items()) == {b"key": b"value"}
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+@needs_root
 def test_a_file_that_is_replaced_keeps_its_owner(tmp_path: Path) -> None:
     path = tmp_path / "db"
     path.write_text("foreign")
@@ -597,7 +611,7 @@ def test_processes_that_create_the_same_file_at_once_all_succeed(tmp_path: Path,
     ]
     for child in children:
         assert child.stdout is not None
-        assert child.stdout.readline() == b"ready\n"
+        assert child.stdout.readline().split() == [b"ready"]
     for child in children:
         assert child.stdin is not None
         child.stdin.close()

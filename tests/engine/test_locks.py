@@ -130,7 +130,7 @@ def test_the_pin_of_a_killed_process_vanishes(tmp_path: Path) -> None:
     disk = FileVolume().open(str(path), writable=True)
     try:
         assert child.stdout is not None
-        assert child.stdout.readline() == b"pinned\n"
+        assert child.stdout.readline().split() == [b"pinned"]
         oldest = oldest_pin(disk)
         assert oldest is not None
         assert oldest.offset == 7

@@ -5,7 +5,6 @@ tests/test_windows_disk.py.
 from __future__ import annotations
 
 import errno
-import fcntl
 import gc
 import importlib.util
 import os
@@ -20,10 +19,17 @@ from types import ModuleType
 
 import pytest
 from children import open_directory, unprivileged
+from systems import WINDOWS, needs_root
+
+from durabledbm.errors import ClosedError
+
+if WINDOWS:
+    pytest.skip("the disk of POSIX systems", allow_module_level=True)
+
+import fcntl
 
 from durabledbm._engine.disk import posix
 from durabledbm._engine.disk.posix import FileDisk, FileVolume
-from durabledbm.errors import ClosedError
 
 BEFORE_THE_FILE = -1
 """A place where the kernel refuses to lock, with the words of one that does not know locks at all: EINVAL."""
@@ -173,7 +179,7 @@ def test_a_file_takes_over_the_permissions_of_the_one_that_it_replaces(path: str
     assert not os.path.exists(path)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+@needs_root
 def test_a_file_takes_over_the_owner_and_group_of_the_one_that_it_replaces(path: str) -> None:
     volume = FileVolume()
     for name, owner, group in (("old", 65534, 65533), ("new", 0, 0)):
@@ -351,8 +357,17 @@ def darwin(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module = importlib.util.module_from_spec(specification)
     with monkeypatch.context() as patch:
         patch.setattr(sys, "platform", "darwin")
+        patch.delattr(os, "pwritev", raising=False)  # which it has from version 11 on
         specification.loader.exec_module(module)
     return module
+
+
+def test_macos_before_version_11_writes_many_parts_without_the_call_for_it(darwin: ModuleType, path: str) -> None:
+    parts = [b"%d," % number * (number % 100) for number in range(2000)]
+    disk = darwin.FileVolume().create(path, 0o600)
+    disk.write(0, parts)
+    assert disk.read(10**6, 0) == b"".join(parts)
+    disk.close()
 
 
 def test_the_lock_structure_of_macos_has_the_layout_of_its_header(darwin: ModuleType) -> None:

@@ -18,8 +18,8 @@ import contextlib
 import json
 import multiprocessing
 import os
+import queue
 import random
-import select
 import shutil
 import signal
 import struct
@@ -68,10 +68,24 @@ if not os.getuid():
 
 def unprivileged(program: str, directory: Path) -> None:
     """Run a program in `directory`, where permissions count: if this is root's process, the child becomes nobody's."""
+    if sys.platform == "win32":
+        import pytest
+
+        pytest.skip("Windows keeps files from users by access control lists, not by modes")
     subprocess.run(
         [sys.executable, "-c", _UNPRIVILEGED + program], check=True, cwd=directory,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, filter(None, sys.path)))},
     )  # fmt: skip
+
+
+def run_apart(function: Callable[..., object], *args: object) -> int:
+    """Call a function of a module in a process of its own, forked if the system can; return its exit code."""
+    method = "fork" if hasattr(os, "fork") else "spawn"
+    process = multiprocessing.get_context(method).Process(target=function, args=args)
+    process.start()
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode
 
 
 class Child:
@@ -85,6 +99,16 @@ class Child:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, env=environment,
         )  # fmt: skip
         self._rest = b""
+        self._said: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
+
+    def _listen(self) -> None:
+        """Take what the child writes, to the end: Windows cannot wait for a pipe with a limit of time."""
+        assert self._process.stdout is not None
+        while more := os.read(self._process.stdout.fileno(), 1 << 16):
+            self._said.put(more)
+        self._said.put(b"")
 
     @property
     def pid(self) -> int:
@@ -92,10 +116,10 @@ class Child:
 
     def _receive(self) -> bytes:
         """Some bytes that the child wrote; none at the end."""
-        assert self._process.stdout is not None
-        ready, _, _ = select.select([self._process.stdout], [], [], PATIENCE)
-        assert ready, f"process {self.pid} says nothing"
-        return os.read(self._process.stdout.fileno(), 1 << 16)
+        try:
+            return self._said.get(timeout=PATIENCE)
+        except queue.Empty:
+            raise AssertionError(f"process {self.pid} says nothing") from None
 
     def hear(self, word: str) -> Any:
         """What the child says next, which must be `word`: the items after it, or the only one."""
@@ -116,12 +140,11 @@ class Child:
         return rest
 
     def drain(self, seconds: float) -> None:
-        """Read what the child writes for some time, so that it need not wait for its pipe."""
-        assert self._process.stdout is not None
+        """Let the child go on for some time, in which it must not end."""
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
-            if select.select([self._process.stdout], [], [], left)[0]:
-                more = os.read(self._process.stdout.fileno(), 1 << 16)
+            with contextlib.suppress(queue.Empty):
+                more = self._said.get(timeout=left)
                 assert more, f"process {self.pid} ended; it had said {self._rest[-200:]!r}"
                 self._rest += more
 
@@ -149,6 +172,7 @@ class Child:
     def __exit__(self, *_: object) -> None:
         self._process.kill()
         self._process.wait(PATIENCE)
+        self._listener.join(PATIENCE)
         for pipe in (self._process.stdin, self._process.stdout):
             assert pipe is not None
             pipe.close()

@@ -9,10 +9,11 @@ It follows the documentation of the calls, to the letter where that is inconveni
 * Locking twice locks twice. Unlocking takes exactly the range that was locked; an exclusive lock goes first.
 * Locks are mandatory: bytes that another open file has locked can be neither read nor written.
 * A range that ends beyond 2**63 - 1 cannot be locked.
-* Closing the open file releases its locks; a name can be removed or replaced while the file is open.
+* Closing the open file releases its locks; an open file can be removed, and renamed, but none can take its name.
+* A file in `in_use` is open in a program that shares it with nobody.
 
 `before`, if set, is called with the name of each call before it happens: a test may do something in between
-there.
+there. `after` is called when a lock was asked for or let go of.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import threading
 from collections.abc import Callable
 from typing import NamedTuple
 
-from durabledbm._engine.disk.windows import Handle
+from durabledbm._engine.disk.windows import Handle, InUse
 
 
 class FakeLock(NamedTuple):
@@ -52,8 +53,11 @@ class FakeKernel:
         self._open: dict[Handle, tuple[FakeFile, bool]] = {}
         self._short = short
         self.before: Callable[[str], None] | None = None
+        self.after: Callable[[str], None] | None = None
         self.calls: dict[str, int] = {}
         self.directories_refused = False
+        self.reopening_refused = False
+        self.in_use: set[str] = set()
 
     def _call(self, name: str) -> None:
         if self.before is not None:
@@ -85,9 +89,17 @@ class FakeKernel:
     def open(self, path: str, *, writable: bool) -> Handle:
         self._call("open")
         with self._mutex:
+            self._check_use(path)
             if path not in self._names:
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
             return self._opened(self._names[path], writable=writable)
+
+    def reopen(self, handle: Handle, *, writable: bool) -> Handle:
+        self._call("reopen")
+        with self._mutex:
+            if self.reopening_refused:
+                raise OSError(errno.EINVAL, "the request is not supported")
+            return self._opened(self._file(handle), writable=writable)
 
     def create(self, path: str) -> Handle:
         self._call("create")
@@ -151,8 +163,18 @@ class FakeKernel:
     def identity(self, handle: Handle) -> tuple[int, int]:
         return 1, self._file(handle).number
 
+    def identity_of(self, path: str) -> tuple[int, int]:
+        with self._mutex:
+            return 1, self._named(path).number
+
     def lock(self, handle: Handle, offset: int, length: int, *, exclusive: bool) -> bool:
         self._call("lock")
+        locked = self._lock(handle, offset, length, exclusive=exclusive)
+        if self.after is not None:
+            self.after("lock")
+        return locked
+
+    def _lock(self, handle: Handle, offset: int, length: int, *, exclusive: bool) -> bool:
         with self._mutex:
             assert offset >= 0
             assert length > 0
@@ -168,6 +190,11 @@ class FakeKernel:
 
     def unlock(self, handle: Handle, offset: int, length: int) -> None:
         self._call("unlock")
+        self._unlock(handle, offset, length)
+        if self.after is not None:
+            self.after("unlock")
+
+    def _unlock(self, handle: Handle, offset: int, length: int) -> None:
         with self._mutex:
             file = self._file(handle)
             for exclusive in (True, False):
@@ -183,15 +210,26 @@ class FakeKernel:
             self._names[target] = self._named(source)
 
     def replace(self, source: str, target: str) -> None:
+        self._call("replace")
         with self._mutex:
+            self._check_use(source)
+            replaced = self._names.get(target)
+            if replaced is not None and source != target and any(file is replaced for file, _ in self._open.values()):
+                raise PermissionError(errno.EACCES, "access is denied", target)
             self._names[target] = self._named(source)
             if source != target:
                 del self._names[source]
 
     def remove(self, path: str) -> None:
+        self._call("remove")
         with self._mutex:
+            self._check_use(path)
             self._named(path)
             del self._names[path]
+
+    def _check_use(self, path: str) -> None:
+        if path in self.in_use:
+            raise InUse(errno.EACCES, "another program uses the file", path)
 
     def _named(self, path: str) -> FakeFile:
         try:

@@ -4,7 +4,8 @@
     PYTHONPATH=. python tests/support/forging.py FIRST LAST [all]    # random ones by seed; all operations, or a few
 
 The files are small on the disk, whatever they claim. So each operation must end soon, with little memory, and with an
-answer or an error of ours: the process limits itself, and ends with status 1 when one does not.
+answer or an error of ours: the process limits itself, where the system can (Windows cannot), and ends with status 1
+when one does not.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from __future__ import annotations
 import errno
 import os
 import random
-import resource
 import shutil
 import signal
 import sys
@@ -586,8 +586,9 @@ def refused(operation: Operation, path: str) -> str | None:
     def over(number: int, frame: object) -> None:
         raise TooLong
 
-    signal.signal(signal.SIGPROF, over)
-    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    if sys.platform != "win32":
+        signal.signal(signal.SIGPROF, over)
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         operation.run(path)
     except (durabledbm.error, KeyError):
@@ -595,12 +596,17 @@ def refused(operation: Operation, path: str) -> str | None:
     except BaseException:
         return traceback.format_exc()
     finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
+        if sys.platform != "win32":
+            signal.setitimer(signal.ITIMER_PROF, 0)
     return None
 
 
 def limit_memory() -> None:
     """Let this process take no more than it has and `MEMORY`."""
+    if sys.platform == "win32":
+        return
+    import resource
+
     with open("/proc/self/statm") as file:
         used = int(file.read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, resource.RLIM_INFINITY))

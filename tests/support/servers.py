@@ -13,10 +13,10 @@ from __future__ import annotations
 import contextlib
 import glob
 import os
-import pwd
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -51,6 +51,8 @@ def _version(path: str) -> float:
 
 def postgres_skipped() -> str | None:
     """Why there is no PostgreSQL server here; None if there is."""
+    if sys.platform == "win32":
+        return "no PostgreSQL: the tests start it on a Unix socket, from a shell"
     try:
         import psycopg  # noqa: F401
     except ImportError:
@@ -64,6 +66,8 @@ def postgres_skipped() -> str | None:
 
 def redis_skipped() -> str | None:
     """Why there is no Redis server here; None if there is."""
+    if sys.platform == "win32":
+        return "no Redis: the tests start it on a Unix socket, from a shell"
     try:
         import redis  # noqa: F401
     except ImportError:
@@ -74,6 +78,8 @@ def redis_skipped() -> str | None:
 
 
 def _other_user() -> str | None:
+    import pwd  # Windows has none
+
     for name in ("postgres", "nobody"):
         with contextlib.suppress(KeyError):
             return pwd.getpwnam(name).pw_name
@@ -162,6 +168,8 @@ class Postgres(_Server):
         if os.geteuid() == 0:
             user = _other_user()
             shutil.chown(self.directory, user)
+            import pwd
+
             group = pwd.getpwnam(user or "").pw_gid
             self._user = {"user": user, "group": group, "extra_groups": []}
         self.data = os.path.join(self.directory, "data")

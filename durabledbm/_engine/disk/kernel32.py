@@ -11,9 +11,9 @@ import errno
 import os
 import sys
 
-from .windows import Handle, WindowsVolume
+from .windows import Handle, InUse, WindowsVolume
 
-__all__ = ["ByHandleFileInformation", "Overlapped"]
+__all__ = ["ByHandleFileInformation", "FileIdInfo", "Overlapped"]
 
 
 class Overlapped(ctypes.Structure):
@@ -50,6 +50,20 @@ class ByHandleFileInformation(ctypes.Structure):
     )
 
 
+class FileIdInfo(ctypes.Structure):
+    """FILE_ID_INFO."""
+
+    _fields_ = (
+        ("VolumeSerialNumber", ctypes.c_uint64),
+        ("FileIdLow", ctypes.c_uint64),
+        ("FileIdHigh", ctypes.c_uint64),
+    )
+
+    def identity(self) -> tuple[int, int]:
+        """As numbers."""
+        return self.VolumeSerialNumber, self.FileIdHigh << 64 | self.FileIdLow
+
+
 if sys.platform == "win32":
     from ctypes import wintypes
 
@@ -63,16 +77,18 @@ if sys.platform == "win32":
     _OPEN_REPARSE_POINT = 0x00200000  # a symbolic link is not followed
     _BACKUP_SEMANTICS = 0x02000000  # a directory can be opened
     _FILE_TYPE_DISK = 1
-    _FILE_END_OF_FILE_INFO = 6
+    _FILE_END_OF_FILE_INFO, _FILE_ID_INFO = 6, 18
     _FAIL_IMMEDIATELY, _EXCLUSIVE = 0x1, 0x2
     _REPLACE_EXISTING, _WRITE_THROUGH = 0x1, 0x8
     _ERROR_ACCESS_DENIED = 5
     _ERROR_INVALID_FUNCTION = 1
-    _ERROR_LOCK_VIOLATION = 33
+    _ERROR_SHARING_VIOLATION, _ERROR_LOCK_VIOLATION = 32, 33
     _ERROR_HANDLE_EOF = 38
     _ERROR_NOT_SUPPORTED = 50
     _ERROR_INVALID_PARAMETER = 87
     _ERROR_IO_PENDING = 997
+    _UNKNOWN_HERE = (_ERROR_INVALID_FUNCTION, _ERROR_NOT_SUPPORTED, _ERROR_INVALID_PARAMETER)
+    """What a file system says that does not know what it is asked for."""
     _INVALID = ctypes.c_void_p(-1).value
 
     _dll = ctypes.WinDLL("kernel32", use_last_error=True)
@@ -85,10 +101,12 @@ if sys.platform == "win32":
     _handle, _dword, _name = wintypes.HANDLE, wintypes.DWORD, wintypes.LPCWSTR
     _overlapped, _count = ctypes.POINTER(Overlapped), ctypes.POINTER(wintypes.DWORD)
     _declare("CreateFileW", _name, _dword, _dword, ctypes.c_void_p, _dword, _dword, _handle, result=_handle)
+    _declare("ReOpenFile", _handle, _dword, _dword, _dword, result=_handle)
     _declare("CloseHandle", _handle)
     _declare("GetFileType", _handle, result=_dword)
     _declare("GetFileSizeEx", _handle, ctypes.POINTER(ctypes.c_int64))
     _declare("GetFileInformationByHandle", _handle, ctypes.POINTER(ByHandleFileInformation))
+    _declare("GetFileInformationByHandleEx", _handle, ctypes.c_int, ctypes.c_void_p, _dword)
     _declare("ReadFile", _handle, ctypes.c_void_p, _dword, _count, _overlapped)
     _declare("WriteFile", _handle, ctypes.c_char_p, _dword, _count, _overlapped)
     _declare("FlushFileBuffers", _handle)
@@ -102,7 +120,8 @@ if sys.platform == "win32":
     def _failure(path: str | None = None) -> OSError:
         """The last error, as Python would raise it: the class and errno follow from the number."""
         code = ctypes.get_last_error()
-        return OSError(0, ctypes.FormatError(code).strip(), path, code)
+        kind = InUse if code == _ERROR_SHARING_VIOLATION else OSError
+        return kind(0, ctypes.FormatError(code).strip(), path, code)
 
     class Kernel32:
         """`windows.Kernel`, for real."""
@@ -110,8 +129,25 @@ if sys.platform == "win32":
         def open(self, path: str, *, writable: bool) -> Handle:
             return self._regular(self._open(path, writable, _OPEN_EXISTING, _ATTRIBUTE_NORMAL), path)
 
+        def reopen(self, handle: Handle, *, writable: bool) -> Handle:
+            access = _GENERIC_READ | (_GENERIC_WRITE if writable else 0)
+            fresh = _dll.ReOpenFile(handle, access, _SHARE_ALL, 0)
+            if fresh is None or fresh == _INVALID:
+                raise _failure()
+            return Handle(fresh)
+
         def create(self, path: str) -> Handle:
-            return self._open(path, True, _CREATE_NEW, _ATTRIBUTE_NORMAL | _OPEN_REPARSE_POINT)
+            return self._regular(self._open(path, True, _CREATE_NEW, _ATTRIBUTE_NORMAL | _OPEN_REPARSE_POINT), path)
+
+        def identity_of(self, path: str) -> tuple[int, int]:
+            # Without access to what is in it, so that no other opener's sharing mode can be in the way.
+            handle = _dll.CreateFileW(path, 0, _SHARE_ALL, None, _OPEN_EXISTING, _BACKUP_SEMANTICS, None)
+            if handle is None or handle == _INVALID:
+                raise _failure(path)
+            try:
+                return self.identity(Handle(handle))
+            finally:
+                self.close(Handle(handle))
 
         def _open(self, path: str, writable: bool, disposition: int, attributes: int) -> Handle:
             access = _GENERIC_READ | (_GENERIC_WRITE if writable else 0)
@@ -166,6 +202,11 @@ if sys.platform == "win32":
                 raise _failure()
 
         def identity(self, handle: Handle) -> tuple[int, int]:
+            wide = FileIdInfo()  # ReFS has identifiers of 128 bits
+            if _dll.GetFileInformationByHandleEx(handle, _FILE_ID_INFO, ctypes.byref(wide), ctypes.sizeof(wide)):
+                return wide.identity()
+            if ctypes.get_last_error() not in _UNKNOWN_HERE:
+                raise _failure()
             info = ByHandleFileInformation()
             if not _dll.GetFileInformationByHandle(handle, ctypes.byref(info)):
                 raise _failure()
@@ -200,14 +241,14 @@ if sys.platform == "win32":
         def flush_directory(self, path: str) -> bool:
             try:
                 handle = self._open(os.path.abspath(path), True, _OPEN_EXISTING, _BACKUP_SEMANTICS)
-            except PermissionError:
-                return False
+            except OSError as exc:
+                if isinstance(exc, PermissionError) or exc.winerror in _UNKNOWN_HERE:
+                    return False
+                raise
             try:
                 if _dll.FlushFileBuffers(handle):
                     return True
-                if ctypes.get_last_error() in (
-                    _ERROR_ACCESS_DENIED, _ERROR_INVALID_FUNCTION, _ERROR_NOT_SUPPORTED, _ERROR_INVALID_PARAMETER,
-                ):  # fmt: skip
+                if ctypes.get_last_error() in (_ERROR_ACCESS_DENIED, *_UNKNOWN_HERE):
                     return False
                 raise _failure(path)
             finally:

@@ -302,6 +302,11 @@ class FileVolume:
             except OSError:
                 pass
 
+    def identity_of(self, path: str) -> tuple[int, int]:
+        """`Disk.identity` of the file of that name, which may also be a directory."""
+        status = os.stat(path)
+        return status.st_dev, status.st_ino
+
 
 def take_owner(fd: int, like: os.stat_result) -> None:
     """See `Disk.take_owner`."""
@@ -408,11 +413,19 @@ def _identity(fd: int, path: str) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
+if hasattr(os, "pwritev"):
+    _write_vector = os.pwritev
+else:  # macOS before version 11
+
+    def _write_vector(fd: int, parts: Sequence[memoryview], offset: int) -> int:  # type: ignore[misc]
+        return os.pwrite(fd, b"".join(parts), offset)
+
+
 def _write_all(fd: int, offset: int, parts: Sequence[bytes]) -> None:
     pending = [memoryview(part) for part in parts if part]
     start = 0
     while start < len(pending):
-        written = os.pwritev(fd, pending[start : start + _VECTOR_MAX], offset)
+        written = _write_vector(fd, pending[start : start + _VECTOR_MAX], offset)
         if written == 0:
             raise OSError(errno.EIO, "the disk took no bytes")
         offset += written

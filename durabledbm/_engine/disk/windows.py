@@ -26,25 +26,35 @@ the other (see `locks`).
 
 What this handle has locked itself is left out of the probes: its own lock would be in the way. So a byte that it shares
 with others is not reported; the store counts its own pins itself, and takes the lower of the two.
+
+Threads use one handle at once, and no lock keeps them apart: the garbage collector may run a finalizer anywhere, also
+in here, and that may wait for another thread, which would wait for such a lock. Nor is there need of one. A probe of
+another thread of this handle is in the way like that of another handle, but it is known (`_probes`), and `lock` does
+not count attempts meanwhile. What another thread locks during a probe is taken for someone else's: too much again. And
+no two threads lock or unlock the same byte at once: callers see to that, for pins and for the writer lock.
 """
 
 from __future__ import annotations
 
 import errno
+import ntpath
+import operator
 import os
-import threading
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import NewType, Protocol
+from typing import NewType, Protocol, TypeVar
 
 from ...errors import ClosedError
 from ..threads import Patience
 from .protocol import ELSEWHERE, LockOwner
 
-__all__ = ["Handle", "Kernel", "WindowsDisk", "WindowsVolume", "take_owner"]
+__all__ = ["Handle", "InUse", "Kernel", "WindowsDisk", "WindowsVolume", "take_owner"]
 
 Handle = NewType("Handle", int)
 """An open file, as Windows knows it."""
+
+_Result = TypeVar("_Result")
 
 _PATIENCE = 5.0
 """Seconds for which a shared lock is tried. A probe takes microseconds."""
@@ -53,8 +63,17 @@ _ATTEMPTS = 4
 """How often an exclusive lock is tried."""
 
 _NAP = 50e-6
+
+_IN_USE_PATIENCE = 1.0
+"""Seconds for which a name is tried that is in use: virus scanners and indexers open each new file, for a moment."""
+
+_IN_USE_NAP = 10e-3
 _WRITE_MAX = 1 << 26
 """Bytes in one write: the parts of a larger one are not all joined in memory at once."""
+
+
+class InUse(PermissionError):
+    """A sharing violation: another program has the file open, and does not share it (ERROR_SHARING_VIOLATION)."""
 
 
 class Kernel(Protocol):
@@ -62,6 +81,9 @@ class Kernel(Protocol):
 
     def open(self, path: str, *, writable: bool) -> Handle:
         """CreateFileW: an existing regular file, which others may open, rename and remove meanwhile."""
+
+    def reopen(self, handle: Handle, *, writable: bool) -> Handle:
+        """ReOpenFile: another open file for the same file, whatever its name is now."""
 
     def create(self, path: str) -> Handle:
         """The same for a new file: `FileExistsError` if the name is taken."""
@@ -85,7 +107,10 @@ class Kernel(Protocol):
         """FlushFileBuffers: through the cache of the system and that of the drive."""
 
     def identity(self, handle: Handle) -> tuple[int, int]:
-        """GetFileInformationByHandle: the serial number of the volume and the index of the file on it."""
+        """FileIdInfo: the serial number of the volume and the identifier of the file on it."""
+
+    def identity_of(self, path: str) -> tuple[int, int]:
+        """The same for the file or directory of that name."""
 
     def lock(self, handle: Handle, offset: int, length: int, *, exclusive: bool) -> bool:
         """LockFileEx with LOCKFILE_FAIL_IMMEDIATELY; False if another lock is in the way."""
@@ -110,7 +135,7 @@ class WindowsDisk:
     """A file of Windows."""
 
     __slots__ = (
-        "__weakref__", "_handle", "_held", "_hint", "_identity", "_kernel", "_mutex", "path", "read", "writable",
+        "__weakref__", "_handle", "_held", "_hint", "_identity", "_kernel", "_probes", "path", "read", "writable",
     )  # fmt: skip
 
     def __init__(self, kernel: Kernel, handle: Handle, path: str, *, writable: bool) -> None:
@@ -120,12 +145,12 @@ class WindowsDisk:
         self.path = path
         self.writable = writable
         self.read: Callable[[int, int], bytes] = partial(kernel.read, handle)
-        # Held while locks are tried. Reentrant: the garbage collector may end a pin anywhere, also in here.
-        self._mutex = threading.RLock()
         self._held: dict[int, bool] = {}
         """What this disk has locked: offset, and whether exclusively."""
         self._hint = 0
         """Where the lowest lock was the last time: it probably is still there."""
+        self._probes: list[int] = []
+        """One item for each probe that a thread is at."""
 
     def _open_handle(self) -> Handle:
         if self._handle is None:
@@ -165,25 +190,25 @@ class WindowsDisk:
         return self._identity
 
     def status(self) -> os.stat_result:
-        return os.stat(self.path)
+        try:
+            return os.stat(self.path)
+        except FileNotFoundError:  # it was moved; and nothing that is taken over from it means anything here
+            return os.stat_result((stat.S_IFREG | 0o600, *[0] * 9))
 
     def take_owner(self, like: os.stat_result) -> None:
         """Nothing: see `WindowsVolume.create`."""
 
     def linked(self) -> bool:
+        # A removed file keeps its name on some file systems until it is closed everywhere, and then nobody can open it.
         try:
-            handle = self._kernel.open(self.path, writable=False)
+            return self._kernel.identity_of(self.path) == self._identity
         except OSError:
             return False
-        try:
-            return self._kernel.identity(handle) == self._identity
-        finally:
-            self._kernel.close(handle)
 
     def held(self) -> bool:
         """Programs on Windows do not close handles that they do not know. If it happens, this tells."""
-        try:
-            return self._handle is not None and self._kernel.identity(self._handle) == self._identity
+        try:  # by the file's number alone: Wine does not tell the volume of a file that was renamed while it was open
+            return self._handle is not None and self._kernel.identity(self._handle)[1] == self._identity[1]
         except OSError:
             return False
 
@@ -197,33 +222,58 @@ class WindowsDisk:
 
     def lock(self, offset: int, *, exclusive: bool) -> bool:
         handle = self._open_handle()
-        with self._mutex:
-            if offset in self._held:
-                assert self._held[offset] == exclusive, "a lock is not converted"
-                return True
-            patience = Patience(_PATIENCE)
-            attempt = 0
-            while not self._kernel.lock(handle, offset, 1, exclusive=exclusive):
-                attempt += 1
-                if attempt >= _ATTEMPTS if exclusive else patience.over:
-                    return False
-                patience.nap(0 if attempt < _ATTEMPTS else _NAP)
-            self._held[offset] = exclusive
+        if offset in self._held:
+            assert self._held[offset] == exclusive, "a lock is not converted"
             return True
+        patience = Patience(_PATIENCE)
+        attempt = 0
+        while not self._lock(handle, offset, exclusive=exclusive):
+            if not self._probes:
+                attempt += 1
+            if patience.over or (exclusive and attempt >= _ATTEMPTS):
+                return False
+            patience.nap(0 if attempt < _ATTEMPTS else _NAP)
+        return True
+
+    def _lock(self, handle: Handle, offset: int, *, exclusive: bool) -> bool:
+        """Try once, and note it. After an interrupt it is neither locked nor noted."""
+        got: bool | None = None
+        try:
+            got = self._kernel.lock(handle, offset, 1, exclusive=exclusive)
+            if got:
+                self._held[offset] = exclusive
+            return got
+        except BaseException:
+            if got is None:
+                self._let_go(handle, offset, 1)
+            raise
 
     def unlock(self, offset: int) -> None:
         handle = self._open_handle()
-        with self._mutex:
-            if self._held.pop(offset, None) is not None:
+        if offset in self._held:
+            try:
                 self._kernel.unlock(handle, offset, 1)
+            except BaseException:
+                self._let_go(handle, offset, 1)
+                raise
+            finally:
+                self._held.pop(offset, None)
+
+    def _let_go(self, handle: Handle, offset: int, length: int) -> None:
+        """Unlock what an interrupt has left locked, or not."""
+        try:
+            self._kernel.unlock(handle, offset, length)
+        except OSError:
+            pass  # it was not
 
     def lowest_lock(self, start: int, stop: int) -> LockOwner | None:
         self._open_handle()
-        with self._mutex:
-            for first, end in _gaps(start, stop, sorted(self._held)):
-                found = self._lowest(first, end)
-                if found is not None:
-                    return LockOwner(found, None)
+        taken = list(self._held)  # one step, while other threads lock and unlock
+        taken.sort()
+        for first, end in _gaps(start, stop, taken):
+            found = self._lowest(first, end)
+            if found is not None:
+                return LockOwner(found, None)
         return None
 
     def _lowest(self, start: int, stop: int) -> int | None:
@@ -234,9 +284,9 @@ class WindowsDisk:
         """
         if self._is_free(start, stop):
             return None
-        low, step = start, 1
-        if start < self._hint < stop and self._is_free(start, self._hint):
-            low = self._hint
+        low, step, hint = start, 1, self._hint
+        if start < hint < stop and self._is_free(start, hint):
+            low = hint
         while low < stop:
             high = min(low + step, stop)
             if self._is_free(low, high):
@@ -257,10 +307,20 @@ class WindowsDisk:
     def _is_free(self, start: int, stop: int) -> bool:
         """Whether, at a moment during this call, there was no other lock in [start, stop). May say no for no reason."""
         handle = self._open_handle()
-        if not self._kernel.lock(handle, start, stop - start, exclusive=True):
-            return False
-        self._kernel.unlock(handle, start, stop - start)
-        return True
+        free: bool | None = None
+        try:
+            self._probes.append(start)
+            free = self._kernel.lock(handle, start, stop - start, exclusive=True)
+            if free:
+                self._kernel.unlock(handle, start, stop - start)
+            return free
+        except BaseException:
+            if free is not False:
+                self._let_go(handle, start, stop - start)
+            raise
+        finally:
+            if self._probes:
+                self._probes.pop()
 
     # -- ends ----------------------------------------------------------------------------------------------------
 
@@ -268,7 +328,12 @@ class WindowsDisk:
         return WindowsDisk(self._kernel, self._opened_again(), self.path, writable=self.writable)
 
     def _opened_again(self) -> Handle:
-        handle = self._kernel.open(self.path, writable=self.writable)
+        if self.held():
+            try:
+                return self._kernel.reopen(self._open_handle(), writable=self.writable)
+            except OSError:
+                pass  # not every file system can
+        handle = _patiently(lambda: self._kernel.open(self.path, writable=self.writable))
         if self._kernel.identity(handle) != self._identity:
             self._kernel.close(handle)
             raise FileNotFoundError(errno.ENOENT, ELSEWHERE, self.path)
@@ -294,20 +359,25 @@ class WindowsVolume:
         self._kernel = kernel
 
     def open(self, path: str, *, writable: bool) -> WindowsDisk:
-        return WindowsDisk(self._kernel, self._kernel.open(path, writable=writable), path, writable=writable)
+        _check_name(path)
+        handle = _patiently(lambda: self._kernel.open(path, writable=writable))
+        return WindowsDisk(self._kernel, handle, path, writable=writable)
 
     def create(self, path: str, mode: int) -> WindowsDisk:
         """`mode` has no counterpart: a new file has the permissions that its directory gives it."""
+        _check_name(path)
+        operator.index(mode)  # what is no number is a TypeError here, too
         return WindowsDisk(self._kernel, self._kernel.create(path), path, writable=True)
 
     def link(self, source: str, target: str) -> None:
-        self._kernel.link(source, target)
+        _patiently(lambda: self._kernel.link(source, target))
 
     def replace(self, source: str, target: str) -> None:
-        self._kernel.replace(source, target)
+        """A target that is open, by whatever program, may be refused with `PermissionError`: then it is as it was."""
+        _patiently(lambda: self._kernel.replace(source, target))
 
     def remove(self, path: str) -> None:
-        self._kernel.remove(path)
+        _patiently(lambda: self._kernel.remove(path))
 
     def sync_directory(self, path: str) -> None:
         """Flush the directory or, where that is not allowed, the file itself, if it is there.
@@ -327,8 +397,31 @@ class WindowsVolume:
             self._kernel.close(handle)
 
 
+    def identity_of(self, path: str) -> tuple[int, int]:
+        """`Disk.identity` of the file of that name, which may also be a directory. What `os.stat` says differs."""
+        return self._kernel.identity_of(path)
+
+
 def take_owner(fd: int, like: os.stat_result) -> None:
     """Nothing: see `WindowsVolume.create`."""
+
+
+def _patiently(call: Callable[[], _Result]) -> _Result:
+    """What `call` returns, tried again for a while if the file is in use."""
+    patience = Patience(_IN_USE_PATIENCE)
+    while True:
+        try:
+            return call()
+        except InUse:
+            if patience.over:
+                raise
+            patience.nap(_IN_USE_NAP)
+
+
+def _check_name(path: str) -> None:
+    """Refuse the name of a stream beside a file's content: `identity` would take it for the file."""
+    if ":" in ntpath.splitdrive(path)[1]:
+        raise OSError(errno.EINVAL, "the name of a stream, not of a file: it has a colon", path)
 
 
 def _read_closed(length: int, offset: int) -> bytes:

@@ -1,12 +1,13 @@
 """A session: one connection to a PostgreSQL server, and how statements are sent over it.
 
-Results come in binary form. Exceptions of psycopg go through as they are: who asked knows what they mean.
+Results come in binary form. Exceptions of psycopg propagate unchanged: the caller knows what they mean.
 """
 
 from __future__ import annotations
 
 import os
 import select
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -39,7 +40,7 @@ WRITING = "serializable"
 """The kind of sessions that write, and their isolation: what they do is as if it had been done one after another."""
 
 _UNUSED_MAX = 50
-"""So many cursors that nobody wants any more are left open on the server."""
+"""So many abandoned cursors are left open on the server."""
 
 _KEPT_ROWS = 100
 _KEPT_BYTES = 2**16
@@ -246,7 +247,7 @@ def connect(parameters: dict[str, Any], kind: str, where: str, timeout: float | 
 
 def _input_of(descriptor: int) -> Callable[[], bool]:
     """A function that tells whether there is something to be read, without waiting."""
-    if not hasattr(select, "poll"):
+    if sys.platform == "win32" or not hasattr(select, "poll"):
         return lambda: bool(select.select([descriptor], [], [], 0)[0])
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
