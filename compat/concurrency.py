@@ -22,7 +22,7 @@ from typing import Any
 import durabledbm
 from compat.bench.machine import describe
 from compat.scaling import puts_by_threads, show
-from durabledbm._engine.meta import LOOK_OFFSET, LOOK_SIZE
+from durabledbm._engine.meta import STAMP_OFFSET, STAMP_SIZE
 
 
 def threads(path: str, entries: int, seconds: float, rounds: int) -> None:
@@ -51,7 +51,7 @@ def notice(path: str, rounds: int) -> None:
         db.update(dict.fromkeys(keys, bytes(100)))
     with durabledbm.open(path) as db, db.snapshot() as snapshot:
         fd = os.open(path, os.O_RDONLY)
-        found = os.pread(fd, LOOK_SIZE, LOOK_OFFSET)
+        found = os.pread(fd, STAMP_SIZE, STAMP_OFFSET)
         for _ in range(rounds):
             for mapping in (db, snapshot):
                 _per_key(mapping, keys)  # into memory
@@ -65,7 +65,7 @@ def _looks(fd: int, found: bytes) -> float:
     read = os.pread
     start = time.perf_counter()
     for _ in range(200_000):
-        if read(fd, LOOK_SIZE, LOOK_OFFSET) != found:
+        if read(fd, STAMP_SIZE, STAMP_OFFSET) != found:
             raise AssertionError("nobody has written")
     looked = time.perf_counter() - start
     start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Numbers with their nouns, for messages. Needs nothing that takes time to import, unlike `_text`."""
+"""Numbers with their nouns, for messages. Unlike `cli.text` it imports nothing that takes time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the blocks of one transaction, the outermost and those nested in it, have in common."""
+"""What a transaction and the blocks nested in it share."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import weakref
 from enum import Enum, auto
 from typing import Any
 
+from ._engine.changeset import ChangeSet, Savepoint
 from ._engine.spill import Spill
-from ._engine.view import ENDLESS, Life
-from ._engine.work import Savepoint, Work
+from ._engine.view import ENDLESS, Scope
 from ._process.caller_context import CallerContext
 
 __all__ = ["BLOCK_OVER", "Block", "Fate", "TransactionContext", "Use"]
@@ -30,9 +30,9 @@ class Fate(Enum):
 
 
 class Block:
-    """One block, and how to return to its beginning."""
+    """One block, and how to return to its start."""
 
-    __slots__ = ("fate", "first_life", "mark", "outer", "outer_life", "owner", "point", "rolled_back", "untouched")
+    __slots__ = ("fate", "first_scope", "mark", "outer", "outer_scope", "owner", "point", "rolled_back", "untouched")
 
     def __init__(self) -> None:
         self.fate = Fate.NEW
@@ -41,7 +41,7 @@ class Block:
         self.point: Savepoint | None = None
         self.mark: Any = None
         """The place in what was spilled before; None if that was nothing."""
-        self.outer_life, self.first_life = ENDLESS, 0
+        self.outer_scope, self.first_scope = ENDLESS, 0
         self.owner: weakref.ref[Any] | None = None
         """The transaction whose block it is."""
         self.rolled_back = False
@@ -50,14 +50,24 @@ class Block:
 
 
 class TransactionContext:
-    """What a transaction and its nested ones share."""
+    """The state that an outermost transaction shares with the blocks nested in it."""
 
     __slots__ = (
-        "__weakref__", "busy", "caller", "doomed", "life", "lives", "orphaned", "outermost", "spill", "top", "uses",
+        "__weakref__",
+        "busy",
+        "caller",
+        "doomed",
+        "orphaned",
+        "outermost",
+        "scope",
+        "scopes",
+        "spill",
+        "top",
+        "uses",
         "work",
     )  # fmt: skip
 
-    def __init__(self, work: Work, caller: CallerContext, outermost: Block) -> None:
+    def __init__(self, work: ChangeSet, caller: CallerContext, outermost: Block) -> None:
         self.work = work
         self.caller = caller
         """Who began it."""
@@ -65,8 +75,8 @@ class TransactionContext:
         self.top: Block | None = outermost
         """The innermost block that is open: the only one that may write."""
         self.spill: Spill | None = None
-        self.life = Life(BLOCK_OVER)
-        self.lives = [self.life]
+        self.scope = Scope(BLOCK_OVER)
+        self.scopes = [self.scope]
         """One for each block, nested ones included: what its iterators depend on."""
         self.uses: set[int] = set()
         """Iterators that exist."""
@@ -78,7 +88,7 @@ class TransactionContext:
         """The process forked: the transaction is the parent's."""
 
     def inside(self, block: Block) -> list[Block]:
-        """The open blocks inside of `block`, which is open itself, innermost first."""
+        """The open blocks inside `block`, innermost first. `block` is open itself."""
         blocks = []
         inner = self.top
         while inner is not None and inner is not block:
@@ -87,7 +97,7 @@ class TransactionContext:
         return blocks
 
     def leave(self, block: Block) -> list[Block]:
-        """`block` is not open any more, nor are those inside of it, which are returned."""
+        """Mark `block` and the blocks inside it as ended; return those inside."""
         inside = self.inside(block)
         for inner in inside:
             if inner.fate is Fate.OPEN:
@@ -95,14 +105,14 @@ class TransactionContext:
         self.top = block.outer
         return inside
 
-    def end_lives(self) -> None:
+    def end_scopes(self) -> None:
         """End all iterators."""
-        for life in self.lives:
-            life.end()
+        for scope in self.scopes:
+            scope.end()
 
 
 class Use:
-    """Counts an iterator of a transaction for as long as it exists, so that its pages are not reused under it."""
+    """Counts an iterator of a transaction while it exists, so that the pages it reads are not reused."""
 
     __slots__ = ("_context",)
 

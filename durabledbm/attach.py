@@ -1,26 +1,24 @@
-"""attach: a log of changes that follows a database, commit by commit.
+"""attach: a change log that follows a database, commit by commit.
 
-What may live here: how commits get into the log, and how log and database are brought to agree when they do
-not. They may differ after a crash between the two, after commits of processes that do not have the log, after
-a failure of the log's disk. Then the log is *completed*: one more commit is appended that holds what changed
-since the log's last one.
+This module appends commits to the log, and makes log and database agree when they do not. They may differ after a crash
+between the two, after commits of processes without the log, or after a failure of the log's disk. Then the log is
+*completed*: one more commit is appended that contains everything that changed since the log's last one.
 
-How that is known. Behind a commit that changed the tree, the log holds a *note*: where the tree's root stood,
-and the keys whose newest values were not in the tree but in the meta page. Whatever happened since,
+How the changes are found: after a commit that changed the tree, the log contains a *note* with the tree's root and the
+keys whose newest values were in the meta page instead of the tree. Whatever happened since,
 
     every key whose value may differ from what replaying the log gives is
         in a leaf that the noted tree and the present one do not share, or
-        in a commit of the log behind the note, or among the note's keys, or in the present meta page,
+        in a commit of the log after the note, or among the note's keys, or in the present meta page,
 
-and appending the present values of these keys makes log and database agree. The noted tree is read through
-its root's checksum: if any of its pages that matter has been used again, that is noticed, and the log can
-only be completed by comparing all of it with the database (possible where the log begins with an empty one),
-or not at all: then `attach` raises, and a new snapshot and a new log are needed. While a log is attached the
-newest state that it holds is pinned, so within the life of the handle, and for a crash of it, completing
-always works.
+and appending the present values of these keys makes log and database agree. The noted tree is read through its root's
+checksum, so reuse of one of its pages is noticed. In that case the log can only be completed by comparing all of it
+with the database, which works if the log begins with an empty database. Otherwise `attach` raises, and a new snapshot
+and a new log are needed. While a log is attached, the newest state that it contains is pinned; so completing always
+works within the life of a handle and after a crash of it.
 
-A commit that was completed late stands in the log with the commits before it that it stands for;
-`durabledbm.dump` does not take it for a single one.
+A commit that was completed late is in the log as one with the commits before it; `durabledbm.restore` does not restore
+to the commits in between.
 """
 
 from __future__ import annotations
@@ -31,11 +29,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Protocol, cast
 
+from ._engine.commit import Committer
 from ._engine.meta import MAX_DEPTH
 from ._engine.page import REF
-from ._engine.state import State
-from ._engine.store import Store
 from ._engine.tree import Tree
+from ._engine.view import State
 from ._files.tree_diff import differences
 from ._log.overlay import folded
 from ._log.records import BINARY, COMMIT, COMMIT_FIELDS, MARK, PUT, Change, Commit
@@ -59,7 +57,7 @@ Changes = Iterable[tuple[bytes, "bytes | None"]]
 
 
 class Log(Protocol):
-    """What an attachment does with a `changelog.ChangeLog`, which documents these methods."""
+    """What an attachment uses of a `changelog.ChangeLog`, which documents these methods."""
 
     directory: str
     max_file_size: int
@@ -77,22 +75,23 @@ class Log(Protocol):
     def replay(self) -> Iterator[Change]: ...
 
 
-def attach(store: Store, writing: Writing, log: Log) -> Attachment:
+def attach(committer: Committer, writing: Writing, log: Log) -> Attachment:
     """Let `log` follow the database of `store`, after completing it if it lacks commits.
 
-    `writing()` is a block in which nothing is pending and nobody else writes. A binary log that is empty is
-    bound to the database, and holds the commits from now on: take a backup after this, not before. A log in
-    the text codec holds no commit numbers, so at every attach all of it is compared with the database.
+    `writing()` is a block in which nothing is pending and nobody else writes. An empty binary log is bound to the
+    database and contains the commits from now on, so take the backup after this, not before. A log in the text codec
+    has no commit numbers; every attach compares all of it with the database.
 
-    Raises `error` if the log is of another database, or newer than the database, or cannot be completed, or
-    if a log is attached already; `ValueError` if the text codec cannot hold what is in the database;
-    `BusyError` if somebody else writes to the log.
+    Raises `error` if the log belongs to another database, is newer than the database or cannot be completed, or if a
+    log is attached already; `ValueError` if the text codec cannot hold the database's content; `BusyError` if another
+    writer appends to the log.
     """
+    store = committer.store
     store.check_writable()
     if store.observer is not None:
         raise error(f"{store.path}: a log is attached already")
     kind = _TextAttachment if log.codec == "text" else Attachment
-    attachment = kind(store, writing, log)
+    attachment = kind(committer, writing, log)
     try:
         attachment.start()
     except BaseException:
@@ -102,15 +101,16 @@ def attach(store: Store, writing: Writing, log: Log) -> Attachment:
 
 
 class Attachment:
-    """A log at work. Made by `Database.attach`; a context manager that ends with `detach()`.
+    """An attached log. Made by `Database.attach`; a context manager that ends with `detach()`.
 
-    If the log cannot be written, the call that committed raises `error` although its change is committed and
-    durable; the next commit completes the log, if it can be written again.
+    If the log cannot be written, the call that committed raises `error` although its change is committed and durable.
+    The next commit completes the log, if it can be written again.
     """
 
-    def __init__(self, store: Store, writing: Writing, log: Log) -> None:
+    def __init__(self, committer: Committer, writing: Writing, log: Log) -> None:
         self.log = log
-        self._store = store
+        self._committer = committer
+        self._store = committer.store
         self._writing = writing
         self._pid = os.getpid()
         self._pin: Pin | None = None
@@ -127,18 +127,17 @@ class Attachment:
     # -- for users ---------------------------------------------------------------------------------
 
     def catch_up(self) -> None:
-        """Append what processes without the log have committed. Every commit through this handle does so,
-        too.
+        """Append what processes without the log have committed. Every commit through this handle also does so.
 
-        As long as nobody does, the space that their commits free is not used again.
+        Until then, the space that their commits freed is not reused.
         """
         if self._is_mine():
             with self._writing():
-                self._store.harden()
+                self._committer.make_durable()
                 self._follow()
 
     def detach(self) -> None:
-        """Let the log go, complete as of now. The log stays open. Doing it twice is harmless."""
+        """Complete the log and release it. The log stays open. Detaching twice is harmless."""
         if self._store.observer is self:
             try:
                 self.catch_up()
@@ -161,13 +160,13 @@ class Attachment:
                 self.log.check(key, value)
 
     def expect(self, before: object) -> None:
-        """The store is about to make a commit on the state `before`."""
+        """The store is about to commit on top of the state `before`."""
         self._expected = before
 
     def committed(self, changes: Mapping[bytes, object] | None) -> None:
-        """The store has made the commit, or its state has become durable. The writer lock is held.
+        """The store has made a commit, or its state has become durable. The writer lock is held.
 
-        `changes` led from the state before to this one; None: they are not known.
+        `changes` led from the state before to this one; None means that they are not known.
         """
         if not self._is_mine():
             return
@@ -175,7 +174,7 @@ class Attachment:
         try:
             if state is not self._seen:
                 self._hold(state, changes)
-            if state.meta.txid <= self._store.committer.durable_txid:
+            if state.meta.txid <= self._store.durable_txid:
                 self._follow()
         except Exception:
             self._expected = None  # the call that committed raises it
@@ -185,8 +184,8 @@ class Attachment:
     def _hold(self, state: State, changes: Mapping[bytes, object] | None) -> None:
         """Hold the changes that led to `state` until they are durable.
 
-        If they do not follow on what is held, since an earlier commit was interrupted before it came here or others
-        have committed, or if they are too many, nothing is held any more: the trees will be compared.
+        If they do not follow on the held ones (an earlier commit was interrupted before it came here, or others have
+        committed), or if they are too many, nothing is held any more: the trees will be compared.
         """
         seen, held = self._seen, self._held
         self._held = None  # so an interrupt in what follows loses no commit
@@ -200,7 +199,7 @@ class Attachment:
         self._seen, self._held = state, held
 
     def finish(self) -> None:
-        """The handle is about to be closed: append what an interrupt has kept from being appended."""
+        """The handle is about to close: append what an interrupt kept from being appended."""
         if self._expected is not None:
             self.catch_up()
 
@@ -213,7 +212,7 @@ class Attachment:
             pin.release()
 
     def _is_mine(self) -> bool:
-        """False in a child process: the log is the parent's, who completes it by what the child commits."""
+        """False in a child process: the parent owns the log, and completes it with what the child commits."""
         if os.getpid() == self._pid:
             return self._pin is not None
         self.close()
@@ -222,9 +221,9 @@ class Attachment:
     # -- the way into the log ----------------------------------------------------------------------
 
     def start(self) -> None:
-        """Bring log and database to agree, and follow from there."""
+        """Make log and database agree, and follow from there."""
         with self._writing():
-            self._store.harden()
+            self._committer.make_durable()
             state = self._advance()
             if self._agree(state):
                 self._begin()
@@ -232,7 +231,7 @@ class Attachment:
         # Everything must be compared. Others may write meanwhile: this state is pinned.
         self._append(state, _compared(self.log, state))
         with self._writing():
-            self._store.harden()
+            self._committer.make_durable()
             self._follow()
             self._begin()
 
@@ -242,7 +241,7 @@ class Attachment:
         self._store.observer = self
 
     def _agree(self, state: State) -> bool:
-        """Bind the log, and complete it. False if everything must be compared."""
+        """Bind the log and complete it. False if everything must be compared."""
         if self.log.max_file_size < BINARY.header_size + BINARY.size(COMMIT, bytes(COMMIT_FIELDS.size), b""):
             raise ValueError(f"max_file_size={self.log.max_file_size}: a file cannot hold a commit")
         meta = state.meta
@@ -260,7 +259,7 @@ class Attachment:
         return True
 
     def _append_noted(self, state: State, last: Commit) -> bool:
-        """Complete the log by what its last note tells. False if everything must be compared."""
+        """Complete the log from its last note. False if everything must be compared."""
         note = self.log.last_note()
         problem = "it does not say where the database stood then"
         if note is not None:
@@ -278,7 +277,7 @@ class Attachment:
         return False
 
     def _follow(self) -> None:
-        """Append all that the log lacks of the present state, which is durable."""
+        """Append everything that the log lacks of the present state, which is durable."""
         assert self._pin is not None
         store, before = self._store, self._pin.state
         state = store.state
@@ -301,7 +300,7 @@ class Attachment:
         self._advance()
 
     def _advance(self) -> State:
-        """The log holds the present state: pin that instead of the one before."""
+        """The log contains the present state: pin it in place of the one before."""
         pin, old = Pin(self._store), self._pin
         self._pin, self._seen, self._held, self._held_count = pin, pin.state, [], 0
         if old is not None:
@@ -318,14 +317,14 @@ class Attachment:
         self.log.commit(changes, commit.txid, commit.time_ns, note=note)
 
     def _note(self, state: State, number: int) -> bytes:
-        """The note for `state`, to be left in file `number` or the next; empty if it is too large for one."""
+        """The note for `state`, to be left in file `number` or the next; empty if it is too large for a file."""
         self._noted = number, state.meta.root
         note = _packed_note(state)
         return note if BINARY.header_size + BINARY.size(MARK, note, b"") <= self.log.max_file_size else b""
 
 
 class _TextAttachment(Attachment):
-    """A log without commit numbers, notes and a database's name. All of it is compared."""
+    """A log without commit numbers, notes and a database identity. All of it is compared."""
 
     def _agree(self, state: State) -> bool:
         self.log.newest()
@@ -349,7 +348,7 @@ class _TextAttachment(Attachment):
 
 
 def _real(changes: Changes, before: State) -> Iterator[tuple[bytes, bytes | None]]:
-    """The changes without deletions of what was not there."""
+    """The changes without deletions of keys that did not exist."""
     for key, value in changes:
         if value is not None or before.view.find(key) is not None:
             yield key, value
@@ -363,7 +362,7 @@ def _packed_note(state: State) -> bytes:
 
 
 def _unpacked_note(note: bytes) -> tuple[bytes, int, set[bytes]]:
-    """What a note says. Raises `CorruptionError` if it is none: a log may be somebody else's work."""
+    """The content of a note. Raises `CorruptionError` if it is malformed: the log may come from elsewhere."""
     keys = set()
     at = _NOTE.size
     try:
@@ -373,14 +372,14 @@ def _unpacked_note(note: bytes) -> tuple[bytes, int, set[bytes]]:
             at += _KEY.size + size
             keys.add(note[at - size : at])
     except struct.error as exc:
-        raise CorruptionError("the note in the log makes no sense") from exc
+        raise CorruptionError("the note in the log is malformed") from exc
     if at != len(note) or depth > MAX_DEPTH:
-        raise CorruptionError("the note in the log makes no sense")
+        raise CorruptionError("the note in the log is malformed")
     return root, depth, keys
 
 
 def _compared(log: Log, state: State) -> Iterator[tuple[bytes, bytes | None]]:
-    """What replaying all of the log leaves other than it is in `state`."""
+    """The changes that turn what replaying the whole log gives into `state`."""
     logged = folded(((key, value) for _, key, value in log.replay()), log.directory)
     theirs = next(logged, None)
     for key, value in state.view.items():

@@ -1,4 +1,4 @@
-"""The log of changes: puts and deletes in numbered files of limited size, to be replayed on any database.
+"""The change log: puts and deletes in numbered files of limited size, to be replayed on any database.
 
 ::
 
@@ -7,8 +7,8 @@
     for op, key, value in log.replay(): ...         # oldest first
     log.load_into(db)                               # newest wins, one commit
 
-This is the face that users see. How a directory of files is one log, and what is synced before what, is in
-`durabledbm._log.files`; what a record looks like is in `durabledbm._log.records` and docs/changelog-format.md.
+This module is the public interface. `_log.files` reads a directory of files as one log, `_log.writer` appends to it and
+decides what is synced before what, and `_log.records` defines a record's bytes (see docs/changelog-format.md).
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from ._engine.disk import Volume
+from ._engine.disk import FileVolume
+from ._engine.disk.protocol import Volume
 from ._engine.meta import now_ns
-from ._engine.native import FileVolume
 from ._files.arguments import Path
 from ._log.files import BATCH, Files, Reading, Tail, last_note, read_end
 from ._log.records import (
@@ -47,13 +47,15 @@ from .errors import ClosedError, CorruptionError, error
 from .mapping import Key, Value, as_bytes, not_copied, represented
 
 if TYPE_CHECKING:
-    from ._engine.store import Store
+    from ._engine.commit import Committer
 
 __all__ = ["Change", "ChangeLog", "Commit", "Moment", "Span", "Tail"]
 
 
 class Span(NamedTuple):
-    """What a log holds: the commits after `base_txid` up to `last_txid` of a database, None if of none."""
+    """What a log contains: the commits after `base_txid` up to `last_txid` of a database. `identity` is None if it
+    belongs to no database.
+    """
 
     identity: bytes | None
     base_txid: int
@@ -61,7 +63,7 @@ class Span(NamedTuple):
 
 
 class Moment(NamedTuple):
-    """What a log says of a moment. Its times need not ascend: clocks are set back."""
+    """What a log says about a moment. Commit times need not ascend: clocks are set back."""
 
     last: Commit
     """The last commit whose time is not later; 0, 0 if there is none. It contains all commits before it."""
@@ -69,7 +71,7 @@ class Moment(NamedTuple):
     """The first of these whose time is later, if there is one."""
 
     def explanation(self) -> str:
-        """What is to be said to people about the choice of `last`; empty if nothing is."""
+        """A sentence for people about the choice of `last`; empty if nothing needs explaining."""
         last, ahead = self
         if ahead is None:
             return ""
@@ -84,7 +86,7 @@ def _date(commit: Commit) -> str:
 
 
 class _Store(Protocol):
-    """What `load_into` asks of a database."""
+    """What `load_into` uses of a database."""
 
     def transaction(self) -> AbstractContextManager[Any]: ...
     def update(self, other: Any, /) -> None: ...
@@ -92,24 +94,23 @@ class _Store(Protocol):
 
 
 class ChangeLog:
-    """A log of changes in the files of `directory`, which is created if only its parent exists.
+    """A log of changes in the files of `directory`, which is created if its parent exists.
 
-    No file grows beyond `max_file_size` bytes. `codec` is "binary" (any bytes, checksums) or "text"
-    (`P|key|value` and `D|key` lines). `sync` says when what was appended is forced to the disk, that is what
-    a power failure can take; the death of the process takes nothing in any mode:
+    No file grows beyond `max_file_size` bytes. `codec` is "binary" (any bytes, checksums) or "text" (`P|key|value` and
+    `D|key` lines). `sync` says when appended records are forced to the disk, and so what a power failure can lose. The
+    death of the process loses nothing in any mode.
 
     * "record" (default): before `put`, `delete` or `commit` returns. Nothing is lost.
-    * "interval": by an append that finds something older than `interval` seconds unsynced. Lost is at most
-      what was appended since the last sync; while appends go on, that is `interval` seconds' worth. No thread
-      syncs an idle log.
-    * "manual": by `sync()` and `close()`. Lost is at most what was appended since.
+    * "interval": by an append that finds a record unsynced for more than `interval` seconds. At most what was appended
+      since the last sync is lost: `interval` seconds' worth while appends continue. No thread syncs an idle log.
+    * "manual": by `sync()` and `close()`. At most what was appended since is lost.
 
-    Every mode also syncs in `sync()`, in `close()`, and before a new file is begun. What is left after a
-    crash is a prefix of what was appended, a commit whole or not at all.
+    Every mode also syncs in `sync()`, in `close()`, and before a new file begins. After a crash the log contains a
+    prefix of what was appended, with each commit complete or absent.
 
-    Appending makes this object the one writer of the directory until `close()`; `BusyError` if there is one
-    already. Reading needs no lock and may go on anywhere meanwhile. Any thread may use the object; in a child
-    after `fork` it is a reader, and a writer only once the parent has closed. Errors are `durabledbm.error`s.
+    Appending makes this object the only writer of the directory until `close()`; `BusyError` if there is another.
+    Reading needs no lock and may happen anywhere at the same time. Any thread may use the object. In a child after
+    `fork` it can read, and append once the parent has closed it. Errors are `durabledbm.error`s.
     """
 
     tail: Tail | None = None
@@ -150,11 +151,11 @@ class ChangeLog:
         raise not_copied(self)
 
     def put(self, key: Key, value: Value) -> None:
-        """Append that `key` now has `value`. `ValueError`, and nothing written, if the log cannot hold it."""
+        """Append that `key` now has `value`. Raises `ValueError` and writes nothing if the log cannot hold it."""
         self._append(PUT, as_bytes(key, "key"), as_bytes(value, "value"))
 
     def delete(self, key: Key) -> None:
-        """Append that `key` is gone. `ValueError`, and nothing written, if the log cannot hold it."""
+        """Append that `key` was deleted. Raises `ValueError` and writes nothing if the log cannot hold it."""
         self._append(DELETE, as_bytes(key, "key"), b"")
 
     def commit(
@@ -167,10 +168,10 @@ class ChangeLog:
     ) -> None:
         """Append the commit `txid` with its changes (None deletes), all or nothing. Binary codec only.
 
-        One write and one sync for all, as long as they are few and fit into the file. `txid` must be above
-        that of the commit before; `time_ns` is in nanoseconds since 1970 (default: now). If a change cannot
-        be recorded (`ValueError`), or `changes` raises, the commit is not recorded; the log can be used on.
-        A `note` is left in a mark behind the commit, for whoever attaches the log to its database again.
+        A small commit takes one write and one sync. `txid` must be greater than that of the commit before; `time_ns` is
+        in nanoseconds since 1970 (default: now). If a change cannot be recorded (`ValueError`) or `changes` raises, the
+        commit is not recorded and the log remains usable. A `note` is stored in a mark after the commit, for the next
+        attachment of the log to its database.
         """
         moment = now_ns() if time_ns is None else time_ns
         if not (0 < txid < 2**64 and 0 <= moment < 2**64):
@@ -203,7 +204,7 @@ class ChangeLog:
             writer.sync(self._sync_after)
 
     def note(self, note: bytes) -> None:
-        """Append a mark that holds `note`. Replaying takes no notice of it. Binary codec only."""
+        """Append a mark that holds `note`. Replaying ignores it. Binary codec only."""
         self._append(MARK, note, b"")
 
     def check(self, key: Key, value: Value | None = None) -> None:
@@ -214,8 +215,9 @@ class ChangeLog:
     def bind(self, identity: bytes, txid: int) -> int:
         """Become the writer for the database `identity` (16 bytes); return the log's newest txid.
 
-        An empty log is bound to the database for good, durably, as holding the commits after `txid`. `error`
-        if the log is of another database, or has changes of none. Binary codec only (`ValueError`).
+        An empty log is bound to the database permanently and durably, as containing the commits after `txid`. Raises
+        `error` if the log belongs to another database or contains changes without a database. Binary codec only
+        (`ValueError`).
         """
         if len(identity) != len(NO_IDENTITY) or identity == NO_IDENTITY:
             raise ValueError("an identity is 16 bytes, not all zero")
@@ -225,21 +227,21 @@ class ChangeLog:
             return self._ready().bind(identity, txid)
 
     def last_note(self) -> tuple[bytes, set[bytes]] | None:
-        """The newest note, and the keys of all changes behind it; None if there is no note."""
+        """The newest note, and the keys of all changes after it; None if there is no note."""
         self._check_open()
         return last_note(self._files, self._codec)
 
     def newest(self) -> tuple[int, Commit]:
         """Become the writer; return the number of the last file, and the newest commit.
 
-        Its time is 0 if the last file holds no commit; its txid is 0 if there never was one.
+        Its time is 0 if the last file contains no commit; its txid is 0 if there never was one.
         """
         with self._own_lock():
             writer = self._ready()
             return writer.number, Commit(writer.txid, writer.time_ns)
 
     def sync(self) -> None:
-        """Return when everything appended is on the disk."""
+        """Return when everything that was appended is on the disk."""
         with self._own_lock():
             self._check_open()
             writer = self._kept()
@@ -247,7 +249,8 @@ class ChangeLog:
                 writer.mark()
 
     def close(self) -> None:
-        """Sync, and let others append. Closing twice is harmless; if the sync raises it is closed too."""
+        """Sync, and let others append. Closing twice is harmless. If the sync raises, the log is closed all the same.
+        """
         with self._own_lock():
             self.closed = True
             writer, self._writer = self._kept(), None
@@ -255,11 +258,10 @@ class ChangeLog:
                 writer.close()
 
     def replay(self) -> Iterator[Change]:
-        """Each change `(op, key, value)`, oldest first: `op` is "put" or "delete", `value` None for a delete.
+        """Each change `(op, key, value)`, oldest first: `op` is "put" or "delete", `value` is None for a delete.
 
-        Ends where the log does: at a torn tail, which `tail` then describes, or before a commit that was not
-        finished. `CorruptionError` for damage that no crash can have left. What is appended meanwhile may or
-        may not be seen.
+        Ends where the log ends: at a torn tail, which `tail` then describes, or before an unfinished commit. Raises
+        `CorruptionError` for damage that no crash can cause. Records appended meanwhile may or may not be included.
         """
         return (item for item in self.records() if isinstance(item, Change))
 
@@ -272,21 +274,21 @@ class ChangeLog:
         until_txid: int | None = None,
         until_time_ns: int | None = None,
     ) -> Iterator[Change | Commit]:
-        """As `replay`, with a `Commit` behind the changes of each commit. Memory is bounded.
+        """As `replay`, with a `Commit` after the changes of each commit. Uses bounded memory.
 
-        Commits up to `after_txid` are left out: what a snapshot of that commit holds. `error` if the log
-        begins later than that, so that commits are in neither. It ends behind commit `until_txid`, or the last
-        one whose time is not later than `until_time_ns` (see `at`); `error` then for a change that is in no
-        commit.
+        Commits up to `after_txid` are left out: a snapshot of that commit contains them. Raises `error` if the log
+        begins later than that, because then some commits are in neither. Ends after commit `until_txid`, or after the
+        last commit whose time is not later than `until_time_ns` (see `at`); then a change that belongs to no commit
+        raises `error`.
         """
         self._check_open()
         return self._records(after_txid, until_txid, until_time_ns)
 
     def at(self, time_ns: int) -> Moment:
-        """The last commit whose time is not later than `time_ns`, nanoseconds since 1970: what was in force then.
+        """The last commit whose time is not later than `time_ns`, in nanoseconds since 1970.
 
-        It is the last by the order of the log, which is the order in which the commits were made. If the clock was
-        set back, some of those before it may bear later times: `Moment.ahead` tells.
+        "Last" follows the order of the log, in which the commits were made. If the clock was set back, earlier commits
+        may have later times: `Moment.ahead` names the first of them.
         """
         self._check_open()
         return self._at(self._files.numbers(), time_ns)
@@ -297,7 +299,7 @@ class ChangeLog:
         return self._base_txid(self._files.numbers())
 
     def span(self) -> Span:
-        """Which commits of which database the log holds."""
+        """Which commits of which database the log contains."""
         self._check_open()
         numbers = self._files.numbers()
         last = read_end(self._files, self._codec, numbers)
@@ -312,9 +314,9 @@ class ChangeLog:
         until_txid: int | None = None,
         until_time_ns: int | None = None,
     ) -> int:
-        """Apply the changes to `db` (any `Database`) in one transaction; return how many there were.
+        """Apply the changes to `db` (any `Database`) in one transaction; return their number.
 
-        Which ones, and the errors: see `records`. If anything raises, `db` is as before.
+        The arguments and errors are those of `records`. If anything raises, `db` is unchanged.
         """
         count = size = 0
         batch: dict[bytes, bytes | None] = {}
@@ -332,17 +334,19 @@ class ChangeLog:
             _apply(batch, db)
         return count
 
-    def _attach_to(self, store: Store, writing: Writing) -> Attachment:
+    def _attach_to(self, committer: Committer, writing: Writing) -> Attachment:
         """Follow a database: see `Database.attach`.
 
-        That this stands here, and not with the database, has a reason: whoever has a log has everything that attaching
-        it needs, and nothing is imported when the file system may be another one.
+        This is a method of the log, so that a program that has a log has imported everything that attaching needs:
+        nothing is imported after the process has changed its root directory.
         """
-        self._make_like(store.disk.status())
-        return attach(store, writing, self)
+        self._make_like(committer.store.disk.status())
+        return attach(committer, writing, self)
 
     def _make_like(self, source: os.stat_result | None) -> None:
-        """Let new files have the permissions of the file that their content comes from (None: be private)."""
+        """Give new files the permissions of the file that their content comes from (None: only the owner may read
+        them).
+        """
         self._files.make_like(source)
 
     def __enter__(self) -> ChangeLog:
@@ -373,7 +377,7 @@ class ChangeLog:
             raise ClosedError("the log of changes has already been closed")
 
     def _own_lock(self) -> threading.Lock:
-        """The lock over `_writer`. A forked child gets its own and lets its parent's writer go."""
+        """The lock over `_writer`. A forked child gets its own, and releases its copy of the parent's writer."""
         if self._pid != os.getpid():
             self._lock = threading.Lock()
             if self._writer is not None:
@@ -391,8 +395,8 @@ class ChangeLog:
         return writer
 
     def _kept(self) -> LogWriter | None:
-        """The writer, if there is one. If somebody else has closed its files, it is another one, which has synced what
-        was written.
+        """The writer, if there is one. If its files were closed from outside, it is replaced by a new one, which has
+        synced what was written.
         """
         if self._writer is not None and self._writer.lost:
             self._writer.release()
@@ -459,7 +463,7 @@ class ChangeLog:
 
 
 class _Group:
-    """The changes of a commit up to its end: held in memory while they are few, else read a second time."""
+    """The changes of a commit: held in memory while they are few, otherwise read a second time."""
 
     def __init__(self, number: int, offset: int) -> None:
         self.number, self.offset = number, offset
@@ -474,7 +478,7 @@ class _Group:
             self._held.append(record.change())
 
     def changes(self, files: Files, codec: Codec, number: int, offset: int) -> Iterator[Change]:
-        """All of them, up to the commit record at `offset` of file `number`."""
+        """All changes up to the commit record at `offset` of file `number`."""
         if self._held is not None:
             yield from self._held
             return

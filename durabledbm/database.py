@@ -1,10 +1,10 @@
 """`open` and `Database`: a dict in a file.
 
-A handle puts the engine's parts together: the store (one file and its current state), a pipeline (how writes get to the
-disk, by durability mode), and the methods of a mapping. `_files.opening` finds or creates the file, `transaction` and
-`snapshot` are what a handle makes, and the modules of `maintenance` do what `check`, `stats`, `reorganize` and `backup`
-promise. These are imported here, not when they are first used: by then the process may have another root directory, or
-no descriptor left to read a module with.
+A handle puts the engine's parts together: the store (one file and its committed state), a pipeline (how writes reach
+the disk, by durability mode) and the methods of a mapping. `_files.opening` finds or creates the file. `transaction`
+and `snapshot` define what a handle returns. The modules of `maintenance` implement `check`, `stats`, `reorganize` and
+`backup`. They are imported here and not on first use: by then the process may have changed its root directory, or may
+have no file descriptor left to read a module with.
 """
 
 from __future__ import annotations
@@ -17,29 +17,16 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ._engine import operations
-from ._engine.deferred import Deferred
-from ._engine.disk import Volume
-from ._engine.group import Group
-from ._engine.locks import Turn
-from ._engine.native import FileVolume
-from ._engine.pipeline import make_pipeline
+from ._engine.changeset import ChangeSet
+from ._engine.disk import FileVolume
+from ._engine.disk.protocol import Volume
+from ._engine.durability import make_pipeline
+from ._engine.pipeline import Pipeline
 from ._engine.store import Store
-from ._engine.view import Life, View
-from ._engine.work import Work
+from ._engine.threads import Lease
+from ._engine.view import Scope, View
 from ._files.arguments import CountedProgress, Path
-from ._files.opening import (
-    DEFAULT_CACHE_SIZE,
-    DEFAULT_PAGE_SIZE,
-    DURABILITIES,
-    Durability,
-    Flag,
-    OpenOptions,
-    check_options,
-    file_name,
-    open_store,
-    parse_flag,
-)
+from ._files.opening import DEFAULT_CACHE_SIZE, DEFAULT_PAGE_SIZE, Durability, Flag, checked, open_store
 from ._process.handles import Registry, began, ended
 from .errors import BusyError, ClosedError, error
 from .maintenance.backup import backup
@@ -54,10 +41,7 @@ if TYPE_CHECKING:
     from .attach import Attachment
     from .changelog import ChangeLog
 
-__all__ = [
-    "DEFAULT_CACHE_SIZE", "DEFAULT_PAGE_SIZE", "DURABILITIES", "Database", "Durability", "Flag", "OpenOptions", "open",
-    "open_on",
-]  # fmt: skip
+__all__ = ["Database", "Durability", "Flag", "open", "open_on"]
 
 _FAREWELL = 5.0
 """Seconds to wait for a flusher that is amid a flush to end, at most."""
@@ -79,28 +63,29 @@ def open(
     page_size: int | None = None,
     cache_size: int = DEFAULT_CACHE_SIZE,
 ) -> Database:
-    """Open a database file, and return it as a `Database`.
+    """Open a database file and return it as a `Database`.
 
     file: the file's name, used as it is: exactly one file of exactly that name.
-    flag: "r" read an existing file, writing nothing; "w" read and write an existing file; "c" create it if it is
-        missing; "n" always begin with an empty database. dbm.gnu's suffixes may follow: "f" is durability="manual",
-        "s" is durability="full", "u" does nothing, since locks never stand in the way of opening.
+    flag: "r" opens an existing file and writes nothing; "w" opens an existing file for reading and writing; "c" creates
+        it if it is missing; "n" always starts with an empty database. One or more of dbm.gnu's suffixes may follow: "f"
+        means durability="manual", "s" means durability="full", "u" has no effect, because locks never prevent opening.
     mode: permissions of a new file, less the umask.
-    durability: what a write that has returned survives. "full": everything, it is on the disk. "process": a kill of
-        the process; a power failure may take the last `interval` seconds. "interval": either may take the last
-        `interval` seconds. "manual": either may take what was written since the last `sync()`.
+    durability: what survives once a write has returned. "full": everything; it is on the disk. "process": everything if
+        the process is killed; a power failure may lose the last `interval` seconds. "interval": either may lose the
+        last `interval` seconds. "manual": either may lose what was written since the last `sync()`.
     interval: seconds, see `durability`.
     timeout: seconds to wait for another writer before `BusyError`; None waits for ever.
-    page_size: bytes of a page of a new file, a power of two from 4096 to 65536. A durabledbm database that "n" empties
-        keeps its own.
+    page_size: page size of a new file in bytes, a power of two from 4096 to 65536. A durabledbm database that "n"
+        empties keeps its own.
     cache_size: bytes of memory for caching.
 
-    In every mode, whatever a crash leaves opens at once and holds the first commits, up to some point, each whole.
+    In every mode, after any crash the file opens immediately and contains a prefix of the commits, each complete.
 
-    Raises `error` with errno ENOENT if the file is missing and the flag does not create it; `error` for a file that is
-    not a durabledbm database, which is left as it is, and for a name that an old database of `dbm` has (NAME.dat and
-    NAME.dir, NAME.db, NAME.pag), which a new file would hide: the text names its kind and the command that converts it;
-    `CorruptionError` for a file that is damaged; `ValueError` or `TypeError` for an argument that cannot be.
+    Raises `error` with errno ENOENT if the file is missing and the flag does not create it. Raises `error` if the file
+    is not a durabledbm database, and leaves it unchanged. Raises `error` if an old database of `dbm` has this name
+    (NAME.dat and NAME.dir, NAME.db or NAME.pag), because a new file would hide it; the message names its kind and the
+    command that converts it. Raises `CorruptionError` if the file is damaged, and `ValueError` or `TypeError` for an
+    invalid argument.
     """
     return open_on(
         FileVolume(), file, flag, mode, durability=durability, interval=interval, timeout=timeout,
@@ -120,10 +105,10 @@ def open_on(
     page_size: int | None = None,
     cache_size: int = DEFAULT_CACHE_SIZE,
 ) -> Database:
-    """`open`, on a file system that is handed in: tests pass simulated ones."""
-    name = file_name(file)
-    flag, durability = parse_flag(flag, durability)
-    check_options(interval, timeout, page_size, cache_size)
+    """`open` on a given file system: tests pass simulated ones."""
+    name, flag, durability = checked(
+        file, flag, durability, interval=interval, timeout=timeout, page_size=page_size, cache_size=cache_size
+    )
     store = open_store(volume, name, flag, mode, page_size or DEFAULT_PAGE_SIZE, cache_size)
     database = Database(store, name, make_pipeline(store, durability, interval, timeout))
     if flag == "n" and store.state.meta.txid > 1:
@@ -136,15 +121,23 @@ def open_on(
 
 
 class Database(Writable):
-    """A dict of bytes to bytes in one file, in the order of the keys. Made by `open`.
+    """A dict of bytes to bytes in one file, ordered by key. Made by `open`.
 
-    Each single write is an atomic commit; `transaction()` makes many writes one. A handle may be used by any thread,
-    and by a child process after `fork`. All methods raise `ClosedError` after `close()`, and `error` (or one of its
-    subclasses) when the file or the disk fails.
+    Each single write is an atomic commit; `transaction()` combines many writes into one. Any thread may use a handle,
+    and so may a child process after `fork`. Every method raises `ClosedError` after `close()`, and `error` or a
+    subclass of it when the file or the disk fails.
     """
 
     __slots__ = (
-        "__dict__", "__weakref__", "_life", "_pipeline", "_plain", "_snapshots", "_store", "_transactions", "path",
+        "__dict__",
+        "__weakref__",
+        "_pipeline",
+        "_plain",
+        "_scope",
+        "_snapshots",
+        "_store",
+        "_transactions",
+        "path",
     )  # fmt: skip
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -152,15 +145,15 @@ class Database(Writable):
             raise error("DBM object does not support reinitialization")
         self._build(*args, **options)
 
-    def _build(self, store: Store, path: str, pipeline: Group | Deferred) -> None:
+    def _build(self, store: Store, path: str, pipeline: Pipeline) -> None:
         self._store = store
         self.path = path
         self._pipeline = pipeline
         self._transactions: list[weakref.ref[Transaction]] = []
         """Those that are open, the outermost ones only."""
         self._snapshots: Registry[Snapshot] = Registry()
-        self._life = Life()
-        self._plain = type(pipeline) is Group
+        self._scope = Scope()
+        self._plain = not pipeline.defers
         """Nothing stands between a look-up and the committed state: no open transaction, nothing deferred."""
         store.keep()
         began(self)
@@ -169,8 +162,8 @@ class Database(Writable):
 
     @property
     def closed(self) -> bool:
-        """Whether `close()` was called."""
-        return self._life.ended
+        """Whether the handle is closed."""
+        return self._scope.ended
 
     @property
     def readonly(self) -> bool:
@@ -184,24 +177,24 @@ class Database(Writable):
         return represented(self, *self._said())
 
     def _said(self) -> tuple[str, ...]:
-        """For `repr`, also in the middle of a call: nothing is read from the file, and no lock is waited for."""
-        if self._life.ended:
+        """The parts of `repr`: nothing is read from the file, no lock is waited for, so it works at any moment."""
+        if self._scope.ended:
             return repr(self.path), "closed"
         entries = counted(self._store.state.meta.entry_count, unflushed=self._unflushed())
         return repr(self.path), entries, "read-only" if self.readonly else "open"
 
     def _unflushed(self) -> bool:
-        """Whether something was written that is in this handle only."""
-        return not self._life.ended and self._pipeline.pending() is not None
+        """Whether this handle holds writes that are not in the file."""
+        return not self._scope.ended and self._pipeline.deferred() is not None
 
     # -- reading -----------------------------------------------------------------------------------
 
     def __getitem__(self, key: Key) -> bytes:
         store = self._store
         if self._plain and type(key) is bytes:
-            # The common case, in as few steps as can be: nobody has committed, and the row was read before.
+            # The common case, in as few steps as possible: no new commit, and the row was read before.
             try:
-                if next(store.looks, b"") == store.look or store.glance():
+                if next(store.stamps, b"") == store.stamp or store.glance():
                     value = store.rows.young.get(key) or store.fetch(key)
                     if value is not None:
                         return value
@@ -221,21 +214,21 @@ class Database(Writable):
         store = self._store
         if self._plain:
             try:
-                if next(store.looks, b"") == store.look or store.glance():
+                if next(store.stamps, b"") == store.stamp or store.glance():
                     return store.rows.young.get(key) or store.fetch(key, whole=whole)
             except OSError as exc:
                 if not store.may_pass(exc):
                     raise self._error(exc) from exc
         if self._transactions and (transaction := own_transaction(self)) is not None:
             return transaction._find(key, whole=whole)
-        while (work := self._pipeline.pending()) is not None:
+        while (work := self._pipeline.deferred()) is not None:
             self._raise_background_failure()
             store.check()
             try:
-                return work.get(key, store.lookup if work.root_of(store.state) else None, whole=whole)
+                return work.get(key, store.lookup if work.builds_on(store.state) else None, whole=whole)
             except error:
                 store.check()
-                if self._pipeline.pending() is work:
+                if self._pipeline.deferred() is work:
                     raise  # else it was committed meanwhile, and what it builds on has been reused
         return self._committed(key, whole=whole)
 
@@ -261,29 +254,29 @@ class Database(Writable):
         if (transaction := self._own_transaction()) is not None:
             return len(transaction)
         self._raise_background_failure()
-        work = self._pipeline.pending()
+        work = self._pipeline.deferred()
         if work is not None:
             self._store.check()
             return self._pipeline.count()
         return self._guarded(self._store.current).meta.entry_count
 
     def _items(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
-        view, life, pin = self._view()
-        return view.items(start, stop, reverse=reverse, life=life, pin=pin)
+        view, scope, pin = self._view()
+        return view.items(start, stop, reverse=reverse, scope=scope, pin=pin)
 
     def _keys(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[bytes]:
-        view, life, pin = self._view()
-        return view.keys(start, stop, reverse=reverse, life=life, pin=pin)
+        view, scope, pin = self._view()
+        return view.keys(start, stop, reverse=reverse, scope=scope, pin=pin)
 
-    def _view(self) -> tuple[View, Life, object]:
+    def _view(self) -> tuple[View, Scope, object]:
         """The present content, what ends iterators over it, and what they must keep alive."""
         if (transaction := self._own_transaction()) is not None:
             return transaction._view()
         view, pin = self._pinned()
-        return view, self._life, (pin, self)
+        return view, self._scope, (pin, self)
 
     def _pinned(self) -> tuple[View, Pin]:
-        """The present content, without the transaction's that is open here, as a view that stays, and its pin."""
+        """The present content without the caller's transaction, as an unchanging view, and its pin."""
         self._raise_background_failure()
         return self._guarded(self._pin_with_pending)
 
@@ -298,14 +291,14 @@ class Database(Writable):
                 return pin.state.view, pin
 
     def _guarded(self, call: Callable[..., T], *arguments: Any) -> T:
-        """Make a call of the engine, whose errors of the operating system become ours."""
+        """Call the engine, and raise its operating system errors as ours."""
         try:
             return call(*arguments)
         except OSError as exc:
             raise self._error(exc) from exc
 
     def _error(self, cause: OSError) -> error:
-        """What to raise for an error of the operating system: if the handle was closed meanwhile, that counts."""
+        """What to raise for an operating system error: `ClosedError` if the handle was closed meanwhile."""
         try:
             return ClosedError() if self._store.closed else error.wrap(cause, self.path)
         finally:
@@ -314,20 +307,20 @@ class Database(Writable):
     # -- writing -----------------------------------------------------------------------------------
 
     def _own_transaction(self, *, to_write: bool = False) -> Transaction | None:
-        """The transaction that this call belongs to, if it does: see `own_transaction`."""
+        """The transaction that this call belongs to, if any (see `own_transaction`)."""
         return own_transaction(self, to_write=to_write) if self._transactions else None
 
     def _change(self, operation: Callable[..., T], *arguments: Any) -> T:
-        """Make an atomic change: `operation(changes, *arguments)`, in the caller's transaction or as a commit."""
+        """Make an atomic change, `operation(changes, *arguments)`: in the caller's transaction, or else as a commit."""
         if (transaction := self._own_transaction(to_write=True)) is not None:
             return transaction.change(operation, *arguments)
         return self._run(lambda changes: operation(changes, *arguments))
 
-    def _run(self, operation: Callable[[Work], T]) -> T:
+    def _run(self, operation: Callable[[ChangeSet], T]) -> T:
         """Run an operation as a commit of its own."""
         self._store.check_writable()
         self._raise_background_failure()
-        result: T = self._guarded(self._store.inside.run, self._pipeline.run, operation)
+        result: T = self._guarded(self._store.inside.call, self._pipeline.apply, operation)
         return result
 
     def _writable(self) -> bool:
@@ -336,37 +329,37 @@ class Database(Writable):
     def _put(self, key: bytes, value: bytes) -> None:
         if self._transactions and (transaction := own_transaction(self, to_write=True)) is not None:
             transaction._put(key, value)
-        elif not self._pipeline.put(key, value):
+        elif not (self._pipeline.defers and self._pipeline.put(key, value)):
             self._run(lambda changes: changes.put(key, value))
 
     def _delete(self, key: bytes) -> bool:
-        return self._change(operations.delete, key)
+        return self._change(ChangeSet.discard, key)
 
     def _pop(self, key: bytes) -> bytes | None:
-        return self._change(operations.pop, key)
+        return self._change(ChangeSet.pop, key)
 
     def _pop_end(self) -> tuple[bytes, bytes] | None:
-        return self._change(operations.pop_end)
+        return self._change(ChangeSet.pop_last)
 
     def _set_default(self, key: bytes, default: bytes) -> bytes:
-        return self._change(operations.set_default, key, default)
+        return self._change(ChangeSet.set_default, key, default)
 
     def _update(self, changes: dict[bytes, bytes]) -> None:
-        self._change(operations.update, changes)
+        self._change(ChangeSet.update, changes)
 
     def clear(self) -> None:
         """Delete all entries in one atomic commit."""
         if (transaction := self._own_transaction(to_write=True)) is not None:
             transaction.clear()
         else:
-            self._run(Work.clear)
+            self._run(ChangeSet.clear)
 
     def transaction(self) -> Transaction:
         """A block of writes that is one atomic commit: `with db.transaction(): ...` (see `Transaction`)."""
         return Transaction(self)
 
     def snapshot(self) -> Snapshot:
-        """The database as of now, read-only, for as long as wanted (see `Snapshot`).
+        """A read-only view of the present content that does not change (see `Snapshot`).
 
         Inside a transaction it shows the last commit, without the transaction's own changes.
         """
@@ -382,9 +375,9 @@ class Database(Writable):
         self._plain = False
 
     def _forget(self, transaction: Transaction | None) -> None:
-        """The transaction has ended; so have those that are not there any more."""
+        """Remove an ended transaction from the list of open ones, and any that no longer exist."""
         self._transactions = [ref for ref in self._transactions if (it := ref()) is not None and it is not transaction]
-        self._plain = not self._transactions and type(self._pipeline) is Group and not self._life.ended
+        self._plain = not self._transactions and not self._pipeline.defers and not self._scope.ended
 
     def _pin(self, *, displaced: bool = False) -> Pin:
         self._raise_background_failure()
@@ -393,15 +386,15 @@ class Database(Writable):
     # -- looking after the file --------------------------------------------------------------------
 
     def check(self, *, progress: CountedProgress | None = None) -> list[Problem]:
-        """Verify every page of the newest commit, from the disk. An empty list means that all is well.
+        """Verify every page of the newest commit, read from the disk. An empty list means that no problem was found.
 
-        Others may read and write meanwhile. `progress(done, total)` is called with numbers of pages. Damage is
-        reported, not raised; `error` is raised if the file cannot be read at all.
+        Other threads and processes may read and write meanwhile. `progress(done, total)` counts pages. Damage is
+        reported, not raised. Raises `error` if the file cannot be read at all.
         """
         return self._with_pin(self._pin(), check_state, progress)
 
     def stats(self) -> Stats:
-        """Figures of the newest commit and of this handle (see `Stats`). Reads the branches of the tree, no leaf.
+        """Figures of the newest commit and of this handle (see `Stats`). Reads only the branches of the tree.
 
         Raises `CorruptionError` if what it reads is damaged.
         """
@@ -410,44 +403,45 @@ class Database(Writable):
     def reorganize(self, *, progress: CountedProgress | None = None) -> None:
         """Make the file as small as its content allows, by ordinary commits, while others read and write.
 
-        Needs free disk space of about a megabyte. What a snapshot pins stays. An interruption, by a crash or by an
-        exception of `progress(done, total)`, which is called now and then, loses nothing. Raises `ReadOnlyError`,
-        `BusyError` if another writer holds the file for longer than `timeout`, and what a commit raises.
+        It needs about a megabyte of free disk space. Pages that a snapshot pins stay. `progress(done, total)` is called
+        now and then. A crash, or an exception from `progress`, stops the work and loses nothing. Raises
+        `ReadOnlyError`, `BusyError` if another writer holds the file for longer than `timeout`, and what a commit
+        raises.
         """
         self._store.check_writable()
         self._raise_background_failure()
-        turn = Turn()
-        writing = partial(self._pipeline.turn, turn)
+        lease = Lease()
+        writing = partial(self._pipeline.writing, lease)
         try:
-            self._guarded(self._store.inside.run, reorganize, self._store, writing, progress)
+            self._guarded(self._store.inside.call, reorganize, self._pipeline.committer, writing, progress)
         finally:
-            turn.end()
+            lease.end()
 
     def backup(self, target: Path, *, progress: CountedProgress | None = None) -> None:
-        """Write a consistent, compact copy, synced, to the file `target`, which appears whole or not at all.
+        """Write a consistent, compact, synced copy to the file `target`, which appears complete or not at all.
 
-        A file that is there is replaced. The copy has the database's identity, permissions and commit number. Others
-        may read and write meanwhile. `progress(done, total)` is called with numbers of entries. Raises `error` if the
-        target cannot be written or is the database itself, and `CorruptionError` if the database is damaged.
+        An existing file is replaced. The copy has the database's identity, permissions and commit number. Others may
+        read and write meanwhile. `progress(done, total)` counts entries. Raises `error` if the target cannot be written
+        or is the database itself, and `CorruptionError` if the database is damaged.
 
-        A file that was moved or removed while it was open is copied, too, as of its last commit: nothing else can be
-        done with it any more.
+        If the open file was moved or removed, its last commit is copied: no other use of the handle is possible then.
         """
         if not self.readonly and not self._transactions and self._store.in_place():
             self.sync()
         self._with_pin(self._pin(displaced=True), backup, target, progress)
 
     def attach(self, log: ChangeLog) -> Attachment:
-        """Append every commit from now on to `log`, too, in order, after it is durable: an incremental backup.
+        """Append every later commit to `log`, in order, after it is durable: an incremental backup.
 
-        What the log lacks is added first. An empty log is bound to this database and begins here: take a backup
-        after this, not before. Raises `error` if the log belongs to another database or cannot be completed, or if one
-        is attached already; `BusyError` if somebody else writes to the log; `ReadOnlyError`.
+        Commits that the log lacks are added first. An empty log is bound to this database and begins with the present
+        commit, so take the backup after this call, not before. Raises `error` if the log belongs to another database,
+        cannot be completed, or if a log is attached already; `BusyError` if another writer appends to the log;
+        `ReadOnlyError`.
         """
         if not hasattr(log, "_attach_to"):
             raise TypeError(f"attach() needs a ChangeLog, not {type(log).__name__}")
         self._store.check_writable()
-        return self._store.inside.run(log._attach_to, self._store, self._pipeline.turn)
+        return self._store.inside.call(log._attach_to, self._pipeline.committer, self._pipeline.writing)
 
     def _with_pin(self, pin: Pin, function: Callable[..., T], *arguments: Any) -> T:
         """Call `function(store, state, *arguments)` with the pinned state."""
@@ -459,30 +453,30 @@ class Database(Writable):
     # -- ends --------------------------------------------------------------------------------------
 
     def sync(self) -> None:
-        """Return when everything written through this handle is on the disk, whatever the durability mode."""
+        """Return when everything written through this handle is on the disk, in any durability mode."""
         self._store.check()
         self._raise_background_failure()
-        self._guarded(self._store.inside.run, self._pipeline.flush)
+        self._guarded(self._store.inside.call, self._pipeline.flush)
 
     def close(self) -> None:
         """Write what is not yet on the disk, and release the file. Closing twice is harmless.
 
         A transaction that this context has open is rolled back. If the final flush fails, the file is released and the
         error raised. If another thread's transaction does not finish within `timeout`, raises `BusyError` and the
-        handle stays open. Called from a signal handler or a finalizer that has interrupted an operation of the handle,
-        it returns at once, and takes effect when that operation has unwound.
+        handle stays open. A call from a signal handler or finalizer that interrupted an operation of this handle
+        returns immediately, and takes effect when that operation has ended.
         """
         if self._store.inside.here():
             self._store.inside.postpone(self.close)
         else:
             try:
-                self._store.inside.run(self._close, True)
+                self._store.inside.call(self._close, True)
             finally:
-                if self._life.ended and self._pipeline.flusher is not None:
+                if self._scope.ended and self._pipeline.flusher is not None:
                     self._pipeline.flusher.join(_FAREWELL)
 
     def _close(self, tidy: bool) -> None:
-        if self._life.ended:
+        if self._scope.ended:
             self._store.close()  # closing may have been interrupted
             return
         for reference in reversed(self._transactions):
@@ -505,26 +499,26 @@ class Database(Writable):
         failure = self._store.failure
         self._release(flushed=failure is None)
         self._raise_background_failure()
-        if failure is not None and (self._store.lost or self._pipeline.pending() is not None):
-            raise error.because(failure, "closed, but what was pending could not be written", self.path) from failure
+        if failure is not None and (self._store.lost or self._pipeline.deferred() is not None):
+            raise error.because(failure, "closed, but pending writes could not be written", self.path) from failure
 
     def _release(self, *, flushed: bool) -> None:
-        """Close the file, but not while a thread writes: its number may be another file's a moment later."""
-        writer, turn = self._store.writer, Turn()
+        """Close the file, but not while a thread writes: its descriptor could be another file's a moment later."""
+        writer, lease = self._store.writer, Lease()
         try:
-            writer.take_turn(turn, self.path, self._pipeline.timeout)
-            while flushed and self._pipeline.pending() is not None:  # left by a transaction that ended only now
-                turn.end()
+            writer.take_lease(lease, self.path, self._pipeline.timeout)
+            while flushed and self._pipeline.deferred() is not None:  # left by a transaction that ended only now
+                lease.end()
                 self._pipeline.flush()
-                writer.take_turn(turn, self.path, self._pipeline.timeout)
+                writer.take_lease(lease, self.path, self._pipeline.timeout)
             self._close_files()
         finally:
-            turn.end()
+            lease.end()
 
     def _close_files(self) -> None:
         if self._pipeline.flusher is not None:
             self._pipeline.flusher.stop()
-        self._life.end()
+        self._scope.end()
         self._plain = False
         for snapshot in self._snapshots.all():
             snapshot.close()
@@ -543,7 +537,7 @@ class Database(Writable):
         self.close()
 
     def _finish(self) -> None:
-        """The interpreter ends: write what is pending, but wait for nobody for long, and end the flusher."""
+        """At the end of the interpreter: write what is pending, wait only briefly for others, and stop the flusher."""
         self._pipeline.hurry()
         try:
             self.sync()
@@ -553,16 +547,16 @@ class Database(Writable):
                 self._pipeline.flusher.join(_FAREWELL)
 
     def _before_fork(self) -> None:
-        """Write what is pending if that is possible at once: a child sees only what is in the file."""
+        """Write what is pending if that is possible without waiting: a child sees only what is in the file."""
         if not self._store.inside.here():
-            self._store.inside.run(self._pipeline.before_fork)
+            self._store.inside.call(self._pipeline.before_fork)
 
     def __del__(self, _finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
-        life = getattr(self, "_life", None)
-        if life is None or life.ended or _finalizing():
+        scope = getattr(self, "_scope", None)
+        if scope is None or scope.ended or _finalizing():
             return  # at the end of the interpreter everything was flushed, and the system releases the file
         unflushed = self._unflushed()
-        # A finalizer must not wait. Nobody but the flusher can be inside now; if it is, it closes on its way out.
+        # A finalizer must not wait. Only the flusher can be inside now; if it is, it closes on its way out.
         self._pipeline.timeout = 0.0
         inside = self._store.inside
         inside.postpone(self._let_go, by_any=True)
@@ -573,12 +567,12 @@ class Database(Writable):
 
     def _let_go(self) -> None:
         try:
-            self._store.inside.run(self._close, False)
+            self._store.inside.call(self._close, False)
         except Exception:
-            pass  # as with files that are dropped, nobody is there to be told
+            pass  # as with files that are dropped, no caller is left to receive it
 
     def _after_fork(self) -> None:
-        """In a child process: begin anew, with a file of our own; the parent's transactions are not ours."""
+        """In a child process: start again with a file of its own. The parent's transactions are not the child's."""
         for reference in self._transactions.copy():
             if (transaction := reference()) is not None:
                 transaction.orphan()

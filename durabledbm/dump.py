@@ -1,10 +1,9 @@
 """dump and load: a database as a stream of records, and back.
 
-A dump is a log of changes that consists of puts, in the order of the keys, with one commit record at its end,
-which names the commit that it is a copy of. So it has the same codecs, it may be one file, a directory of
-files of limited size, or a pipe, and whatever reads a log reads a dump. Without its commit record a dump is
-not complete, and nothing of it is loaded. (The text codec has no commits: there a dump that lost whole lines
-at its end is not noticed.)
+A dump is a change log that consists of puts in key order and one commit record at its end, which names the commit that
+it is a copy of. So it has the same codecs, can be one file, a directory of files of limited size, or a pipe, and
+everything that reads a log reads a dump. A dump without its commit record is incomplete, and nothing of it is loaded.
+(The text codec has no commits: a text dump that lost whole lines at its end is not noticed.)
 
 Memory does not grow with the database.
 """
@@ -16,8 +15,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMappin
 from contextlib import ExitStack, closing, contextmanager
 from typing import Any, NamedTuple, Protocol
 
+from ._engine.disk import FileVolume
 from ._engine.meta import now_ns
-from ._engine.native import FileVolume
 from ._files.arguments import Meter, Path, Progress
 from ._files.publish import publishing_directory, replacing
 from ._log.records import CODECS, COMMIT, DELETE, FIRST, GROUPED, NO_IDENTITY, PUT, UNDATED, Record
@@ -37,13 +36,13 @@ _BATCH_ENTRIES = 1000
 
 
 class OutputStream(Protocol):
-    """What is asked of a file object."""
+    """What is used of a file object."""
 
     def write(self, data: bytes, /) -> object: ...
 
 
 class Loaded(NamedTuple):
-    """How many changes were loaded, the newest commit (None: there is none), and where a log was torn."""
+    """How many changes were loaded, the newest commit (None if there is none), and where a log was torn."""
 
     changes: int
     commit: Commit | None
@@ -65,15 +64,14 @@ def dump(
 ) -> int:
     """Write all entries of `source` to `target`, and return their number.
 
-    `source` is a `Database` (of which the last commit is dumped, while others write), a `Snapshot`, or any
-    other mapping of bytes. `target` is a file object open for writing bytes, or a name: of a file, or, with
-    `max_file_size` in bytes, of a directory of files no larger than that. A file or directory of that name
-    appears whole or not at all; a file that is there is replaced, a directory is not. What is new has the
-    permissions of the database's file, or if there is none, only its owner may read it. `progress(done, total)`
-    is called with numbers of entries.
+    `source` is a `Database` (its last commit is dumped, while others may write), a `Snapshot`, or any other mapping of
+    bytes. `target` is a file object open for writing bytes, or a name: of a file or, with `max_file_size` in bytes, of
+    a directory of files no larger than that. A file or directory appears complete or not at all. An existing file is
+    replaced, an existing directory is not. New files have the permissions of the database's file; without one, only
+    their owner may read them. `progress(done, total)` counts entries.
 
-    Raises `ValueError` if the codec ("binary" or "text") cannot hold an entry, or a file of that size cannot, and
-    `error` if the target cannot be written, is no regular file, or is the database itself.
+    Raises `ValueError` if the codec ("binary" or "text") or a file of that size cannot hold an entry, and `error` if
+    the target cannot be written, is not a regular file, or is the database itself.
     """
     if codec not in CODECS:
         raise ValueError(f"codec must be 'binary' or 'text', not {codec!r}")
@@ -100,7 +98,7 @@ def dump(
 
 @contextmanager
 def _dumpable(source: Mapping[bytes, bytes]) -> Iterator[tuple[Mapping[bytes, bytes], Label, os.stat_result | None]]:
-    """A mapping that does not change meanwhile, what it is, and the file that it is in, if any."""
+    """An unchanging mapping, what it is, and the file that it is in, if any."""
     if isinstance(source, Database):
         if not source.readonly and not source._transactions:
             source.sync()
@@ -114,7 +112,7 @@ def _dumpable(source: Mapping[bytes, bytes]) -> Iterator[tuple[Mapping[bytes, by
 
 
 def _identity(source: Mapping[bytes, bytes]) -> tuple[int, int] | None:
-    """Which file is dumped, if it is one."""
+    """The file that is dumped, if it is one."""
     if isinstance(source, Database):
         return source._store.disk.identity()
     store = source._pin._store if isinstance(source, Snapshot) else None
@@ -189,17 +187,17 @@ def load(
     codec: str | None = None,
     progress: Progress | None = None,
 ) -> Loaded:
-    """Apply the changes of a dump or a log to `db`: entries that it does not mention stay.
+    """Apply the changes of a dump or a log to `db`. Entries that it does not mention stay.
 
-    `source` is a directory, a file, or a file object open for reading bytes; the codec is recognized unless given. Into
-    a `Database`, and into one of `durabledbm.remote` on PostgreSQL, this is one transaction, so if anything raises, it
-    is as before; any other mapping gets the changes in batches. `until_txid` and `until_time_ns` stop behind the
-    commit of that number, or the last one whose time is not later (of a file: only into a `Database`); see
-    `Loaded.explanation` for clocks that were set back.
-    `progress(done, total)` is called with numbers of changes, total None.
+    `source` is a directory, a file, or a file object open for reading bytes. The codec is recognized unless given. Into
+    a `Database`, or a database of `durabledbm.remote` on PostgreSQL, this is one transaction: if anything raises, the
+    database is unchanged. Any other mapping receives the changes in batches. `until_txid` and `until_time_ns` stop
+    after the commit with that number, or after the last commit whose time is not later (from a file: only into a
+    `Database`). See `Loaded.explanation` for clocks that were set back. `progress(done, total)` counts changes; total
+    is None.
 
-    Raises `CorruptionError` for a dump that is damaged or incomplete, `error` if it holds no commit to stop at. A log
-    in a directory may be torn at its end, as a crash leaves it; `Loaded.tail` tells.
+    Raises `CorruptionError` for a damaged or incomplete dump, and `error` if it has no commit to stop at. A log in a
+    directory may be torn at its end, as a crash leaves it; `Loaded.tail` says where.
     """
     with ExitStack() as stack:
         if isinstance(db, Database):
@@ -221,7 +219,7 @@ def load(
             reader = stack.enter_context(_reader(source, codec))
             loaded = _load_stream(reader, db, _Loading(db, loader, progress), until_txid, until_time_ns)
         if loaded.commit is None and (until_txid is not None or until_time_ns is not None):
-            raise error("it holds no commit of that time or before")
+            raise error("it contains no commit at or before that point")
         return loaded
 
 
@@ -240,7 +238,7 @@ def _reader(source: Path | InputStream, codec: str | None) -> Iterator[StreamRea
 
 
 def open_log(directory: Path, codec: str | None = None) -> ChangeLog:
-    """The log in a directory that exists, with its codec recognized. Raises `error` if there is none."""
+    """The log in an existing directory, with its codec recognized. Raises `error` if there is none."""
     path = os.fsdecode(directory)
     try:
         names = sorted(name for name in os.listdir(path) if name.endswith(".log"))
@@ -255,7 +253,7 @@ def open_log(directory: Path, codec: str | None = None) -> ChangeLog:
 
 
 class _Loading:
-    """Changes on their way into a mapping."""
+    """Applies changes to a mapping."""
 
     def __init__(self, db: MutableMapping[bytes, bytes], loader: Any, progress: Progress | None) -> None:
         self._db: Any = db
@@ -283,7 +281,7 @@ class _Loading:
         self.meter.count()
 
     def _flush(self) -> None:
-        """Elsewhere than in a transaction each write costs a sync or a round trip: so they go in batches."""
+        """Outside a transaction each write costs a sync or a round trip, so writes go in batches."""
         if self._batch:
             self._db.update(self._batch)
             self._batch, self._batch_size = {}, 0
@@ -296,7 +294,7 @@ class _Loading:
 
 
 class _Beyond(Exception):
-    """The commit that is being loaded is not wanted: it lies beyond the limit."""
+    """The commit being loaded is not wanted: it is beyond the limit."""
 
 
 def _load_stream(
@@ -306,7 +304,7 @@ def _load_stream(
     until_txid: int | None,
     until_time_ns: int | None,
 ) -> Loaded:
-    """A stream tells a commit's number behind its changes: they are made first, and undone if need be."""
+    """A stream gives a commit's number after its changes: they are made first, and undone if necessary."""
     limited = until_txid is not None or until_time_ns is not None
     if limited and not isinstance(db, Database):
         raise ValueError("from a stream, 'until' needs a Database to load into, which can roll back")
@@ -342,7 +340,7 @@ def _load_stream(
 
 
 def _refuse_what_follows(records: Iterator[Record], last: Commit) -> None:
-    """Raise if a commit that is wanted stands behind one that is not: that one, too, would have to be loaded."""
+    """Raise if a wanted commit follows an unwanted one: the unwanted one would have to be loaded, too."""
     try:
         commits = (record.commit() for record in records if record.kind == COMMIT)
         found = next((it for it in commits if it.txid <= last.txid and it.time_ns <= last.time_ns), None)
@@ -350,13 +348,13 @@ def _refuse_what_follows(records: Iterator[Record], last: Commit) -> None:
         return  # what cannot be read is not wanted
     if found is not None:
         raise error(
-            f"the clock was set back: commit {found.txid} follows commits that bear later times; "
-            "say up to which commit to load by its number, or load the directory of the log"
+            f"the clock was set back: commit {found.txid} follows commits with later times; "
+            "give the number of the last commit to load, or load the directory of the log"
         )
 
 
 def _load_commit(record: Record, records: Iterator[Record], loading: _Loading, last: Commit) -> None:
-    """The commit that begins with `record`, up to its end."""
+    """Load the commit that begins with `record`, up to its end."""
     following: Record | None = record
     if not record.flags & FIRST:
         raise error("the stream begins within a commit: load the directory of the log instead")

@@ -3,15 +3,15 @@
 ::
 
     OSError
-    └── error                  anything that a file, a disk or a caller did wrong
-        ├── BusyError          a writer waited longer than `timeout` for another writer, or would wait for itself
-        ├── CorruptionError    the file's bytes are not what was written
+    └── error                  something that a file, a disk or a caller did wrong
+        ├── BusyError          a writer waited for another writer longer than `timeout`, or would deadlock
+        ├── CorruptionError    the file's bytes are not what durabledbm wrote
         ├── ReadOnlyError      a write through a handle opened with flag "r"
         └── ClosedError        a handle used after close()
 
-Everything is an `OSError`, so `except dbm.error` (the standard library's tuple) catches it. `KeyError`, `TypeError`
+All of them are `OSError`s, so `except dbm.error` (the standard library's tuple) catches them. `KeyError`, `TypeError`
 and `ValueError` are raised where a dict would raise them. What durabledbm's own code guarantees is asserted: an
-`AssertionError` is a bug in durabledbm, never the user's fault.
+`AssertionError` is a bug in durabledbm.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ class error(OSError):  # noqa: N801 - the name that every dbm module uses
 
     @classmethod
     def wrap(cls, cause: OSError, path: str | None = None) -> error:
-        """Return `cause`, an error of the operating system, as one of ours, keeping errno and file name.
+        """Return an operating system error as one of ours, with its errno and file name.
 
-        If it is one of ours already, it is raised, since `raise error.wrap(exc) from exc` would make it its own cause:
-        a circle of references, which keeps everything alive that its traceback can see, snapshots among it.
+        If it is one of ours already, it is raised. `raise error.wrap(exc) from exc` would otherwise make it its own
+        cause: a reference cycle that keeps alive everything its traceback refers to, snapshots included.
         """
         if isinstance(cause, error):
             try:
@@ -40,31 +40,32 @@ class error(OSError):  # noqa: N801 - the name that every dbm module uses
 
     @classmethod
     def because(cls, cause: BaseException, what: str, path: str) -> error:
-        """Return the error that says `what` failed earlier because of `cause`, with the errno of that if it has one."""
+        """Return an error that says `what` failed earlier because of `cause`, with the cause's errno if it has one."""
         if isinstance(cause, OSError) and cause.errno is not None:
             return cls(cause.errno, f"{what}: {cause.strerror}", path)
         return cls(f"{path}: {what}: {cause}")
 
 
 class BusyError(error):
-    """Another writer held the file for longer than `timeout` seconds, or would do so for ever. Nothing was written."""
+    """Another writer held the file for longer than `timeout` seconds, or waiting would deadlock. Nothing was written.
+    """
 
 
 class ReadOnlyError(error):
-    """A write was asked of a handle that was opened for reading only. Nothing was written."""
+    """A write through a handle that was opened for reading only. Nothing was written."""
 
 
 class ClosedError(error):
-    """The handle (or the transaction or snapshot) was used after its end."""
+    """The handle, transaction or snapshot was used after its end."""
 
     def __init__(self, message: str = "DBM object has already been closed") -> None:
         super().__init__(message)
 
 
 class CorruptionError(error):
-    """The file holds something that durabledbm did not write there.
+    """The file contains something that durabledbm did not write there.
 
-    `path` is the file, `page_id` the page (None if no single page is to blame).
+    `path` is the file and `page_id` the page, or None if no single page is damaged.
     """
 
     def __init__(self, message: str, *, path: str | None = None, page_id: int | None = None) -> None:

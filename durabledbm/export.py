@@ -1,8 +1,8 @@
-"""`export()`: the way back, from a durabledbm file to a database of another kind.
+"""`export()`: convert a durabledbm file into a database of another kind.
 
-What may live here: writing, verifying, and giving the result its name. The files are written in a temporary directory
-beside the target, read back and compared; then they get their permissions, are synced, and get their names, the one
-last that makes them a database. So the target is whole or absent, whenever the export ends.
+The files are written in a temporary directory beside the target, read back and compared. Then they get their
+permissions, are synced, and get their names; the file that makes them a database is named last. So the target is
+complete or absent, whenever the export ends.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import errno
 import os
 from contextlib import closing
 
-from ._engine.native import take_owner
+from ._engine.disk import take_owner
 from ._files.arguments import Meter, Path, Progress
 from ._files.publish import take_name
 from ._files.temporary import blame_target, new_directory, sweep
@@ -24,13 +24,13 @@ __all__ = ["export"]
 
 
 def export(source: Path, target: Path, to: str, *, progress: Progress | None = None) -> int:
-    """Copy the durabledbm file `source` into a database of the kind `to`, verify it, return the number of entries.
+    """Copy the durabledbm file `source` into a database of kind `to`, verify it, and return the number of entries.
 
-    `to` is "dbm.gnu", "dbm.sqlite3" or "dbm.dumb"; `target` is what that module's `open` will be given, and none of its
-    files may exist. The source is read in one snapshot: others may go on writing. The files get its permissions and,
-    where the system permits, its owner and group. `progress(done, total)`: as for `migrate()`.
+    `to` is "dbm.gnu", "dbm.sqlite3" or "dbm.dumb". `target` is the name for that module's `open`; none of its files may
+    exist. The source is read in one snapshot, so others may go on writing. The files get its permissions and, if the
+    system permits, its owner and group. `progress(done, total)`: as for `migrate()`.
 
-    Raises `error` (a file exists, this Python lacks the module, what was read back differs), ValueError for another
+    Raises `error` if a file exists, this Python lacks the module, or what was read back differs; ValueError for another
     kind.
     """
     if to not in KINDS_TO_WRITE:

@@ -1,7 +1,7 @@
-"""The mapping face: what a database, a transaction and a snapshot have in common as dicts.
+"""The methods of a mapping that databases, transactions and snapshots share.
 
-`str` becomes `bytes` here and nowhere else. Subclasses say how to find one key, how to scan a range, and how to write;
-everything else follows.
+`str` becomes `bytes` here and nowhere else. A subclass defines how to look up one key, scan a range and write; the rest
+follows from that.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ _REQUIRED: Any = object()
 
 
 def as_bytes(data: object, what: str) -> bytes:
-    """`data`, a key or a value as users may pass it, as bytes. `str` is encoded as UTF-8.
+    """Return a key or value that a user passed as bytes. `str` is encoded as UTF-8.
 
-    Raises `TypeError`, naming `what` it is and its type.
+    `what` is "key" or "value". Raises `TypeError`, which names it and the wrong type.
     """
     if isinstance(data, bytes):
         return data if type(data) is bytes else bytes(data)
@@ -73,23 +73,24 @@ def as_changes(other: Any, more: Mapping[str, Any]) -> dict[bytes, bytes]:
 
 
 def prefix_range(prefix: bytes) -> tuple[bytes, bytes | None]:
-    """The range of keys that begin with `prefix`: from it up to, not including, the next bytes that do not."""
+    """The range of keys that begin with `prefix`: its first key, and the first key behind it (None: there is no limit).
+    """
     stem = prefix.rstrip(b"\xff")
     return prefix, stem[:-1] + bytes([stem[-1] + 1]) if stem else None
 
 
 def represented(thing: object, *parts: str) -> str:
-    """What `repr` shows of a handle: its class and `parts`."""
+    """The `repr` of a handle: its class and `parts`."""
     return f"<{type(thing).__module__}.{type(thing).__qualname__} {', '.join(parts)}>"
 
 
 def counted(entries: int, *, unflushed: bool) -> str:
-    """How many entries a handle's file has, and whether that is all, for `repr`."""
+    """For `repr`: the number of entries in the file, and whether the handle holds unflushed writes."""
     return f"{entries:,} {'entry' if entries == 1 else 'entries'}{' and unflushed writes' if unflushed else ''}"
 
 
 def not_copied(thing: object) -> TypeError:
-    """The error for `pickle` and `copy`, which would make a second handle of one."""
+    """The error for `pickle` and `copy`: a copy would be a second handle on the same file."""
     return TypeError(
         f"cannot copy or pickle a {type(thing).__name__}: it stands for an open file. "
         "Pass the path on and open the file again; dict() copies the entries"
@@ -97,7 +98,7 @@ def not_copied(thing: object) -> TypeError:
 
 
 class Entries(ItemsView[bytes, bytes]):
-    """The lazy view that `items()` returns: each iteration is over the state when it starts."""
+    """The lazy view that `items()` returns. Each iteration shows the state at its start."""
 
     _mapping: Readable
 
@@ -109,7 +110,7 @@ class Entries(ItemsView[bytes, bytes]):
 
 
 class Values(ValuesView[bytes]):
-    """The lazy view that `values()` returns: each iteration is over the state when it starts."""
+    """The lazy view that `values()` returns. Each iteration shows the state at its start."""
 
     _mapping: Readable
 
@@ -124,14 +125,14 @@ class Values(ValuesView[bytes]):
 
 
 class Readable(Reversible[bytes], Mapping[Any, bytes]):
-    """A read-only mapping of bytes to bytes, in the order of the keys.
+    """A read-only mapping of bytes to bytes, ordered by key.
 
-    A look-up in a database sees every commit that was acknowledged before it began, by whatever thread or process; in
-    a transaction also what was written in it; in a snapshot the instant of the snapshot. An iterator shows one state,
-    whole: that of the call that made it.
+    A look-up in a database sees every commit that was acknowledged before the look-up began, by any thread or process.
+    In a transaction it also sees the transaction's own writes; in a snapshot it sees the instant of the snapshot. An
+    iterator shows one complete state: that of the call that made it.
 
-    All methods raise `TypeError` for a key of another type than `Key`, `CorruptionError` where the file is damaged,
-    `error` where it cannot be read, and `ClosedError` after the end of the database, transaction or snapshot.
+    Every method raises `TypeError` for a key that is not a `Key`, `CorruptionError` if the file is damaged, `error` if
+    it cannot be read, and `ClosedError` once the database, transaction or snapshot has ended.
     """
 
     __slots__ = ()
@@ -141,23 +142,23 @@ class Readable(Reversible[bytes], Mapping[Any, bytes]):
         raise not_copied(self)
 
     def _ipython_key_completions_(self) -> list[str | bytes]:
-        """The first keys, for completing `db["`: those that are UTF-8 as str, as one types them."""
+        """The first keys, for completing `db["`. Keys that are UTF-8 come as str, as one types them."""
         return [_typed(key) for key in islice(self._keys(None, None, False), COMPLETIONS)]
 
     # What a subclass provides. Keys are bytes already.
 
     def _check(self) -> None:
-        """Raise if it has been closed."""
+        """Raise if it is closed."""
 
     def _find(self, key: bytes) -> bytes | None:
         raise NotImplementedError
 
     def _has(self, key: bytes) -> bool:
-        """Whether `key` is there, by a shorter way than `_find` where its value need not be read."""
+        """Whether `key` exists, without reading a large value."""
         return self._find(key) is not None
 
     def _items(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
-        """Entries of the state as of this call, not of the first `next`."""
+        """The entries of the state at this call, not at the first `next`."""
         raise NotImplementedError
 
     def _keys(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[bytes]:
@@ -177,12 +178,12 @@ class Readable(Reversible[bytes], Mapping[Any, bytes]):
     @overload
     def get(self, key: Key, default: bytes | T) -> bytes | T: ...
     def get(self, key: Key, default: Any = None) -> Any:
-        """The value of `key`, or `default` if it is not there."""
+        """The value of `key`, or `default` if there is none."""
         value = self._find(key if type(key) is bytes else as_bytes(key, "key"))
         return default if value is None else value
 
     def get_many(self, keys: Iterable[Key]) -> dict[bytes, bytes]:
-        """A dict of those of `keys` that are there, as bytes, to their values."""
+        """A dict of those of `keys` that exist, as bytes, to their values."""
         found = {}
         for key in keys:
             data = as_bytes(key, "key")
@@ -194,14 +195,14 @@ class Readable(Reversible[bytes], Mapping[Any, bytes]):
         return found
 
     def __contains__(self, key: object) -> bool:
-        """Whether `key` is there. Of a large value nothing is read."""
+        """Whether `key` exists. A large value is not read."""
         return self._has(key if type(key) is bytes else as_bytes(key, "key"))
 
     def __bool__(self) -> bool:
         return len(self) > 0
 
     def __eq__(self, other: object) -> bool:
-        """Whether `other` is a mapping with the same entries; its keys must be bytes to be equal."""
+        """Whether `other` is a mapping with the same entries. Its keys must be bytes to be equal."""
         if not isinstance(other, Mapping):
             return NotImplemented
         if len(self) != len(other):
@@ -216,31 +217,31 @@ class Readable(Reversible[bytes], Mapping[Any, bytes]):
     # Order
 
     def __iter__(self) -> Iterator[bytes]:
-        """The keys, ascending, lazily. Writing meanwhile is fine: the iterator does not see it."""
+        """The keys, ascending and lazily. The iterator does not see later writes."""
         return self._keys(None, None, False)
 
     def __reversed__(self) -> Iterator[bytes]:
-        """The keys, descending, lazily."""
+        """The keys, descending and lazily."""
         return self._keys(None, None, True)
 
     def keys(self) -> list[bytes]:  # type: ignore[override]
-        """All keys, as a list, as every dbm module returns them. `iter(db)` is lazy."""
+        """All keys as a list, as every dbm module returns them. `iter(db)` is lazy."""
         return list(self._keys(None, None, False))
 
     def items(self) -> Entries:
-        """All entries `(key, value)`, lazily: each iteration is over the state when it starts."""
+        """All entries `(key, value)`, lazily. Each iteration shows the state at its start."""
         return Entries(self)
 
     def values(self) -> Values:
-        """All values, in the order of their keys, lazily."""
+        """All values in key order, lazily."""
         return Values(self)
 
     def range(
         self, start: Key | None = None, stop: Key | None = None, *, prefix: Key | None = None, reverse: bool = False
     ) -> Iterator[tuple[bytes, bytes]]:
-        """The entries with `start <= key < stop`, and with `prefix` if given, ascending unless `reverse`.
+        """The entries with `start <= key < stop` and, if given, with `prefix`; ascending unless `reverse`.
 
-        Lazy, over the state at the time of this call.
+        Lazy, over the state at this call.
         """
         low = None if start is None else as_bytes(start, "start")
         high = None if stop is None else as_bytes(stop, "stop")
@@ -251,32 +252,33 @@ class Readable(Reversible[bytes], Mapping[Any, bytes]):
         return self._items(low, high, reverse)
 
     def first(self) -> tuple[bytes, bytes]:
-        """The entry with the smallest key. Raises `KeyError` if there is none."""
+        """The entry with the smallest key. Raises `KeyError` if the mapping is empty."""
         return _only(self._items(None, None, False))
 
     def last(self) -> tuple[bytes, bytes]:
-        """The entry with the greatest key. Raises `KeyError` if there is none."""
+        """The entry with the greatest key. Raises `KeyError` if the mapping is empty."""
         return _only(self._items(None, None, True))
 
     def firstkey(self) -> bytes | None:
-        """The smallest key, or None: for code written for `dbm.gnu`."""
+        """The smallest key, or None, as in `dbm.gnu`."""
         return next(self._keys(None, None, False), None)
 
     def nextkey(self, key: Key) -> bytes | None:
-        """The smallest key greater than `key`, or None: for code written for `dbm.gnu`."""
+        """The smallest key greater than `key`, or None, as in `dbm.gnu`."""
         return next(self._keys(as_bytes(key, "key") + b"\0", None, False), None)
 
 
 class Writable(Readable, MutableMapping[Any, bytes]):
     """A mapping of bytes to bytes that can be written.
 
-    Each method is one atomic change: all of it is there or nothing, also after a crash. In a database it is a commit,
-    which survives what the `durability` says when the call returns; in a transaction it is part of that.
+    Each method is one atomic change: it happens completely or not at all, also across a crash. In a database it is a
+    commit; when the call returns, the commit survives what `durability` says. In a transaction it is part of the
+    transaction.
 
-    All methods raise `TypeError` for keys and values of other types, `ReadOnlyError` for a handle with flag "r", and
-    `BusyError` if another writer held the file for longer than `timeout`, each with nothing written. They raise
-    `error` if writing or syncing fails: what was acknowledged before is safe, and whether this change will be there is
-    open until the file is opened again.
+    Every method raises `TypeError` for keys and values of other types, `ReadOnlyError` on a handle with flag "r", and
+    `BusyError` if another writer held the file for longer than `timeout`; nothing is written then. Every method raises
+    `error` if writing or syncing fails: earlier acknowledged writes are safe, and whether this change took place is
+    known when the file is opened again.
     """
 
     __slots__ = ()
@@ -287,15 +289,15 @@ class Writable(Readable, MutableMapping[Any, bytes]):
         raise NotImplementedError
 
     def _delete(self, key: bytes) -> bool:
-        """Delete `key`; False if it is not there."""
+        """Delete `key`. False if it does not exist."""
         raise NotImplementedError
 
     def _pop(self, key: bytes) -> bytes | None:
-        """Delete `key` and return its value, or None if it is not there."""
+        """Delete `key` and return its value, or None if it does not exist."""
         raise NotImplementedError
 
     def _pop_end(self) -> tuple[bytes, bytes] | None:
-        """Delete the last entry and return it."""
+        """Delete the last entry and return it, or None if there is none."""
         raise NotImplementedError
 
     def _set_default(self, key: bytes, default: bytes) -> bytes:
@@ -315,12 +317,12 @@ class Writable(Readable, MutableMapping[Any, bytes]):
         )
 
     def __delitem__(self, key: Key) -> None:
-        """Delete `key`. Raises `KeyError` if it is not there."""
+        """Delete `key`. Raises `KeyError` if it does not exist."""
         if not self._delete(as_bytes(key, "key")):
             raise KeyError(key)
 
     def setdefault(self, key: Key, default: Value = _REQUIRED) -> bytes:
-        """The value of `key`, after setting it to `default` if it is not there. Returns the stored bytes."""
+        """The value of `key`. If there is none, set it to `default` first. Returns the stored bytes."""
         data = as_bytes(key, "key")
         value = self._find(data)
         if value is not None:
@@ -334,7 +336,7 @@ class Writable(Readable, MutableMapping[Any, bytes]):
     @overload
     def pop(self, key: Key, default: bytes | T) -> bytes | T: ...
     def pop(self, key: Key, default: Any = _REQUIRED) -> Any:
-        """Delete `key` and return its value; if it is not there, return `default` or raise `KeyError`."""
+        """Delete `key` and return its value. If it does not exist, return `default` or raise `KeyError`."""
         data = as_bytes(key, "key")
         if default is not _REQUIRED and not self._writable() and not self._has(data):
             return default
@@ -346,7 +348,7 @@ class Writable(Readable, MutableMapping[Any, bytes]):
         return default
 
     def popitem(self) -> tuple[bytes, bytes]:
-        """Delete the entry with the greatest key and return it. Raises `KeyError` if there is none."""
+        """Delete the entry with the greatest key and return it. Raises `KeyError` if the mapping is empty."""
         entry = self._pop_end()
         if entry is None:
             raise KeyError("popitem(): the mapping is empty")
@@ -357,7 +359,7 @@ class Writable(Readable, MutableMapping[Any, bytes]):
     @overload
     def update(self, other: Iterable[tuple[Any, Any]] = (), /, **more: Value) -> None: ...
     def update(self, other: Any = (), /, **more: Value) -> None:
-        """Set many entries in one atomic change, however many: those of a mapping or of `(key, value)` pairs."""
+        """Set any number of entries in one atomic change, from a mapping or from `(key, value)` pairs."""
         changes = as_changes(other, more)
         if changes:
             self._update(changes)
@@ -379,5 +381,5 @@ def _only(items: Iterator[tuple[bytes, bytes]]) -> tuple[bytes, bytes]:
 
 
 def read_only(path: str) -> ReadOnlyError:
-    """The error for a write through a read-only handle, in the words that dbm's users know."""
+    """The error for a write through a read-only handle, with the text that users of dbm know."""
     return ReadOnlyError(f"{path}: the database is opened for reading only")

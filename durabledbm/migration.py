@@ -1,21 +1,21 @@
-"""`migrate()`: databases of other kinds become durabledbm files, in place or under a new name.
+"""`migrate()`: convert databases of other kinds into durabledbm files, in place or under a new name.
 
-What may live here: copying, verifying, and the order in which files get and lose their names. It decides what a crash
-or a kill at any moment leaves, so the steps are:
+This module copies, verifies, and decides in which order files get and lose their names, and so what a crash or kill
+leaves. The steps are:
 
-1. All entries are copied into a temporary file beside the target (see `_tempfiles`), and that file is closed.
+1. All entries are copied into a temporary file beside the target (see `_files.temporary`), and that file is closed.
 2. It is opened again, and every entry of the source is compared with it.
 3. *New name*: the file gets the target's name, which must still be free. Done.
 3. *In place*: the old files get second names (`old` becomes `old.bak`, `old.dat` becomes `old.bak.dat`: a database
-   named `old.bak` for its own module); then the new file takes the name `old`, in one step where `old` is itself a
-   file; then the old files lose their old names. A migration that was killed between these steps is completed by
+   named `old.bak` for its own module). Then the new file takes the name `old`, in one step where `old` is itself a
+   file. Then the old files lose their old names. A migration that was killed between these steps is completed by
    running it again.
 
 Until step 3 nothing but the new file has been touched.
 
-In place, the name `old` may belong to a database of ours that nothing was ever written to: one that was made there by
-mistake. It is replaced while its writer lock is held, and emptied before, so that a program that has it open meets an
-error when it writes, instead of writing to a file that has no name.
+In place, the name `old` may belong to a database of ours that was created there by mistake and never written to. It is
+replaced while its writer lock is held, and truncated first, so that a program that has it open gets an error when it
+writes, instead of writing to a file without a name.
 """
 
 from __future__ import annotations
@@ -28,18 +28,19 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from itertools import zip_longest
 from typing import NamedTuple
 
-from ._engine.creation import initialise, temporary_name
-from ._engine.disk import Disk
-from ._engine.locks import Turn, WriterLock
-from ._engine.native import FileVolume
+from ._engine.disk import FileVolume
+from ._engine.disk.protocol import Disk
+from ._engine.files import initialise, temporary_name
+from ._engine.locks import WriterLock
 from ._engine.recovery import newest, read_slots
+from ._engine.threads import Lease
 from ._files.arguments import Meter, Path, Progress
+from ._files.opening import DEFAULT_PAGE_SIZE
 from ._files.publish import publishing, take_name
 from ._files.sorting import in_key_order
 from ._files.temporary import Temporary, blame_target, new_file, sweep
 from ._foreign.kinds import FILES, OURS, Found, beside, migrate_command, refuse_beside, shell_word
 from ._foreign.sources import Damaged, Entry, Source, locate, open_source
-from .database import DEFAULT_PAGE_SIZE
 from .database import open as open_database
 from .errors import CorruptionError, error
 
@@ -65,22 +66,22 @@ def migrate(
 ) -> int:
     """Copy a database of another kind into a durabledbm file, verify every entry, and return their number.
 
-    `source` is the name that the other module was given, or one of the database's files: of dbm.dumb, dbm.gnu,
-    dbm.ndbm, dbm.sqlite3, LMDB (a directory or a file), or a hash file of Berkeley DB. `target` is a new name. Without
-    it the new file takes the name that the other module was given, and the old database is kept under that name +
-    ".bak". The file gets the permissions of the source and, where the system permits, its owner and group. Memory does
-    not grow with the number of entries, except where all keys are in memory at once (dbm.dumb, dbm.ndbm).
+    `source` is the name that the other module was given, or one of the database's files: dbm.dumb, dbm.gnu, dbm.ndbm,
+    dbm.sqlite3, LMDB (a directory or a file) or a hash file of Berkeley DB. `target` is a new name. Without it the new
+    file takes the name that the other module was given, and the old database is kept under that name + ".bak". The new
+    file gets the permissions of the source and, if the system permits, its owner and group. Memory does not grow with
+    the number of entries, except where all keys are in memory at once (dbm.dumb, dbm.ndbm).
 
     `progress(done, total)` is called now and then; each entry counts twice, for copying and verifying. `total` is None
-    if it is not known. An exception of `progress` ends the migration.
+    if it is not known. An exception from `progress` ends the migration.
 
-    A damaged source raises `CorruptionError`, and nothing is made of it. With `on_damage`, that is called with a line
-    about each damaged place instead, and what can be read is copied.
+    A damaged source raises `CorruptionError`, and nothing is created. With `on_damage`, that function is called with a
+    line about each damaged place instead, and everything readable is copied.
 
-    Whenever it ends, by an error, a kill or a power failure: the old database is whole, under its name or as ".bak",
-    and the target is whole or absent. Nobody else should write to the source meanwhile; if somebody did, that is
-    noticed. Raises `error`: no such database, of no known kind, the target or the backup exists, a module is missing,
-    the source changed.
+    After any end, by an error, a kill or a power failure, the old database is complete under its name or as ".bak", and
+    the target is complete or absent. Nothing else should write to the source meanwhile; if it does, that is noticed.
+    Raises `error` if there is no such database or its kind is unknown, the target or the backup exists, a module is
+    missing, or the source changed.
     """
     target = None if target is None else os.fsdecode(target)
     return convert(os.fsdecode(source), target, progress=progress, on_damage=on_damage).entries
@@ -99,7 +100,7 @@ class Migrated(NamedTuple):
 def convert(
     source: str, target: str | None = None, *, progress: Progress | None = None, on_damage: Damaged | None = None
 ) -> Migrated:
-    """`migrate()`, and tell what became of the names."""
+    """As `migrate()`, and say what became of the names."""
     try:
         if target is None and os.path.islink(source):
             source = os.path.realpath(source)
@@ -125,7 +126,7 @@ def convert(
 
 
 def _check_names(old: Found, target: str | None) -> None:
-    """Complain before all the work if the new file, or the backup, cannot get its name."""
+    """Raise before the copying if the new file or the backup cannot get its name."""
     if target is None:
         if os.path.isdir(old.name):
             raise error(errno.EISDIR, "a directory can't be replaced in one step: give a target", old.name)
@@ -140,7 +141,7 @@ def _check_names(old: Found, target: str | None) -> None:
 
 
 def _refusal(source: str, target: str | None) -> Damaged:
-    """What is done about damage that was not asked for."""
+    """The reaction to damage without `on_damage`."""
 
     def refuse(text: str) -> None:
         names = " ".join(shell_word(name) for name in (source, target) if name is not None)
@@ -153,7 +154,7 @@ def _refusal(source: str, target: str | None) -> Damaged:
 
 
 class _Copying:
-    """A copy of one database in the making. `damaged` is called about what cannot be read."""
+    """Copies one database. `damaged` is called about what cannot be read."""
 
     def __init__(self, old: Found, fresh: Temporary, meter: Meter, damaged: Damaged) -> None:
         self._old, self._fresh = old, fresh
@@ -163,7 +164,7 @@ class _Copying:
         self._size = sum(os.path.getsize(name) for name in _files(old)) * _GROWTH.get(old.kind, 1)
 
     def run(self) -> int:
-        """Copy and verify; how many entries there are."""
+        """Copy and verify; return the number of entries."""
         with closing(open_source(self._old, self._damaged)) as source:
             expected = source.count()
             self._meter.total = None if expected is None else 2 * expected
@@ -184,7 +185,7 @@ class _Copying:
             self._report(text)
 
     def _ordered(self, source: Source) -> Generator[Entry, None, None]:
-        """The entries in the order of their keys, the first only of several that have the same key."""
+        """The entries in key order, only the first of several with the same key."""
         entries = self._meter.watch(self._bounded(source.entries()))
         if not source.ordered:
             entries = in_key_order(entries, os.path.dirname(os.path.abspath(self._fresh.path)))
@@ -198,18 +199,20 @@ class _Copying:
                     yield entry
 
     def _bounded(self, entries: Generator[Entry, None, None]) -> Generator[Entry, None, None]:
-        """The entries, as long as they are not larger than the files: else damage lets the same bytes be read again."""
+        """The entries, as long as they are not larger than the files: damage can make the same bytes appear again and
+        again.
+        """
         left = self._size
         with closing(entries):
             for entry in entries:
                 left -= len(entry[0]) + len(entry[1]) + 1
                 if left < 0:
-                    self._damaged(f"{self._old.name}: it claims to hold more than its files do")
+                    self._damaged(f"{self._old.name}: it claims to hold more data than its files")
                     return
                 yield entry
 
     def _verify(self, source: Source) -> int:
-        """Compare all entries, in a file opened anew: what counts is what can be read back."""
+        """Compare all entries in a newly opened file: what counts is what can be read back."""
         self._verifying = True
         count = 0
         with (
@@ -254,7 +257,7 @@ def _files(old: Found) -> list[str]:
 
 
 def _present(old: Found) -> list[str]:
-    """Which of the files that a database of this kind may have are there, as suffixes."""
+    """The suffixes of those files of this kind of database that exist."""
     return [suffix for suffix in FILES[old.kind] if os.path.isfile(old.name + suffix)]
 
 
@@ -327,7 +330,7 @@ def _remove_old_names(path: str, suffixes: list[str]) -> None:
 
 
 def _hidden(path: str) -> Found | None:
-    """The old database that our file `path` hides, if nothing was ever written to that; None if there is none."""
+    """The old database that our file `path` hides, if our file was never written to; otherwise None."""
     found = beside(FileVolume(), path)
     return found if found is not None and _is_unwritten(path) else None
 
@@ -347,16 +350,16 @@ def _has_no_commit(disk: Disk) -> bool:
 
 @contextmanager
 def _unwritten(path: str) -> Iterator[Disk]:
-    """The database of ours at `path`, which nobody can write to meanwhile. EEXIST if somebody has written to it."""
-    turn = Turn()
+    """Our database at `path`, locked against writers. Raises EEXIST if somebody has written to it."""
+    lease = Lease()
     with closing(FileVolume().open(path, writable=True)) as disk:
         try:
-            WriterLock(disk.identity()).acquire(turn, disk, _TIMEOUT)
+            WriterLock(disk.identity()).acquire(lease, disk, _TIMEOUT)
             if not disk.linked() or not _has_no_commit(disk):
                 raise error(errno.EEXIST, os.strerror(errno.EEXIST), path)
             yield disk
         finally:
-            turn.end()
+            lease.end()
 
 
 def _finish(path: str, target: str | None) -> Migrated:
@@ -370,7 +373,7 @@ def _finish(path: str, target: str | None) -> Migrated:
 
 
 def _advice(path: str) -> str:
-    """What to do about an old database that stands beside a database of ours, if there is one."""
+    """What to do about an old database beside a database of ours, if there is one."""
     old = beside(FileVolume(), path)
     if old is None:
         return ""
@@ -390,7 +393,7 @@ def _same_content(one: str, other: str) -> bool:
 
 
 def _second_name(path: str, name: str) -> bool:
-    """Give a file a second name; False if it has that already."""
+    """Give a file a second name; False if it has it already."""
     try:
         os.link(path, name)
     except FileExistsError:
@@ -405,7 +408,7 @@ def _second_name(path: str, name: str) -> bool:
 
 
 def _copy(path: str, name: str) -> None:
-    """What there is in place of a second name on a file system without hard links: it is complete or absent."""
+    """A complete copy, in place of a second name, on a file system without hard links."""
     with open(path, "rb") as file, publishing(name, like=os.stat(path), replace=True) as copy:
         offset = 0
         while piece := file.read(_PIECE):

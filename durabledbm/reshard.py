@@ -1,8 +1,7 @@
-"""reshard: a sharded database with another number of shards, as a copy in a new directory.
+"""reshard: copy a sharded database into a new directory, with another number of shards.
 
-The shards are read side by side in the order of the keys, so each new shard gets its keys in order too, and
-is built in one pass, compact, with little memory. Nobody should write meanwhile: if somebody did, that is
-noticed at the end.
+The shards are read side by side in key order, so each new shard receives its keys in order and is built in one pass,
+compact and with little memory. Nothing should write meanwhile; if something does, that is noticed at the end.
 """
 
 from __future__ import annotations
@@ -10,10 +9,10 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack
 
+from ._engine.bulkload import Builder
+from ._engine.disk import FileVolume
 from ._engine.meta import Meta, first_page, now_ns
-from ._engine.native import FileVolume
 from ._files.arguments import Meter, Path, Progress
-from ._files.builder import Builder
 from ._files.publish import permissions_of
 from .errors import error
 from .sharded import ShardedDatabase, open_sharded
@@ -28,9 +27,8 @@ _SYNC_BYTES = 16 * 2**20
 def reshard(directory: Path, target: Path | None = None, *, shards: int, progress: Progress | None = None) -> str:
     """Copy a sharded database to the new directory `target`, with `shards` shards, and return its name.
 
-    Without a target it is `directory` with "-" and the number of shards appended. It must not exist, and
-    appears whole or not at all; the old directory stays. `progress(done, total)` is called with numbers of
-    entries.
+    Without `target` the name is `directory` + "-" + the number of shards. It must not exist; it appears complete or not
+    at all, and the old directory stays. `progress(done, total)` counts entries.
 
     Raises `error` if the target exists, or if the database was written to meanwhile.
     """

@@ -1,12 +1,12 @@
 """restore: a database as it was after any commit, from a snapshot and the log that was attached.
 
-The snapshot's entries come in the order of the keys; the log's changes are sorted into the same order, the
-newest of each key kept; both are laid over each other and built into a new file, in one pass and in bounded
-memory. The result is the database as of the wanted commit, with its identity, number and time: restored up to
-the log's end, it can be opened and the same log attached again as if nothing had happened.
+The snapshot's entries are in key order. The log's changes are sorted into the same order, keeping the newest of each
+key. Both are merged and built into a new file, in one pass and bounded memory. The result is the database as of the
+wanted commit, with its identity, number and time: restored up to the log's end, it can be opened and the same log
+attached again as if nothing had happened.
 
-Never silently wrong: a commit that is not in the log by itself, because the log was completed late (see
-`durabledbm.attach`), cannot be restored to, and is refused.
+It is never silently wrong. A commit that the log does not contain by itself, because the log was completed late (see
+`durabledbm.attach`), is refused as a target.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from typing import NamedTuple
 
+from ._engine.disk import FileVolume
 from ._engine.meta import Meta, first_page, has_magic
-from ._engine.native import FileVolume
 from ._files.arguments import Meter, Path, Progress
+from ._files.opening import DEFAULT_PAGE_SIZE
 from ._log.overlay import folded, laid_over
 from ._log.records import COMMIT, GROUPED, NO_IDENTITY, PUT
 from ._log.streams import Label, StreamReader
 from .changelog import Change, ChangeLog, Commit, Moment
-from .database import DEFAULT_PAGE_SIZE
 from .database import open as open_database
 from .dump import open_log
 from .errors import CorruptionError, error
@@ -34,7 +34,7 @@ __all__ = ["Restored", "restore"]
 
 
 class _Base(NamedTuple):
-    """What the log is laid over."""
+    """What the log's changes are applied to."""
 
     label: Label
     entries: Callable[[], Iterator[tuple[bytes, bytes]]]
@@ -60,18 +60,17 @@ def restore(
     until_time_ns: int | None = None,
     progress: Progress | None = None,
 ) -> Restored:
-    """Make the new file `target` the database as of a commit, and return that commit.
+    """Create the file `target` as the database was after a commit, and return that commit.
 
-    `snapshot` is a backup (a database file) or a dump (a file or a directory); None if the log begins with an
-    empty database. `log` is the directory of the log that was attached; without it the result is the
-    snapshot. Which commit: `until_txid`, or the last one whose time is not later than `until_time_ns`
-    (nanoseconds since 1970), or the log's last. The result contains all commits before that one, also those
-    that bear later times because the clock was set back: then `Restored.explanation` says so.
+    `snapshot` is a backup (a database file) or a dump (a file or directory); None if the log begins with an empty
+    database. `log` is the directory of the log that was attached; without it the result is the snapshot. The commit is
+    `until_txid`, or the last one whose time is not later than `until_time_ns` (nanoseconds since 1970), or the log's
+    last. The result contains all commits before it, including any with later times because the clock was set back;
+    `Restored.explanation` says so.
 
-    The target appears whole or not at all. `progress(done, total)` is called with numbers of entries (total:
-    of the snapshot). Raises `error` if the target exists, if snapshot and log are of different databases, if
-    the log does not continue the snapshot, or if it does not tell what the database was at that commit or
-    time; `CorruptionError` for damage.
+    The target appears complete or not at all. `progress(done, total)` counts entries; total is that of the snapshot.
+    Raises `error` if the target exists, if snapshot and log belong to different databases, if the log does not continue
+    the snapshot, or if it does not say what the database was at that commit or time; `CorruptionError` for damage.
     """
     path = os.path.abspath(os.fsdecode(target))
     if os.path.lexists(path):
@@ -108,7 +107,7 @@ def restore(
 
 
 class _Limit(NamedTuple):
-    """Up to where."""
+    """The commit to stop at."""
 
     txid: int | None
     """The last commit that is wanted; None: all."""
@@ -117,7 +116,7 @@ class _Limit(NamedTuple):
 
 
 def _limit(log: ChangeLog | None, base: Label, until_txid: int | None, until_time_ns: int | None) -> _Limit:
-    """Raises `error` if the snapshot is newer than what is wanted."""
+    """Raises `error` if the snapshot is newer than the limit."""
     moment = None
     if until_time_ns is not None:
         moment = _moment(log, Commit(base.txid, base.time_ns), until_time_ns)
@@ -128,7 +127,7 @@ def _limit(log: ChangeLog | None, base: Label, until_txid: int | None, until_tim
 
 
 def _moment(log: ChangeLog | None, base: Commit, time_ns: int) -> Moment:
-    """What snapshot and log together say of a moment."""
+    """What snapshot and log together say about a moment."""
     moment = Moment(Commit(0, 0), None) if log is None else log.at(time_ns)
     if moment.last.txid <= base.txid:
         return Moment(base, None) if base.time_ns <= time_ns else moment
@@ -138,7 +137,7 @@ def _moment(log: ChangeLog | None, base: Commit, time_ns: int) -> Moment:
 
 
 class _Window:
-    """The log's changes behind the snapshot and up to the limit; then `end()` tells the last commit."""
+    """The log's changes after the snapshot and up to the limit; then `end()` returns the last commit."""
 
     def __init__(self, log: ChangeLog, base: Label, limit: _Limit) -> None:
         self._log = log
@@ -153,7 +152,7 @@ class _Window:
                 self._last = item
 
     def end(self) -> tuple[int, int]:
-        """Raises `error` if the log does not tell that this is the state that was asked for."""
+        """Raises `error` if the log does not show that this is the wanted state."""
         last, (txid, moment) = self._last, self._limit
         if txid is None or (last.txid == txid and moment is None):
             return last
@@ -176,7 +175,7 @@ class _Window:
 
 
 def _check_continues(log: ChangeLog, label: Label) -> None:
-    """Raise if the log has another commit of the snapshot's number: then they are of different histories."""
+    """Raise if the log has another commit with the snapshot's number: then their histories differ."""
     if label.txid > log.span().base_txid:
         for item in log.records(after_txid=label.txid - 1, until_txid=label.txid):
             if isinstance(item, Commit) and item.txid == label.txid and item.time_ns != label.time_ns:
@@ -205,7 +204,7 @@ def _open_base(snapshot: Path | None, stack: ExitStack) -> _Base:
 
 
 def _directory(log: ChangeLog) -> _Base:
-    """A dump in a directory. That its keys ascend is seen when it is read."""
+    """A dump in a directory. Reading it shows whether its keys ascend."""
     commits = [item for item in log.records() if isinstance(item, Commit)]
     span = log.span()
     if len(commits) != 1 or span.base_txid:

@@ -1,12 +1,12 @@
-"""salvage: save what can still be read of a broken database into a new one.
+"""salvage: copy everything that can still be read of a broken database into a new one.
 
-The source is opened for reading only and never changed. Every run of pages carries its own checksum, place, type and
-commit number, so entries can be found without the tree, and even without the meta pages.
+The source is opened read-only and never changed. Every run of pages carries its own checksum, page id, type and commit
+number, so entries can be found without the tree, and even without the meta pages.
 
-First the newest usable meta page's tree is walked; what it says of keys that it still reaches is final. Where a page of
-it cannot be read, a range of keys is open, and all intact leaves and large values of the file, old versions included,
-are searched for keys in it: of each key the newest version is taken. Without a usable meta page all keys are open.
-Entries that were deleted shortly before the damage may then reappear, and the report says so.
+First the tree of the newest usable meta page is walked; the entries that it still reaches are final. Where one of its
+pages cannot be read, a range of keys is open. All intact leaves and large values of the file, including old versions,
+are searched for keys in that range, and the newest version of each key is taken. Without a usable meta page all keys
+are open. Entries that were deleted shortly before the damage may then reappear; the report says so.
 """
 
 from __future__ import annotations
@@ -17,16 +17,14 @@ from bisect import bisect_right
 from contextlib import closing
 from dataclasses import dataclass, field
 
-from ._engine.creation import initialise
-from ._engine.disk import Disk
+from ._engine.disk import FileVolume
+from ._engine.disk.protocol import Disk
+from ._engine.files import initialise
 from ._engine.meta import META_AREA, META_SIZE, Meta, UnknownVersionError, decode_meta, first_page, has_magic
-from ._engine.native import FileVolume
 from ._engine.node import Overflow, decode_leaf
 from ._engine.page import HEADER, TYPE_NAMES
 from ._engine.pager import MALFORMED, Pager
-from ._engine.pageset import PageSet
-from ._engine.tree import Tree
-from ._engine.walk import walk
+from ._engine.tree import PageSet, Tree, walk
 from ._files.arguments import Path, Progress
 from ._files.intact_pages import IntactRun, guess_page_size, intact_runs
 from ._files.publish import permissions_of, publishing
@@ -69,7 +67,7 @@ class Report:
     """What they were: the first thousand."""
 
     def lost(self, what: str) -> None:
-        """Note something that could not be read."""
+        """Record something that could not be read."""
         self.unreadable += 1
         if len(self.losses) < _SHOWN:
             self.losses.append(what)
@@ -93,12 +91,12 @@ def salvage(
     *,
     progress: Progress | None = None,
 ) -> Report:
-    """Save every entry that can be read of the broken database `source` into the new database `target`.
+    """Copy every readable entry of the broken database `source` into the new database `target`.
 
-    `target` must not exist; it appears when it is complete, or not at all, with the permissions of `source`. That is
-    only read; nobody should write it meanwhile. `progress(done, total)` is called with numbers of pages, now and then.
+    `target` must not exist; it appears complete or not at all, with the permissions of `source`. The source is only
+    read; nothing should write to it meanwhile. `progress(done, total)` counts pages.
 
-    Raises `error` with errno ENOENT or EEXIST for the files, and `error` if `source` holds nothing of durabledbm's.
+    Raises `error` with errno ENOENT or EEXIST for the files, and `error` if `source` contains nothing of durabledbm's.
     """
     source, target = os.fsdecode(source), os.fsdecode(target)
     if os.path.lexists(target):
@@ -171,7 +169,7 @@ class _Ranges:
 
 
 class _Sink:
-    """Where entries go. Of versions of a key that compete the one with the highest rank stays."""
+    """Receives entries. Of competing versions of a key, the one with the highest rank stays."""
 
     def __init__(self, entries: Database, versions: Database) -> None:
         self.entries = entries
@@ -221,7 +219,7 @@ class _Salvage:
         self._report = Report(page_size=self._page_size)
 
     def run(self) -> Report:
-        """Save everything, and tell how it went."""
+        """Save everything, and return the report."""
         report, sink, meta = self._report, self._sink, self._meta
         if meta is None:
             self._open.add(None, None)
@@ -274,7 +272,7 @@ class _Salvage:
     # -- without the tree --------------------------------------------------------------------------
 
     def _scan(self) -> int:
-        """Look at every page of the file; how many intact runs there were."""
+        """Look at every page of the file; return the number of intact runs."""
         newest = self._meta.txid if self._meta is not None and self._certain else None
         found = 0
         for page_id, run in intact_runs(self._disk, self._page_size, self._first_page, self._page_count):
@@ -300,7 +298,7 @@ class _Salvage:
         try:
             keys, values = decode_leaf(self._read(run.page_id * self._page_size, run.page_count * self._page_size))
         except MALFORMED:
-            self._report.lost("a leaf that makes no sense")
+            self._report.lost("a malformed leaf")
             return
         rank = 2 * run.txid + 3
         for key, value in zip(keys, values, strict=True):
@@ -326,7 +324,7 @@ class _Salvage:
         return b"".join(parts)
 
     def _wanted(self, key: bytes, txid: int) -> bool:
-        """Whether a version of this key, of this commit, may be what is missing."""
+        """Whether a version of this key, written by this commit, may be a missing one."""
         meta = self._meta
         if meta is not None and not self._certain and txid > meta.txid:
             return True  # of a commit whose meta page is lost

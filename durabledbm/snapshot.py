@@ -1,7 +1,7 @@
-"""Snapshots: the database as of one instant, for as long as wanted.
+"""Snapshots: the content of a database at one instant, for as long as it is needed.
 
-A snapshot pins the commit that it reads: its pages stay, whoever commits meanwhile. It waits for nobody and nobody
-waits for it. What it costs is space: pages that later commits replace are not reused before it ends.
+A snapshot pins the commit that it reads, so later commits do not reuse its pages. It never waits, and nothing waits for
+it. It costs space: pages that later commits replace are not reused before the snapshot ends.
 """
 
 from __future__ import annotations
@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from types import TracebackType
 
-from ._engine.pins import Reader
-from ._engine.state import State
+from ._engine.readers import Reader
 from ._engine.store import Store
-from ._engine.view import Life, View
+from ._engine.view import Scope, State, View
 from .mapping import Key, Readable, as_bytes
 
 __all__ = ["Pin", "Snapshot"]
@@ -35,7 +34,7 @@ class Pin:
         self.state: State = store.pin(self._reader, displaced=displaced)
 
     def release(self) -> None:
-        """End the pin. Doing it twice is harmless."""
+        """End the pin. Releasing twice is harmless."""
         if self._store is not None:
             self._store.unpin(self._reader)
             self._store = None
@@ -46,19 +45,19 @@ class Pin:
 
 
 class _Rows(dict[bytes, bytes | None]):
-    """What a snapshot has read: `rows[key]` is the value, or None, and only what is not there yet takes Python code."""
+    """The values that a snapshot has read. `rows[key]` is the value or None; only a missing key runs Python code."""
 
-    __slots__ = ("_life", "_old", "_view")
+    __slots__ = ("_old", "_scope", "_view")
 
-    def __init__(self, view: View, life: Life) -> None:
+    def __init__(self, view: View, scope: Scope) -> None:
         super().__init__()
         self._old: dict[bytes, bytes | None] = {}
         self._view = view
-        self._life = life
+        self._scope = scope
 
     def __missing__(self, key: bytes) -> bytes | None:
-        if self._life.ended:
-            raise self._life.over()
+        if self._scope.ended:
+            raise self._scope.closed_error()
         value = self._old.get(key)
         if value is None:
             value = self._view.get(key)
@@ -73,7 +72,7 @@ class _Rows(dict[bytes, bytes | None]):
 class Snapshot(Readable):
     """A read-only mapping of one instant, made by `Database.snapshot()`. A context manager; `close()` ends it."""
 
-    __slots__ = ("__weakref__", "_life", "_owner", "_pin", "_rows", "_state", "_view")
+    __slots__ = ("__weakref__", "_owner", "_pin", "_rows", "_scope", "_state", "_view")
 
     def __init__(self, pin: Pin, view: View | None = None, owner: object = None) -> None:
         self._pin = pin
@@ -81,8 +80,8 @@ class Snapshot(Readable):
         """The handle that it was taken of, which stays open for as long as the snapshot is used."""
         self._state = pin.state
         self._view = pin.state.view if view is None else view
-        self._life = Life("the snapshot has been closed")
-        self._rows = _Rows(self._view, self._life)
+        self._scope = Scope("the snapshot has been closed")
+        self._rows = _Rows(self._view, self._scope)
 
     @property
     def txid(self) -> int:
@@ -92,16 +91,16 @@ class Snapshot(Readable):
     @property
     def closed(self) -> bool:
         """Whether the snapshot has ended."""
-        return self._life.ended
+        return self._scope.ended
 
     def after_fork(self) -> None:
-        """In a child process: ask the file, and so pin what is read there, when something is looked up next."""
-        self._rows = _Rows(self._view, self._life)
+        """In a child process: the next look-up reads the file, and so pins it for the child."""
+        self._rows = _Rows(self._view, self._scope)
 
     def close(self) -> None:
-        """End the snapshot: the space it pins may be reused. Iterators over it end with `ClosedError`."""
-        self._life.end()
-        self._rows = _Rows(self._view, self._life)  # a thread may be about to put something into the old ones
+        """End the snapshot, so that its pages can be reused. Iterators over it end with `ClosedError`."""
+        self._scope.end()
+        self._rows = _Rows(self._view, self._scope)  # a thread may be about to put something into the old ones
         self._pin.release()
         self._owner = None
 
@@ -115,8 +114,8 @@ class Snapshot(Readable):
         self.close()
 
     def _check(self) -> None:
-        if self._life.ended:
-            raise self._life.over()
+        if self._scope.ended:
+            raise self._scope.closed_error()
 
     def __getitem__(self, key: Key) -> bytes:
         value = self._rows[key if type(key) is bytes else as_bytes(key, "key")]
@@ -133,11 +132,11 @@ class Snapshot(Readable):
 
     def _items(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
         self._check()
-        return self._view.items(start, stop, reverse=reverse, life=self._life, pin=self)
+        return self._view.items(start, stop, reverse=reverse, scope=self._scope, pin=self)
 
     def _keys(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[bytes]:
         self._check()
-        return self._view.keys(start, stop, reverse=reverse, life=self._life, pin=self)
+        return self._view.keys(start, stop, reverse=reverse, scope=self._scope, pin=self)
 
     def __len__(self) -> int:
         self._check()
@@ -146,4 +145,4 @@ class Snapshot(Readable):
         return sum(1 for _ in self._view.keys())  # noqa: SIM118 - a view is no dict
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} of commit {self.txid}{', closed' if self._life.ended else ''}>"
+        return f"<{type(self).__name__} of commit {self.txid}{', closed' if self._scope.ended else ''}>"

@@ -1,14 +1,14 @@
-"""The standard library's `dbm` and `shelve`, made to use durabledbm: `install()`, `uninstall()`, `whichdb()`.
+"""`install()`, `uninstall()` and `whichdb()`: the standard library's `dbm` and `shelve` use durabledbm.
 
-What may live here: changes to the state of the `dbm` module, and recognizing files. `dbm` has three
-variables that decide what `dbm.open` does, and one function:
+This module changes the state of the `dbm` module, and recognizes files. `dbm` has three variables that decide what
+`dbm.open` does, and one function:
 
-* `_names`, the modules to try. It is left alone: CPython's own tests hold it to contain `dbm.*` only.
-* `_modules`, those that were imported. `dbm.open` fills it while `_defaultmod` is None and never again, so
-  whoever sets `_defaultmod` must fill it, or files of the other formats could no longer be opened.
+* `_names`, the modules to try. It is left alone: CPython's own tests require it to contain only `dbm.*`.
+* `_modules`, those that were imported. `dbm.open` fills it only while `_defaultmod` is None. So code that sets
+  `_defaultmod` must fill it, or files of the other formats could no longer be opened.
 * `_defaultmod`, for new files.
-* `whichdb`, for existing ones. It knows its own formats only, so it is wrapped. `dbm.open` looks it up by
-  name each time, and `shelve.open` goes through `dbm.open`: nothing else has to be touched.
+* `whichdb`, for existing files. It knows only its own formats, so it is wrapped. `dbm.open` looks it up by name each
+  time, and `shelve.open` goes through `dbm.open`: nothing else needs to change.
 
 `_process.children` tells child processes. The end of this module does what the parent told this process.
 """
@@ -23,10 +23,11 @@ import threading
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from ._engine.native import FileVolume
+from ._engine.disk import FileVolume
+from ._files.opening import OpenOptions
 from ._foreign.kinds import OURS, beside, kind_of
 from ._process import children
-from .database import Database, OpenOptions
+from .database import Database
 from .database import open as open_database
 from .errors import error
 
@@ -50,8 +51,8 @@ _inherited: Installation | None = None
 def whichdb(filename: Path) -> str | None:
     """The module that a database file belongs to: "durabledbm" for ours, else what `dbm.whichdb` says.
 
-    That is the name of a module of the standard library, "" for a file of no known kind, None if there is no
-    readable file. A file of 0 bytes is one of ours that was not initialised yet.
+    That is the name of a module of the standard library, "" for a file of unknown kind, or None if there is no readable
+    file. A file of 0 bytes is one of ours, not initialised yet.
     """
     return _whichdb(filename, getattr(_dbm.whichdb, "original", _dbm.whichdb))
 
@@ -88,7 +89,7 @@ def _is_special(path: str) -> bool:
 
 
 class Installation:
-    """One call of `install()`, in effect until `uninstall()`, or until the end of a `with` block over it."""
+    """One call of `install()`, in effect until `uninstall()` or until the end of a `with` block."""
 
     def __init__(self, options: OpenOptions) -> None:
         self.options = options
@@ -107,7 +108,7 @@ class Installation:
 
 
 class _Backend:
-    """What `dbm` takes for a module: a name, `open` and `error`."""
+    """What `dbm` uses as a module: a name, `open` and `error`."""
 
     __name__ = OURS
     error = error
@@ -125,20 +126,20 @@ _backend = _Backend()
 
 
 def install(**open_options: Unpack[OpenOptions]) -> Installation:
-    """Let `dbm.open` and `shelve.open` create durabledbm files, and `dbm.whichdb` know them.
+    """Have `dbm.open` and `shelve.open` create durabledbm files, and `dbm.whichdb` recognize them.
 
-    `open_options` are those of `durabledbm.open` (durability, timeout and others) for every file of ours
-    opened this way. Existing files of other formats are opened by their own modules, as before. Modules
-    that imported `dbm` or `shelve` earlier take part; those that did `from dbm import whichdb` keep the old
-    one of that function only.
+    `open_options` are those of `durabledbm.open` (durability, timeout and others); they apply to every file of ours
+    that is opened this way. Existing files of other formats are opened by their own modules, as before. It also affects
+    modules that imported `dbm` or `shelve` earlier, except that `from dbm import whichdb` keeps the old function.
 
-    Python processes that are started from now on take part as well, with the same options: those of
-    multiprocessing, whichever way it starts them, and others if they get this process's environment (which is
-    changed for it: PYTHONPATH and DURABLEDBM_INSTALL), do not ignore it (`python -E`, `-I`, `-S`), and find
-    durabledbm. One that does not find it warns when it imports `dbm`.
+    Python processes that are started afterwards are affected too, with the same options: children of multiprocessing in
+    any start method, and others that receive this process's environment (PYTHONPATH and DURABLEDBM_INSTALL are set in
+    it), do not ignore it (`python -E`, `-I`, `-S`) and can import durabledbm. A process that cannot import it warns
+    when it imports `dbm`.
 
-    May be repeated: the newest options hold. `uninstall()` undoes all of it; `with durabledbm.install():`
-    undoes one call at the end of the block. Raises `TypeError` for an option that is no str, number or None.
+    `install()` may be called again: the newest options apply. `uninstall()` undoes all calls; `with
+    durabledbm.install():` undoes one at the end of the block. Raises `TypeError` for an option that is not a str, a
+    number or None.
     """
     installation = Installation(open_options)
     with _lock:
@@ -150,9 +151,7 @@ def install(**open_options: Unpack[OpenOptions]) -> Installation:
 
 
 def uninstall() -> None:
-    """Undo every `install()`: `dbm` is again as it was before the first, here and in processes that are started
-    from now on. Open databases stay open.
-    """
+    """Undo every `install()`, here and in processes that are started afterwards. Open databases stay open."""
     with _lock:
         _installations.clear()
         _announce()
@@ -160,7 +159,7 @@ def uninstall() -> None:
 
 
 def inherit() -> None:
-    """Do as this process's parent has told it: `install()` with the parent's options, or undo what was inherited."""
+    """Follow the parent process: `install()` with its options, or undo what was inherited."""
     global _inherited
     with _lock:
         try:
@@ -174,12 +173,12 @@ def inherit() -> None:
 
 
 def _announce() -> None:
-    """Tell child processes what is in effect here."""
+    """Tell child processes which options are in effect."""
     children.announce(_installations[-1].message if _installations else None)
 
 
 def _patch() -> None:
-    """Change `dbm`, and note how to change it back."""
+    """Change `dbm`, and record how to change it back."""
     assert not _undo
     for name in _dbm._names:
         if name not in _dbm._modules:

@@ -1,13 +1,13 @@
-"""Transactions: many changes as one atomic commit, or as none.
+"""Transactions: many changes as one atomic commit, or none of them.
 
-A transaction is a dict over an immutable tree (see `_engine.work`); it holds the file's writer lock from start to end.
-A use of the database belongs to the transaction that was begun in the same context (see `_caller`), so neither threads
-nor tasks slip into each other's transactions, and a request keeps its own on whatever thread it goes on.
+A transaction is a dict over an immutable tree, and it holds the file's writer lock from start to end. A use of the
+database belongs to the transaction that was begun in the same context (see `_process.caller_context`). So threads and
+tasks never use each other's transactions, and a request keeps its own on whatever thread it continues.
 
-Blocks of one context nest: each has a savepoint, and only the innermost may write. A block that ends takes those with
-it that are still open inside of it, as COMMIT and ROLLBACK TO do in SQL. From then on they can neither read nor write,
-and their own end raises if what became of them is not what it asks for. So a write counts, or it is refused, or its
-block or one around that is undone, and the end of its block says so.
+Blocks of one context nest. Each inner block has a savepoint, and only the innermost block may write. When a block ends,
+the blocks still open inside it end too, as with COMMIT and ROLLBACK TO in SQL. After that they can neither read nor
+write, and their own end raises if their changes were kept or undone against what it asks for. So every write either
+counts, or is refused, or is undone with its block, and the end of the block says so.
 """
 
 from __future__ import annotations
@@ -19,13 +19,11 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from ._engine import operations
-from ._engine.deferred import Deferred
-from ._engine.group import Group
-from ._engine.locks import Turn
+from ._engine.changeset import ChangeSet
+from ._engine.pipeline import Pipeline
 from ._engine.store import Store
-from ._engine.view import Life, View
-from ._engine.work import Work
+from ._engine.threads import Lease
+from ._engine.view import Scope, View
 from ._process.caller_context import CallerContext
 from ._transaction_context import BLOCK_OVER, Block, Fate, TransactionContext, Use
 from .errors import BusyError, ClosedError, error
@@ -36,7 +34,7 @@ __all__ = ["Transaction", "own_transaction"]
 _active: ContextVar[tuple[weakref.ref[Transaction], ...]] = ContextVar("durabledbm_transactions", default=())
 """The transactions whose blocks were begun in this context and not left yet, innermost last. Others keep them alive."""
 
-_OUTLASTED = "a block around it ended before it"
+_OUTLASTED = "a block around it ended first"
 
 SPILL_SIZE = 448 * 2**20
 """Bytes of memory that a transaction's changes may take before they are written to pages of their own."""
@@ -46,25 +44,25 @@ T = TypeVar("T")
 
 
 class Owner(Protocol):
-    """The database that a transaction belongs to, as far as the transaction needs it."""
+    """What a transaction uses of the database that it belongs to."""
 
     path: str
     _store: Store
-    _pipeline: Group | Deferred
+    _pipeline: Pipeline
 
     def _raise_background_failure(self) -> None: ...
 
     def _join(self, transaction: weakref.ref[Transaction]) -> None:
-        """The transaction is open from now on."""
+        """Record an open transaction."""
 
     def _forget(self, transaction: Transaction | None) -> None:
-        """The transaction has ended; so have those that do not exist any more."""
+        """Remove an ended transaction, and any that no longer exist."""
 
 
 def own_transaction(database: Owner, *, to_write: bool = False) -> Transaction | None:
     """The innermost open transaction of `database` that the caller is in.
 
-    A block that has outlasted the one around it is over, but the caller is still in it: there `to_write` raises.
+    If the caller is in a block that ended with the block around it, `to_write` raises.
     """
     for reference in reversed(_active.get()):
         transaction = reference()
@@ -79,8 +77,8 @@ def own_transaction(database: Owner, *, to_write: bool = False) -> Transaction |
 class _Exit:
     """What a `with` statement calls at the end of its block.
 
-    Each statement gets an object of its own, to which nobody else refers. If that goes away although the block has not
-    ended, an interrupt came just before the end: there is no other way to learn of it.
+    Each statement gets an object of its own, and nothing else refers to it. If that object is freed before the block
+    has ended, an interrupt came just before the end: there is no other way to notice.
     """
 
     def __get__(self, transaction: Transaction | None, kind: type[Transaction]) -> Callable[..., None]:
@@ -93,42 +91,42 @@ class _Exit:
 
 
 def _still_in() -> tuple[weakref.ref[Transaction], ...]:
-    """What `_active` should be."""
+    """The transactions that `_active` should list."""
     return tuple(ref for ref in _active.get() if (it := ref()) is not None and it._block.fate is not Fate.ENDED)
 
 
-def _abandoned(database: weakref.ref[Owner], turn: Turn, context: TransactionContext, _: object) -> None:
-    """Nobody refers to a transaction any more, and nobody has ended it: it was begun without `with`, and given up."""
-    context.end_lives()
+def _abandoned(database: weakref.ref[Owner], lease: Lease, context: TransactionContext, _: object) -> None:
+    """A transaction was freed before it ended: it was begun without `with` and dropped."""
+    context.end_scopes()
     owner = database()
     if owner is not None:
         owner._forget(None)
         _leave_block(context, context.outermost, owner)
-    turn.end()
+    lease.end()
 
 
 def _given_up(context: weakref.ref[TransactionContext], owner: weakref.ref[Transaction]) -> None:
-    """The same of one inside another. Whether it was to be kept or undone is not known."""
+    """The same for a nested transaction. Whether to keep or undo its changes is unknown, so the outer one is doomed."""
     living = context()
     if living is None or living.top is None:
         return
     for block in living.inside(living.outermost):
         if block.owner is owner:
-            living.doomed = living.doomed or error("a block in it was given up before its end")
+            living.doomed = living.doomed or error("a block in it was dropped before its end")
             living.leave(block)
 
 
 def _leave_block(context: TransactionContext, block: Block, database: Owner) -> None:
-    """A block is over, and so is what is open inside of it: what is written there through the database is refused."""
+    """Mark a block and all blocks inside it as ended, so that writes through the database are refused in them."""
     for inner in context.leave(block):
         if inner.owner is not None:
             database._join(inner.owner)
 
 
 def _statement_left(transaction: weakref.ref[Transaction], _: object) -> None:
-    """A `with` statement is over, and its block is not."""
+    """A `with` statement has ended, but its block has not."""
     left = transaction()
-    if left is not None and left._block.fate is not Fate.ENDED and (left._context or left.turn.lock is not None):
+    if left is not None and left._block.fate is not Fate.ENDED and (left._context or left.lease.holder is not None):
         if left._block.outer is not None and left._context is not None:
             left._context.doomed = error("the end of a block in it was interrupted")
         left._drop()
@@ -137,17 +135,17 @@ def _statement_left(transaction: weakref.ref[Transaction], _: object) -> None:
 class Transaction(Writable):
     """Made by `Database.transaction()`, used with `with`. Inside another transaction it is a savepoint of that.
 
-    Leaving the block commits; an exception rolls back what was done in the block, and propagates. Raises what a commit
-    may raise: `BusyError` on entering if another writer holds the file for longer than the handle's `timeout`.
+    Leaving the block commits. An exception rolls back what the block did, and propagates. Raises what a commit may
+    raise, and `BusyError` on entering if another writer holds the file for longer than the handle's `timeout`.
     """
 
-    __slots__ = ("__weakref__", "_block", "_context", "_statement", "database", "turn")
+    __slots__ = ("__weakref__", "_block", "_context", "_statement", "database", "lease")
 
     def __init__(self, database: Owner) -> None:
         self.database = database
         self._context: TransactionContext | None = None
         self._block = Block()
-        self.turn = Turn()
+        self.lease = Lease()
         """Of the outermost block."""
         self._statement: weakref.ref[Callable[..., None]] | None = None
 
@@ -157,7 +155,7 @@ class Transaction(Writable):
         if self._block.fate is not Fate.NEW:
             raise error("a transaction is used once; call transaction() again")
         try:
-            self.database._store.inside.run(self._begin)
+            self.database._store.inside.call(self._begin)
         except BaseException:
             self._drop()
             raise
@@ -172,24 +170,24 @@ class Transaction(Writable):
         outer = own_transaction(database, to_write=True)
         if outer is None:
             caller = CallerContext()
-            self.turn.stuck = caller.is_stuck
+            self.lease.stuck = caller.is_stuck
             database._store.check_writable()
             database._raise_background_failure()
-            context = self._context = TransactionContext(database._pipeline.begin(self.turn), caller, block)
-            database._join(weakref.ref(self, partial(_abandoned, weakref.ref(database), self.turn, context)))
+            context = self._context = TransactionContext(database._pipeline.begin(self.lease), caller, block)
+            database._join(weakref.ref(self, partial(_abandoned, weakref.ref(database), self.lease, context)))
             block.fate = Fate.OPEN
             return
         context = outer._open_context()
         assert context.top is not None
         if context.busy:
             raise outer._interrupted()
-        block.outer, block.rolled_back, block.outer_life = context.top, context.top.rolled_back, context.life
+        block.outer, block.rolled_back, block.outer_scope = context.top, context.top.rolled_back, context.scope
         block.owner = weakref.ref(self, partial(_given_up, weakref.ref(context)))
         self._context = context
-        block.point, block.first_life = context.work.savepoint(), len(context.lives)
+        block.point, block.first_scope = context.work.savepoint(), len(context.scopes)
         block.mark = None if context.spill is None else context.spill.mark()
-        context.life = Life(BLOCK_OVER)
-        context.lives.append(context.life)
+        context.scope = Scope(BLOCK_OVER)
+        context.scopes.append(context.scope)
         context.top, block.fate = block, Fate.OPEN
 
     if TYPE_CHECKING:
@@ -205,7 +203,7 @@ class Transaction(Writable):
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         try:
-            self.database._store.inside.run(self._end, kind, value)
+            self.database._store.inside.call(self._end, kind, value)
         finally:
             self._drop()  # if this has interrupted another operation, it could not even begin
 
@@ -227,7 +225,7 @@ class Transaction(Writable):
         block = self._block
         if context.orphaned:
             if kind is None:
-                raise error("the transaction belongs to the parent process: it does not go across a fork")
+                raise error("the transaction belongs to the parent process and cannot be used after a fork")
             return
         inside = context.inside(block)
         for inner in inside:
@@ -250,7 +248,7 @@ class Transaction(Writable):
             inner.fate = Fate.KEPT if keep else Fate.UNDONE
 
     def _end_late(self, kind: type[BaseException] | None, value: BaseException | None) -> None:
-        """The block is over already: it has ended, or a block around it has, which kept or undid what it did."""
+        """The block is over: it ended before, or with the block around it, which kept or undid its changes."""
         context, block = self._context, self._block
         if block.fate is Fate.ENDED:
             if kind is None:
@@ -258,38 +256,34 @@ class Transaction(Writable):
         elif block.untouched or context is None or (block.fate is Fate.KEPT) is (kind is None):
             pass
         elif kind is None:
-            raise error(f"nothing that was written in the block counts: {_OUTLASTED}, and it was rolled back")
+            raise error(f"the writes of the block were undone: {_OUTLASTED} and was rolled back")
         else:
             context.doomed = context.doomed or error("a block in it failed too late to be undone")
-            raise error(f"what was written in the block cannot be undone: {_OUTLASTED}, and it was kept") from value
+            raise error(f"the writes of the block cannot be undone: {_OUTLASTED} and was committed") from value
 
     def _drop(self) -> None:
-        """The block is over, however it ended: nothing can be written in it, and the lock is free."""
+        """End the block in any case: nothing can be written in it any more, and the lock is free."""
         context, block, database = self._context, self._block, self.database
         if block.outer is None:
             if context is not None and block.fate is not Fate.ENDED:
                 context.work.hold = None  # what went wrong in the transaction may keep it alive in a circle
-                context.end_lives()
+                context.end_scopes()
                 _leave_block(context, block, database)
-            self.turn.end()
+            self.lease.end()
         elif context is not None and block.fate is Fate.OPEN:
-            context.life = block.outer_life
+            context.scope = block.outer_scope
             _leave_block(context, block, database)
         database._forget(self)
         block.fate, self._statement = Fate.ENDED, None
         _active.set(_still_in())
 
     def _finish(self, context: TransactionContext, *, keep: bool) -> None:
-        work, spill = context.work, context.spill
         self.database._forget(self)
         finish = self.database._pipeline.finish
         if not keep:
-            finish(self.turn, None)
-        elif spill is not None:
-            changes = work.changes()
-            finish(self.turn, None, lambda sync: spill.commit(changes, sync=sync))
+            finish(self.lease, None)
         else:
-            finish(self.turn, work)
+            finish(self.lease, context.work, context.spill)
 
     def _undo(self, context: TransactionContext) -> None:
         """Return to the savepoint."""
@@ -301,19 +295,18 @@ class Transaction(Writable):
         if context.spill is not None:
             if block.mark is None:
                 # The pages of the spill are anybody's now: iterators over them end.
-                for life in context.lives[block.first_life :]:
-                    life.end()
-                context.life = Life(BLOCK_OVER)
-                context.lives.append(context.life)
+                for scope in context.scopes[block.first_scope :]:
+                    scope.end()
+                context.scope = Scope(BLOCK_OVER)
+                context.scopes.append(context.scope)
                 context.spill = None
-                self.database._store.committer.forget_space()
             else:
                 context.spill.reset(block.mark, reuse=not context.uses)
 
     def rollback(self) -> None:
-        """Undo everything that was done in this block, now. The block goes on, and can read but not write any more.
+        """Undo everything that was done in this block, now. The rest of the block can read but not write.
 
-        Raises `error` while a transaction nested in this one is open.
+        Raises `error` while a nested transaction is open.
         """
         context, block = self._open_context(), self._block
         if context.top is not block:
@@ -325,7 +318,6 @@ class Transaction(Writable):
             context.doomed = None
             if context.spill is not None:
                 context.spill = None
-                self.database._store.committer.forget_space()
         else:
             self._undo(context)
             block.point = context.work.savepoint()
@@ -333,44 +325,44 @@ class Transaction(Writable):
         block.rolled_back = True
 
     def abandon(self) -> None:
-        """The handle is being closed: roll back, and let go of the writer lock."""
+        """Roll back and release the writer lock, because the handle is being closed."""
         context, block = self._context, self._block
         self.database._forget(self)
         if context is not None and block.outer is None and block.fate is Fate.OPEN:
             for inner in context.leave(block):
                 inner.fate = Fate.ENDED
             if not context.orphaned:
-                context.end_lives()
+                context.end_scopes()
                 self._finish(context, keep=False)
         block.fate = Fate.ENDED
 
     # -- whose it is -------------------------------------------------------------------------------
 
     def mine(self) -> bool:
-        """Whether the caller is in the context that began the transaction, and has not left the block."""
+        """Whether the caller is in the context that began the transaction, and the block has not ended."""
         context = self._context
         return context is not None and self._block.fate is not Fate.ENDED and context.caller.is_me()
 
     def orphan(self) -> None:
-        """The process forked, and this is the child."""
+        """In a child process after a fork: the transaction belongs to the parent."""
         if self._context is not None:
             self._context.orphaned = True
-            for life in self._context.lives:
-                life.end()  # nothing keeps the pages that its iterators read
+            for scope in self._context.scopes:
+                scope.end()  # nothing keeps the pages that its iterators read
 
     def _open_context(self) -> TransactionContext:
         context, fate = self._context, self._block.fate
         if context is None or fate is not Fate.OPEN:
             if fate is Fate.KEPT or fate is Fate.UNDONE:
                 raise self._outlasted()
-            raise ClosedError("the transaction is not open: it lives in its 'with' block")
+            raise ClosedError("the transaction is not open: use it inside its 'with' block")
         if context.orphaned:
-            raise error("the transaction belongs to the parent process: it does not go across a fork")
+            raise error("the transaction belongs to the parent process and cannot be used after a fork")
         return context
 
     def _outlasted(self) -> ClosedError:
-        kept = "counts" if self._block.fate is Fate.KEPT else "was undone"
-        return ClosedError(f"this block can do nothing more: {_OUTLASTED}; what was written in it before {kept}")
+        kept = "was kept" if self._block.fate is Fate.KEPT else "was undone"
+        return ClosedError(f"this block has ended: {_OUTLASTED}; what was written in it {kept}")
 
     def _interrupted(self) -> BusyError:
         return BusyError(
@@ -378,7 +370,7 @@ class Transaction(Writable):
             "so nothing can be written in it now"
         )
 
-    def _writing(self) -> Work:
+    def _writing(self) -> ChangeSet:
         context = self._open_context()
         if context.busy:
             raise self._interrupted()
@@ -387,7 +379,7 @@ class Transaction(Writable):
         if self._block.rolled_back:
             raise error("the transaction was rolled back: nothing can be written in the rest of its block")
         if context.top is not self._block:
-            raise error("nothing can be written in this block before the one that is open inside of it ends")
+            raise error("nothing can be written in this block while a block inside it is open")
         return context.work
 
     # -- the mapping -------------------------------------------------------------------------------
@@ -401,17 +393,17 @@ class Transaction(Writable):
     def _has(self, key: bytes) -> bool:
         return self._find(key, whole=False) is not None
 
-    def _view(self) -> tuple[View, Life, Use]:
+    def _view(self) -> tuple[View, Scope, Use]:
         context = self._open_context()
-        return context.work.view(), context.life, Use(context)
+        return context.work.view(), context.scope, Use(context)
 
     def _items(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
-        view, life, use = self._view()
-        return view.items(start, stop, reverse=reverse, life=life, pin=use)
+        view, scope, use = self._view()
+        return view.items(start, stop, reverse=reverse, scope=scope, pin=use)
 
     def _keys(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[bytes]:
-        view, life, use = self._view()
-        return view.keys(start, stop, reverse=reverse, life=life, pin=use)
+        view, scope, use = self._view()
+        return view.keys(start, stop, reverse=reverse, scope=scope, pin=use)
 
     def __len__(self) -> int:
         return self._open_context().work.count()
@@ -440,19 +432,19 @@ class Transaction(Writable):
         Transaction.__setitem__(self, key, value)
 
     def _pop(self, key: bytes) -> bytes | None:
-        return self.change(operations.pop, key)
+        return self.change(ChangeSet.pop, key)
 
     def _delete(self, key: bytes) -> bool:
-        return self.change(operations.delete, key)
+        return self.change(ChangeSet.discard, key)
 
     def _pop_end(self) -> tuple[bytes, bytes] | None:
-        return self.change(operations.pop_end)
+        return self.change(ChangeSet.pop_last)
 
     def _set_default(self, key: bytes, default: bytes) -> bytes:
-        return self.change(operations.set_default, key, default)
+        return self.change(ChangeSet.set_default, key, default)
 
     def _update(self, changes: dict[bytes, bytes]) -> None:
-        self.change(operations.update, changes)  # in one step: an interrupt comes before it or after it
+        self.change(ChangeSet.update, changes)  # in one step: an interrupt comes before it or after it
 
     def change(self, operation: Callable[..., T], *arguments: Any) -> T:
         """Make a change, `operation(changes, *arguments)`, as part of the transaction."""
@@ -469,7 +461,6 @@ class Transaction(Writable):
             work.clear()
             if context.spill is not None:
                 context.spill = None
-                self.database._store.committer.forget_space()
             return
         for key in self:
             work.delete(key)
@@ -479,11 +470,11 @@ class Transaction(Writable):
     # -- outgrowing memory -------------------------------------------------------------------------
 
     def _spill(self) -> None:
-        """Move the changes from memory to pages that no meta names yet."""
+        """Move the changes from memory to pages that no meta refers to yet."""
         context = self._open_context()
         context.busy = True
         try:
-            self.database._store.inside.run(self._move, context)
+            self.database._store.inside.call(self._move, context)
         finally:
             context.busy = False
 
@@ -493,7 +484,7 @@ class Transaction(Writable):
             context.spill = self.database._pipeline.spill(work)
         reuse = not work.has_savepoints and not context.uses
         try:
-            self.database._store.check_place()
+            self.database._pipeline.committer.check_place()
             tree, count = context.spill.add(work.changes(), reuse=reuse)
         except BaseException as exc:
             context.doomed = exc

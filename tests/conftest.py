@@ -30,7 +30,7 @@ from durabledbm._engine.meta import META_SIZE, has_magic
 _passed = pytest.StashKey[bool]()
 
 if sys.platform == "win32":
-    from durabledbm._engine.windows import WindowsDisk
+    from durabledbm._engine.disk.windows import WindowsDisk
 
     _windows_disks: weakref.WeakSet[WindowsDisk] = weakref.WeakSet()
 

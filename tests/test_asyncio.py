@@ -4,33 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import re
 import threading
 from collections.abc import Coroutine
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 import durabledbm
 
-DOCUMENT = Path(__file__).parent.parent / "docs" / "concurrency.md"
-
 
 def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
     return asyncio.run(asyncio.wait_for(coroutine, 60))
-
-
-def test_the_documented_pattern_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The example of docs/concurrency.md, as it stands there."""
-    examples = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)
-    (example,) = (example for example in examples if "asyncio.run" in example)
-    monkeypatch.chdir(tmp_path)
-    names: dict[str, Any] = {"__name__": "example"}
-    exec(compile(example, str(DOCUMENT), "exec"), names)
-    with durabledbm.open(str(tmp_path / "visits.db")) as db:
-        assert db["total"] == b"100"
-        assert sum(int(value) for _, value in db.range(prefix="user:")) == 100
 
 
 def test_many_tasks_read_and_write_through_threads(db: durabledbm.Database) -> None:

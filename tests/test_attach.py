@@ -134,7 +134,7 @@ def test_every_commit_is_synced_in_the_database_before_it_is_in_the_log(
     commit = log.commit
 
     def watched(changes: Any, txid: int, *rest: Any, **more: Any) -> None:
-        durable.append(db._store.committer.durable_txid >= txid)
+        durable.append(db._store.durable_txid >= txid)
         commit(changes, txid, *rest, **more)
 
     db.attach(log)
@@ -232,7 +232,7 @@ def test_what_other_handles_commit_is_appended_with_the_next_commit(
 def test_catch_up_appends_what_other_handles_committed(
     db: durabledbm.Database, db_path: str, log: ChangeLog
 ) -> None:
-    attachment = attach(db._store, db._pipeline.turn, log)
+    attachment = attach(db._pipeline.committer, db._pipeline.writing, log)
     with durabledbm.open(db_path, "w") as other:
         write_at_random(other, random.Random(6), 60)
     attachment.catch_up()

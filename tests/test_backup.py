@@ -16,9 +16,9 @@ from systems import HAS_SYMLINKS, needs_mode, needs_symlinks
 from test_attach import write_at_random
 
 import durabledbm
+from durabledbm._engine.bulkload import Builder
+from durabledbm._engine.disk import FileVolume
 from durabledbm._engine.meta import Meta, first_page
-from durabledbm._engine.native import FileVolume
-from durabledbm._files.builder import Builder
 from durabledbm.errors import CorruptionError, error
 from durabledbm.maintenance.backup import Pace
 

@@ -21,8 +21,8 @@ from systems import KILL, WINDOWS, needs_fork, needs_immediate_removal
 
 import durabledbm
 from durabledbm import changelog
-from durabledbm._engine.disk import LockOwner
-from durabledbm._engine.native import FileDisk, FileVolume
+from durabledbm._engine.disk import FileDisk, FileVolume
+from durabledbm._engine.disk.protocol import LockOwner
 from durabledbm._log import files as log_files
 from durabledbm._log.records import BINARY, FILE_HEADER, FileHeader
 from durabledbm.changelog import Change, ChangeLog, Commit, Span, Tail

@@ -14,7 +14,7 @@ import durabledbm
 from durabledbm._engine.meta import META_SIZE, Meta, encode_meta
 from durabledbm._engine.node import Overflow
 from durabledbm._engine.page import BRANCH, LEAF, REF, SPACE, seal
-from durabledbm._engine.writer import Writer
+from durabledbm._engine.page_writer import PageWriter
 from durabledbm.database import open_on
 from durabledbm.maintenance.check import Problem
 
@@ -24,7 +24,7 @@ class Forger(Engine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.pen: Writer = self.writer()
+        self.pen: PageWriter = self.writer()
 
     def leaf(self, *keys: bytes, value: bytes = b"") -> bytes:
         """A leaf with these keys, in this order, each with the same value."""
@@ -39,7 +39,7 @@ class Forger(Engine):
         self.space.save(self.txid, self.pen.write)
         self.pen.finish()
         values: dict[str, Any] = {
-            "txid": self.txid, "page_size": 4096, "database_id": DATABASE_ID, "page_count": self.space.page_count,
+            "txid": self.txid, "page_size": 4096, "database_id": DATABASE_ID, "page_count": self.space.pages.page_count,
             "entry_count": count, "tree_count": count, "root": root, "depth": depth, "space": self.space.ref,
             "steady_txid": self.txid, "steady": True, **fields,
         }  # fmt: skip
@@ -174,7 +174,7 @@ def test_a_damaged_run_is_reported(forger: Forger, kind: str) -> None:
 def test_a_damaged_map_is_reported(forger: Forger) -> None:
     """The run that says which pages are free, not the one that points at it."""
     root = forger.leaf(b"a")
-    forger.space.take_run(20)
+    forger.space.pages.take_run(20)
     forger.space.free(10, 5)
     forger.space.save(1, forger.pen.write, fold=True)
     forger.finish(root, 1, 1)
@@ -201,7 +201,7 @@ def test_a_large_value_of_another_key_is_reported(forger: Forger) -> None:
 def written(forger: Forger, kind: int, count: int, payload: bytes) -> bytes:
     """The ref of a run whose checksum is right, and whose content makes no sense."""
     forger.pen.release_place()
-    page_id, _ = forger.space.take_run(1)
+    page_id, _ = forger.space.pages.take_run(1)
     return forger.pen.write(seal(kind, 0, count, page_id, forger.pen.txid, 4096, payload), page_id)
 
 

@@ -199,7 +199,7 @@ def test_del_deletes_in_one_commit(run: Run, path: str) -> None:
         assert set(db) == ENTRIES.keys() - {b"a", b"b", "ä".encode()}
 
 
-def test_del_deletes_what_is_there_and_says_what_is_not(run: Run, path: str) -> None:
+def test_del_deletes_what_is_live_and_says_what_is_not(run: Run, path: str) -> None:
     result = run("del", path, "nope", "a", "neither")
     assert result.status == 1
     assert "'nope', 'neither'" in result.err
@@ -539,7 +539,7 @@ def test_a_dump_as_text_is_lines(run: Run, db_path: str) -> None:
     assert run("dump", db_path, "--codec", "text").out == b"P|a|1\n"
 
 
-def test_load_adds_to_what_is_there(run: Run, path: str) -> None:
+def test_load_adds_to_what_is_live(run: Run, path: str) -> None:
     assert run("load", path, "--codec", "text", stdin=b"P|a|2\nP|new|3\nD|b\n").status == 0
     expected = {**ENTRIES, b"a": b"2", b"new": b"3"}
     del expected[b"b"]
@@ -892,13 +892,13 @@ def test_compact_of_a_compact_file_writes_nothing(run: Run, path: str, large: st
         before = state_of(file)
         result = run("compact", file)
         assert (result.status, result.out) == (0, b"")
-        assert result.err.endswith(", there is nothing to gain\n")
+        assert result.err.endswith(", already compact\n")
         assert state_of(file) == before
 
 
 def test_a_new_small_file_does_not_grow_by_being_compacted(run: Run, path: str) -> None:
     size = os.path.getsize(path)
-    assert "nothing to gain" in run("compact", path).err
+    assert "already compact" in run("compact", path).err
     assert os.path.getsize(path) == size
 
 
@@ -1349,7 +1349,7 @@ def test_on_a_terminal_a_value_can_be_typed(on_terminal: Show, path: str) -> Non
 
 
 def test_on_a_terminal_a_load_without_a_source_is_refused(on_terminal: Show, path: str) -> None:
-    assert "Name a SOURCE" in on_terminal("load", path)
+    assert "name a SOURCE" in on_terminal("load", path)
 
 
 def test_on_a_terminal_a_binary_dump_is_refused(on_terminal: Show, path: str) -> None:

@@ -22,8 +22,8 @@ from systems import HAS_SYMLINKS, TELLS_HOLDERS, WINDOWS, needs_symlinks, only_p
 
 import durabledbm
 import durabledbm.cli.opening
+from durabledbm._engine.disk import FileDisk
 from durabledbm._engine.locks import _seconds
-from durabledbm._engine.native import FileDisk
 from durabledbm.cli.app import all_commands, main
 from durabledbm.cli.command import help_width
 from durabledbm.cli.faults import explain
@@ -160,7 +160,7 @@ def test_a_value_that_cannot_be_saved_leaves_no_file(run: Run, place: Path, monk
         ("put", "FILE and KEY are missing"),
         ("del n", "KEY is missing"),
         ("get n a b 'c d'", "there are too many arguments: b 'c d'"),
-        ("completion sh", "'sh' is none of bash, zsh, fish"),
+        ("completion sh", "'sh' is not one of bash, zsh, fish"),
         ("exec", "PROGRAM is missing"),
         ("exec --time 3 x.py", "there is no option '--time'; did you mean '--timeout'?"),
         ("lisst n", "did you mean 'list'?"),

@@ -20,7 +20,7 @@ from crew import Crew, wait_until
 
 import durabledbm
 from durabledbm import BusyError, ClosedError, Database, Transaction, error
-from durabledbm._engine.group import Group
+from durabledbm._engine.group_commit import GroupCommit
 from durabledbm._process.caller_context import CallerContext
 
 PATIENCE = 60
@@ -79,7 +79,7 @@ def test_a_transaction_goes_from_thread_to_thread_and_others_wait_their_turn(
         tx = pool.run(0, request(), begin, db)
         pool.run(1, request(), tx.__setitem__, "in", "1")
         waiting = pool.start(0, request(), db.__setitem__, "other", "1")
-        wait_until(lambda: len(db._store.writer._turns.queue) == 2)
+        wait_until(lambda: len(db._store.writer._leases.queue) == 2)
         assert not waiting.done()
         assert pool.run(1, request(), dict, db) == {}
         assert pool.run(2, request(), dict, tx) == {b"in": b"1"}
@@ -258,7 +258,7 @@ def test_a_thread_started_by_a_task_in_a_transaction_waits_its_turn(db: Database
             db["k"] = "task"
             assert await asyncio.to_thread(dict, db) == {}
             waiting = asyncio.create_task(asyncio.to_thread(db.__setitem__, "k", "thread"))
-            while len(db._store.writer._turns.queue) < 2:
+            while len(db._store.writer._leases.queue) < 2:
                 await asyncio.sleep(0.001)
         await waiting
 
@@ -328,7 +328,7 @@ def test_another_event_loop_in_another_thread_waits_its_turn(db: Database) -> No
     crew.start(run, first)
     assert begun.wait(PATIENCE)
     crew.start(run, second)
-    wait_until(lambda: len(db._store.writer._turns.queue) == 2)
+    wait_until(lambda: len(db._store.writer._leases.queue) == 2)
     go_on.set()
     crew.join()
     assert db["k"] == b"second"
@@ -377,19 +377,19 @@ def test_a_block_that_is_open_around_another_writes_nothing_before_that_has_ende
             inner["k"] = "2"
             assert outer["k"] == b"2"
             for write in (lambda: outer.update(a="1"), lambda: outer.pop("k"), outer.clear, outer.popitem):
-                with pytest.raises(error, match="open inside of it"):
+                with pytest.raises(error, match="block inside it is open"):
                     write()
         outer["after"] = "1"
     assert dict(db) == {b"k": b"2", b"after": b"1"}
 
 
-def test_generators_that_take_turns_with_their_blocks_lose_nothing(db: Database) -> None:
+def test_generators_that_take_leases_with_their_blocks_lose_nothing(db: Database) -> None:
     first, second = load(db, "a", 2), load(db, "b", 2)
     next(first)
     next(second)
-    with pytest.raises(error, match="open inside of it"):
+    with pytest.raises(error, match="block inside it is open"):
         next(first)
-    with pytest.raises(error, match="a block around it ended before it"):
+    with pytest.raises(error, match="a block around it ended first"):
         next(second)
     assert dict(db) == {}, "the first block failed"
 
@@ -403,7 +403,7 @@ def test_what_a_block_wrote_before_the_one_around_it_ended_counts(db: Database) 
         lambda: inner.update(late="1"), lambda: inner.pop("before"), inner.clear, inner.rollback, lambda: list(inner),
         lambda: inner["before"], lambda: db.update(late="1"), lambda: db.pop("before"), db.clear, lambda: begin(db),
     ):  # fmt: skip
-        with pytest.raises(ClosedError, match="what was written in it before counts"):
+        with pytest.raises(ClosedError, match="what was written in it was kept"):
             late()
     assert db["before"] == b"1"
     end(inner)
@@ -439,7 +439,7 @@ def test_a_block_ends_with_an_error_if_the_one_around_it_was_undone_before(db: D
     with pytest.raises(ClosedError, match="was undone"):
         db["late"] = "1"
     end(idle)
-    with pytest.raises(error, match="nothing that was written"):
+    with pytest.raises(error, match="the writes of the block were undone"):
         end(inner)
     outer, inner = begin(db), begin(db)
     inner["k"] = "1"
@@ -457,11 +457,11 @@ def test_a_commit_that_fails_is_told_to_the_blocks_that_outlast_it(
     def fail(*_: object, **__: object) -> None:
         raise error("no")
 
-    monkeypatch.setattr(type(db._store), "commit", fail)
+    monkeypatch.setattr(type(db._pipeline.committer), "commit", fail)
     with pytest.raises(error, match="no"):
         end(outer)
     monkeypatch.undo()
-    with pytest.raises(error, match="nothing that was written"):
+    with pytest.raises(error, match="the writes of the block were undone"):
         end(inner)
     db["after"] = "1"
     assert dict(db) == {b"after": b"1"}
@@ -536,7 +536,7 @@ def test_a_block_inside_one_that_is_given_up_is_undone_with_it_and_says_so(db: D
     for write in (lambda: inner.update(late="1"), lambda: db.update(late="1")):
         with pytest.raises(ClosedError):
             write()
-    with pytest.raises(error, match="nothing that was written"):
+    with pytest.raises(error, match="the writes of the block were undone"):
         end(inner)
     db["after"] = "1"
     assert dict(db) == {b"after": b"1"}
@@ -548,11 +548,11 @@ def test_a_block_that_is_given_up_inside_another_dooms_that(db: Database) -> Non
     innermost = begin(db)
     innermost["k"] = "2"
     del inner
-    with pytest.raises(error, match="given up"):
+    with pytest.raises(error, match="dropped before its end"):
         outer["k"] = "3"
     with pytest.raises(ClosedError):
         innermost["k"] = "3"
-    with pytest.raises(error, match="given up"):
+    with pytest.raises(error, match="dropped before its end"):
         end(outer)
     end(innermost, ZeroDivisionError())
     assert dict(db) == {}
@@ -715,7 +715,7 @@ class Blocks:
         while self.entered:
             self.leave()
         assert dict(self.db.items()) == self.committed
-        assert self.db._plain is isinstance(self.db._pipeline, Group)
+        assert self.db._plain is isinstance(self.db._pipeline, GroupCommit)
 
 
 @pytest.mark.parametrize("spilled", [False, True])

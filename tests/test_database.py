@@ -202,7 +202,7 @@ def test_the_flag_is_r_if_none_is_given(db_path: str) -> None:
         assert db.readonly
 
 
-def test_flags_tell_what_becomes_of_what_is_there(db_path: str) -> None:
+def test_flags_tell_what_becomes_of_what_is_live(db_path: str) -> None:
     with durabledbm.open(db_path, "c") as db:
         assert not db.readonly
         db["key"] = "value"
@@ -1381,7 +1381,7 @@ def test_reorganize_reports_its_progress_and_can_be_given_up(volume: SimVolume) 
         assert db.check() == []
 
 
-def test_stats_count_what_is_there(volume: SimVolume) -> None:
+def test_stats_count_what_is_live(volume: SimVolume) -> None:
     with open_on(volume, FILE, "c") as db:
         assert db.stats()[:3] == (0, 1, 0)
         db.update({b"%05d" % n: b"x" * 100 for n in range(3000)} | {b"large": b"y" * 50_000})

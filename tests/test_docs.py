@@ -6,6 +6,7 @@ How examples are written is in `examples`.
 from __future__ import annotations
 
 import codeop
+import inspect
 import re
 import shelve
 import shutil
@@ -16,11 +17,15 @@ from unittest import mock
 
 import make_reference
 import pytest
+import test_tidy
 from examples import ROOT, Reader, examples, pages
 from systems import only_posix
 
 import durabledbm
 import durabledbm.shelve
+from durabledbm import remote, transaction
+from durabledbm._engine import allocator, balance, commit, meta, store
+from durabledbm._files.opening import DEFAULT_CACHE_SIZE
 
 COMMANDS = "docs/cli.md"
 """Its examples stand for themselves: none needs what one before it did."""
@@ -207,3 +212,37 @@ def test_the_readme_has_its_two_commands_on_one_line_each() -> None:
     text = (ROOT / "README.md").read_text("utf-8")
     commands = re.findall(r"^python3 -m venv .*$", text, re.MULTILINE)
     assert [command.rpartition("/")[2] for command in commands] == ["durabledbm tour", "python -m pytest"]
+
+
+# -- figures -----------------------------------------------------------------------------------------
+
+
+def default(function: Callable[..., object], name: str) -> object:
+    return inspect.signature(function).parameters[name].default
+
+
+FIGURES = {
+    ("docs/reference.md", r"take more than (\d+) MiB of memory"): transaction.SPILL_SIZE / 2**20,
+    ("docs/guide/transactions.md", r"take more than (\d+) MiB"): transaction.SPILL_SIZE / 2**20,
+    ("docs/guide/processes.md", r"`timeout` seconds \((\d+) by\s+default\)"): default(durabledbm.open, "timeout"),
+    ("docs/guide/server.md", r"`max_connections` \((\d+)\)"): default(remote.open, "max_connections"),
+    ("docs/reference.md", r"timeout=([\d.]+), page_size"): default(durabledbm.open, "timeout"),
+    ("docs/reference.md", r"interval=([\d.]+), timeout"): default(durabledbm.open, "interval"),
+    ("docs/reference.md", r"cache_size=(\d+) \* 2\*\*20"): DEFAULT_CACHE_SIZE / 2**20,
+    ("docs/design.md", r"reading (\d+) bytes at the border of the two slots"): meta.STAMP_SIZE,
+    ("docs/design.md", r"A commit of more than (\d+) pages"): commit._LISTED_PAGES,
+    ("docs/design.md", r"at most (\d+) look-ups in a row skip it"): store._MOST_STAMPS,
+    ("docs/concurrency.md", r"look-ups at least once in (\d+)"): store._MOST_STAMPS,
+    ("docs/design.md", r"grows the file up to ([\d.]+) times what is in use"): allocator._SLACK,
+    ("docs/design.md", r"Below (\d+) % a leaf merges"): 100 * balance._UNDERFULL_BELOW,
+    ("docs/design.md", r"below (\d+) % it always merges"): 100 * balance._JOIN_BELOW,
+    ("docs/contributing.md", r"(\d+) lines a file"): test_tidy.LINES_OF_A_FILE,
+    ("docs/contributing.md", r"(\d+) a function"): test_tidy.LINES_OF_A_FUNCTION,
+}
+"""Limits and defaults that pages name, and where the code defines them."""
+
+
+@pytest.mark.parametrize(("page", "pattern"), FIGURES)
+def test_a_figure_in_a_page_is_that_of_the_code(page: str, pattern: str) -> None:
+    (figure,) = re.findall(pattern, (ROOT / page).read_text("utf-8"))
+    assert float(figure) == FIGURES[page, pattern]

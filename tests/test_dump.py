@@ -469,7 +469,7 @@ def test_a_stream_cannot_be_loaded_until_a_time_that_comes_twice(
     set_back: dict[str, int], tmp_path: Path, other: durabledbm.Database
 ) -> None:
     data = (tmp_path / "log" / "00000001.log").read_bytes()
-    with pytest.raises(error, match="set back: commit 4 follows commits that bear later times"):
+    with pytest.raises(error, match="set back: commit 4 follows commits with later times"):
         load(io.BytesIO(data), other, until_time_ns=set_back["c"])
     assert len(other) == 0
     assert load(io.BytesIO(data), other, until_txid=3).changes == 2
@@ -479,7 +479,7 @@ def test_a_stream_cannot_be_loaded_until_a_time_that_comes_twice(
 
 def test_a_time_before_the_first_commit_is_an_error(history: History, other: durabledbm.Database) -> None:
     log, _, times = history
-    with pytest.raises(error, match="no commit of that time or before"):
+    with pytest.raises(error, match="no commit at or before that point"):
         load(log, other, until_time_ns=min(times.values()) - 1)
     assert dict(other) == {}
 

@@ -1,7 +1,7 @@
 """The readers of other databases' files: right about what gdbm, Berkeley DB and LMDB wrote, and safe from damage.
 
-tests/data/old.gdbm.gz and old.db.gz were written by these libraries (see support/make_old.py). Where this Python has
-the modules, what they write at random is compared, too.
+These libraries wrote tests/data/old.gdbm.gz and old.db.gz (see support/make_old.py). Where this Python has the modules,
+random databases that they write are compared, too.
 """
 
 from __future__ import annotations

@@ -27,10 +27,11 @@ from crew import Crew, Gate, wait_until
 from simdisk import SimDisk, SimVolume
 
 import durabledbm
-from durabledbm._engine import group
-from durabledbm._engine.deferred import Deferred
-from durabledbm._engine.group import Group
-from durabledbm._engine.locks import Turn, forget_owners
+from durabledbm._engine import group_commit as group
+from durabledbm._engine.deferred_commit import DeferredCommit
+from durabledbm._engine.group_commit import GroupCommit
+from durabledbm._engine.locks import forget_owners
+from durabledbm._engine.threads import Lease
 from durabledbm.changelog import ChangeLog
 from durabledbm.database import open_on
 
@@ -332,7 +333,7 @@ def test_the_child_has_a_flusher_of_its_own(db_path: str, durability: str) -> No
             with durabledbm.open(db_path) as other:
                 wait_until(lambda: "child" in other)
             store = db._store
-            wait_until(lambda: store.committer.durable_txid == store.state.meta.txid)
+            wait_until(lambda: store.durable_txid == store.state.meta.txid)
             names += [thread.name for thread in threading.enumerate() if thread.daemon]
             db.close()
             return names
@@ -736,7 +737,7 @@ def test_a_fork_in_the_middle_of_a_commit_of_another_thread(db_path: str) -> Non
 
         def work() -> tuple[bool, list[Any]]:
             store = db._store
-            return store.writer.writing or store.writer.held or store.writer.kept, db._pipeline.pending() or []
+            return store.writer.kept, db._pipeline.deferred() or []
 
         assert Fork(work).result() == (False, [])
         gate.open()
@@ -787,19 +788,19 @@ def test_locks_that_threads_of_the_parent_held_are_free_in_the_child(twin: Twin)
     db, store, pipeline = twin.child, twin.child._store, twin.child._pipeline
     db["before"] = "v"
     db.sync()
-    turn, leader = Turn(), Turn()
-    pipeline.begin(turn)
-    for lock in (store.mutex, store._committing, store.rows.lock, pipeline._mutex):
+    lease, leader = Lease(), Lease()
+    pipeline.begin(lease)
+    for lock in (store.mutex, store.committing, store.rows.lock, pipeline._mutex):
         lock.acquire()
-    if isinstance(pipeline, Group):
+    if isinstance(pipeline, GroupCommit):
         pipeline._open = group._Batch(leader)  # a thread of the parent was about to commit for others
     else:
-        pipeline._glance.acquire()
+        pipeline._changing.acquire()
     twin.fork()
     task = Crew().start(db.update, {"child": "v", "more": "v"})
     assert task.failure() is None
     db.sync()
-    turn.end()
+    lease.end()
     assert dict(db) == dict(twin.parent) == dict.fromkeys((b"before", b"child", b"more"), b"v")
     assert not db.check()
 
@@ -867,7 +868,7 @@ def test_damage_in_what_a_child_inherits_is_called_damage(twin: Twin) -> None:
     twin.child.sync()
     with twin.child.snapshot() as snapshot:
         twin.fork()
-        volume = twin.child._store._volume
+        volume = twin.child._store.volume
         assert isinstance(volume, SimVolume)
         content = volume.content("/db")
         volume.put("/db", content[:8192] + bytes(len(content) - 8192))
@@ -901,10 +902,10 @@ def test_what_was_pending_at_a_fork_is_not_the_childs(twin: Twin) -> None:
     with db.transaction() as tx:
         tx["inside"] = "v"
         db._before_fork()  # it is not written yet, and not waited for
-    deferred = db._pipeline.pending() is not None
-    assert deferred == isinstance(db._pipeline, Deferred)
+    deferred = db._pipeline.deferred() is not None
+    assert deferred == isinstance(db._pipeline, DeferredCommit)
     twin.fork()
-    assert db._pipeline.pending() is None
+    assert db._pipeline.deferred() is None
     committed = {b"before": b"v"} if deferred else {b"before": b"v", b"inside": b"v"}
     assert dict(db) == dict(twin.parent) == committed
     db["child"] = "v"

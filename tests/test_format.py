@@ -19,7 +19,7 @@ import pytest
 from crc32c import crc32c
 
 import durabledbm
-from durabledbm._engine import creation, locks, meta, node, page
+from durabledbm._engine import locks, meta, node, page
 from durabledbm._engine.meta import META_AREA, META_SIZE, Meta, decode_meta, encode_meta
 from durabledbm._engine.node import Overflow
 from durabledbm._engine.page import BRANCH, LEAF, NO_REF, REF, seal
@@ -119,9 +119,9 @@ def test_every_structure_of_the_code_is_in_the_document() -> None:
         (page, "HEADER", [field.replace("_", " ") for field in page.Header._fields]),
         (meta, "_EXTENT", [field.replace("_", " ") for field in meta.Extent._fields]),
         (meta, "_FIXED", None),
-        (importlib.import_module("durabledbm._engine.space"), "_FIXED", None),
+        (importlib.import_module("durabledbm._engine.freemap"), "_FIXED", None),
     ],
-    ids=["page.HEADER", "meta._EXTENT", "meta._FIXED", "space._FIXED"],
+    ids=["page.HEADER", "meta._EXTENT", "meta._FIXED", "freemap._FIXED"],
 )
 def test_names_are_those_of_the_code(module: object, name: str, fields: list[str] | None) -> None:
     """Where the code names the fields: in a tuple, or in the string below the structure."""
@@ -157,7 +157,7 @@ def test_the_flags_are_those_of_the_code() -> None:
 def test_the_locks_are_those_of_the_code() -> None:
     (rows,) = tables("| offset | name | kind | held by |")
     assert [row[:2] for row in rows] == [["2^62 - 2", "writer"], ["2^62 - 1", "gate"], ["2^62 + *t*", "pin"]]
-    assert (locks._WRITER, locks._GATE, locks._PINS) == (2**62 - 2, 2**62 - 1, 2**62)
+    assert (locks.WRITER_OFFSET, locks.GATE_OFFSET, locks.PINS_OFFSET) == (2**62 - 2, 2**62 - 1, 2**62)
 
 
 def test_the_mark_of_an_unfinished_initialisation_and_the_other_locks_are_those_of_the_code() -> None:
@@ -166,13 +166,13 @@ def test_the_mark_of_an_unfinished_initialisation_and_the_other_locks_are_those_
     assert "all of them zero" in DOCUMENT.split(f"it has {meta.SECTOR} bytes, ")[1]
     assert "Byte 2^62 - 3 is locked for a moment" in DOCUMENT
     assert "is locked at 2^62 - 4" in DOCUMENT
-    assert (locks._TEST, creation.TEMPORARY_LOCK) == (2**62 - 3, 2**62 - 4)
+    assert (locks.TEST_OFFSET, locks.TEMPORARY_OFFSET) == (2**62 - 3, 2**62 - 4)
 
 
 def test_the_sizes_in_the_text_are_those_of_the_code() -> None:
     assert (META_SIZE, META_AREA, meta.SLOTS) == (4096, 8192, 2)
     assert (page.MIN_PAGE_SIZE, page.MAX_PAGE_SIZE) == (4096, 65536)
-    assert (meta.LOOK_OFFSET, meta.LOOK_SIZE) == (4084, 172)
+    assert (meta.STAMP_OFFSET, meta.STAMP_SIZE) == (4084, 172)
     assert (meta.MAX_TXID, meta.MAX_DEPTH) == (2**62, 64)
     assert page.CRC_SIZE == 4
     assert page.HEADER.size + page.CRC_SIZE == 36

@@ -44,7 +44,7 @@ def test_opening_a_file_needs_neither_the_command_line_nor_what_costs_time(db_pa
 
 
 @pytest.mark.parametrize("name", [*durabledbm.__all__, *MODULES])
-def test_every_name_is_there_when_it_is_asked_for(name: str) -> None:
+def test_every_name_is_live_when_it_is_asked_for(name: str) -> None:
     assert getattr(durabledbm, name) is getattr(durabledbm, name)
     assert name in dir(durabledbm)
     namespace: dict[str, object] = {}

@@ -24,7 +24,7 @@ from systems import needs_pipe_files, needs_symlinks, only_posix
 
 import durabledbm
 from durabledbm import shelve
-from durabledbm._engine.native import FileVolume
+from durabledbm._engine.disk import FileVolume
 from durabledbm._foreign import kinds
 from durabledbm._foreign.kinds import beside, kind_of, located, shell_word
 from durabledbm.changelog import ChangeLog

@@ -9,7 +9,7 @@ import random
 import threading
 
 import pytest
-from linearizability import NEVER, Operation, Recorder, apply, check, unexplained
+from linearizability import UNKNOWN_STAMP, Operation, Recorder, apply, check, unexplained
 
 
 def op(
@@ -66,12 +66,12 @@ def test_a_delete_says_whether_there_was_something() -> None:
 
 
 def test_an_operation_that_never_returned_may_have_happened_or_not() -> None:
-    lost = op("put", b"1", None, 0, NEVER)
+    lost = op("put", b"1", None, 0, UNKNOWN_STAMP)
     assert accepted(lost, op("get", None, None, 5, 6))
     assert accepted(lost, op("get", None, b"1", 5, 6))
     assert accepted(lost, op("get", None, None, 5, 6), op("get", None, b"1", 7, 8))
     assert not accepted(lost, op("get", None, b"1", 5, 6), op("get", None, None, 7, 8))
-    assert not accepted(op("put", b"1", None, 9, NEVER), op("get", None, b"1", 5, 6))
+    assert not accepted(op("put", b"1", None, 9, UNKNOWN_STAMP), op("get", None, b"1", 5, 6))
 
 
 def test_what_was_there_before_counts() -> None:
@@ -90,8 +90,8 @@ def test_keys_are_independent() -> None:
 
 def explained_by_trying_all(history: list[Operation]) -> bool:
     """By definition: some subset that holds all operations that returned, in some order."""
-    returned = [o for o in history if o.end != NEVER]
-    lost = [o for o in history if o.end == NEVER]
+    returned = [o for o in history if o.end != UNKNOWN_STAMP]
+    lost = [o for o in history if o.end == UNKNOWN_STAMP]
     for count in range(len(lost) + 1):
         for happened in itertools.combinations(lost, count):
             if any(legal(order) for order in itertools.permutations(returned + list(happened))):
@@ -105,7 +105,7 @@ def legal(order: tuple[Operation, ...]) -> bool:
         if any(later.end < operation.start for later in order[index + 1 :]):
             return False
         value, result = apply(value, operation.kind, operation.argument)
-        if operation.end != NEVER and result != operation.result:
+        if operation.end != UNKNOWN_STAMP and result != operation.result:
             return False
     return True
 
@@ -122,7 +122,7 @@ def random_history(rng: random.Random) -> list[Operation]:
         if rng.random() < 0.15:
             result = apply(rng.choice([None, b"1", b"2"]), kind, argument)[1]
         start = now + rng.randrange(-6, 3)
-        end = NEVER if rng.random() < 0.1 else max(start, now + rng.randrange(0, 6))
+        end = UNKNOWN_STAMP if rng.random() < 0.1 else max(start, now + rng.randrange(0, 6))
         history.append(op(kind, argument, result, start, end))
         now += 2
     return history

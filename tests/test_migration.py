@@ -29,7 +29,7 @@ from make_old import ENTRIES as OLD_ENTRIES
 from systems import KILL, WINDOWS, needs_mode, needs_pipe_files, needs_root, needs_symlinks, only_posix
 
 import durabledbm
-from durabledbm._engine.native import FileDisk
+from durabledbm._engine.disk import FileDisk
 from durabledbm._files import temporary
 from durabledbm._files.sorting import in_key_order
 from durabledbm._foreign import sources
@@ -406,7 +406,7 @@ def test_one_that_is_written_to_meanwhile_does_not_give_way(path: str, tmp_path:
     assert content_of(path, "dbm.dumb") == ENTRIES
 
 
-def test_an_old_name_that_cannot_be_removed_is_told_and_the_new_file_is_there(
+def test_an_old_name_that_cannot_be_removed_is_told_and_the_new_file_is_live(
     path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As in a directory with the sticky bit, whose old files are another user's."""
@@ -531,7 +531,7 @@ def test_of_a_damaged_sqlite_database_the_rest_is_read(path: str) -> None:
 def test_a_file_that_claims_more_than_it_holds_ends(path: str) -> None:
     Path(path + ".dir").write_text("".join(f"'{i}', (0, 1000000)\n" for i in range(100)))
     Path(path + ".dat").write_bytes(bytes(1000000))
-    with pytest.raises(durabledbm.CorruptionError, match="more than its files do"):
+    with pytest.raises(durabledbm.CorruptionError, match="more data than its files"):
         migrate(path)
 
 

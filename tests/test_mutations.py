@@ -114,7 +114,7 @@ t.test_a_block_whose_end_is_interrupted_is_over_whoever_still_has_the_transactio
 
 MUTATIONS = {
     "skip the sync of a commit": Mutation(
-        "_engine/commit.py", "        try:\n            self.disk.sync()\n", "        try:\n            pass\n", FULL
+        "_engine/commit.py", "        try:\n            self.store.disk.sync()\n", "        try:\n            pass\n", FULL  # noqa: E501
     ),
     "believe a commit without looking at its list": Mutation(
         "_engine/recovery.py",
@@ -123,31 +123,31 @@ MUTATIONS = {
         FULL,
     ),
     "write the meta over the last durable one": Mutation(
-        "_engine/commit.py", "slot = 1 - state.slot if durable else state.slot", "slot = state.slot", FULL
+        "_engine/commit.py", "slot = 1 - old.slot if durable else old.slot", "slot = old.slot", FULL
     ),
     "leave the list out": Mutation(
-        "_engine/commit.py", "        extents = writer.finish()\n", "        extents = writer.finish() and ()\n", FULL
+        "_engine/prepare.py", "        extents = writer.finish()\n", "        extents = writer.finish() and ()\n", FULL
     ),
     "reuse a page one commit too early": Mutation(
-        "_engine/commit.py",
-        "space.release(self._reusable if pinned is None else min(pinned, self._reusable))",
-        "space.release(1 << 60)",
+        "_engine/prepare.py",
+        "free_map.release(self._reusable_txid if pinned is None else min(pinned, self._reusable_txid))",
+        "free_map.release(1 << 60)",
         RELAXED,
     ),
     "reuse at once what a commit has written in vain": Mutation(
-        "_engine/writer.py", "self._space.drop(page_id, page_count)", "self._space.free(page_id, page_count)", LISTED
+        "_engine/page_writer.py", "self._free_map.drop(page_id, page_count)", "self._free_map.free(page_id, page_count)", LISTED  # noqa: E501
     ),
     "take pages that a relaxed chain's list needs": Mutation(
-        "_engine/commit.py", "meta.txid if alone else meta.steady_txid", "meta.txid", RELAXED
+        "_engine/prepare.py", "meta.txid if alone else meta.steady_txid", "meta.txid", RELAXED
     ),
     "forget the directory sync at creation": Mutation(
-        "_engine/creation.py", "    volume.sync_directory(disk.path)\n", "", FULL
+        "_engine/files.py", "    volume.sync_directory(disk.path)\n", "", FULL
     ),
     "forget the sync of a new file": Mutation(
-        "_engine/creation.py", "    disk.write(META_SIZE, (slot,))\n    disk.sync()\n", "    disk.write(META_SIZE, (slot,))\n", FULL  # noqa: E501
+        "_engine/files.py", "    disk.write(META_SIZE, (slot,))\n    disk.sync()\n", "    disk.write(META_SIZE, (slot,))\n", FULL  # noqa: E501
     ),
     "initialise a file without its mark": Mutation(
-        "_engine/creation.py", "    disk.write(0, (UNFINISHED,))\n    disk.sync()\n", "", FULL
+        "_engine/files.py", "    disk.write(0, (UNFINISHED,))\n    disk.sync()\n", "", FULL
     ),
     "believe a meta page without its checksum": Mutation(
         "_engine/meta.py", "or not slot.startswith(MAGIC) or not self_consistent(slot)", "or not slot.startswith(MAGIC)", METAS  # noqa: E501
@@ -160,36 +160,36 @@ MUTATIONS = {
         "            if False:\n", DAMAGE,
     ),
     "go on after a failed sync": Mutation(
-        "_engine/commit.py", "            self.sync_failed = True\n            raise\n", "            pass\n", FAULTS
+        "_engine/commit.py", "            self.store.poison(exc)\n            raise\n", "            pass\n", FAULTS
     ),
     "mark a commit steady before it is synced": Mutation(
         "_engine/commit.py", "            steady=False,\n", "            steady=True,\n", FULL
     ),
     "show a commit before it is synced": Mutation(
-        "_engine/commit.py", "            self.sync()\n            self._set_durable(meta)\n",
-        "            self.disk.write(*self._visible[:1], self._visible[1:])\n            self.sync()\n            self._set_durable(meta)\n", FULL,  # noqa: E501
+        "_engine/commit.py", "                    self.sync()\n                    self._note_durable(meta)\n",
+        "                    store.disk.write((1 - slot) * META_SIZE, (steady_copy(page),))\n                    self.sync()\n                    self._note_durable(meta)\n", FULL,  # noqa: E501
     ),
     "trust the cache after a failed sync": Mutation(
-        "_engine/store.py", "            self.disk.forget()\n            self.pager.clear()\n", "", FAILED_SYNC
+        "_engine/commit.py", "            store.disk.forget()\n            store.pager.clear()\n", "", FAILED_SYNC
     ),
     "forget that a sync failed": Mutation(
-        "_engine/store.py", "            self.poison(cause)\n        committer.give_up()", "            pass\n        committer.give_up()", FAULTS,  # noqa: E501
+        "_engine/store.py", "        self.failure, self.phase = cause, Phase.POISONED\n", "        pass\n", FAULTS,
     ),
     "leave a commit that was given up as it is": Mutation(
-        "_engine/store.py", "                self.disk.write((1 - slot) * META_SIZE, (random_bytes(META_SIZE),))\n", "                pass\n", GIVEN_UP,  # noqa: E501
+        "_engine/commit.py", "                store.disk.write((1 - slot) * META_SIZE, (random_bytes(META_SIZE),))\n", "                pass\n", GIVEN_UP,  # noqa: E501
     ),
     "reuse pages that a snapshot still reads": Mutation(
-        "_engine/commit.py", "self._reusable if pinned is None else min(pinned, self._reusable)", "self._reusable", DEEP
+        "_engine/prepare.py", "self._reusable_txid if pinned is None else min(pinned, self._reusable_txid)", "self._reusable_txid", DEEP  # noqa: E501
     ),
     "do not look again after pinning": Mutation(
-        "_engine/current.py", "                if self.state is state:\n", "                if True:\n", OVERTAKEN
+        "_engine/store.py", "                if self.state is state:\n", "                if True:\n", OVERTAKEN
     ),
     "acknowledge what an interrupted leader has not done": Mutation(
-        "_engine/group.py", "                if batch.committed:\n", "                if True:\n",
+        "_engine/group_commit.py", "                if batch.committed:\n", "                if True:\n",
         MOMENT.format(mode="full", operation="clear"),
     ),
     "let the next writer in before the file is unlocked": Mutation(
-        "_engine/locks.py", "        queue = self._turns.queue\n        if queue and", "        queue = self._turns.queue\n        self._turns.leave(place)\n        if queue and", INTERRUPTS,  # noqa: E501
+        "_engine/locks.py", "        queue = self._leases.queue\n        if queue and", "        queue = self._leases.queue\n        self._leases.leave(entry)\n        if queue and", INTERRUPTS,  # noqa: E501
     ),
     "forget a reader before its lock is gone": Mutation(
         "snapshot.py", "            self._store.unpin(self._reader)\n            self._store = None\n",

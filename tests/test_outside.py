@@ -24,8 +24,8 @@ from simdisk import SimVolume
 from systems import IS_ROOT, needs_immediate_removal, needs_replacing_open
 
 import durabledbm
-from durabledbm._engine.current import NEVER
-from durabledbm._engine.native import FileDisk, FileVolume
+from durabledbm._engine.disk import FileDisk, FileVolume
+from durabledbm._engine.store import UNKNOWN_STAMP
 from durabledbm.changelog import ChangeLog
 from durabledbm.database import open_on
 
@@ -398,7 +398,7 @@ def test_a_reader_beside_writers_that_are_killed_sees_one_history(tmp_path: Path
             with open_on(volume, "/db", "w") as other:
                 other["other"] = str(number)
             assert reader["k"] == b"%d" % number
-            assert reader._store.look != NEVER
+            assert reader._store.stamp != UNKNOWN_STAMP
 
 
 class _KilledError(BaseException):
@@ -569,7 +569,7 @@ def test_what_was_pending_when_another_took_the_lock_is_reported_as_lost(thief: 
     Crew().start(put_through_another_handle, tmp_path / "db").result()
     with pytest.raises(durabledbm.error, match="closed the file's descriptor"):
         db.sync()
-    with pytest.raises(durabledbm.error, match="what was pending could not be written"):
+    with pytest.raises(durabledbm.error, match="pending writes could not be written"):
         db.close()
     thief.check()
     with durabledbm.open(tmp_path / "db") as after:
@@ -684,7 +684,7 @@ def test_a_file_that_another_thread_gives_a_standard_number_to_is_moved_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between the look whether the standard streams are open and the opening itself."""
-    from durabledbm._engine import posix
+    from durabledbm._engine.disk import posix
 
     saved = os.dup(0)
     os.close(0)

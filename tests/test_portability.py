@@ -14,8 +14,8 @@ from simdisk import Fault, SimDisk, SimVolume
 
 import durabledbm
 from durabledbm._engine import locks
-from durabledbm._engine.disk import LockOwner
-from durabledbm._engine.native import FileDisk, FileVolume
+from durabledbm._engine.disk import FileDisk, FileVolume
+from durabledbm._engine.disk.protocol import LockOwner
 from durabledbm.database import open_on
 
 
@@ -82,7 +82,7 @@ def test_two_that_find_it_out_at_once_both_open(tmp_path: Path) -> None:
     durabledbm.open(name, "c").close()
     locks._proved.clear()
     trying = FileVolume().open(name, writable=True)
-    assert trying.lock(locks._TEST, exclusive=True)
+    assert trying.lock(locks.TEST_OFFSET, exclusive=True)
     durabledbm.open(name, "w").close()
     trying.close()
 
@@ -93,7 +93,7 @@ def lockless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     name = str(tmp_path / "test.db")
     with durabledbm.open(name, "c") as db:
         db.update({f"{number}": "v" for number in range(1000)})
-    from durabledbm._engine import posix
+    from durabledbm._engine.disk import posix
 
     with monkeypatch.context() as patch:
         patch.setattr(posix, "_SETLK", -1)
@@ -129,14 +129,14 @@ def test_the_lock_structure_of_this_system_is_understood(tmp_path: Path) -> None
 
 
 def test_the_windows_modules_can_be_imported_without_the_posix_ones() -> None:
-    """And the engine never imports fcntl but through `native`."""
+    """And the engine imports fcntl only through `disk`, which picks the modules of the system."""
     code = (
-        "import sys; sys.modules['fcntl'] = None\n"
-        "import durabledbm._engine.windows, durabledbm._engine.kernel32, durabledbm._engine.locks\n"
-    )
-    code = code.replace("import durabledbm._engine.windows", "import importlib.util as u, types, os\n"
+        "import sys; sys.modules['fcntl'] = None; import importlib.util as u, types, os\n"
         "root = os.path.dirname(u.find_spec('durabledbm').origin)\n"
-        "package = types.ModuleType('durabledbm'); package.__path__ = [root]; sys.modules['durabledbm'] = package\n"
-        "import durabledbm._engine.windows")  # fmt: skip
+        "for name in ('durabledbm', 'durabledbm._engine', 'durabledbm._engine.disk'):\n"
+        "    package = sys.modules[name] = types.ModuleType(name)\n"
+        "    package.__path__ = [os.path.join(root, *name.split('.')[1:])]\n"
+        "import durabledbm._engine.disk.windows, durabledbm._engine.disk.kernel32, durabledbm._engine.locks\n"
+    )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)

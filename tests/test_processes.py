@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from children import Child, amount_of
 from crew import wait_until
-from linearizability import NEVER, Operation, check
+from linearizability import UNKNOWN_STAMP, Operation, check
 
 import durabledbm
 from durabledbm._engine.locks import someone_waits
@@ -329,7 +329,7 @@ def histories(db_path: str, seed: int, clients: int, count: int, *, kill: bool) 
 
 
 def recorded(lines: bytes) -> list[Operation]:
-    """The operations that one process reported: those that it began and did not end have `end=NEVER`."""
+    """The operations that one process reported: those that it began and did not end have `end=UNKNOWN_STAMP`."""
     operations: dict[int, list[Operation]] = {}
     for line in lines.split(b"\n")[:-1]:
         word, *items = json.loads(line)
@@ -338,7 +338,7 @@ def recorded(lines: bytes) -> list[Operation]:
         client, key, kind, argument, result, start, end = items
         operation = Operation(key.encode(), kind, encoded(argument), encoded(result), start, end)
         mine = operations.setdefault(client, [])
-        if end != NEVER and mine and mine[-1].end == NEVER:
+        if end != UNKNOWN_STAMP and mine and mine[-1].end == UNKNOWN_STAMP:
             mine.pop()
         mine.append(operation)
     return list(itertools.chain.from_iterable(operations.values()))

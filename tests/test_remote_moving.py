@@ -301,7 +301,7 @@ def test_the_switch_is_refused_while_somebody_writes_here_or_there(there: Any, d
         go_on.set()
         thread.join()
         there["somebody"] = "else"
-        with pytest.raises(error, match="is not what the file is"):
+        with pytest.raises(error, match="does not match the file"):
             mirror.finish()
         there["late"] = there.pop("somebody")
         mirror.finish()
@@ -357,8 +357,8 @@ def test_commands_to_a_server_and_back(
     (["load", "--to", "mysql://host", "x"], "must begin with postgresql://"),
     (["load", "--to", "redis://host", "x", "y"], "a SOURCE, but no FILE"),
     (["load", "--to", "redis://host", "x", "--log", "y"], "does not go with --to"),
-    (["load"], "Name a FILE"),
-    (["dump"], "Name a FILE"),
+    (["load"], "name a FILE"),
+    (["dump"], "name a FILE"),
     (["dump", "--from", "redis://host", "x", "y"], "a TARGET, but no FILE"),
     (["mirror", "none.db", "unix:///no/such/socket"], "unix:///no/such/socket?db=0: cannot connect"),
 ])  # fmt: skip

@@ -129,7 +129,7 @@ def test_further_tables(db: Any, postgres: Postgres) -> None:
     for name in ("users", "never", ""):
         with pytest.raises(KeyError):
             db.drop_table(name)
-    with pytest.raises(error, match="not there any more"):
+    with pytest.raises(error, match="no longer exists"):
         users["a"]
     assert dict(db.table("users")) == {}
     with pytest.raises(ValueError, match="name"):

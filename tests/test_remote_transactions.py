@@ -246,7 +246,7 @@ def test_of_two_blocks_that_read_what_the_other_writes_one_is_refused(db: Any, m
                 if list(tx.values()).count(b"on") > 1:
                     tx[name] = "off"
 
-    with pytest.raises(BusyError, match="do it again"):
+    with pytest.raises(BusyError, match="try again"):
         block()
     assert sorted(db.values()) == [b"off", b"on"]
 
@@ -411,7 +411,7 @@ def test_what_is_written_after_the_outer_block_has_ended_first_is_not_lost_in_si
     with pytest.raises(ClosedError):
         inner["b"] = "2"
     db["c"] = "3"
-    with pytest.raises(ClosedError, match="before its end"):
+    with pytest.raises(ClosedError, match="has ended already"):
         inner.__exit__(None, None, None)
     assert dict(db) == {b"a": b"1", b"c": b"3"}
 
@@ -493,12 +493,12 @@ def test_close_rolls_the_callers_block_back(make: Open) -> None:
     def outer() -> None:
         with db.transaction():
             db["a"] = "1"
-            with pytest.raises(ClosedError, match="before its end"):
+            with pytest.raises(ClosedError, match="has ended already"):
                 inner()
             with pytest.raises(ClosedError):
                 db["c"] = "3"
 
-    with pytest.raises(ClosedError, match="before its end"):
+    with pytest.raises(ClosedError, match="has ended already"):
         outer()
     assert dict(other) == {}
 

@@ -271,11 +271,11 @@ def test_an_update_that_was_interrupted_while_it_waited_for_a_shard_does_not_com
         key = keys_of(busy)[0]
         other = Busy(db, key)
         shard: Any = db._shards[busy]
-        queue = shard._store.writer._turns.queue
+        queue = shard._store.writer._leases.queue
 
         def waiting() -> int:
             batch = shard._pipeline._open
-            return 0 if batch is None else len(batch.tickets)
+            return 0 if batch is None else len(batch.requests)
 
         def interrupt(operation: Callable[[ShardedDatabase], None]) -> None:
             before = waiting()

@@ -572,7 +572,7 @@ def test_a_write_back_transaction_goes_with_its_context_from_thread_to_thread(pa
 
 def test_nobody_waits_for_a_write_back_transaction_for_ever(path: str) -> None:
     async def task() -> None:
-        with pytest.raises(durabledbm.BusyError, match="could not end"):
+        with pytest.raises(durabledbm.BusyError, match="cannot end"):
             shelf["k"]
 
     async def main() -> None:

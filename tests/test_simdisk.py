@@ -17,8 +17,8 @@ from model import Model
 from simdisk import BLOCK, CHANGES, EVERY, SECTOR, Fault, SimVolume, disk_error
 
 from durabledbm import ClosedError
-from durabledbm._engine.disk import Disk, Volume
-from durabledbm._engine.native import FileVolume
+from durabledbm._engine.disk import FileVolume
+from durabledbm._engine.disk.protocol import Disk, Volume
 
 pytestmark = pytest.mark.no_cover  # tracing would take longer than the search; other tests cover the same lines
 
@@ -354,7 +354,7 @@ def test_a_read_may_come_short() -> None:
     assert [len(disk.read(100, 0)) for _ in range(3)] == [50, 0, 100]
 
 
-def test_after_a_kill_the_cache_is_there_the_locks_are_gone_and_power_may_still_fail() -> None:
+def test_after_a_kill_the_cache_is_live_the_locks_are_gone_and_power_may_still_fail() -> None:
     volume = SimVolume({"/f": OLD})
     disk = volume.open("/f", writable=True)
     assert disk.lock(7, exclusive=True)

@@ -273,7 +273,7 @@ class Store(RuleBasedStateMachine):
 
     @precondition(lambda self: self.model and self._writable())
     @rule(data=st.data())
-    def delete_what_is_there(self, data: st.DataObject) -> None:
+    def delete_what_is_live(self, data: st.DataObject) -> None:
         self.delete(data.draw(st.sampled_from(sorted(self.model))))
 
     @precondition(lambda self: self.model and self._writable())

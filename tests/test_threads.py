@@ -20,8 +20,7 @@ from linearizability import Recorder, check
 from simdisk import SimVolume, disk_error
 
 import durabledbm
-from durabledbm._engine.locks import FairLock, Turn
-from durabledbm._engine.patience import Patience
+from durabledbm._engine.threads import FairLock, Lease, Patience
 from durabledbm.database import open_on
 
 
@@ -314,7 +313,7 @@ def test_writes_that_wait_together_share_one_sync(volume: SimVolume, sim: durabl
 def waiting(db: durabledbm.Database) -> int:
     """How many writes wait for the commit under way to end."""
     batch = db._pipeline._open  # type: ignore[union-attr]
-    return 0 if batch is None else len(batch.tickets)
+    return 0 if batch is None else len(batch.requests)
 
 
 def test_each_write_returns_only_when_it_is_on_the_disk(volume: SimVolume, sim: durabledbm.Database) -> None:
@@ -423,26 +422,26 @@ def test_of_each_shared_commit_a_power_failure_leaves_all_or_nothing(volume: Sim
 
 
 def test_the_lock_among_threads_is_handed_over_in_the_order_of_asking() -> None:
-    lock, first = FairLock(), Turn()
+    lock, first = FairLock(), Lease()
     first.stuck = lambda: False  # it is held, and not left over from an operation that was interrupted
     assert lock.acquire(first, Patience(None), lock.leave)
     order: list[int] = []
     crew = Crew()
 
     def ask(number: int) -> None:
-        turn = Turn()
+        turn = Lease()
         assert lock.acquire(turn, Patience(None), lock.leave)
         order.append(number)
-        lock.leave(turn.place)
+        lock.leave(turn.entry)
 
     for number in range(10):
         crew.start(ask, number)
         wait_until(lambda: len(lock.queue) == number + 2)  # noqa: B023 - called before the loop goes on
-    lock.leave(first.place)
+    lock.leave(first.entry)
     crew.join()
     assert order == list(range(10))
     assert lock.acquire(first, Patience(0), lock.leave)
-    assert not lock.acquire(Turn(), Patience(0), lock.leave)
+    assert not lock.acquire(Lease(), Patience(0), lock.leave)
 
 
 def test_a_writer_that_waits_longer_than_its_timeout_gives_up(db: durabledbm.Database, db_path: str) -> None:

@@ -18,23 +18,22 @@ LINES_OF_A_FILE = 600
 LINES_OF_A_FUNCTION = 60
 
 LAYERS = """
-errors  _messages  _files.arguments  _process.caller_context  sharded.threads  _engine.checksum  _engine.patience
-_engine.cells  _engine.page  _engine.rows  _engine.observer  _engine.freepages  _engine.disk  _engine.pageset
-_engine.longruns  _engine.meta  _engine.node  _engine.space  _engine.locks  _engine.posix  _engine.windows
-_engine.draft  _engine.outside  _engine.pager  _engine.pins  _engine.recovery  _engine.kernel32
-_engine.creation  _engine.native  _engine.reentry  _engine.tree  _engine.unpinned  _engine.writer
-_engine.joining  _engine.view  _engine.walk
-_engine.merge
-_engine.state  _engine.vacuum
-_engine.commit  _engine.work
-_engine.current
-_engine.operations  _engine.spill  _engine.store
-_engine.flusher
-_engine.pipes
-_engine.deferred  _engine.group
+errors  _messages  _files.arguments  _process.caller_context  sharded.threads
+_engine.allocator  _engine.cache  _engine.checksum  _engine.disk.protocol
+_engine.disk.posix  _engine.page  _engine.threads
+_engine.disk.windows  _engine.freemap  _engine.locks  _engine.meta  _engine.node  _engine.sparse
+_engine.disk.kernel32  _engine.pager  _engine.recovery
+_engine.disk  _engine.files  _engine.page_writer  _engine.readers  _engine.tree
+_engine.balance  _engine.view
+_engine.changeset  _engine.merge
+_engine.bulkload  _engine.shrink  _engine.spill  _engine.store
+_engine.flusher  _engine.prepare
+_engine.commit
 _engine.pipeline
+_engine.deferred_commit  _engine.group_commit
+_engine.durability
 mapping  _process.handles  _process.children.*  _transaction_context  shelve.lock  shelve.writeback
-_files.builder  _files.intact_pages  _files.sorting  _files.temporary  _files.tree_diff
+_files.intact_pages  _files.sorting  _files.temporary  _files.tree_diff
 _files.publish  _log.records  _log.overlay
 _log.files  _foreign.kinds  _foreign.file
 _log.writer  _log.streams  _foreign.berkeley  _foreign.dumb  _foreign.gnu  _foreign.lmdb
@@ -56,11 +55,12 @@ __main__
 `name.*` is a package whose modules may import each other, but not in circles."""
 
 TOUCHES_THE_SYSTEM = {
-    "_engine.posix": "it is the system's interface",
-    "_engine.kernel32": "it is the system's interface on Windows",
-    "_engine.windows": "it is the system's interface on Windows",
-    "_engine.creation": "os.path only: a name in the same directory",
-    "_engine.cells": "io.BytesIO only: bytes in memory, cut up by its read",
+    "_engine.disk.posix": "it is the system's interface",
+    "_engine.disk.kernel32": "it is the system's interface on Windows",
+    "_engine.disk.windows": "it is the system's interface on Windows",
+    "_engine.disk.protocol": "os.stat_result only: a type",
+    "_engine.files": "os.path only: a name in the same directory",
+    "_engine.node": "io.BytesIO only: bytes in memory, cut up by its read",
 }
 """Modules of the engine that may import os, fcntl, or the like, and why. All others are handed what they need."""
 
@@ -88,9 +88,10 @@ PICTURES = {
 """Modules with characters beyond ASCII, and why."""
 
 OPEN_TO_ALL = {
-    "_engine.checksum", "_engine.creation", "_engine.disk", "_engine.longruns", "_engine.meta", "_engine.native",
+    "_engine.bulkload", "_engine.checksum", "_engine.disk", "_engine.disk.protocol", "_engine.files", "_engine.locks",
+    "_engine.meta", "_engine.sparse",
 }  # fmt: skip
-"""Modules of the engine that others may use: files and their names, what a file says of itself, and checksums."""
+"""Modules of the engine that others may use: files, names, locks, what a file says of itself, checksums."""
 
 LOOKS_INTO_THE_ENGINE = """
 _files.*  _foreign.kinds  _process.handles  _transaction_context  attach  changelog  database  maintenance.*  migration
@@ -385,7 +386,7 @@ def test_on_the_way_of_a_write_only_the_commit_and_the_creation_sync() -> None:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "sync"
         and ast.unparse(node.func.value).endswith("disk")
     }  # fmt: skip
-    assert callers <= {"_engine.commit", "_engine.creation"}
+    assert callers <= {"_engine.bulkload", "_engine.commit", "_engine.files"}
 
 
 # -- what the documents say ----------------------------------------------------------------------------------------
@@ -409,3 +410,16 @@ def test_the_workloads_that_show_the_steps_of_a_commit_exist() -> None:
     named = [name for row in table.splitlines()[2:] for name in re.findall(r"`([a-z_]+)`", row.split("|")[4])]
     assert len(named) > 5
     assert [name for name in named if f"def {name}(" not in crashes and name != "full"] == []
+
+
+def test_what_the_page_about_the_source_names_exists() -> None:
+    text = (ROOT / "docs" / "source.md").read_text("utf-8")
+    files = re.findall(r"`([a-z_/0-9]+(?:\.py|/))`", text)
+    assert len(files) > 40
+    assert [file for file in files if not (PACKAGE / file).exists() and not (ROOT / file).exists()] == []
+    defined = {node.name for module in MODULES for node in ast.walk(tree(module))
+               if isinstance(node, (ast.ClassDef, ast.FunctionDef))}  # fmt: skip
+    found = re.findall(r"`([A-Za-z_]+(?:\.[a-z_]+)?)`", text)
+    names = [part for name in found if not name.endswith(".py") for part in name.split(".")]
+    attributes = {"LAYERS", "stamp", "state", "phase", "dbm", "pread"}
+    assert [name for name in names if name not in defined | attributes] == []

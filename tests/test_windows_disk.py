@@ -20,12 +20,12 @@ from fakekernel import FakeKernel
 from linearizability import Recorder, check
 
 import durabledbm
-from durabledbm._engine import windows
-from durabledbm._engine.disk import Disk, LockOwner, Volume
-from durabledbm._engine.kernel32 import ByHandleFileInformation, Overlapped
-from durabledbm._engine.locks import Turn, oldest_pin, pin, unpin, writer_present
-from durabledbm._engine.native import FileVolume
-from durabledbm._engine.windows import InUse, WindowsDisk, WindowsVolume
+from durabledbm._engine.disk import FileVolume, windows
+from durabledbm._engine.disk.kernel32 import ByHandleFileInformation, Overlapped
+from durabledbm._engine.disk.protocol import Disk, LockOwner, Volume
+from durabledbm._engine.disk.windows import InUse, WindowsDisk, WindowsVolume
+from durabledbm._engine.locks import oldest_pin, pin, unpin, writer_present
+from durabledbm._engine.threads import Lease
 from durabledbm.database import open_on
 
 PINS = 1 << 62
@@ -594,12 +594,12 @@ def test_snapshots_of_another_handle_are_respected(opener: Opener) -> None:
         assert db._store.oldest_pin() is None
 
 
-def test_writers_of_two_handles_take_turns(opener: Opener) -> None:
+def test_writers_of_two_handles_take_leases(opener: Opener) -> None:
     with opener() as db, opener("w", timeout=0.05) as other:
         with db.transaction():
             db["k"] = "mine"
             with pytest.raises(durabledbm.BusyError):
-                other._pipeline.begin(Turn())
+                other._pipeline.begin(Lease())
             assert isinstance(Crew().start(other.__setitem__, "k", "theirs").failure(), durabledbm.BusyError)
         other["k"] = "theirs"
         assert db["k"] == b"theirs"

@@ -1,6 +1,7 @@
 """The commit: how a batch of changes becomes the database, and survives.
 
-This is the only module on the way of a write that calls `sync()`. A commit takes one of two ways.
+`Committer.commit` and `_carry_out` below it read from top to bottom. This is the only module on the way of a write that
+calls `sync()`. A commit takes one of two ways.
 
 *In the meta page.* If all changes that are not in the tree yet fit in a meta page, they are written there:
 
@@ -14,53 +15,64 @@ This is the only module on the way of a write that calls `sync()`. A commit take
 3. write the new meta, with the list, over the slot that does not hold the last durable commit;
 4. sync. Now the commit is acknowledged.
 
-What a crash leaves, by the step that it interrupts. Before the meta is written: the old meta is the newest valid one,
-and all that it reaches is intact. While it is written: the slot holds the old meta, the new one, or neither if it was
-torn, which the checksum tells; then the other slot, which nobody touched, holds the last durable commit. After it is
-written, before the sync is through: the new meta may have arrived without some of its runs. The list in it tells, for
-every page of it is verified before the meta is believed. After the sync: everything is there.
-
 Then, without another sync, a copy of the meta, marked *steady*, goes to the other slot, which the next commit will
-overwrite anyway. That write makes the commit visible to readers: none of them sees what a power failure may still undo.
-Whoever sees the mark knows that the commit is on the disk and needs neither to verify the list nor to
-sync again; and from then on two copies of the newest meta exist, so that a damaged one does not silently take the
-database back to the commit before.
+overwrite anyway. That write publishes the commit: no reader sees what a power failure may still undo. The mark says
+that the commit is on the disk, so that the next writer needs neither to verify the list nor to sync again; and from
+then on two copies of the newest meta exist, so that a damaged one does not silently take the database back to the
+commit before.
 
-With `sync=False` (the relaxed durability modes) step "sync" is left out: the commits that follow overwrite the same
-slot, the list grows, and pages freed since the last durable commit are not reused, until `harden` syncs.
+With `sync=False` (the relaxed durability modes) the last sync is left out and the meta itself publishes: the commits
+that follow overwrite the same slot, the list grows, and pages freed since the last durable commit are not reused, until
+`make_durable` syncs.
+
+What a failure does, by the phase of the commit (`store.Phase`) that it strikes:
+
+    phase       an I/O error   an interrupt   a crash leaves
+    ---------   ------------   ------------   ----------------------------------------------------------------------
+    IDLE        -              -              the last acknowledged commit
+    PREPARED    UNKNOWN        UNKNOWN        the commit before: no meta names the new pages
+    WRITTEN     POISONED       UNKNOWN        the new commit if all of it arrived, else the one before
+    SYNCED      POISONED       UNKNOWN        the new commit
+    PUBLISHED   UNKNOWN        UNKNOWN        the new commit
+    UNKNOWN     UNKNOWN        UNKNOWN        what the file holds: `reconcile` finds out before the next commit
+    POISONED    POISONED       POISONED       what the disk holds: only the next open can tell
+
+A sync that fails poisons in every phase. A fork leaves the parent in its phase; the child begins `IDLE`, with a lock
+and an open file of its own, and reconciles with the file before its first commit. Locks and leases are released as the
+interrupt discipline demands (see `threads`).
 """
 
 from __future__ import annotations
 
-import errno
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Mapping
+from math import inf
 
-from ..errors import CorruptionError
-from .creation import random_bytes
-from .disk import Disk
-from .merge import Change, Merged, Touch, merge
-from .meta import (
-    CHANGE_OVERHEAD,
-    META_SIZE,
-    Meta,
-    encode_changes,
-    encode_meta,
-    first_page,
-    flaw_of,
-    now_ns,
-    room_for,
-    steady_copy,
-)
+from ..errors import BusyError, CorruptionError, error
+from .files import initialise, random_bytes
+from .merge import Touch
+from .meta import META_SIZE, STAMP_OFFSET, STAMP_SIZE, Meta, encode_meta, flaw_of, now_ns, stamp_with, steady_copy
 from .page import NO_REF
-from .pager import Pager
-from .space import Space
-from .state import State
-from .tree import Tree
-from .vacuum import at_the_end, is_wasteful
-from .walk import walk
-from .writer import Writer
+from .prepare import Batch, Prepared, Preparer, has_room
+from .recovery import Slots, newest, read_slots
+from .shrink import is_wasteful, tail_runs
+from .spill import Spill
+from .store import UNKNOWN_STAMP, Phase, Store
+from .threads import Lease
+from .view import State
 
-__all__ = ["Committer", "expected_pages"]
+__all__ = ["Committer"]
+
+_AFTER_IO_ERROR = {
+    Phase.IDLE: Phase.UNKNOWN,
+    Phase.PREPARED: Phase.UNKNOWN,
+    Phase.WRITTEN: Phase.POISONED,
+    Phase.SYNCED: Phase.POISONED,
+    Phase.PUBLISHED: Phase.UNKNOWN,
+    Phase.UNKNOWN: Phase.UNKNOWN,
+    Phase.POISONED: Phase.POISONED,
+}
+"""The table above, for I/O errors. An interrupt leads to `UNKNOWN` from every phase but `POISONED`."""
 
 _LISTED_PAGES = 256
 """A commit with more pages syncs twice instead of listing them: verifying them after a crash would take long."""
@@ -71,471 +83,438 @@ _LISTED_EXTENTS = 64
 _MOST_MOVED = 1024
 """Runs that one commit moves at most."""
 
-_LEAST_MOVED = 16
-"""A commit that merges moves a run for two changes, and as many more, from the end of a file that is largely free."""
+_LARGE = 256
+"""A commit of more pages looks whether it has left the file much larger than it must be."""
 
-_SHRUNK = 0.995
-"""A database has shrunk if it needs less than this part of the pages that it needed before."""
-
-
-_RESERVE = 8
-"""A file has so many pages that nothing is in, and one for each level of its tree, so that something can be deleted
-when the disk is full..."""
-
-_RESERVED_PART = 4
-"""...but no more than a page for so many that are in use."""
-
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-
-_ATTEMPTS = 4
-"""How many leaves are tried when the disk is full."""
+_FRUITLESS = 4
+"""How many commits that move pages may fail to make the file smaller before it is left as it is."""
 
 
 class Committer:
-    """What the writer of a file knows beyond what a reader knows. Used by one thread at a time."""
+    """Makes the commits of one store. Used by one thread at a time: the one that has the writer lock."""
 
-    def __init__(self, disk: Disk, pager: Pager) -> None:
-        self.disk = disk
-        self._pager = pager
-        self._space: Space | None = None
-        self.durable_txid = -1
-        """The newest commit that is known to be on the disk, with everything it reaches."""
-        self.in_doubt = False
-        """A commit was started and neither acknowledged nor known to have failed: only the file knows."""
-        self.synced_txid = -1
-        """The newest commit made here that a sync outside of a commit has covered (see `Store.sync_file`)."""
-        self.sync_failed = False
-        """Nothing may be assumed about what is on the disk."""
-        self._reusable = -1
-        """What was freed by commits up to this one, no crash can bring back."""
-        self._visible: tuple[int, bytes] | None = None
-        self._written_slots: list[tuple[int, bytes]] = []
-        """The slots that were written since the last commit was published, and what was written there."""
-        self._has_begun = False
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.preparer = Preparer(store, self._make_old_durable)
+        self._known_txid = -1
+        """The newest commit that this handle made, or has reconciled with the disk."""
+        self._synced_txid = -1
+        """The newest commit made here that a sync outside of a commit has covered (see `sync_file`)."""
+        self._generation_begun = False
         """A commit made here was published, so the generation is the one that it began, or a later one."""
-        self._encoded: tuple[Mapping[bytes, bytes | None], bytes] = {}, b""
-        """The changes that were last put in a meta, and how they stand there: the next commit may just append."""
-        self._loose: bytes | None = None
-        self._cut = False
-        """The database has got shorter than the file, which may be cut off when that is known to be on the disk."""
-        self._used = 0
-        """Pages that the commit before the last one needed."""
-        self._written = 0
-        """Pages that the last commit which merged changes wrote."""
-        self.syncs = 0
-        self.commits = 0
-        self.pages_written = 0
+        self._cut_due = False
+        """The database has got shorter than the file, which is cut off when that is known to be on the disk."""
 
-    def use(self, pager: Pager) -> None:
-        """Read through another pager from now on."""
-        self._pager = pager
+    # -- the writer lock ---------------------------------------------------------------------------
 
-    # -- the ways to commit ------------------------------------------------------------------------
+    def begin(self, lease: Lease, timeout: float | None) -> State:
+        """Take the writer lock and return the newest state, known to be on the disk. `lease.end()` releases the lock.
+
+        Waits at most `timeout` seconds, then raises `BusyError`.
+        """
+        store = self.store
+        store.check_writable()
+        store.inside.check_file()
+        try:
+            store.writer.acquire(lease, store.disk, timeout)
+        except OSError:
+            if store.closed or store.disk.held():
+                raise
+            store.attend()
+            store.writer.acquire(lease, store.disk, timeout)
+        try:
+            store.check_writable()
+            if not store.writer.is_current or store.phase is not Phase.IDLE:
+                if not store.state.meta.txid and (successor := store.successor()) is not None:
+                    lease.end()
+                    with store.mutex:
+                        store.go_on_with(successor)
+                    return self.begin(lease, timeout)
+                self.reconcile()
+            store.check_name()
+        except BaseException as exc:
+            lease.end()
+            if isinstance(exc, OSError):
+                raise error.wrap(exc, store.path) from exc
+            raise
+        return store.state
+
+    def initialise(self) -> None:
+        """Make the file, which was just created, a database. If another handle holds the writer lock, that one does it.
+
+        If that fails the file is removed again. Others may have opened it meanwhile: they find out before they write.
+        """
+        store, lease = self.store, Lease()
+        try:
+            store.inside.check_file()
+            store.writer.acquire(lease, store.disk, 0.0)
+            self.reconcile()
+        except BusyError:
+            pass
+        except BaseException:
+            if read_slots(store.disk).uninitialised:
+                store.volume.remove(store.path)
+            raise
+        finally:
+            try:
+                lease.end()
+            finally:  # there is no later operation of this handle that would end a lease left over by an interrupt
+                lease.end()
+
+    def reconcile(self) -> None:
+        """Make sure that the newest commit in the file is on the disk, whichever handle made it and however it ended.
+
+        The writer lock must be held. Afterwards the state is the newest, and stays so until the lock is released.
+        """
+        store = self.store
+        with store.committing, store.mutex:
+            if store.phase is not Phase.IDLE:
+                self._abandon(None)
+                store.check()
+            if self._known_txid != store.state.meta.txid or store.read(STAMP_SIZE, STAMP_OFFSET) != store.stamp:
+                self._reconcile()
+            store.lost, store.phase = False, Phase.IDLE
+            store.writer.confirm()
+
+    def _reconcile(self) -> None:
+        store = self.store
+        slots = self._initialised_slots()
+        meta, slot = newest(store.disk, slots)
+        store.compare(slots)
+        stamp = slots.stamp or store.read(STAMP_SIZE, STAMP_OFFSET)
+        first, second = slots.metas
+        twins = first is not None and second is not None and first.txid == second.txid
+        if not (twins and (first.steady or second.steady)):  # type: ignore[union-attr]
+            # It may be in memory only; after a sync that failed unseen, it may even never reach the disk. What the
+            # medium holds is what counts.
+            self.sync()
+            store.disk.forget()
+            store.pager.clear()
+            slots = self._initialised_slots()
+            meta, slot = newest(store.disk, slots)
+            stamp, other = slots.stamp or store.read(STAMP_SIZE, STAMP_OFFSET), slots.metas[1 - slot]
+            if other is None or other.txid > meta.txid:
+                # A commit stands there of which something is missing. What is written from now on, even half of it,
+                # could complete it, so nothing of it may be left: noise agrees with no sector of anything.
+                store.disk.write((1 - slot) * META_SIZE, (random_bytes(META_SIZE),))
+                self.sync()
+            page = steady_copy(store.read(META_SIZE, slot * META_SIZE))
+            store.disk.write((1 - slot) * META_SIZE, (page,))
+            stamp = stamp_with(stamp, 1 - slot, page)
+        if meta.txid != store.state.meta.txid or slot != store.state.slot:
+            store.install(State.make(meta, slot, store.pager), None)
+        store.stamp = stamp
+        self._synced_txid = min(self._synced_txid, meta.txid)
+        self._note_durable(meta)
+        store.unsynced = None
+        if meta.space == NO_REF:  # which does not tell this commit's free space from that of another
+            self.preparer.forget()
+        self._known_txid = meta.txid
+
+    def _initialised_slots(self) -> Slots:
+        """The two slots, of a file that is a database afterwards."""
+        store = self.store
+        slots = read_slots(store.disk)
+        if slots.uninitialised:
+            if store.state.meta.txid > 1:
+                raise store.replaced()  # emptied: what was committed must not seem undone
+            initialise(store.volume, store.disk, store.page_size)
+            slots = read_slots(store.disk)
+            store.load_from(slots)
+        elif not store.state.meta.txid:
+            store.load_from(slots)
+        return slots
+
+    # -- committing --------------------------------------------------------------------------------
 
     def commit(
-        self, state: State, changes: Mapping[bytes, bytes | None], *, pinned: Callable[[], int | None],
-        sync: bool = True, cleared: bool = False,
-    ) -> State:  # fmt: skip
-        """Make `changes` on top of `state`, or of nothing if `cleared`, its successor and return that.
-
-        `pinned` tells the oldest commit that is still read.
-
-        When it returns with `sync` true, the commit survives anything. If it raises before the meta was written,
-        nothing happened; if it raises later, only the file knows what happened.
-        """
-        meta = self._emptied(state, changes) if cleared else self._in_meta(state, changes)
-        if meta is None:
-            try:
-                meta = self._in_tree(state, changes, pinned=pinned, sync=sync, cleared=cleared)
-            except OSError as exc:
-                if exc.errno not in _NO_SPACE or self.sync_failed or cleared:
-                    raise
-                meta = self._in_little_space(state, changes, pinned)
-                if meta is None:
-                    raise
-                sync = True  # what it has freed is needed by the next one
-        return self._finish(state, meta, sync=sync)
-
-    def _in_meta(self, state: State, changes: Mapping[bytes, bytes | None]) -> Meta | None:
-        """The successor with the changes in its meta page, or None if they do not fit."""
-        extents = () if state.meta.txid <= self.durable_txid else state.meta.extents
-        room = room_for(len(extents))
-        if not _fit(changes, room):
-            return None
-        waiting, count, appended = self._waiting(state, changes)
-        encoded = self._encoded[1] + encode_changes(changes) if appended else encode_changes(waiting)
-        if len(encoded) > room:
-            return None
-        self._encoded = waiting, encoded
-        return state.meta._replace(entry_count=count, changes=waiting, extents=extents)
-
-    def _waiting(
-        self, state: State, changes: Mapping[bytes, bytes | None]
-    ) -> tuple[dict[bytes, bytes | None], int, bool]:
-        """All changes that are not in the tree with `changes` among them, the number of entries then, and whether
-        encoding `changes` behind the others is encoding all of them.
-        """
-        old = state.meta
-        waiting = dict(old.changes)
-        tree = state.view.tree
-        count = old.entry_count
-        appended = self._encoded[0] is old.changes
-        for key, value in changes.items():
-            in_tree = key in tree
-            was_there = in_tree
-            if key in waiting:
-                was_there = waiting[key] is not None
-                appended = False
-            count += (value is not None) - was_there
-            if value is not None or in_tree:
-                waiting[key] = value
-            else:
-                waiting.pop(key, None)
-                appended = False
-        return waiting, count, appended
-
-    def _emptied(self, state: State, changes: Mapping[bytes, bytes | None]) -> Meta | None:
-        """The successor with an empty tree and the changes in its meta page, or None if they do not fit.
-
-        The tree's pages are free from then on, without a record of it: this needs no page, so it works on a full disk.
-        """
-        waiting = {key: value for key, value in changes.items() if value is not None}
-        if not _fit(waiting, room_for(0)):
-            return None
-        self._encoded = waiting, encode_changes(waiting)
-        return self._without_tree(state, state.meta.page_count)._replace(entry_count=len(waiting), changes=waiting)
-
-    def _without_tree(self, state: State, page_count: int) -> Meta:
-        """The successor without entries and without anything in its pages."""
-        meta = state.meta
-        self._space = Space.emptied(meta.page_size, first_page(meta.page_size), page_count, meta.txid + 1)
-        return meta._replace(
-            page_count=page_count, entry_count=0, tree_count=0, root=NO_REF, depth=0, space=NO_REF, extents=(),
-            changes={},
-        )  # fmt: skip
-
-    def _in_tree(
-        self, state: State, changes: Mapping[bytes, Change], *, pinned: Callable[[], int | None], sync: bool,
-        cleared: bool = False, moving: bool = False, packing: bool = False, sparing: bool = False,
-    ) -> Meta:  # fmt: skip
-        """The successor with everything merged into the tree; its runs are written.
-
-        With `sparing` only `changes` are, and of what the file has nothing is given back.
-        """
-        txid = state.meta.txid + 1
-        space = self.space(state, pinned())
-        self._space = None  # until this commit is through, a failure leaves it unknown
-        writer = Writer(self.disk, self._pager, space, txid, grow=not (moving or packing or sparing))
-        if cleared:
-            space.free_all()
-            tree = Tree(self._pager)
-        else:
-            tree = state.view.tree
-            if moving or packing:
-                space.cut_tail(all_of_it=True)  # as in `_with_tail`
-                changes = {**changes, **state.meta.changes}
-            elif not sparing:
-                if state.meta.changes:
-                    changes = {**state.meta.changes, **changes}
-                changes = self._with_tail(tree, space, changes)
-        writer.expected = expected_pages(changes, tree.depth, self._pager.page_size)
-        merged = merge(self._pager, writer, tree.root, tree.depth, changes, packing=packing)
-        count = merged.growth + (0 if cleared else state.meta.tree_count)
-        lean = moving or packing or sparing
-        return self.seal(state, merged, count, space, writer, sync=sync, fold=moving, lean=lean)
-
-    def _in_little_space(
-        self, state: State, changes: Mapping[bytes, bytes | None], pinned: Callable[[], int | None]
-    ) -> Meta | None:
-        """The successor with no more merged into the tree than must be for the rest to fit in the meta page, leaf by
-        leaf: for a full disk, where the few pages must do that the file has. None if it cannot be done so.
-        """
-        room = room_for(0)
-        if not _fit(changes, room) or not state.view.tree.depth or set(changes.values()) != {None}:
-            return None
-        if state.meta.txid > self.durable_txid:  # then what was freed before it may be written
-            self.sync()
-            self._set_durable(state.meta)
-        waiting, count, _ = self._waiting(state, changes)
-        for leaves in self._by_leaf(state, waiting):
-            rest = dict(waiting)
-            merged: dict[bytes, bytes | None] = {}
-            for keys in leaves:
-                merged.update((key, rest.pop(key)) for key in keys)
-                if _fit(rest, room):
-                    break
-            try:
-                meta = self._in_tree(state, merged, pinned=pinned, sync=True, sparing=True)
-            except OSError as exc:
-                if exc.errno not in _NO_SPACE:
-                    raise
-            else:
-                if not _fit(rest, room_for(len(meta.extents))):
-                    self.sync()
-                    meta = meta._replace(extents=())
-                return meta._replace(entry_count=count, changes=rest)
-        return None
-
-    def _by_leaf(
-        self, state: State, changes: Mapping[bytes, bytes | None]
-    ) -> Iterator[list[list[bytes]]]:
-        """The keys of changes that concern the same leaf, in some orders: first those first that make most room in the
-        meta page, then those that make the tree no larger.
-        """
-        leaves: dict[bytes, list[bytes]] = {}
-        for key in changes:
-            leaves.setdefault(next(state.view.tree.leaf_refs(key, key + b"\0")), []).append(key)
-        largest = sorted(leaves.values(), key=lambda keys: -sum(_size(key, changes[key]) for key in keys))
-        deletions = sorted(largest, key=lambda keys: any(changes[key] is not None for key in keys))
-        for first in range(min(len(largest), _ATTEMPTS)):
-            yield largest[first:]
-            yield deletions[first:]
-
-    def _with_tail(self, tree: Tree, space: Space, changes: Mapping[bytes, Change]) -> Mapping[bytes, Change]:
-        """The changes, and, if much of the file is free, what stands at its end, so that it can be cut off."""
-        if not is_wasteful(space.free_count, space.used_count, self._written):
-            return changes
-        space.cut_tail(all_of_it=True)
-        tail, start = at_the_end(self.disk, tree, space, len(changes) // 2 + _LEAST_MOVED)
-        if tail:
-            space.close_from(start)  # what is moved must not go back there
-        return {**tail, **changes}
-
-    def to_move(self, state: State, pinned: int | None, limit: int, room: int) -> dict[bytes, Touch] | None:
-        """Keys that lead to what stands at the end of the file, if more than `room` pages are spare; else None."""
-        space = self.space(state, pinned)
-        if not is_wasteful(space.free_count, space.used_count, room):
-            return None
-        return at_the_end(self.disk, state.view.tree, space, min(limit, _MOST_MOVED))[0]
-
-    def rewrite(
-        self, state: State, touches: Mapping[bytes, Change], *, pinned: Callable[[], int | None], packing: bool
+        self, changes: Mapping[bytes, bytes | None], *, sync: bool = True, cleared: bool = False, shrink: bool = True
     ) -> State:
-        """Commit the same content with other pages: everything in `touches` is moved as far to the front as it can."""
-        meta = self._in_tree(state, touches, pinned=pinned, sync=True, moving=not packing, packing=packing)
-        return self._finish(state, meta, sync=True)
+        """Make `changes` on top of the current state, or of nothing if `cleared`. The writer lock must be held.
 
-    def seal(
-        self, state: State, merged: Merged, count: int, space: Space, writer: Writer, *, sync: bool,
-        fold: bool = False, lean: bool = False,
-    ) -> Meta:  # fmt: skip
-        """Close a merge: write the free space, sync if the runs are too many to be listed, return the meta.
-
-        A `lean` commit takes no pages that it does not need: it makes the file smaller, or the disk is full.
+        With `sync` true the commit survives anything once this returns. If it raises, the phase tells what happened.
+        After a large commit, unless `shrink` is false, more commits may follow that give back space.
         """
-        writer.release_place()
-        space.reopen()
-        space.cut_tail(all_of_it=fold)
-        if not merged.depth:
-            writer.discard()
-            return self._without_tree(state, min(space.page_count, state.meta.page_count))
-        reserve = 0 if lean else min(merged.depth + _RESERVE, space.used_count // _RESERVED_PART)
-        reserved = space.reserve(reserve, soon=sync)
+        store = self.store
+        if not changes and not cleared:
+            return store.state
+        if store.observer is not None:
+            store.observer.admit(changes)
+        before = store.pages_written
+        state = self._carry_out(Batch(changes, cleared), None if cleared else changes, sync=sync)
+        written = store.pages_written - before
+        if written > _LARGE and sync and shrink and self.preparer.leaves_waste(written):
+            state = self.shrink(2 * written, 0 if self.preparer.has_shrunk else written)
+        return state
+
+    def commit_spill(self, spill: Spill, changes: Mapping[bytes, bytes | None], *, sync: bool) -> State:
+        """Commit the tree of a transaction that has outgrown memory, with its last `changes`."""
+        return self._carry_out(Batch(changes, spill=spill), None, sync=sync)
+
+    def rewrite(self, touches: Mapping[bytes, Touch], *, packing: bool) -> State:
+        """Commit the same content in other pages: everything in `touches` is moved as far to the front as it can."""
+        return self._carry_out(Batch(touches, moving=not packing, packing=packing), {}, sync=True)
+
+    def _carry_out(self, batch: Batch, rows: Mapping[bytes, object] | None, *, sync: bool) -> State:
+        """Make one commit and make its result current. `rows` are the keys it changes; None: they are not known."""
+        store = self.store
+        assert store.writer.kept
+        store.check()
+        if store.observer is not None:
+            store.observer.expect(store.state)
+        with store.committing:
+            self._start()
+            try:
+                self.check_place()
+                old = store.state
+
+                # Merge: write the new pages, where nothing stands that a crash or a reader needs. A failure here leaves
+                # the file as it was; a crash leaves pages that nothing refers to, which are free.
+                prepared = self.preparer.prepare(old, batch, sync=sync)
+                sync = prepared.sync
+                if not self._lists(prepared, spilled=batch.spill is not None):
+                    self.sync()
+                    prepared = prepared._replace(meta=prepared.meta._replace(extents=()))
+                if sync and old.meta.txid > store.durable_txid:
+                    # Until this commit is synced, readers take the last durable one for the newest. So that must be the
+                    # one before, which was acknowledged, and not an older one.
+                    self._make_old_durable(old.meta)
+                slot, meta = self._numbered(old, prepared.meta, relaxed=not sync)
+                page = encode_meta(meta, prepared.encoded)
+
+                # Write: the meta goes over the slot that does not hold the last durable commit. A crash leaves the old
+                # meta, the new one, or a torn one, which its checksum tells; the other slot is not touched.
+                store.phase = Phase.WRITTEN
+                writes: list[tuple[int, bytes]] = []
+                if sync:
+                    self._write_slot(slot, page, writes)
+
+                    # Sync: until it returns, the meta may be on the disk without some of its pages; the list in it
+                    # tells. After it the commit survives anything.
+                    self.sync()
+                    self._note_durable(meta)
+                    store.phase = Phase.SYNCED
+
+                # Publish: one write lets all readers see the commit. It is the steady copy of a synced meta, and the
+                # meta itself if nothing was synced. A crash may tear it: then the other slot has the same commit, or,
+                # if nothing was synced, the last durable one.
+                state = State.make(meta, slot, store.pager)
+                self._publish(state, 1 - slot if sync else slot, steady_copy(page) if sync else page, writes, rows)
+            except BaseException as exc:
+                self._fail(exc)
+                raise
+        if store.observer is not None:
+            store.observer.committed(rows)
+        store.check_name()  # what cannot be found again is not acknowledged
+        return state
+
+    def make_durable(self) -> None:
+        """Sync what was committed with `sync=False`. The writer lock must be held."""
+        store = self.store
+        if store.unsynced is None:
+            return
+        assert store.writer.kept
+        store.check()
+        if store.observer is not None:
+            store.observer.expect(store.state)
+        with store.committing:
+            self._start()
+            try:
+                self.check_place()
+                state, page = store.state, store.unsynced
+                assert page is not None
+                self.sync()
+                self._note_durable(state.meta)
+                store.phase = Phase.SYNCED
+                self._publish(state, 1 - state.slot, steady_copy(page), [], {})
+            except BaseException as exc:
+                self._fail(exc)
+                raise
+        if store.observer is not None:
+            store.observer.committed({})
+        store.check_name()
+
+    def _start(self) -> None:
+        store = self.store
+        if store.unsynced is not None and store.state.meta.txid <= self._synced_txid:
+            self._note_durable(store.state.meta)  # a sync outside of a commit has covered it
+        if store.phase is not Phase.IDLE:
+            raise error(f"{store.path}: an earlier commit was interrupted; this one was to build on it")
+        store.phase = Phase.PREPARED
+
+    def check_place(self) -> None:
+        """Raise if something that knows no locks has written to the file since this handle has the writer lock: pages
+        that are free here may be in use there.
+        """
+        store = self.store
         try:
-            space_ref = space.save(writer.txid, writer.write, fold=fold, log_pages=1 if lean else None)
-        except ValueError as exc:
-            raise CorruptionError(str(exc), path=self.disk.path) from exc
-        writer.pad(reserved, space.page_count)
-        extents = writer.finish()
-        self._space = space
-        self.pages_written += writer.pages_written
-        if not fold:
-            self._written = writer.pages_written
-        if state.meta.txid > self.durable_txid:
-            extents = state.meta.extents + extents
-        listed = sum(extent.page_count for extent in extents)
-        most = _LISTED_PAGES if sync else _LISTED_PAGES_RELAXED
-        if writer.own is not None or listed > most or len(extents) > _LISTED_EXTENTS:
-            self.sync()
-            extents = ()
-        old = state.meta
-        return old._replace(
-            page_count=space.page_count, entry_count=count, tree_count=count, root=merged.root, depth=merged.depth,
-            space=space_ref, extents=extents, changes={},
-        )  # fmt: skip
+            same = store.read(STAMP_SIZE, STAMP_OFFSET) == store.stamp
+        except OSError as exc:
+            if not store.may_pass(exc):
+                raise
+            same = False
+        if not same:
+            if store.disk.held():
+                raise store.replaced()
+            store.attend()
 
-    def finish(self, state: State, meta: Meta, *, sync: bool) -> State:
-        """Write the meta of a sealed merge: the commit itself."""
-        return self._finish(state, meta, sync=sync)
+    def _lists(self, prepared: Prepared, *, spilled: bool) -> bool:
+        """Whether the meta may list the pages of its commit; else they are synced before it is written."""
+        if not prepared.merged:
+            return True
+        extents = prepared.meta.extents
+        most = _LISTED_PAGES if prepared.sync else _LISTED_PAGES_RELAXED
+        fits = sum(extent.page_count for extent in extents) <= most and len(extents) <= _LISTED_EXTENTS
+        return fits and not spilled and has_room(prepared.meta.changes, len(extents))
 
-    def _finish(self, state: State, meta: Meta, *, sync: bool) -> State:
-        if sync and state.meta.txid > self.durable_txid:
-            # Until the sync is through, readers take the last durable commit for the newest. So that must be the one
-            # before, which was acknowledged, and not an older one.
-            self.sync()
-            self._set_durable(state.meta)
-        slot = 1 - state.slot if state.meta.txid <= self.durable_txid else state.slot
+    def _numbered(self, old: State, meta: Meta, *, relaxed: bool) -> tuple[int, Meta]:
+        """The slot for the successor of `old`, and its meta with everything that a new commit has of its own."""
+        store = self.store
+        durable = old.meta.txid <= store.durable_txid
+        slot = 1 - old.slot if durable else old.slot
         meta = meta._replace(
-            txid=state.meta.txid + 1,
-            steady_txid=self.durable_txid,
+            txid=old.meta.txid + 1,
+            steady_txid=store.durable_txid,
             steady=False,
-            relaxed=not sync,
+            relaxed=relaxed,
             time_ns=now_ns(),
         )
-        if not self._has_begun:
+        if not self._generation_begun:
             meta = meta._replace(generation=random_bytes(8), generation_txid=meta.txid)
         if (flaw := flaw_of(meta)) is not None:  # following from what the one before said
-            raise CorruptionError(f"after this commit, the meta page would say: {flaw}", path=self.disk.path)
-        page = encode_meta(meta, self._encoded[1] if meta.changes is self._encoded[0] else None)
-        self._cut = self._cut or meta.page_count < state.meta.page_count
-        self.in_doubt = True
-        if sync:
-            self._visible = 1 - slot, steady_copy(page)
-            self._write(slot, page)
-            self.sync()
-            self._set_durable(meta)
-        else:
-            self._visible = slot, page
-        return State.make(meta, slot, self._pager)
+            raise CorruptionError(f"after this commit, the meta page would say: {flaw}", path=store.path)
+        self._cut_due = self._cut_due or meta.page_count < old.meta.page_count
+        return slot, meta
 
-    def _write(self, slot: int, page: bytes) -> None:
-        self._written_slots.append((slot, page))
-        self.disk.write(slot * META_SIZE, (page,))
+    def _write_slot(self, slot: int, page: bytes, writes: list[tuple[int, bytes]]) -> None:
+        writes.append((slot, page))
+        self.store.disk.write(slot * META_SIZE, (page,))
 
-    def publish(self, state: State) -> list[tuple[int, bytes]]:
-        """Let everybody see the commit that has been made: the write that does it is left to this moment.
-
-        For a synced commit it is the steady copy of the meta, for a relaxed one the meta itself. Returns the slots that
-        the commit has written, and what it wrote there.
+    def _publish(
+        self, state: State, slot: int, page: bytes, writes: list[tuple[int, bytes]], rows: Mapping[bytes, object] | None
+    ) -> None:
+        """Show the commit to all at once: other processes see what is written here, threads of this one what is
+        installed. `writes` are the slots that this commit has written before. If this is interrupted, readers find out
+        from the file what there is.
         """
-        assert self._visible is not None
-        slot, page = self._visible
-        self._visible = None
-        self._write(slot, page)
-        self.in_doubt = False
-        self._has_begun = True
-        self.commits += 1
-        if state.meta.txid > self.durable_txid:
-            self._loose = page
-        else:
-            self._loose = None
-            if self._cut:
-                try:
-                    self.disk.resize(state.meta.page_count * state.meta.page_size)
-                    self._cut = False
-                except OSError:
-                    # The commit is done, and a file that is too long is as good: the next one cuts it. Windows refuses
-                    # to cut a file that another program, a virus scanner for one, has mapped into its memory.
-                    pass
-        written, self._written_slots = self._written_slots, []
-        return written
+        store = self.store
+        with store.mutex:
+            stamp, store.stamp = store.stamp, UNKNOWN_STAMP
+            store.writer.doubt()
+            self._write_slot(slot, page, writes)
+            store.phase = Phase.PUBLISHED
+            self._generation_begun = True
+            store.commits += 1
+            if state.meta.txid > store.durable_txid:
+                store.unsynced = page
+            else:
+                store.unsynced = None
+                if self._cut_due:
+                    try:
+                        store.disk.resize(state.meta.page_count * state.meta.page_size)
+                        self._cut_due = False
+                    except OSError:
+                        # The commit is complete, and a file that is too long is valid: the next commit cuts it. Windows
+                        # refuses to cut a file that another program, such as a virus scanner, has mapped into memory.
+                        pass
+            for written in writes:
+                stamp = stamp_with(stamp, *written)
+            store.install(state, rows)
+            if store.read(STAMP_SIZE, STAMP_OFFSET) != stamp:
+                raise store.replaced()
+            store.stamp, self._known_txid = stamp, state.meta.txid
+            store.writer.confirm()
+            store.phase = Phase.IDLE
 
-    @property
-    def is_loose(self) -> bool:
-        """Whether the newest commit made here is not known to be on the disk."""
-        return self._loose is not None
+    def _fail(self, cause: BaseException) -> None:
+        """A commit has failed, or was interrupted: the phase says with what consequence. Wraps an I/O error."""
+        with self.store.mutex:
+            self._abandon(cause)
+        if isinstance(cause, OSError):
+            raise error.wrap(cause, self.store.path) from cause
 
-    def harden(self, state: State) -> None:
-        """Sync, so that `state`, which this committer made last, survives anything; `publish` then says so."""
-        assert self._loose is not None
-        self.sync()
-        self._set_durable(state.meta)
-        self._visible = 1 - state.slot, steady_copy(self._loose)
-
-    def note_synced(self, meta: Meta) -> None:
-        """The newest commit is `meta`. If a sync has covered it meanwhile, it is durable."""
-        if self._loose is not None and meta.txid <= self.synced_txid:
-            self._set_durable(meta)
-
-    def settled(self, meta: Meta) -> None:
-        """The newest commit of all is on the disk, whoever made it."""
-        self.synced_txid = min(self.synced_txid, meta.txid)
-        self._set_durable(meta)
-        self._loose = None
-        if meta.space == NO_REF:  # which does not tell this commit's free space from that of another
-            self._space = None
-
-    def _set_durable(self, meta: Meta) -> None:
-        """From now on a crash falls back to `meta` at worst.
-
-        Its list must verify then. If it was made on top of commits that were not synced themselves, the list has pages
-        of theirs, too, of which some have been freed since: they must stay until another commit is durable.
-        """
-        self.durable_txid = meta.txid
-        alone = not meta.extents or meta.steady_txid >= meta.txid - 1
-        self._reusable = meta.txid if alone else meta.steady_txid
-
-    def give_up(self) -> None:
-        """What was prepared for the next step is void, and free space must be read anew: a commit failed half-way, or
-        this is the child of a process that goes on with all that.
-        """
-        self._space = self._visible = self._loose = None
-        self._written_slots = []
-        self.in_doubt = False
+    def _abandon(self, cause: BaseException | None) -> None:
+        """A commit ended half-way. What became of it is found out, from the file, before the next one."""
+        store = self.store
+        store.writer.doubt()
+        store.stamp = UNKNOWN_STAMP
+        store.lost = store.lost or store.unsynced is not None
+        if isinstance(cause, OSError) and _AFTER_IO_ERROR[store.phase] is Phase.POISONED:
+            store.poison(cause)
+        elif store.phase is not Phase.POISONED:
+            store.phase = Phase.UNKNOWN
+        store.unsynced = None
+        self.preparer.forget()
 
     def after_fork(self) -> None:
         """In a child process: what was prepared is the parent's, and what is committed from now on is not."""
-        self.give_up()
-        self._has_begun = False
+        self.preparer.forget()
+        self._known_txid = -1
+        self._generation_begun = False
+
+    # -- durability --------------------------------------------------------------------------------
 
     def sync(self) -> None:
-        """Sync. If it fails, nothing may be assumed any more."""
-        self.syncs += 1
+        """Sync. If it fails, nothing may be assumed about the disk any more."""
+        self.store.syncs += 1
         try:
-            self.disk.sync()
-        except OSError:
-            self.sync_failed = True
+            self.store.disk.sync()
+        except OSError as exc:
+            self.store.poison(exc)
             raise
 
-    # -- free space --------------------------------------------------------------------------------
+    def sync_file(self) -> None:
+        """Sync what was committed here, waiting for no other writer: the writer lock need not be held.
 
-    def space(self, state: State, pinned: int | None) -> Space:
-        """The free space at `state`, with everything released that neither a snapshot nor a crash can reach."""
-        space, self._space = self._space, None  # until it is as it should be again
-        if space is None or space.ref != state.meta.space:
-            space = self._load_space(state)
-        space.release(self._reusable if pinned is None else min(pinned, self._reusable))
-        self._space, self._used = space, space.used_count
-        return space
+        That is all that a relaxed commit lacks to survive anything. Its meta is not marked steady by this, which
+        `make_durable` does, so the next writer verifies it once more, or syncs again.
+        """
+        store = self.store
+        store.attend()
+        txid = store.state.meta.txid
+        self.sync()
+        store.check_name()
+        self._synced_txid = max(self._synced_txid, txid)
 
     @property
-    def has_shrunk(self) -> bool:
-        """Whether the last commit has left the database smaller than it was."""
-        return self._space is not None and self._space.used_count < self._used * _SHRUNK
+    def in_progress(self) -> bool:
+        """Whether a commit of this handle is in progress, or it is not known what became of the last one."""
+        return self.store.phase is not Phase.IDLE
 
-    def leaves_waste(self, written: int = 0) -> bool:
-        """Whether the file is larger than it must be, as far as is known, and something is to be done about it now: if
-        the database has shrunk, or is being closed (nothing is `written`), or the file is twice what it must be.
+    @property
+    def has_unsynced(self) -> bool:
+        """Whether something that was committed here may not be on the disk."""
+        store = self.store
+        unsynced = store.unsynced is not None and self._synced_txid < store.state.meta.txid
+        return unsynced or store.phase is not Phase.IDLE
+
+    def _note_durable(self, meta: Meta) -> None:
+        """From now on a crash falls back to `meta` at worst."""
+        self.store.durable_txid = meta.txid
+        self.preparer.note_durable(meta)
+
+    def _make_old_durable(self, meta: Meta) -> None:
+        self.sync()
+        self._note_durable(meta)
+
+    # -- giving space back -------------------------------------------------------------------------
+
+    def shrink(self, budget: int, room: int = 0, *, seconds: float = inf) -> State:
+        """After commits that left much of the file free, move what stands at its end, about `budget` runs at most.
+
+        Small commits do this on their way; a large one would leave a large file behind it. `room` pages may stay free.
         """
-        space = self._space
-        if space is None:
-            return False
-        room = space.used_count if written and not self.has_shrunk else 0
-        return is_wasteful(space.page_count - space.used_count, space.used_count, room)
-
-    def forget_space(self) -> None:
-        """What this committer believes about free space may be wrong: read it again before it is used."""
-        self._space = None
-
-    def _load_space(self, state: State) -> Space:
-        try:
-            return state.space(self._pager)
-        except CorruptionError:
-            # Nothing is lost with the free-space map: what the tree does not use is free.
-            meta = state.meta
-            used = ((visit.page_id, visit.page_count) for visit in walk(state.view.tree, state.pages()))
-            return Space.rebuilt(meta.page_size, first_page(meta.page_size), meta.page_count, used, meta.txid + 1)
-
-
-def _fit(changes: Mapping[bytes, bytes | None], room: int) -> bool:
-    """Whether changes take no more than `room` bytes of a meta page."""
-    for key, value in changes.items():
-        room -= _size(key, value)
-        if room < 0:
-            return False
-    return True
-
-
-def _size(key: bytes, value: bytes | None) -> int:
-    """Bytes that a change takes in a meta page."""
-    return CHANGE_OVERHEAD + len(key) + (0 if value is None else len(value))
-
-
-def expected_pages(changes: Mapping[bytes, Change], depth: int, page_size: int) -> int:
-    """About how many pages merging the changes will take."""
-    count = len(changes)
-    if count <= 1000:
-        return count * max(depth - 1, 1) + depth + 3
-    sample = [value for _, value in zip(range(256), changes.values(), strict=False) if type(value) is bytes]
-    average = sum(map(len, sample)) // max(len(sample), 1) + 40
-    return max(count * average // page_size + count // 64 + 3, min(count, 4096))
+        store = self.store
+        smallest, tries = store.state.meta.page_count, _FRUITLESS
+        deadline = time.monotonic() + seconds
+        while budget > 0 and tries and time.monotonic() < deadline:
+            free_map = self.preparer.free_map()
+            if not is_wasteful(free_map.pages.free_count, free_map.pages.used_count, room):
+                break
+            touches, _ = tail_runs(store.disk, store.state.view.tree, free_map, min(budget, _MOST_MOVED))
+            budget -= len(touches) + 1
+            if self.rewrite(touches, packing=False).meta.page_count < smallest:
+                smallest, tries = store.state.meta.page_count, _FRUITLESS
+            else:
+                tries -= 1
+        return store.state

@@ -132,7 +132,7 @@ class Flusher:
         self.due = inf
         begun = time.monotonic()
         try:
-            pipeline.store.inside.run(pipeline.flush)
+            pipeline.store.inside.call(pipeline.flush)
         except BusyError:
             self.wake()  # it passes by itself
         except BaseException as exc:

@@ -16,14 +16,13 @@ from collections.abc import Mapping
 from types import NoneType
 from typing import Final, NamedTuple
 
-from .draft import Cutter, Draft
-from .joining import Joiner, Node
+from .balance import Balancer, Draft, Node, Splitter, inline_max
 from .node import BRANCH_OVERHEAD, Branch, Overflow, decode_leaf, edit_leaf, grown_tail
 from .page import CRC_SIZE, HEADER, NO_REF, REF, read_header
+from .page_writer import PageWriter
 from .pager import MALFORMED, Pager
-from .writer import Writer
 
-__all__ = ["MOVE", "TOUCH", "Change", "Merged", "Touch", "inline_max", "merge"]
+__all__ = ["MOVE", "TOUCH", "Change", "Merged", "Touch", "merge"]
 
 
 class Touch:
@@ -58,13 +57,8 @@ class Merged(NamedTuple):
     """How many entries it has more (or, if negative, fewer) than its predecessor."""
 
 
-def inline_max(page_size: int) -> int:
-    """The longest value, in bytes, that is kept in a leaf; longer ones get runs of their own."""
-    return page_size // 2
-
-
 def merge(
-    pager: Pager, writer: Writer, root: bytes, depth: int, changes: Mapping[bytes, Change], *, packing: bool = False
+    pager: Pager, writer: PageWriter, root: bytes, depth: int, changes: Mapping[bytes, Change], *, packing: bool = False
 ) -> Merged:
     """Merge changes into the tree under `root`.
 
@@ -77,19 +71,19 @@ def merge(
 class _Merge:
     """The state of one pass."""
 
-    def __init__(self, pager: Pager, writer: Writer, changes: Mapping[bytes, Change], *, packing: bool) -> None:
+    def __init__(self, pager: Pager, writer: PageWriter, changes: Mapping[bytes, Change], *, packing: bool) -> None:
         self._pager = pager
         self._writer = writer
         self._keys = sorted(changes)
         self._changes = changes
         self._growth = 0
         self._page_size = writer.page_size
-        self._cutter = Cutter(self._page_size, packing=packing)
+        self._splitter = Splitter(self._page_size, packing=packing)
         self._inline_max = inline_max(self._page_size)
-        self._joiner = Joiner(pager, writer, self._cutter, packing=packing)
+        self._balancer = Balancer(pager, writer, self._splitter, packing=packing)
         self._packing = packing
         page = self._page_size - HEADER.size - CRC_SIZE
-        self._edit_limits = (self._cutter.lean_below, page, self._inline_max)
+        self._edit_limits = (self._splitter.underfull_below, page, self._inline_max)
 
     def run(self, root: bytes, depth: int) -> Merged:
         count = len(self._keys)
@@ -110,7 +104,7 @@ class _Merge:
         while len(drafts) > 1:
             refs = [self._write(draft, level) for draft in drafts]
             level += 1
-            drafts = self._cutter.cut([draft.low for draft in drafts], refs, level, b"", greedy=False)
+            drafts = self._splitter.split([draft.low for draft in drafts], refs, level, b"", greedy=False)
         if not drafts:
             return Merged(NO_REF, 0, self._growth)
         if level and len(drafts[0].values) == 1:
@@ -169,18 +163,18 @@ class _Merge:
         return self._writer.branch(separators, refs, tail)
 
     def _fits(self, branch: Branch, level: int, results: list[tuple[int, list[Draft] | bytes]]) -> bool:
-        """Whether `results` can just take the place of children: none is to be joined or poured, and there is room."""
+        """Whether `results` can just replace children: none is to be joined or repacked, and there is room."""
         size = len(branch.refs) * REF.size + len(branch.tail)
         before = -2
         for child, result in results:
             if isinstance(result, list):
                 if not result or child == before + 1:
                     return False
-                if any(self._joiner.concerns(draft, level - 1) for draft in result):
+                if any(self._balancer.concerns(draft, level - 1) for draft in result):
                     return False
                 before = child
                 size += sum(BRANCH_OVERHEAD + len(draft.low) for draft in result[1:])
-        return size <= self._cutter.one_page
+        return size <= self._splitter.one_page
 
     def _branch(
         self, branch: Branch, level: int, low: bytes, results: list[tuple[int, list[Draft] | bytes]], *, rightmost: bool
@@ -201,17 +195,17 @@ class _Merge:
                 for draft in result:
                     lows.append(draft.low)
                     nodes.append(draft.ref or draft)
-                    small = small or self._joiner.concerns(draft, level - 1)
+                    small = small or self._balancer.concerns(draft, level - 1)
             done = child + 1
         lows += old_lows[done:]
         nodes += branch.refs[done:]
         if self._packing or (level == 1 and len(results) > 1):
-            lows, nodes = self._joiner.poured(lows, nodes, level - 1)
+            lows, nodes = self._balancer.repacked(lows, nodes, level - 1)
         if small:
-            lows, nodes = self._joiner.joined(lows, nodes, level - 1, keep_last=rightmost and self._growth > 0)
+            lows, nodes = self._balancer.joined(lows, nodes, level - 1, keep_last=rightmost and self._growth > 0)
         written = [node if isinstance(node, bytes) else self._write(node, level - 1) for node in nodes]
-        drafts = self._cutter.cut(lows, written, level, low, greedy=False)
-        if len(drafts) == 1 and not self._packing and not self._cutter.is_small(drafts[0], level):
+        drafts = self._splitter.split(lows, written, level, low, greedy=False)
+        if len(drafts) == 1 and not self._packing and not self._splitter.is_small(drafts[0], level):
             return self._write(drafts[0], level)
         return drafts
 
@@ -233,8 +227,8 @@ class _Merge:
         drafts = self._apply(keys, values, low, first, end, greedy=greedy)
         if len(drafts) == 1 and not self._packing:
             if drafts[0].size < read_header(leaf).payload_size - 2:  # where an offset more stands
-                drafts[0] = self._cutter.shrunk(drafts[0])
-            if not drafts[0].lean and not self._joiner.is_airy([drafts[0].size]):
+                drafts[0] = self._splitter.rated(drafts[0])
+            if not drafts[0].underfull and not self._balancer.is_underused([drafts[0].size]):
                 return self._write(drafts[0], 0)
         return drafts
 
@@ -254,8 +248,8 @@ class _Merge:
         if end - first <= _STRIDE:
             keys, values = self._applied(keys, values, first, end)
             if not self._packing and all(type(self._changes[key]) is Touch for key in self._keys[first:end]):
-                return [Draft(low, keys, values, self._cutter.one_page)] if keys else []  # moved, however full
-            return self._cutter.cut(keys, values, 0, low, greedy=greedy)
+                return [Draft(low, keys, values, self._splitter.one_page)] if keys else []  # moved, however full
+            return self._splitter.split(keys, values, 0, low, greedy=greedy)
         # Going over the same entries several times is cheap while they are in the processor's cache. For the same
         # reason leaves are written at once, but for the last, which may be small.
         drafts: list[Draft] = []
@@ -265,9 +259,9 @@ class _Merge:
             stop = min(first + _STRIDE, end)
             upto = len(keys) if stop == end else bisect_right(keys, self._keys[stop - 1], done)
             more_keys, more_values = self._applied(keys[done:upto], values[done:upto], first, stop)
-            cut = self._cutter.cut(last.keys + more_keys, last.values + more_values, 0, last.low, greedy=greedy)
-            if cut:
-                *full, last = cut
+            parts = self._splitter.split(last.keys + more_keys, last.values + more_values, 0, last.low, greedy=greedy)
+            if parts:
+                *full, last = parts
                 drafts += [Draft(draft.low, [], [], draft.size, ref=self._write(draft, 0)) for draft in full]
             first, done = stop, upto
         return [*drafts, last] if last.keys else drafts

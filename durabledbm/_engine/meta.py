@@ -30,8 +30,6 @@ from .page import MAX_PAGE_SIZE, MIN_PAGE_SIZE, NO_REF, self_consistent
 
 __all__ = [
     "CHANGE_OVERHEAD",
-    "LOOK_OFFSET",
-    "LOOK_SIZE",
     "MAGIC",
     "MAX_DEPTH",
     "MAX_LISTED",
@@ -40,6 +38,8 @@ __all__ = [
     "META_SIZE",
     "SECTOR",
     "SLOTS",
+    "STAMP_OFFSET",
+    "STAMP_SIZE",
     "UNFINISHED",
     "Extent",
     "ForeignFileError",
@@ -52,11 +52,11 @@ __all__ = [
     "flaw_of",
     "has_magic",
     "is_uninitialised",
-    "look_of",
-    "look_with",
     "may_follow",
     "now_ns",
     "room_for",
+    "stamp_of",
+    "stamp_with",
     "steady_copy",
 ]  # fmt: skip
 
@@ -106,8 +106,8 @@ _TOMBSTONE = -1
 CHANGE_OVERHEAD = _CHANGE.size
 """Bytes that a change takes in a meta beside its key and value."""
 
-LOOK_OFFSET = META_SIZE - _TRAILER.size
-LOOK_SIZE = _TRAILER.size + _FIXED.size
+STAMP_OFFSET = META_SIZE - _TRAILER.size
+STAMP_SIZE = _TRAILER.size + _FIXED.size
 """The bytes that tell whether anything was committed: the end of slot 0, which is its txid and CRC, and the fixed part
 of slot 1. They are adjacent, so that a reader notices another process's commit with one small read."""
 
@@ -193,14 +193,14 @@ def room_for(extent_count: int) -> int:
     return META_SIZE - _FIXED.size - _TRAILER.size - extent_count * _EXTENT.size
 
 
-def look_of(slot0: bytes, slot1: bytes) -> bytes:
-    """The bytes at `LOOK_OFFSET` of a file with these two slots."""
-    return slot0[LOOK_OFFSET:] + slot1[: _FIXED.size]
+def stamp_of(slot0: bytes, slot1: bytes) -> bytes:
+    """The bytes at `STAMP_OFFSET` of a file with these two slots."""
+    return slot0[STAMP_OFFSET:] + slot1[: _FIXED.size]
 
 
-def look_with(look: bytes, slot: int, page: bytes) -> bytes:
-    """What `look` becomes when `page` is written to a slot."""
-    return look[: _TRAILER.size] + page[: _FIXED.size] if slot else page[LOOK_OFFSET:] + look[_TRAILER.size :]
+def stamp_with(stamp: bytes, slot: int, page: bytes) -> bytes:
+    """What `stamp` becomes when `page` is written to a slot."""
+    return stamp[: _TRAILER.size] + page[: _FIXED.size] if slot else page[STAMP_OFFSET:] + stamp[_TRAILER.size :]
 
 
 def may_follow(meta: Meta, seen: Meta) -> bool:
@@ -236,8 +236,8 @@ def encode_meta(meta: Meta, changes: bytes | None = None) -> bytes:
         len(changes), len(meta.extents), len(meta.changes),
     )  # fmt: skip
     body = b"".join((fixed, *(_EXTENT.pack(*extent) for extent in meta.extents), changes))
-    assert len(body) <= LOOK_OFFSET, "the changes do not fit in a meta page"
-    body = body.ljust(LOOK_OFFSET, b"\0") + meta.txid.to_bytes(8, "little")
+    assert len(body) <= STAMP_OFFSET, "the changes do not fit in a meta page"
+    body = body.ljust(STAMP_OFFSET, b"\0") + meta.txid.to_bytes(8, "little")
     return body + crc32c(body).to_bytes(4, "little")
 
 
@@ -283,7 +283,7 @@ def decode_meta(slot: bytes) -> Meta | None:
     if not (MIN_PAGE_SIZE <= page_size <= MAX_PAGE_SIZE) or page_size & (page_size - 1):
         return None
     at = _FIXED.size + extent_count * _EXTENT.size
-    if at + changes_size > LOOK_OFFSET:
+    if at + changes_size > STAMP_OFFSET:
         return None
     extents = tuple(map(Extent._make, _EXTENT.iter_unpack(slot[_FIXED.size : at]))) if extent_count else ()
     changes = _decode_changes(slot, at, at + changes_size, change_count) if change_count else _NO_CHANGES

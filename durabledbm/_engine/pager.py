@@ -1,12 +1,10 @@
 """The pager: verified reads of runs, through a cache with a limit.
 
 The cache is keyed by ref, that is by place *and* content: a run that was replaced has another ref, so an entry is
-never wrong and never needs to be invalidated. It keeps two generations. New and used entries go to the young one; when
-that holds half of the limit, the old one is dropped and the young one becomes the old. So an entry that is used once
-in a generation stays, and a hit in the young generation, the common case, costs one dict look-up and no bookkeeping.
+never wrong and never needs to be invalidated.
 
 Nothing that was read is used before its checksum, its place and its type are verified against the ref. Any number of
-threads may use a pager at once: every step is a single dict operation, and a lost update costs a second read.
+threads may use a pager at once.
 """
 
 from __future__ import annotations
@@ -16,11 +14,12 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 
 from ..errors import CorruptionError, error
+from .cache import Generations
 from .checksum import crc32c
-from .disk import Readable
-from .longruns import LONG, crc_if_whole, is_sparse, kept_pages
+from .disk.protocol import Readable
 from .node import Branch, Overflow, decode_branch, find_child
 from .page import BRANCH, CRC_SIZE, HEADER, LEAF, OVERFLOW, REF, mismatch, pages_for
+from .sparse import LONG, crc_if_whole, is_sparse, kept_pages
 
 __all__ = ["MALFORMED", "Pager"]
 
@@ -55,20 +54,16 @@ class Pager:
     """Reads of one file. `cache_size` is in bytes; what is in use by readers meanwhile comes on top."""
 
     __slots__ = (
-        "__weakref__", "_disk", "_half", "_old", "_raw", "_room", "hits", "mend", "misses", "page_size", "young",
+        "__weakref__", "_disk", "_raw", "mend", "misses", "nodes", "page_size",
     )  # fmt: skip
 
     def __init__(self, disk: Readable, page_size: int, cache_size: int) -> None:
         self._disk = disk
         self.page_size = page_size
-        self._half = cache_size // 2
-        self._room = self._half
-        self._old: dict[bytes, bytes | Branch] = {}
-        self.young: dict[bytes, bytes | Branch] = {}
+        self.nodes: Generations[bytes | Branch] = Generations(cache_size)
         """Leaves as bytes and decoded branches, by ref. Read by the tree directly; written by `keep` only."""
         self._raw: dict[bytes, bytes] = {}
         """Branches as bytes that were searched once, by ref."""
-        self.hits = 0
         self.misses = 0
         self.mend: Callable[[error], bool] = _nothing_to_mend
         """Called when a run cannot be read or is not what it should be. It may raise an error that says more; True if
@@ -80,10 +75,10 @@ class Pager:
 
     def successor(self) -> Pager:
         """Another pager for the same file, which takes over what this one has in memory."""
-        other = Pager(self._disk, self.page_size, 2 * self._half)
-        other.young, other._old, other._raw, other._room = self.young, self._old, self._raw, self._room
+        other = Pager(self._disk, self.page_size, self.nodes.limit)
+        other.nodes, self.nodes = self.nodes, other.nodes
+        other._raw, self._raw = self._raw, other._raw
         other.mend = self.mend
-        self.clear()
         return other
 
     def file_size(self) -> int:
@@ -96,9 +91,9 @@ class Pager:
 
     def branch(self, ref: bytes) -> Branch:
         """The branch at `ref`."""
-        node = self.young.get(ref)
+        node = self.nodes.young.get(ref)
         if node is None:
-            node = self._old.get(ref)
+            node = self.nodes.old.get(ref)
             if node is None:
                 run = self._raw.pop(ref, None) or self.read(ref, BRANCH)
                 try:
@@ -116,7 +111,7 @@ class Pager:
         Decoding a branch takes longer than reading it, so it is searched as it is at first, and decoded when it is
         asked again: whoever opens a file for a single look-up does not decode what will not be looked at.
         """
-        if ref not in self.young and ref not in self._old and ref not in self._raw:
+        if ref not in self.nodes.young and ref not in self.nodes.old and ref not in self._raw:
             run = self.read(ref, BRANCH)
             if len(self._raw) >= _RAW_MAX:
                 self._raw.clear()
@@ -127,9 +122,9 @@ class Pager:
 
     def leaf(self, ref: bytes, *, keep: bool = True) -> bytes:
         """The sealed run of the leaf at `ref`. `keep` false leaves the cache alone: for long scans."""
-        node = self.young.get(ref)
+        node = self.nodes.young.get(ref)
         if node is None:
-            node = self._old.get(ref)
+            node = self.nodes.old.get(ref)
             if node is None:
                 node = self.read(ref, LEAF)
             if keep:
@@ -149,7 +144,7 @@ class Pager:
         while at < len(refs):
             ref = refs[at]
             low, count, _ = REF.unpack(ref)
-            if count > most or ref in self.young or ref in self._old:
+            if count > most or ref in self.nodes.young or ref in self.nodes.old:
                 yield self.leaf(ref, keep=False)
                 at += 1
                 continue
@@ -180,20 +175,12 @@ class Pager:
     def keep(self, ref: bytes, node: bytes | Branch) -> None:
         """Put a verified node in the cache."""
         size = _BRANCH_COST * len(node.refs) if isinstance(node, Branch) else len(node)
-        self._room -= size + 100
-        if self._room < 0:
-            self._old, self.young = self.young, {}
-            self._room = self._half
-        if size <= self._half:
-            self.young[ref] = node
-
-    def forget(self, ref: bytes) -> None:
-        """Drop a run that no reader will ask for again."""
-        self.young.pop(ref, None)
+        self.nodes.put(ref, node, size + 100)
 
     def clear(self) -> None:
         """Drop everything."""
-        self.young, self._old, self._raw, self._room = {}, {}, {}, self._half
+        self.nodes.clear()
+        self._raw = {}
 
     def read(self, ref: bytes, kind: int) -> bytes:
         """The run at `ref`, from the disk, verified. Raises `CorruptionError`."""

@@ -13,9 +13,8 @@ from typing import NamedTuple
 
 from ..errors import CorruptionError
 from .checksum import crc32c
-from .disk import Disk
+from .disk.protocol import Disk
 from .locks import writer_present
-from .longruns import crc_if_whole, keeps
 from .meta import (
     META_AREA,
     META_SIZE,
@@ -26,9 +25,10 @@ from .meta import (
     decode_meta,
     has_magic,
     is_uninitialised,
-    look_of,
+    stamp_of,
 )
 from .page import HEADER
+from .sparse import crc_if_whole, keeps
 
 __all__ = ["Slots", "Visible", "extent_arrived", "newest", "read_slots", "visible"]
 
@@ -49,7 +49,7 @@ class Slots(NamedTuple):
     """The two meta slots at one moment."""
 
     metas: tuple[Meta | None, Meta | None]
-    look: bytes
+    stamp: bytes
     """The bytes by which to notice the next commit; empty if that is not to be trusted now."""
     ours: bool
     """Whether the file looks like one of ours at all."""
@@ -66,7 +66,7 @@ def read_slots(disk: Disk) -> Slots:
         if slot0.startswith(UNFINISHED):
             metas = metas[1], metas[1]  # the mark stands for the copy that is to take its place (see `creation`)
         if None not in metas:
-            return Slots(metas, look_of(slot0, slot1), True, False)
+            return Slots(metas, stamp_of(slot0, slot1), True, False)
         if not writer_present(disk):
             if area == disk.read(META_AREA, 0):
                 break
@@ -74,7 +74,7 @@ def read_slots(disk: Disk) -> Slots:
             time.sleep(50e-6)
     settled = not writer_present(disk)
     ours = has_magic(slot0) or has_magic(slot1)
-    return Slots(metas, look_of(slot0, slot1) if settled else b"", ours, is_uninitialised(area, disk.size()))
+    return Slots(metas, stamp_of(slot0, slot1) if settled else b"", ours, is_uninitialised(area, disk.size()))
 
 
 def newest(disk: Disk, slots: Slots) -> tuple[Meta, int]:
@@ -142,7 +142,7 @@ def visible(disk: Disk, slots: Slots) -> Visible | None:
             _check_size(disk, other)
             return Visible(other, found[0][1], False)
     _check_size(disk, meta)
-    return Visible(meta, slot, bool(slots.look))
+    return Visible(meta, slot, bool(slots.stamp))
 
 
 def extent_arrived(disk: Disk, extent: Extent, page_size: int) -> bool:

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .commit import Committer, expected_pages
+from .disk.protocol import Disk
+from .freemap import FreeMap
 from .merge import Change, Merged, merge
 from .page import NO_REF
-from .pager import Pager
-from .space import Space
-from .state import State
+from .page_writer import Mark, PageWriter
 from .tree import Tree
-from .writer import Mark, Writer
+from .view import State
 
 __all__ = ["Spill"]
 
@@ -24,16 +23,14 @@ __all__ = ["Spill"]
 class Spill:
     """The tree of a transaction on top of `state` that has outgrown memory."""
 
-    def __init__(self, committer: Committer, pager: Pager, state: State, pinned: int | None, *, cleared: bool) -> None:
-        self._committer = committer
-        self._pager = pager
+    def __init__(self, disk: Disk, state: State, free_map: FreeMap, *, cleared: bool) -> None:
+        self._pager = pager = state.view.tree.pager
         self._state = state
-        self._space: Space = committer.space(state, pinned)
-        committer.forget_space()
-        self._writer = Writer(committer.disk, pager, self._space, state.meta.txid + 1)
+        self._free_map = free_map
+        self._writer = PageWriter(disk, pager, free_map, state.meta.txid + 1)
         self._writer.own = set()
         if cleared:
-            self._space.free_all()
+            self._free_map.free_all()
             self._merged, self._base_count = Merged(NO_REF, 0, 0), 0
         else:
             tree = state.view.tree
@@ -46,7 +43,7 @@ class Spill:
             changes = {**self._state.meta.changes, **changes}
             self._started = True
         self._writer.reuse = reuse
-        self._writer.expected = expected_pages(changes, self._merged.depth, self._pager.page_size)
+        self._writer.expect(changes, self._merged.depth)
         self._merge(changes)
         self._writer.flush()
         return self.tree, self._base_count + self._merged.growth
@@ -75,12 +72,9 @@ class Spill:
         new = merge(self._pager, self._writer, old.root, old.depth, changes)
         self._merged = new._replace(growth=old.growth + new.growth)
 
-    def commit(self, changes: Mapping[bytes, bytes | None], *, sync: bool) -> State:
-        """Merge the last changes and commit the tree."""
+    def finish(self, changes: Mapping[bytes, Change]) -> tuple[Merged, int, FreeMap, PageWriter]:
+        """Merge the last changes: the tree, its entry count, and what its commit needs to close the merge."""
         if changes:
-            self.add(changes, reuse=True)
+            self.add(changes, reuse=True)  # type: ignore[arg-type]
         self._writer.give_back_deferred()
-        count = self._base_count + self._merged.growth
-        meta = self._committer.seal(self._state, self._merged, count, self._space, self._writer, sync=sync)
-        return self._committer.finish(self._state, meta, sync=sync)
-
+        return self._merged, self._base_count + self._merged.growth, self._free_map, self._writer

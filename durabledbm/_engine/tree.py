@@ -4,6 +4,29 @@ Look-ups and scans in both directions. There is no cursor to keep valid: whoever
 and this one stays what it was for as long as its pages are pinned. Descents are as deep as the meta page says and no
 deeper, so a damaged file cannot lead in circles; a scan goes through a leaf for each branch and checks that keys ascend
 from leaf to leaf, so it cannot lead through the same leaf a billion times either.
+
+
+== pageset.py ==
+Which pages of a file are spoken for, and by whom: how a walk notices that it comes to a page for the second time.
+
+A file that was made to hurt may have a branch whose children are all one page, ten levels deep, or runs that overlap.
+Whoever goes through a tree claims each run; what is claimed already is damage. So no walk takes longer than reading the
+file once.
+
+Memory is taken where pages are claimed, about a byte for a page: few claims in a file of terabytes, most of which is
+a hole, cost little.
+
+
+== walk.py ==
+The one walk through a tree, for whatever must see all of it, or much of it.
+
+It goes from parents to children, in the order of the keys, reads and verifies each run anew, and holds what a parent
+says against what it finds: a run is inside the file, and no page of it belongs to another one; separators ascend, and
+stay within those above. So each page is visited once at most, whatever a file that was made to hurt says, and a walk
+takes no longer than reading the file.
+
+What is wrong with a run ends the walk with `CorruptionError`; or it is noted in the `Visit`, for those who look for
+damage, and the walk goes on beside it.
 """
 
 from __future__ import annotations
@@ -12,13 +35,22 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import chain
+from operator import lt
+from typing import NamedTuple
 
-from ..errors import CorruptionError
-from .node import Overflow, decode_leaf, find_value, has_overflow, leaf_keys
-from .page import NO_REF
+from ..errors import CorruptionError, error
+from .node import Branch, Overflow, decode_branch, decode_leaf, find_value, has_overflow, leaf_keys
+from .page import BRANCH, HEADER, LEAF, NO_REF, OVERFLOW, REF
 from .pager import MALFORMED, Pager
 
-__all__ = ["Chunk", "Tree"]
+__all__ = [
+    "Chunk",
+    "Flaw",
+    "PageSet",
+    "Tree",
+    "Visit",
+    "walk",
+]
 
 Chunk = tuple[list[bytes], list[bytes], bool]
 """Keys, their values, and whether there may be an `Overflow` among these. Without values, the rest is to be ignored."""
@@ -44,7 +76,7 @@ class Tree:
             return None
         ref = self.root
         pager = self.pager
-        young = pager.young
+        young = pager.nodes.young
         try:
             while depth > 1:
                 depth -= 1
@@ -63,11 +95,12 @@ class Tree:
         value = self.find(key)
         return self.pager.value(value, key) if type(value) is Overflow else value
 
-    def leaf_refs(
-        self, start: bytes | None = None, stop: bytes | None = None, *, reverse: bool = False
-    ) -> Iterator[bytes]:
-        """The refs of the leaves that may hold keys from `start` up to `stop`."""
-        return chain.from_iterable(self._siblings(start, stop, reverse, self.depth, self.root))
+    def leaf_ref(self, key: bytes) -> bytes:
+        """The ref of the leaf that `key` belongs to. The tree must not be empty."""
+        ref = self.root
+        for _ in range(self.depth - 1):
+            ref = self.pager.child(ref, key)
+        return ref
 
     def chunks(
         self, start: bytes | None, stop: bytes | None, *, reverse: bool, with_values: bool
@@ -132,3 +165,215 @@ class Tree:
 
     def _malformed(self, what: object) -> CorruptionError:
         return self.pager.malformed(self.root, what)
+
+
+_SHIFT = 8
+_PART = 1 << _SHIFT
+"""Pages that memory is taken for at a time."""
+
+_OWNED = bytes([0, *[1] * 255])
+"""Any owner becomes 1: for searching."""
+
+
+class PageSet:
+    """The pages of a file from `first_page` on, each with a small number: who has claimed it, 0 for nobody."""
+
+    __slots__ = ("_parts", "first_page", "page_count")
+
+    def __init__(self, first_page: int, page_count: int) -> None:
+        self.first_page = first_page
+        self.page_count = page_count
+        self._parts: dict[int, bytearray] = {}
+
+    def holds(self, page_id: int, page_count: int) -> bool:
+        """Whether the file has these pages."""
+        return page_count > 0 and self.first_page <= page_id and page_id + page_count <= self.page_count
+
+    def owner(self, page_id: int) -> int:
+        """Who has claimed the page."""
+        part = self._parts.get(page_id >> _SHIFT)
+        return 0 if part is None else part[page_id & (_PART - 1)]
+
+    def claim(self, page_id: int, page_count: int, owner: int = 1) -> int | None:
+        """Claim consecutive pages, all of them or none. None, or the first one that is claimed already."""
+        parts = self._parts
+        at = page_id & (_PART - 1)
+        if at + page_count > _PART:
+            return self._claim_many(page_id, page_count, owner)
+        part = parts.get(page_id >> _SHIFT)
+        if part is None:
+            part = parts[page_id >> _SHIFT] = bytearray(_PART)
+        if page_count == 1:
+            if part[at]:
+                return page_id
+            part[at] = owner
+            return None
+        free = part[at : at + page_count].translate(_OWNED).find(1)
+        if free >= 0:
+            return page_id + free
+        part[at : at + page_count] = bytes((owner,)) * page_count
+        return None
+
+    def _claim_many(self, page_id: int, page_count: int, owner: int) -> int | None:
+        end = page_id + page_count
+        blank, count = next(self.gaps(page_id, end), (end, 0))
+        if blank > page_id:
+            return page_id
+        if count < page_count:
+            return page_id + count
+        while page_id < end:
+            at = page_id & (_PART - 1)
+            count = min(_PART - at, end - page_id)
+            part = self._parts.setdefault(page_id >> _SHIFT, bytearray(_PART))
+            part[at : at + count] = bytes((owner,)) * count
+            page_id += count
+        return None
+
+    def gaps(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """The pages from `start` up to `stop` that nobody has claimed: page id of the first one, and how many."""
+        blank = start
+        """From here on nothing was met."""
+        for index in sorted(index for index in self._parts if start >> _SHIFT <= index <= (stop - 1) >> _SHIFT):
+            base = index << _SHIFT
+            owned = self._parts[index].translate(_OWNED)
+            at = owned.find(1, max(start - base, 0), max(stop - base, 0))
+            while at >= 0:
+                if base + at > blank:
+                    yield blank, base + at - blank
+                end = owned.find(0, at)
+                blank = base + (_PART if end < 0 else end)
+                at = -1 if end < 0 else owned.find(1, end, max(stop - base, 0))
+        if blank < stop:
+            yield blank, stop - blank
+
+
+class Flaw(NamedTuple):
+    """What is wrong with a run."""
+
+    invariant: int
+    """The number, in docs/format.md, of what should be so."""
+    message: str
+
+
+class Visit:
+    """A run of a tree, met on a walk."""
+
+    __slots__ = (
+        "_entries", "branch", "flaw", "high", "level", "low", "page_count", "page_id", "parent", "ref", "run", "value",
+    )  # fmt: skip
+
+    def __init__(
+        self, ref: bytes, level: int, low: bytes, high: bytes | None, parent: Visit | None,
+        value: Overflow | None = None,
+    ) -> None:  # fmt: skip
+        self.ref = ref
+        self.page_id, self.page_count, _ = REF.unpack(ref)
+        self.level = level
+        """0 for a large value, 1 for a leaf, more for a branch."""
+        self.low = low
+        """No key in it is smaller. Of a large value, the key."""
+        self.high = high
+        """All keys in it are smaller; None: there is no limit."""
+        self.parent = parent
+        self.value = value
+        """What the leaf holds in place of a large value."""
+        self.run = b""
+        """The bytes of a branch, or of a leaf that was read."""
+        self.branch: Branch | None = None
+        self.flaw: Flaw | None = None
+        """What is wrong with it: then nothing that it says is to be believed."""
+        self._entries: tuple[list[bytes], list[bytes]] | None = None
+
+    @property
+    def kind(self) -> int:
+        """The type of the run."""
+        return BRANCH if self.level > 1 else LEAF if self.level else OVERFLOW
+
+    @property
+    def txid(self) -> int:
+        """The commit that wrote a branch, or a leaf that was read."""
+        txid: int = HEADER.unpack_from(self.run)[5]
+        return txid
+
+    def entries(self) -> tuple[list[bytes], list[bytes]]:
+        """The keys and the values of a leaf that was read."""
+        if self._entries is None:
+            self._entries = decode_leaf(self.run)
+        return self._entries
+
+    def lows(self) -> list[bytes]:
+        """The low of each child of a branch."""
+        assert self.branch is not None
+        return [self.low, *self.branch.separators]
+
+    def _decode(self, run: bytes, *, entries: bool) -> Flaw | None:
+        """Decode a branch, or a leaf of which the `entries` will be asked for; what is wrong with it."""
+        self.run = run
+        try:
+            if self.level == 1:
+                if entries:
+                    self.entries()
+                return None
+            self.branch = decode_branch(run)
+        except MALFORMED as exc:
+            return Flaw(3, f"the content makes no sense: {exc}")
+        bounds = self.lows() if self.high is None else [*self.lows(), self.high]
+        return None if all(map(lt, bounds, bounds[1:])) else Flaw(2, "the separators are out of order")
+
+    def _children(self, after: bytes | None) -> Iterator[Visit]:
+        """What a branch leads to, from the last to the first: only what may hold keys behind `after`."""
+        assert self.branch is not None
+        separators, refs, _ = self.branch
+        lows, highs = self.lows(), [*separators, self.high]
+        first = 0 if after is None else bisect_right(separators, after)
+        for at in range(len(refs) - 1, first - 1, -1):
+            yield Visit(refs[at], self.level - 1, lows[at], highs[at], self)
+
+    def _large_values(self) -> Iterator[Visit]:
+        """What a leaf leads to, from the last to the first."""
+        for key, value in zip(*map(reversed, self.entries()), strict=True):
+            if type(value) is Overflow:
+                yield Visit(value.ref, 0, key, None, self, value)
+
+
+def walk(
+    tree: Tree, pages: PageSet, *, down_to: int = 0, after: bytes | None = None,
+    tolerated: type[error] | tuple[()] = (),
+) -> Iterator[Visit]:  # fmt: skip
+    """Visit the runs of a tree, claiming their pages in `pages`, in the order of the keys, parents before children.
+
+    `down_to` is the lowest level that is visited: 0 for large values, which are not read; with 1 leaves are visited and
+    not read. Subtrees without keys behind `after` are left out. Raises `CorruptionError` for damage, and `error` if
+    reading fails; but what is `tolerated` only becomes the visit's flaw.
+    """
+    stack = [Visit(tree.root, tree.depth, b"", None, None)] if tree.depth else []
+    read, malformed = tree.pager.read, tree.pager.malformed
+    while stack:
+        visit = stack.pop()
+        level = visit.level
+        flaw = _claimed(visit, pages)
+        if flaw is None and (level > 1 or level > down_to):
+            try:
+                run = read(visit.ref, BRANCH if level > 1 else LEAF)
+                flaw = visit._decode(run, entries=tolerated != () or has_overflow(run))
+            except tolerated as exc:
+                flaw = Flaw(3, exc.message if isinstance(exc, CorruptionError) else str(exc))
+        if flaw is not None:
+            if tolerated == ():
+                raise malformed(visit.ref, flaw.message)
+            visit.flaw = flaw
+        elif level > 1:
+            if level > down_to:
+                stack += visit._children(after)
+        elif level > down_to and has_overflow(visit.run):
+            stack += visit._large_values()
+        yield visit
+
+
+def _claimed(visit: Visit, pages: PageSet) -> Flaw | None:
+    """Claim the pages of a run; what is wrong with them."""
+    page_id, page_count = visit.page_id, visit.page_count
+    if page_id < pages.first_page or page_count < 1 or page_id + page_count > pages.page_count:
+        return Flaw(4, f"a run of {page_count} pages that is not inside the file")
+    taken = pages.claim(page_id, page_count)
+    return None if taken is None else Flaw(1, f"page {taken} is in use twice")

@@ -3,6 +3,12 @@
 All that can be read is a view: a committed state (the tree, and the changes in its meta page), a transaction (its
 own changes on top of that), an iterator in the middle of either. A layer maps keys to new values, or to None for a
 deleted key. Once a view has been handed out its layers do not change: a writer that goes on adds a layer (`freeze`).
+
+
+== state.py ==
+A committed state: a meta page, and the view that it stands for.
+
+States never change; a commit makes a new one. Readers hold the state that they read.
 """
 
 from __future__ import annotations
@@ -10,15 +16,25 @@ from __future__ import annotations
 import weakref
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 from ..errors import ClosedError, error
+from .freemap import FreeMap
+from .meta import Meta, first_page
 from .node import Overflow
-from .tree import Chunk, Tree
+from .page import NO_REF
+from .pager import MALFORMED, Pager
+from .tree import Chunk, PageSet, Tree
 
-__all__ = ["EMPTY_LAYER", "ENDLESS", "Layer", "Life", "View"]
-
+__all__ = [
+    "EMPTY_LAYER",
+    "ENDLESS",
+    "Layer",
+    "Scope",
+    "State",
+    "View",
+]
 
 _STRIDE = 256
 """Changes that are taken at a time where there is no leaf to set the pace."""
@@ -59,11 +75,11 @@ class _Keys(list[bytes]):
     __hash__ = object.__hash__  # type: ignore[assignment]
 
 
-class Life:
-    """Something that iterators depend on, such as an open handle.
+class Scope:
+    """What an iterator must not outlive: an open handle, a snapshot, a block of a transaction.
 
-    They hand out entries without asking whether there still is life, a list of keys at a time. So each has its list
-    here, and the end of life empties the lists: what an iterator would hand out next it must ask for first.
+    Iterators hand out a list of keys at a time without asking whether the scope has ended. So their lists are
+    registered here, and the end of the scope empties the lists: at its next step each iterator has to ask.
     """
 
     __slots__ = ("_lists", "_what", "ended")
@@ -81,18 +97,18 @@ class Life:
             if keys is not None:
                 keys.clear()
 
-    def over(self) -> ClosedError:
-        """The error for who still wants something."""
+    def closed_error(self) -> ClosedError:
+        """The error for what is asked for after the end."""
         return ClosedError(self._what)
 
-    def join(self) -> list[bytes]:
-        """The list of an iterator that begins: look whether life has ended *after* filling it. It leaves with it."""
+    def register(self) -> list[bytes]:
+        """The list of an iterator that begins: see whether the scope has ended *after* filling it."""
         keys = _Keys()
         self._lists.add(weakref.ref(keys, self._lists.discard))
         return keys
 
 
-ENDLESS = Life()
+ENDLESS = Scope()
 
 
 class View:
@@ -123,40 +139,40 @@ class View:
 
     def items(
         self, start: bytes | None = None, stop: bytes | None = None, *, reverse: bool = False,
-        life: Life = ENDLESS, pin: object = None,
+        scope: Scope = ENDLESS, pin: object = None,
     ) -> Iterator[tuple[bytes, bytes]]:
         """The entries with `start <= key < stop`, ascending, or descending if `reverse`.
 
-        `pin` is kept for as long as the iterator is, started or not. When `life` has ended, so has the iteration, with
+        `pin` is kept for as long as the iterator is, started or not. When `scope` has ended, so has the iteration, with
         `ClosedError`.
         """  # fmt: skip
-        return chain.from_iterable(self._runs(start, stop, reverse, life, pin, with_values=True))
+        return chain.from_iterable(self._batches(start, stop, reverse, scope, pin, with_values=True))
 
     def keys(
         self, start: bytes | None = None, stop: bytes | None = None, *, reverse: bool = False,
-        life: Life = ENDLESS, pin: object = None,
+        scope: Scope = ENDLESS, pin: object = None,
     ) -> Iterator[bytes]:
         """The keys with `start <= key < stop`, as `items` gives entries."""  # fmt: skip
-        return chain.from_iterable(self._runs(start, stop, reverse, life, pin, with_values=False))
+        return chain.from_iterable(self._batches(start, stop, reverse, scope, pin, with_values=False))
 
-    def _runs(
-        self, start: bytes | None, stop: bytes | None, reverse: bool, life: Life, pin: object, *, with_values: bool
+    def _batches(
+        self, start: bytes | None, stop: bytes | None, reverse: bool, scope: Scope, pin: object, *, with_values: bool
     ) -> Iterator[Iterable[Any]]:
         """What `items` and `keys` hand out, a leaf at a time, so that no step in Python is made for each entry.
 
-        Whoever iterates over a run finds the keys gone when life ends, comes back here for more, and is told.
+        An iterator finds the keys gone when the scope ends, comes back here for more, and is told.
         """
         pager = self.tree.pager
         room = -1
-        ahead = life.join()
+        ahead = scope.register()
         try:
             for keys, values, large in self._chunks(start, stop, reverse, with_values=with_values):
                 if large:  # values, which are read one by one, when it is their turn
                     if room < 0:
                         room = pager.file_size()
                     for key, value in zip(keys, values, strict=True):
-                        if life.ended:
-                            raise life.over()
+                        if scope.ended:
+                            raise scope.closed_error()
                         if type(value) is Overflow:
                             room -= value.length
                             if room < 0:  # runs that overlap: more to read than there is
@@ -166,15 +182,15 @@ class View:
                             yield ((key, value),)
                     continue
                 ahead[:] = keys
-                if life.ended:
-                    raise life.over()
+                if scope.ended:
+                    raise scope.closed_error()
                 yield zip(ahead, values, strict=False) if with_values else ahead
-            if life.ended:  # perhaps the last run was cut short
-                raise life.over()
+            if scope.ended:  # perhaps the last batch was cut short
+                raise scope.closed_error()
         except error:
             del pin  # the traceback would keep it
-            if life.ended:  # then what is in the pages is nobody's business
-                raise life.over() from None
+            if scope.ended:  # then what is in the pages does not matter
+                raise scope.closed_error() from None
             raise
 
     def _chunks(self, start: bytes | None, stop: bytes | None, reverse: bool, *, with_values: bool) -> Iterator[Chunk]:
@@ -245,3 +261,41 @@ def _combined(
     result = sorted((key for key, value in entries.items() if value is not None), reverse=reverse)
     found: list[bytes] = [entries[key] for key in result]  # type: ignore[misc]
     return result, found, Overflow in set(map(type, found))
+
+
+class State:
+    """The database as of one commit. `slot` is the meta slot that was synced with it."""
+
+    __slots__ = ("meta", "slot", "view")
+
+    def __init__(self, meta: Meta, slot: int, view: View) -> None:
+        self.meta = meta
+        self.slot = slot
+        self.view = view
+
+    @classmethod
+    def make(cls, meta: Meta, slot: int, pager: Pager) -> State:
+        """The state that `meta`, in `slot`, stands for."""
+        layers = (Layer(meta.changes),) if meta.changes else ()
+        return cls(meta, slot, View(Tree(pager, meta.root, meta.depth), layers))
+
+    def pages(self) -> PageSet:
+        """The pages of the file that a tree may use, for a walk to claim."""
+        return PageSet(first_page(self.meta.page_size), self.meta.page_count)
+
+    def free_map(self, pager: Pager) -> FreeMap:
+        """The free space, as the file has it. Raises `CorruptionError` if it cannot be as is said there."""
+        meta = self.meta
+        first = first_page(meta.page_size)
+        if meta.space == NO_REF and not meta.depth:
+            return FreeMap.emptied(meta.page_size, first, meta.page_count, meta.txid)
+        try:
+            free_map = FreeMap.load(meta.space, meta.page_size, first, meta.page_count, pager.read)
+        except MALFORMED as exc:
+            raise pager.malformed(meta.space, f"the free-space map makes no sense: {exc}") from exc
+        # Between two free runs stands something; so there are no more of them than pages that are really there. In a
+        # sparse file a few bytes of the map could claim otherwise.
+        most = pager.kept_pages() + 1
+        if meta.page_count > 2 * most and next(islice(free_map.pages.free_runs(), most, None), None) is not None:
+            raise pager.malformed(meta.space, "the free-space map has free pages between pages that are not there")
+        return free_map

@@ -1,4 +1,4 @@
-"""Types of arguments that many functions take, and `Meter`, which calls a `progress` function now and then."""
+"""Types of arguments that many functions take, and `Meter`, which reports progress."""
 
 from __future__ import annotations
 

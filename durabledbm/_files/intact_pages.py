@@ -1,7 +1,6 @@
-"""Single pages of a file whose tree cannot be trusted: which of them are intact, and what they are.
+"""Finding intact pages in a file whose tree cannot be trusted, for `inspect` and `salvage`.
 
-For what looks at files from outside of the tree, such as `inspect`. Reads only, and believes a page only
-after its checksum.
+A page is trusted only after its checksum is verified. Nothing is written.
 """
 
 from __future__ import annotations
@@ -13,8 +12,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from .._engine.checksum import crc32c, of_the_end, with_zeros
-from .._engine.disk import Disk
-from .._engine.longruns import crc_if_whole, stretches
+from .._engine.disk.protocol import Disk
 from .._engine.page import (
     CRC_SIZE,
     HEADER,
@@ -25,6 +23,7 @@ from .._engine.page import (
     WHOLE,
     pages_for,
 )  # fmt: skip
+from .._engine.sparse import crc_if_whole, stretches
 
 __all__ = ["IntactRun", "guess_page_size", "intact_runs"]
 
@@ -39,7 +38,7 @@ _GUESS_PAGES = 4096
 
 
 class IntactRun(NamedTuple):
-    """A run that is whole by its own checksum."""
+    """A run that matches its own checksum."""
 
     page_id: int
     kind: str
@@ -57,11 +56,11 @@ class IntactRun(NamedTuple):
 
 
 def intact_runs(disk: Disk, page_size: int, start: int, stop: int) -> Iterator[tuple[int, IntactRun | None]]:
-    """The runs between pages `start` and `stop` that are intact, with their page ids, in order; and the ids of pages
-    that hold something else, with None.
+    """The intact runs between pages `start` and `stop` with their page ids, in order, and the ids of other non-empty
+    pages with None.
 
-    Takes time in proportion to what is there: holes are skipped, and of a file in which every page says that it begins
-    a run up to the end each byte is still read only once or twice.
+    Takes time in proportion to the data: holes are skipped, and even if every page claims to begin a run that reaches
+    to the end, each byte is read only once or twice.
     """
     sums = _Sums(disk, page_size)
     page_id = start
@@ -80,7 +79,7 @@ def intact_runs(disk: Disk, page_size: int, start: int, stop: int) -> Iterator[t
 
 
 def _plausible(head: bytes, page_id: int, page_size: int, stop: int) -> IntactRun | None:
-    """The run that begins with this header, if there can be such a one."""
+    """The run that this header begins, if the header is plausible."""
     if len(head) < HEADER.size:
         return None
     kind, _, _, entries, own_id, txid, page_count, payload = HEADER.unpack(head)
@@ -92,10 +91,10 @@ def _plausible(head: bytes, page_id: int, page_size: int, stop: int) -> IntactRu
 
 
 class _Sums:
-    """Verifies runs, which may overlap. They must be asked for in the order of their first pages.
+    """Verifies runs, which may overlap. Ask for them in the order of their first pages.
 
-    Short ones are just read. For long ones the file is read once, from the first one on, and the checksum up to each
-    page noted: the checksum of any run follows from those before its first and after its last page.
+    Short runs are simply read. For long runs the file is read once, from the first one on, and the checksum up to each
+    page is stored: the checksum of any run follows from those before its first and after its last page.
     """
 
     def __init__(self, disk: Disk, page_size: int) -> None:
@@ -141,13 +140,13 @@ class _Sums:
             self._crcs.append(crc)
 
     def _crc_before(self, page_id: int) -> int:
-        """The checksum of all from the first page that was read up to this one."""
+        """The checksum of everything from the first page that was read up to this one."""
         at = bisect_right(self._pages, page_id) - 1
         return with_zeros(self._crcs[at], (page_id - self._pages[at]) * self._page_size)
 
 
 def guess_page_size(disk: Disk) -> int:
-    """The page size of a file without a usable meta page: what most pages, by the ids they bear, agree on."""
+    """The page size of a file without a usable meta page: the one that most pages' ids agree with."""
     votes: Counter[int] = Counter()
     for at in range(1, min(disk.size() // MIN_PAGE_SIZE, _GUESS_PAGES)):
         offset = at * MIN_PAGE_SIZE

@@ -1,7 +1,7 @@
-"""Opening the file of a database, or creating it: what flags and options mean, and which file a name stands for.
+"""Opening or creating the file of a database: what flags and options mean, and which file a name stands for.
 
-`open_store` is the part of `durabledbm.open` below the handle. It never touches a file that is not a database, except
-to replace it where flag "n" asks for that, and it never creates one that would hide an old database.
+`open_store` is the part of `durabledbm.open` below the handle. It leaves a file that is not a database unchanged,
+unless flag "n" says to replace it, and it never creates a file that would hide an old database.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import errno
 import os
 from typing import Literal, TypedDict, get_args
 
-from .._engine.creation import replace
-from .._engine.disk import Disk, Volume
+from .._engine.commit import Committer
+from .._engine.disk.protocol import Disk, Volume
+from .._engine.files import replace
 from .._engine.locks import locks_work
 from .._engine.meta import ForeignFileError, UnknownVersionError
 from .._engine.page import MAX_PAGE_SIZE, MIN_PAGE_SIZE
@@ -21,8 +22,8 @@ from ..errors import error
 from .arguments import Path
 
 __all__ = [
-    "DEFAULT_CACHE_SIZE", "DEFAULT_PAGE_SIZE", "DURABILITIES", "Durability", "Flag", "OpenOptions", "check_options",
-    "file_name", "open_store", "parse_flag",
+    "DEFAULT_CACHE_SIZE", "DEFAULT_PAGE_SIZE", "DURABILITIES", "Durability", "Flag", "OpenOptions", "checked",
+    "open_store",
 ]  # fmt: skip
 
 Flag = Literal[
@@ -55,18 +56,25 @@ _FLAGS = "rwcn"
 _SUFFIXES = "fsu"
 
 
-def file_name(file: Path) -> str:
-    """The name of a file as text. Raises `error` if it is empty, `ValueError` if it holds a null character."""
+def checked(
+    file: Path, flag: str, durability: str, *, interval: float, timeout: float | None, page_size: int | None,
+    cache_size: int,
+) -> tuple[str, str, str]:  # fmt: skip
+    """The file's name, the flag without dbm.gnu's suffixes, and the durability that they ask for.
+
+    Raises `error` for an empty name, and `ValueError` for an argument that is out of range.
+    """
     name = os.fsdecode(file)
     if not name:
         raise error(errno.ENOENT, os.strerror(errno.ENOENT), name)
     if "\0" in name:
         raise ValueError("embedded null character in the file name")
-    return name
-
-
-def check_options(interval: float, timeout: float | None, page_size: int | None, cache_size: int) -> None:
-    """Raise `ValueError` for an option of `open` that is out of range."""
+    if durability not in DURABILITIES:
+        raise ValueError(f"durability must be one of {', '.join(map(repr, DURABILITIES))}, not {durability!r}")
+    if not isinstance(flag, str) or flag[:1] not in _FLAGS or not flag or set(flag[1:]) - set(_SUFFIXES):
+        raise ValueError(f"Flag must be one of 'r', 'w', 'c', or 'n', not {flag!r}")
+    for suffix in flag[1:]:
+        durability = {"f": "manual", "s": "full"}.get(suffix, durability)
     if page_size is not None and (page_size & (page_size - 1) or not MIN_PAGE_SIZE <= page_size <= MAX_PAGE_SIZE):
         raise ValueError(f"page_size must be a power of two from {MIN_PAGE_SIZE} to {MAX_PAGE_SIZE}, not {page_size}")
     if not interval > 0:
@@ -75,21 +83,11 @@ def check_options(interval: float, timeout: float | None, page_size: int | None,
         raise ValueError("timeout must be None or not negative")
     if cache_size < 0:
         raise ValueError("cache_size must not be negative")
-
-
-def parse_flag(flag: str, durability: str) -> tuple[str, str]:
-    """The flag without dbm.gnu's suffixes, and the durability that they ask for. Raises `ValueError`."""
-    if durability not in DURABILITIES:
-        raise ValueError(f"durability must be one of {', '.join(map(repr, DURABILITIES))}, not {durability!r}")
-    if not isinstance(flag, str) or flag[:1] not in _FLAGS or not flag or set(flag[1:]) - set(_SUFFIXES):
-        raise ValueError(f"Flag must be one of 'r', 'w', 'c', or 'n', not {flag!r}")
-    for suffix in flag[1:]:
-        durability = {"f": "manual", "s": "full"}.get(suffix, durability)
-    return flag[0], durability
+    return name, flag[0], durability
 
 
 def _real_path(name: str) -> str:
-    """The file's path, whatever becomes of the working directory; and if the name is a link's, what it leads to."""
+    """The file's absolute path, independent of later changes of the working directory. A link is followed."""
     if os.path.isabs(name):
         path = name
     elif not os.path.dirname(name):
@@ -101,7 +99,7 @@ def _real_path(name: str) -> str:
 
 
 def _refuse_hiding(volume: Volume, name: str, path: str, number: int = errno.EEXIST) -> None:
-    """Raise if a new file would hide an old database of its name or, if that is a link's, of what it leads to."""
+    """Raise if a new file would hide an old database of its name or, for a link, of the name that it leads to."""
     refuse_beside(volume, name, number)
     if os.path.islink(name):
         refuse_beside(volume, path, number)
@@ -134,7 +132,7 @@ def open_store(volume: Volume, name: str, flag: str, mode: int, page_size: int, 
                 store = _store(volume, disk, name, flag, page_size, cache_size)
                 if store is not None:
                     if created:
-                        store.initialise()
+                        Committer(store).initialise()
                     elif store.state.meta.txid <= 1:
                         # Nothing was ever written to it: perhaps it was made, by mistake, beside an old database.
                         _refuse_hiding(volume, name, path)
@@ -151,11 +149,11 @@ def open_store(volume: Volume, name: str, flag: str, mode: int, page_size: int, 
             if type(known) is OtherKindError:
                 raise known from exc
         raise error.wrap(exc, name) from exc
-    raise error(f"{name}: the file is created and removed again and again")
+    raise error(f"{name}: other processes keep creating and removing the file")
 
 
 def _store(volume: Volume, disk: Disk, name: str, flag: str, page_size: int, cache_size: int) -> Store | None:
-    """The store of an open file, or None if it was no database and, as flag "n" wants it, has been replaced by one."""
+    """The store of an open file. None if it was not a database and has been replaced by one, as flag "n" says."""
     try:
         return Store(volume, disk, page_size=page_size, cache_size=cache_size)
     except error as exc:

@@ -12,8 +12,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from .._engine.disk import Disk
-from .._engine.native import FileVolume, take_owner
+from .._engine.disk import FileVolume, take_owner
+from .._engine.disk.protocol import Disk
 from .temporary import Temporary, blame_target, new_directory, new_file
 
 __all__ = [
@@ -92,7 +92,7 @@ def take_name(fresh: str, target: str) -> None:
 
 
 def permissions_of(source: os.stat_result | None) -> os.stat_result:
-    """What a new file must be like that is made from the file `source`: no less private, but this process's own.
+    """The permissions for a new file made from the file `source`: not less private, and owned by this process.
 
     Without a source, only this process's user may read and write it.
     """
@@ -106,7 +106,7 @@ def permissions_of(source: os.stat_result | None) -> os.stat_result:
 
 
 def own_directory(path: str, source: os.stat_result | None) -> None:
-    """Give a directory that was just made the permissions of the file `source`: who may read that may look into it."""
+    """Give a new directory the permissions of the file `source`: whoever may read that may list the directory."""
     if sys.platform == "win32":
         return
     like = permissions_of(source)

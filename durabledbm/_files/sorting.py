@@ -1,8 +1,7 @@
 """Sorting more entries than fit in memory: sorted runs in a temporary file, then a merge of the runs.
 
-What may live here: entries as (key, value) pairs, and one file without a name, which the system removes
-with the process. Entries that come in the order of their keys are written into a B+tree in one pass, each
-page once; in any other order every commit would write most of the tree again.
+Entries in key order are written into a B+tree in one pass, each page once. In any other order, every commit would
+rewrite most of the tree. The temporary file has no name, so the system removes it with the process.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ def in_key_order(
 
 
 def _write(run: list[Entry], file: IO[bytes]) -> list[int]:
-    """Append a run in blocks, and return where they are."""
+    """Append a run in blocks, and return their offsets."""
     offsets = []
     block: list[Entry] = []
     size = 0

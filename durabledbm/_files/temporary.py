@@ -1,19 +1,17 @@
-"""Temporary files and directories beside a target: nobody can guess, plant or follow them, and none stays behind.
+"""Temporary files and directories beside a target. Their names cannot be guessed, and none stays behind.
 
-A name is `.durabledbm-`, 64 random bits, `.tmp`, in the directory of the target: short enough wherever a file may be,
-and unknown until it exists. It is created exclusively, so a link that someone planted is never followed.
+A name is `.durabledbm-`, 64 random bits, `.tmp`, in the directory of the target: short enough for any file system, and
+unknown until it exists. The file is created exclusively, so a planted link is never followed.
 
-Whoever makes one holds a lock on it, at a byte that the engine uses for nothing else. The kernel releases the lock when
-the process ends, in whatever container it ran. So the next run in the same directory can tell what is in use from what
-a killed run left, and removes the latter (`sweep`). Where a file system keeps no locks nothing can be told, and nothing
-is swept.
+The process that creates one holds a lock on it, at a byte that the engine uses for nothing else. The kernel releases
+the lock when the process ends, in whatever container it ran. So the next run in the same directory can tell files in
+use from files of a killed run, and removes the latter (`sweep`). Where a file system keeps no locks, nothing is swept.
 
-While there are temporary files, SIGTERM and SIGHUP, and SIGBREAK on Windows (Ctrl-Break, or a console that is closed),
-remove them before they end the process, unless the program handles or ignores the signal itself. Python installs
-handlers in the main thread only; if all temporary files were made by other threads, the next run removes what a signal
-left.
+While there are temporary files, SIGTERM and SIGHUP remove them before they end the process, and so does SIGBREAK on
+Windows (Ctrl-Break, or a closed console), unless the program handles or ignores the signal itself. Python installs
+handlers only in the main thread; if other threads created all temporary files, the next run removes what a signal left.
 
-What takes time to import is not imported here: every open handle has this module at hand, for `backup`.
+Modules that take time to import are not imported here: every open handle imports this module, for `backup`.
 """
 
 from __future__ import annotations
@@ -28,9 +26,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType, ModuleType, TracebackType
 
-from .._engine.creation import TEMPORARY_LOCK, temporary_name
-from .._engine.disk import Disk
-from .._engine.native import FileDisk, FileVolume, take_owner
+from .._engine.disk import FileDisk, FileVolume, take_owner
+from .._engine.disk.protocol import Disk
+from .._engine.files import temporary_name
+from .._engine.locks import TEMPORARY_OFFSET
 from ..errors import error
 
 __all__ = ["Temporary", "blame_target", "new_directory", "new_file", "sweep"]
@@ -49,8 +48,8 @@ _process = os.getpid()
 class Temporary:
     """A temporary file or directory. Made by `new_file` and `new_directory`.
 
-    `remove()` and the end of a `with` block remove it. To keep a file, link it to its target or rename it: what no
-    longer has the temporary name is not removed.
+    `remove()` and the end of a `with` block remove it. To keep a file, link it to its target or rename it: a file that
+    no longer has the temporary name is not removed.
     """
 
     def __init__(self, path: str) -> None:
@@ -72,9 +71,9 @@ class Temporary:
         self.remove()
 
     def take_owner(self, like: os.stat_result) -> None:
-        """Give a file, before it gets its name, the owner, group and permissions of another, and sync them.
+        """Give a file the owner, group and permissions of another before it gets its name, and sync them.
 
-        Raises what the operating system raises, also if the file is not there any more.
+        Raises what the operating system raises, also if the file no longer exists.
         """
         if sys.platform == "win32":
             return
@@ -89,9 +88,9 @@ class Temporary:
             os.close(fd)
 
     def remove(self) -> None:
-        """Remove it, with all that a directory holds, and release the lock. Removing twice is harmless.
+        """Remove it, with everything in a directory, and release the lock. Removing twice is harmless.
 
-        What cannot be removed now is left to the next `sweep`. In a child after `fork` nothing happens: the file is its
+        What cannot be removed now is left to the next `sweep`. In a child after `fork` nothing happens: the file is the
         parent's.
         """
         if self.path in _living:
@@ -101,27 +100,27 @@ class Temporary:
 
 
 def new_file(target: str, mode: int = 0o600, like: os.stat_result | None = None) -> Temporary:
-    """Create an empty file beside `target`, open and locked; before that, sweep the directory.
+    """Create an empty file beside `target`, open and locked, after sweeping the directory.
 
-    It has the permissions `mode`, less the umask. With `like` it has the owner, the group and exactly the permissions
-    of that file instead (see `take_owner`). Raises what the operating system raises.
+    It has the permissions `mode`, less the umask. With `like` it has exactly the owner, group and permissions of that
+    file instead. Raises what the operating system raises.
     """
     sweep(target)
     return _locked(target, lambda path: _create_file(path, mode, like))
 
 
 def new_directory(target: str) -> Temporary:
-    """Create a directory beside `target` that is open to its owner only; before that, sweep the directory around it.
+    """Create a directory beside `target` that only its owner can open, after sweeping the directory around it.
 
-    It may be filled with any files, except for one named "lock", which is there already. For a directory that becomes
-    `target` itself, make one inside. Raises what the operating system raises.
+    It may be filled with any files; one named "lock" exists already. For a directory that becomes `target` itself, make
+    one inside. Raises what the operating system raises.
     """
     sweep(target)
     return _locked(target, _create_directory)
 
 
 def sweep(target: str) -> None:
-    """Remove this user's temporary files in the directory of `target` whose processes are gone. Raises no OSError."""
+    """Remove this user's temporary files in the directory of `target` whose processes have ended. Raises no OSError."""
     directory = os.path.dirname(target)
     with suppress(OSError):
         for name in os.listdir(directory or "."):
@@ -132,13 +131,13 @@ def sweep(target: str) -> None:
 
 
 def _is_temporary(name: str) -> bool:
-    """Whether a file of that name is one of ours: `creation.temporary_name` makes them."""
+    """Whether a file of that name is one of ours: `temporary_name` of the engine makes them."""
     digits = name.removeprefix(".durabledbm-").removesuffix(".tmp")
     return name == f".durabledbm-{digits}.tmp" and len(digits) == 16 and _DIGITS.issuperset(digits)
 
 
 def blame_target(exc: OSError, target: str) -> None:
-    """Let an error about a temporary file be one about its target, which is the name that the user knows."""
+    """Change an error about a temporary file into one about its target, whose name the user knows."""
     if isinstance(exc.filename, str) and any(map(_is_temporary, exc.filename.split(os.sep))):
         exc.filename = target
 
@@ -147,7 +146,7 @@ def blame_target(exc: OSError, target: str) -> None:
 
 
 def _locked(target: str, create: Callable[[str], Disk | None]) -> Temporary:
-    """What `create` makes, once the lock on it is held."""
+    """Create something with `create`, and return it when the lock on it is held."""
     for _ in range(_ATTEMPTS):
         made = Temporary(temporary_name(target))
         _living[made.path] = made
@@ -160,7 +159,7 @@ def _locked(target: str, create: Callable[[str], Disk | None]) -> Temporary:
             made.remove()
             raise
         made.remove()  # between creating and locking it, another process's sweep took it for a leftover
-    raise error(f"{target}: temporary files beside it are removed again and again")
+    raise error(f"{target}: another process keeps removing temporary files beside it")
 
 
 def _create_file(path: str, mode: int, like: os.stat_result | None) -> Disk:
@@ -181,7 +180,7 @@ def _create_directory(path: str) -> Disk | None:
 
 def _lock(disk: Disk, *, exclusive: bool = True) -> bool:
     try:
-        return disk.lock(TEMPORARY_LOCK, exclusive=exclusive)
+        return disk.lock(TEMPORARY_OFFSET, exclusive=exclusive)
     except OSError:
         return exclusive  # without locks the owner goes on, and a sweep leaves everything alone
 
@@ -190,7 +189,7 @@ def _lock(disk: Disk, *, exclusive: bool = True) -> bool:
 
 
 def _remove(path: str, disk: Disk | None) -> None:
-    """Remove what is there, as far as that goes, and close `disk`."""
+    """Remove what exists, as far as possible, and close `disk`."""
     with suppress(OSError):
         if stat.S_ISDIR(os.lstat(path).st_mode):
             _empty(path)
@@ -203,9 +202,9 @@ def _remove(path: str, disk: Disk | None) -> None:
 
 
 def _empty(directory: str, parent: int | None = None) -> None:
-    """Remove all files in a directory, the lock file last: if a kill interrupts this, a sweep can still go on.
+    """Remove all files in a directory, the lock file last: after a kill in between, a sweep can continue.
 
-    It is held open meanwhile, and so is each directory in it: nobody can put a link to another one in their place.
+    The directory and each directory in it are held open meanwhile, so nobody can replace them with a link.
     """
     if sys.platform == "win32":
         _empty_by_name(directory)
@@ -253,10 +252,10 @@ def _remove_if_dead(path: str) -> None:
 
 
 def _shows(lock_path: str) -> bool:
-    """Whether the lock that was just taken can be seen through another open file: some file systems pretend."""
+    """Whether another open file sees the lock that was just taken: some file systems pretend."""
     twin = _open(lock_path)
     try:
-        return twin.lowest_lock(TEMPORARY_LOCK, TEMPORARY_LOCK + 1) is not None
+        return twin.lowest_lock(TEMPORARY_OFFSET, TEMPORARY_OFFSET + 1) is not None
     finally:
         twin.close()
 
@@ -309,7 +308,8 @@ def _numbers(signal: ModuleType) -> list[int]:
 
 
 def _signal_module() -> ModuleType | None:
-    """The module `signal`. None if it cannot be imported any more, as after `chroot`: then the next run cleans up."""
+    """The module `signal`, or None if it cannot be imported any more, as after `chroot`: then the next run cleans up.
+    """
     try:
         import signal
     except (ImportError, OSError):
@@ -318,7 +318,7 @@ def _signal_module() -> ModuleType | None:
 
 
 def _after_fork() -> None:
-    """The child has none. It closes its copies of the open files, so the locks end with the parent."""
+    """The child owns no temporary files. It closes its copies of the open files, so the locks end with the parent."""
     global _process
     _process = os.getpid()
     for temporary in _living.values():

@@ -1,10 +1,9 @@
-"""What changed between two states of one database, found by comparing their trees.
+"""The differences between two states of one database, found by comparing their trees.
 
-A commit copies what it changes and shares the rest. So two trees of one file have all subtrees in common that
-no commit between them touched, and a shared subtree is known by its ref: place and checksum are the same, and
-with them all that is below. Comparing costs what changed, not what there is, and needs no list of changes to
-have been kept. Everything is read and verified through refs; if a page of the older tree has been used again
-meanwhile, that is a `CorruptionError`, never a wrong answer.
+A commit copies what it changes and shares the rest. So two trees of one file share every subtree that no commit between
+them touched, and a shared subtree is recognized by its ref: place and checksum are equal, and so is everything below.
+Comparing costs what changed, not what exists, and needs no record of the changes. Everything is read and verified
+through refs: if a page of the older tree has been reused, that is a `CorruptionError`, never a wrong answer.
 """
 
 from __future__ import annotations
@@ -15,8 +14,8 @@ from operator import lt
 
 from .._engine.node import Overflow, decode_leaf
 from .._engine.pager import MALFORMED, Pager
-from .._engine.state import State
 from .._engine.tree import Tree
+from .._engine.view import State
 
 __all__ = ["differences", "tree_differences"]
 
@@ -30,9 +29,9 @@ _GROUP = 4096
 def differences(
     old: Tree, new: State, suspects: Iterable[bytes] = ()
 ) -> Iterator[tuple[bytes, bytes | None]]:
-    """Keys with their values in `new` (None: no value): all whose value is not that in `old`, and others.
+    """Keys with their values in `new` (None: no value): all whose value differs from that in `old`, and some others.
 
-    `suspects` are keys that are to be named in any case. Each key comes once.
+    `suspects` are keys to report in any case. Each key is reported once.
     """
     view = new.view
     named = {*suspects, *new.meta.changes}
@@ -100,7 +99,7 @@ def _unshared(olds: list[_Node], news: list[_Node]) -> tuple[list[_Node], list[_
 def _cut(olds: list[_Node], news: list[_Node]) -> Iterator[tuple[list[_Node], list[_Node]]] | None:
     """The nodes in parts, cut where a node begins in both lists; None if there is no such place.
 
-    A node never reaches beyond the low of the next one in its list, also where shared ones are left out.
+    A node never extends beyond the low of the next one in its list, also where shared nodes are left out.
     """
     common = sorted({low for low, _ in olds} & {low for low, _ in news})
     step = max(1, len(common) * _GROUP // (4 * (len(olds) + len(news))))
@@ -139,7 +138,7 @@ def _entries(pager: Pager, leaves: list[_Node]) -> Iterator[tuple[list[bytes], l
 def _merged(
     olds: Iterator[tuple[list[bytes], list[bytes]]], news: Iterator[tuple[list[bytes], list[bytes]]]
 ) -> Iterator[tuple[bytes, bytes | None]]:
-    """The entries of the new leaves that the old ones lack, and the keys (with None) that only those have."""
+    """The entries of the new leaves that the old ones lack, and the keys (with None) that only the old ones have."""
     waiting: dict[bytes, bytes] = {}
     """Old entries that the new leaves have not come to yet."""
     order: list[bytes] = []

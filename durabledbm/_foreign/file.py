@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .._engine.native import FileVolume
+from .._engine.disk import FileVolume
 
 __all__ = ["Damaged", "OldFile"]
 
@@ -23,7 +23,7 @@ class OldFile:
         self.size = self._disk.size()
 
     def read(self, offset: int, length: int) -> bytes | None:
-        """Exactly so many bytes; None if the file has not so many there. Costs no memory then."""
+        """Exactly `length` bytes. None, without using memory, if the file does not have as many there."""
         if not 0 <= offset <= offset + length <= self.size:
             return None
         if length <= _READ_MAX:
@@ -34,7 +34,7 @@ class OldFile:
         return data if len(data) == length else None
 
     def read_some(self, offset: int, length: int) -> bytes:
-        """At most so many bytes: fewer only at the end of the file."""
+        """At most `length` bytes, fewer only at the end of the file."""
         return self._disk.read(length, offset)
 
     def close(self) -> None:

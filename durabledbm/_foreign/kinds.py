@@ -1,8 +1,8 @@
-"""Databases of other kinds: recognised by their names and first bytes, and what to do about them in one line.
+"""Recognizing databases of other kinds by their names and first bytes, and saying in one line how to convert them.
 
-The modules that wrote them are not needed for this, so a Python without dbm.ndbm still recognises a Berkeley DB file.
-Reading them is the business of `_foreign`. All files are read through the volume that is handed in, which refuses
-directories, pipes and devices.
+This needs none of the modules that wrote them: a Python without dbm.ndbm still recognizes a Berkeley DB file.
+`_foreign.sources` reads them. All files are read through the given volume, which refuses directories, pipes and
+devices.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import errno
 import os
 from typing import NamedTuple
 
-from .._engine.disk import Volume
+from .._engine.disk.protocol import Volume
 from .._engine.meta import META_AREA, META_SIZE, has_magic, is_uninitialised
 from ..errors import CorruptionError, error
 
@@ -57,14 +57,16 @@ class Found(NamedTuple):
 
 
 class OtherKindError(error):
-    """A database of another kind has the name. It was left as it is; the text says what it is and how to convert it."""
+    """The name belongs to a database of another kind. It was left unchanged; the message says what it is and how to
+    convert it.
+    """
 
 
 # -- recognising -----------------------------------------------------------------------------------------------------
 
 
 def kind_of(volume: Volume, path: str) -> str | None:
-    """The kind of one file, by its content. None if it is of no known kind, or cannot be read.
+    """The kind of one file, by its content. None if the kind is unknown or the file cannot be read.
 
     A file that is not initialised yet, such as one of 0 bytes, is a database of ours.
     """
@@ -84,7 +86,7 @@ def kind_of(volume: Volume, path: str) -> str | None:
 
 
 def beside(volume: Volume, name: str) -> Found | None:
-    """The old database that the standard library would open as `name`, although no file of just that name is there."""
+    """The old database that the standard library would open as `name`, although no file has exactly that name."""
     pag = _read(volume, name + ".pag")
     if pag is not None and (_is_gdbm(pag) or (_read(volume, name + ".dir") is not None and not _is_other(pag))):
         return Found("dbm.ndbm", name)
@@ -101,7 +103,7 @@ def beside(volume: Volume, name: str) -> Found | None:
 
 
 def located(volume: Volume, path: str) -> Found | None:
-    """The database that `path` names: by its own content, as its module opens it, or by one of its files."""
+    """The database that `path` names: by its own content, by the name for its module, or by one of its files."""
     kind = kind_of(volume, path)
     stem, suffix = os.path.splitext(path)
     if (kind, suffix) in (("dbhash", ".db"), ("dbm.gnu", ".pag")):
@@ -118,7 +120,7 @@ def located(volume: Volume, path: str) -> Found | None:
 
 
 def has_our_pages(volume: Volume, path: str) -> bool:
-    """Whether a file holds pages of ours, although neither of its meta pages says so."""
+    """Whether a file holds pages of ours, although neither of its meta pages is usable."""
     from .._files.intact_pages import guess_page_size, intact_runs
 
     try:
@@ -150,7 +152,7 @@ def _read(volume: Volume, path: str, length: int = _HEAD) -> bytes | None:
 
 
 def _is_other(head: bytes) -> bool:
-    """Whether a file cannot be dbm.dumb's or dbm.ndbm's, which have nothing to be told by, since it is known."""
+    """Whether a file is known to be of a kind other than dbm.dumb and dbm.ndbm, whose files have no signature."""
     return has_magic(head) or head.startswith(_SQLITE)
 
 
@@ -163,7 +165,7 @@ def _is_berkeley_hash(head: bytes) -> bool:
 
 
 def _numbers(field: bytes) -> set[int]:
-    """What four bytes are, in either byte order."""
+    """The value of four bytes in either byte order."""
     return {int.from_bytes(field, "little"), int.from_bytes(field, "big")}
 
 
@@ -171,9 +173,9 @@ def _numbers(field: bytes) -> set[int]:
 
 
 def refuse_beside(volume: Volume, name: str, number: int = errno.EEXIST) -> None:
-    """Raise `OtherKindError`, with this errno, if the files of an old database have `name` and a suffix.
+    """Raise `OtherKindError`, with this errno, if files of an old database are named `name` plus a suffix.
 
-    A new file of that name would hide it: to the old database's user it would seem empty.
+    A new file of that name would hide it: the old database would seem empty.
     """
     found = beside(volume, name)
     if found is not None:
@@ -184,7 +186,7 @@ def refuse_beside(volume: Volume, name: str, number: int = errno.EEXIST) -> None
 
 
 def foreign(volume: Volume, path: str, name: str) -> error:
-    """What to say of the file or directory at `path`, which is no database of ours and was given as `name`."""
+    """The error for the file or directory at `path`, which is not a database of ours and was given as `name`."""
     found = located(volume, path)
     if found is None or found.kind == OURS:
         return _unknown(volume, path, name)
@@ -203,7 +205,8 @@ def foreign(volume: Volume, path: str, name: str) -> error:
 
 
 def refuse_for_shards(volume: Volume, path: str, name: str, number: int) -> None:
-    """Raise if at `path` is what a directory of shards must not hide or be put into. `number`: as `refuse_beside`."""
+    """Raise if `path` is something that a directory of shards must not hide or replace. `number`: see `refuse_beside`.
+    """
     refuse_beside(volume, name, number)
     found = located(volume, path)
     if found is not None:
@@ -223,7 +226,7 @@ def _unknown(volume: Volume, path: str, name: str) -> error:
     if has_our_pages(volume, path):
         how = f"'durabledbm salvage {shell_word(name)} NEW' saves what is readable"
         return CorruptionError(f"both meta pages are damaged; {how}", path=name)
-    return error(f"{name}: not a durabledbm database, and of no kind that 'durabledbm migrate' knows")
+    return error(f"{name}: not a durabledbm database, and not of a kind that 'durabledbm migrate' can read")
 
 
 def migrate_command(name: str, target: str = "") -> str:
@@ -236,7 +239,7 @@ _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ01234567
 
 
 def shell_word(name: str) -> str:
-    """A file's name as this system's shell, and then the command line, takes it."""
+    """A file name, quoted for this system's shell and for the command line."""
     if name.startswith("-"):
         name = os.path.join(".", name)
     if os.name == "nt":

@@ -105,7 +105,7 @@ class LmdbSource:
             return
         page = self._page(number, _LEAF if depth == 1 else _BRANCH)
         if page is None:
-            self._damaged(f"{self._file.path}: page {number} is damaged, or is none of the tree")
+            self._damaged(f"{self._file.path}: page {number} is damaged, or does not belong to the tree")
         elif depth == 1:
             yield page
         else:
@@ -180,7 +180,7 @@ def _find(file: OldFile) -> tuple[int, _Database]:
             raise error(f"{file.path}: LMDB's format {version & 0xFFFF}; only format {_VERSION} can be migrated")
         states.append((txid, page_size, _Database(flags, depth, entries, root, last_page)))
     if not states:
-        raise CorruptionError("both meta pages are damaged, or of a machine of another kind", path=file.path)
+        raise CorruptionError("both meta pages are damaged, or were written by another kind of machine", path=file.path)
     _, page_size, database = max(states)
     if database.root != _NO_PAGE and not 0 < database.depth <= _DEPTH_MAX:
         raise CorruptionError(f"its tree cannot be {database.depth} pages deep", path=file.path)

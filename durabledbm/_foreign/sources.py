@@ -1,12 +1,12 @@
-"""Databases of other kinds: finding the one that a name means, and reading and writing them all.
+"""Opening databases of other kinds for reading, and writing them.
 
-What may live here: the calls on other modules, and their errors turned into ours. Most files are read by `_readers`,
-dbm.sqlite3's by `sqlite3` itself: so they can be read on every Python, in one query or one pass instead of one call per
-entry. Only what remains of dbm.ndbm's is read through that module. Files are written through the module of their kind,
-and dbm.sqlite3's by `sqlite3`.
+This module calls other modules and turns their errors into ours. Most files are read by the readers in this folder, and
+those of dbm.sqlite3 by `sqlite3`: so they can be read on every Python, in one query or one pass instead of one call per
+entry. Only the remaining formats of dbm.ndbm are read through that module. Files are written through the module of
+their kind, those of dbm.sqlite3 by `sqlite3`.
 
-A source does not stop at damage by itself. It tells what it cannot read to the function `damaged` that it was given,
-which may raise; if it returns, the source leaves that out and goes on with what can be read.
+A source does not stop at damage by itself. It reports what it cannot read to the function `damaged`, which may raise;
+if that returns, the source continues with what can be read.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from typing import Any, Protocol
 
-from .._engine.native import FileVolume
+from .._engine.disk import FileVolume
 from ..errors import CorruptionError, error
 from .berkeley import BerkeleySource, is_berkeley_2
 from .dumb import DumbSource
@@ -35,13 +35,13 @@ _LAST_ROW = 2**63 - 1
 
 
 class Source(Protocol):
-    """A database that is read. Everything raises `error`."""
+    """A database that is read. Its methods raise `error`."""
 
     ordered: bool
     """Whether `entries()` come in the order of their keys."""
 
     def count(self) -> int | None:
-        """The number of entries, or None if it takes a scan to know."""
+        """The number of entries, or None if only a scan would tell."""
 
     def entries(self) -> Generator[Entry, None, None]:
         """All entries. May be called again."""
@@ -51,9 +51,9 @@ class Source(Protocol):
 
 
 def locate(path: str) -> Found:
-    """The database that `path` names: by its name as its module opens it, or as one of its files is called.
+    """The database that `path` names: by the name for its module, or by one of its files.
 
-    Raises `error` if there is none, or none of a kind that is known.
+    Raises `error` if there is none, or none of a known kind.
     """
     volume = FileVolume()
     found = located(volume, path)
@@ -63,7 +63,7 @@ def locate(path: str) -> Found:
         if os.path.isfile(stem + ".dat") and os.path.isfile(stem + ".dir"):
             return Found("dbm.dumb", stem)  # with an index that is damaged from its first byte on
     if os.path.isdir(path):
-        raise error(errno.EISDIR, "a directory, and not one of LMDB's", path)
+        raise error(errno.EISDIR, "a directory, but not an LMDB database", path)
     if not os.path.lexists(path):
         raise error(errno.ENOENT, os.strerror(errno.ENOENT), path)
     if not os.path.isfile(path):
@@ -74,7 +74,7 @@ def locate(path: str) -> Found:
 
 
 def refuse(text: str) -> None:
-    """The usual answer to damage: `CorruptionError`."""
+    """The default reaction to damage: `CorruptionError`."""
     raise CorruptionError(text)
 
 
@@ -94,7 +94,7 @@ def _module(name: str, path: str) -> Any:
 
 @contextmanager
 def _ours(path: str, who: str, kind: type[Exception] = Exception) -> Iterator[None]:
-    """Turn what another module raises into one of our errors. When a damaged file is read it may be anything."""
+    """Turn what another module raises into one of our errors. With a damaged file it may be any exception."""
     try:
         yield
     except error:
@@ -118,7 +118,9 @@ def _said(exc: Exception) -> str:
 
 
 def _ndbm(name: str, damaged: Damaged) -> Source:
-    """dbm.ndbm's files are those of the library that it is made with; its own format is only known to itself."""
+    """The files of dbm.ndbm have the format of the library that it is built with; only that module knows its own
+    format.
+    """
     volume = FileVolume()
     if kind_of(volume, name + ".pag") == "dbm.gnu":
         return GnuSource(name + ".pag", damaged)
@@ -131,7 +133,7 @@ def _ndbm(name: str, damaged: Damaged) -> Source:
 
 
 class _NdbmSource:
-    """dbm.ndbm, which knows all keys only at once."""
+    """dbm.ndbm, which returns all keys at once."""
 
     ordered = False
 
@@ -191,7 +193,7 @@ class _SqliteSource:
             raise
 
     def _is_of_dbm(self) -> bool:
-        """Whether it has the table. A view, or columns that are computed, could be anything, also without end."""
+        """Whether it has the right table. A view, or computed columns, could be anything, even endless."""
         kind = self._db.execute("SELECT type FROM sqlite_master WHERE name = 'Dict' AND rootpage > 0").fetchone()
         columns = {row[1]: row[6] for row in self._db.execute("PRAGMA table_xinfo(Dict)")}
         return kind == ("table",) and columns.get("key") == columns.get("value") == 0
@@ -214,7 +216,7 @@ class _SqliteSource:
                     yield key, value
 
     def _rows(self) -> Iterator[tuple[int, str, bytes | None, bytes | None]]:
-        """All rows. Where the table is damaged, go on behind the damage, in ever larger steps."""
+        """All rows. Where the table is damaged, continue behind the damage, in growing steps."""
         query = (
             "SELECT rowid, typeof(key), CAST(key AS BLOB), CAST(value AS BLOB) FROM Dict WHERE rowid > ? ORDER BY rowid"
         )
@@ -253,9 +255,9 @@ _SOURCES: dict[str, Callable[[str, Damaged], Source]] = {
 
 
 def write_all(path: str, kind: str, entries: Iterable[Entry]) -> None:
-    """Create a database of a kind in `KINDS_TO_WRITE` that holds `entries`, for its owner to read and write.
+    """Create a database of a kind in `KINDS_TO_WRITE` that holds `entries`, readable and writable by its owner only.
 
-    No file of it may exist. What iterating over `entries` raises comes out as it is.
+    None of its files may exist. Exceptions from iterating over `entries` propagate unchanged.
     """
     _WRITERS[kind](path, entries)
 

@@ -1,14 +1,13 @@
-"""The files of a log of changes: how a directory of them is read as one log, and where that log ends.
+"""The files of a change log: reading a directory of them as one log, and finding its end.
 
-What lives here is names, order, and reading; `durabledbm._log.writer` appends, `durabledbm._log.records` knows the
-bytes. What reading may assume, because the writer sees to it:
+`_log.writer` appends, and `_log.records` defines the bytes. Reading relies on what the writer ensures:
 
-1. A file is complete and synced before the next one is created. So only the last file can have a torn tail,
-   and damage in any other is rot.
-2. A file's header is synced before the file's first record is written.
-3. A torn tail is cut off, and the file synced, before anything is appended behind it.
+1. A file is complete and synced before the next one is created. So only the last file can have a torn tail, and damage
+   in any other is rot.
+2. A file's header is synced before its first record is written.
+3. A torn tail is cut off, and the file synced, before anything is appended.
 
-Reading takes no lock. A file may grow, and a torn tail give way to whole records, while it is read.
+Reading takes no lock. While it is read, a file may grow, and a torn tail may be replaced by complete records.
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ from collections.abc import Iterator
 from contextlib import closing
 from typing import NamedTuple
 
-from .._engine.disk import Disk, Volume
-from .._engine.longruns import LONG, checksum_of, is_sparse, stretches
+from .._engine.disk.protocol import Disk, Volume
+from .._engine.sparse import LONG, checksum_of, is_sparse, stretches
 from .._files.publish import own_directory, permissions_of
 from ..errors import CorruptionError, error
 from .records import (
@@ -49,7 +48,7 @@ _READ_MAX = 1 << 30  # what a Disk reads at most at once
 
 
 class Tail(NamedTuple):
-    """Where and why a log ends before its bytes do: path, first byte there that is not replayed, reason."""
+    """Where and why a log ends before its bytes do: path, first byte that is not replayed, reason."""
 
     file: str
     offset: int
@@ -67,9 +66,10 @@ class Files:
         self._like: os.stat_result | None = None
 
     def make_like(self, source: os.stat_result | None) -> None:
-        """Let new files have the permissions of the file `source`, which their content comes from (None: be private).
+        """Give new files the permissions of the file `source`, from which their content comes (None: only the owner may
+        read them).
 
-        So does the directory, if it was made here.
+        If the directory was created here, it gets them, too.
         """
         self._like = permissions_of(source)
         if self._is_new:
@@ -114,7 +114,7 @@ class Files:
         return self.volume.open(self.path(number), writable=writable)
 
     def create(self, number: int) -> Disk:
-        """Create a file. Unless `make_like` was told otherwise, it is like the one before it."""
+        """Create a file. Without `make_like` it gets the permissions of the one before it."""
         like = self._like or self._before(number)
         if like is None:
             return self.volume.create(self.path(number), 0o666)
@@ -132,10 +132,9 @@ class Files:
 class Reading:
     """One pass over the files `numbers`, oldest first, as pairs of file number and record.
 
-    With `start`, it begins at the record at that offset of the first file. The attributes describe what has
-    been read so far: the newest file's header and where its records end; the database; the newest commit with
-    its time (0: not read), and the newest one before the first file. `tail` is set when the last file has a
-    torn tail.
+    With `start` it begins at the record at that offset of the first file. The attributes describe what has been read so
+    far: the newest file's header and the end of its records; the database; the newest commit and its time (0: not
+    read), and the newest commit before the first file. `tail` is set if the last file has a torn tail.
     """
 
     def __init__(self, files: Files, codec: Codec, numbers: list[int], start: int = 0) -> None:
@@ -198,9 +197,9 @@ class Reading:
             decoder.seek(suspect)
 
     def _is_torn_header(self, disk: Disk, number: int) -> bool:
-        """Whether the file is one that a crash has left while it was begun: it may hold anything, for its size.
+        """Whether a crash interrupted the creation of this file, which may then contain anything of its size.
 
-        Nobody else's file is taken for one: the file before it must be of this log.
+        The file before it must belong to this log, so another program's file is never taken for one.
         """
         size = self._codec.header_size
         if not size or disk.size() > size or self.header is not None:
@@ -214,7 +213,7 @@ class Reading:
             return len(data) == size and FileHeader.unpack(data) is not None
 
     def _follow(self, header: FileHeader, number: int) -> None:
-        """Take note of a file's header, and see that the file belongs behind the one before."""
+        """Check that a file's header continues the file before."""
         path = self._files.path(number)
         if header.number != number:
             raise CorruptionError(f"the file says that it is number {header.number} of its log", path=path)
@@ -237,7 +236,7 @@ def _read_on(disk: Disk, decoder: Decoder, position: int) -> bytes:
 
 
 def _is_rot(disk: Disk, decoder: Decoder) -> bool:
-    """Whether the bytes at the decoder's offset in the last file are not what a crash can have left."""
+    """Whether no crash can have left the bytes at the decoder's offset in the last file."""
     if decoder.problem is None or decoder.final:
         return decoder.problem is not None
     for start, end in stretches(disk, decoder.offset + 1, disk.size()):
@@ -250,8 +249,8 @@ def _is_rot(disk: Disk, decoder: Decoder) -> bool:
 
 
 def may_go_on(disk: Disk, decoder: Decoder, position: int) -> bool:
-    """Whether reading may go on at `position`. What is long must be there before memory is taken for it; and where the
-    file is sparse it is verified first, for a hole can be of any size.
+    """Whether reading may continue at `position`. A long record must exist before memory is taken for it. Where the
+    file is sparse, it is verified first, because a hole can have any size.
     """
     if decoder.problem is None and decoder.wanted > LONG:
         if decoder.content is not None:
@@ -266,7 +265,7 @@ def may_go_on(disk: Disk, decoder: Decoder, position: int) -> bool:
 
 
 def read_end(files: Files, codec: Codec, numbers: list[int]) -> Reading:
-    """Read the last file, and the one before it if creating the last one was cut short."""
+    """Read the last file, and the one before it if the creation of the last one was interrupted."""
     reading = Reading(files, codec, numbers[-1:])
     deque(reading, maxlen=0)
     if reading.header is None and codec.header_size and len(numbers) > 1:
@@ -276,7 +275,7 @@ def read_end(files: Files, codec: Codec, numbers: list[int]) -> Reading:
 
 
 def last_note(files: Files, codec: Codec) -> tuple[bytes, set[bytes]] | None:
-    """The newest note, and the keys that were changed behind it; None if there is no note."""
+    """The newest note, and the keys that were changed after it; None if there is no note."""
     behind: set[bytes] = set()
     for number in reversed(files.numbers()):
         note, keys = b"", set[bytes]()

@@ -1,7 +1,7 @@
-"""Folding changes: what a series of them leaves, in the order of the keys, in bounded memory.
+"""The newest change of each key, in key order and bounded memory, and applying it to sorted entries.
 
-Of many changes to one key only the newest counts. They are sorted by key and age, on the disk if they are
-many, and what is left can be laid over entries that are in the order of their keys themselves.
+Of many changes to one key only the newest counts. Changes are sorted by key and age, on the disk if they are many; the
+result can be merged with entries that are in key order themselves.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def folded(changes: Iterable[tuple[bytes, bytes | None]], directory: str) -> Ite
 
 
 def laid_over(entries: Iterable[_Entry], changes: Iterator[_Fold]) -> Iterator[_Entry]:
-    """The entries after the changes. Both are in ascending order of their keys, and so is the result."""
+    """The entries after the changes. Both are in key order, and so is the result."""
     change = next(changes, None)
     for entry in entries:
         while change is not None and change[0] < entry[0]:

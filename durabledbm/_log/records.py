@@ -1,21 +1,21 @@
-"""Records: how one change becomes bytes and back, in the two codecs of the log of changes.
+"""Records: how one change becomes bytes and back, in the two codecs of a change log.
 
-What lives here is pure: bytes in, bytes out, no file, no clock. `durabledbm.changelog` puts these records
-into numbered files; a dump sends the same bytes to a file or a pipe. The layout is documented in
-docs/changelog-format.md, and tests/test_records.py holds the two together.
+This module is pure: bytes in, bytes out, no file, no clock. `durabledbm.changelog` puts these records into numbered
+files; a dump sends the same bytes to a file or a pipe. docs/changelog-format.md documents the layout, and
+tests/test_records.py compares the two.
 
-Two decisions carry the rest:
+Two decisions matter most:
 
-* A binary record's header has a checksum of its own, which starts from the file's header and the record's
-  offset. So a length is known to be true before it is followed, and bytes that look like a record (a value
-  may hold a whole log) are one only in the file and at the place where they were written.
-* A record says with `SYNCED` that all before it in its file was on the medium when it was written. This is
-  what tells rot from a torn tail: damage before a `SYNCED` record befell bytes that had arrived, so it is
-  rot; damage with no such record behind it is in what the last sync did not cover, where a power failure may
-  leave any part unwritten.
+* A binary record's header has a checksum of its own, which depends on the file's header and the record's offset. So a
+  length is verified before it is used, and bytes that look like a record (a value may contain a whole log) are a record
+  only in the file and at the place where they were written.
+* A record says with `SYNCED` that everything before it in its file was on the medium when it was written. This
+  distinguishes rot from a torn tail: damage before a `SYNCED` record affects bytes that had arrived, so it is rot.
+  Damage without such a record after it is in what the last sync did not cover, where a power failure may leave any part
+  unwritten.
 
-A decoder takes bytes as they come (`feed`) and stops for good at the first byte that it cannot make a record
-of: then `offset` is where, and `problem` why. Bytes left over without a problem are a record's beginning.
+A decoder takes bytes as they come (`feed`) and stops permanently at the first byte that cannot belong to a record: then
+`offset` says where and `problem` why. Remaining bytes without a problem are the beginning of a record.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Commit(NamedTuple):
 
 
 class Record(NamedTuple):
-    """One decoded record: `offset` is where its first byte stands in its file, `size` its length there."""
+    """One decoded record: `offset` is the place of its first byte in its file, `size` its length there."""
 
     kind: int
     flags: int
@@ -102,16 +102,16 @@ class Record(NamedTuple):
         return Change("put", self.key, self.value) if self.kind == PUT else Change("delete", self.key, None)
 
     def commit(self) -> Commit:
-        """What a commit record records."""
+        """The commit that a commit record records."""
         return Commit._make(COMMIT_FIELDS.unpack(self.key))
 
 
 class FileHeader(NamedTuple):
-    """What a binary file says of itself before its first record.
+    """The contents of a binary file's header.
 
-    `base_txid` is the newest commit before this file (0: none, the file continues an empty database),
-    `previous_size` the final size of the file before it in bytes (0: there is none), `identity` the 16 bytes
-    that name the database, `salt` any number that other files are unlikely to have.
+    `base_txid` is the newest commit before this file (0: none, the file continues an empty database), `previous_size`
+    the final size of the file before it in bytes (0: there is none), `identity` the 16 bytes that name the database,
+    `salt` a number that other files are unlikely to have.
     """
 
     number: int
@@ -129,7 +129,7 @@ class FileHeader(NamedTuple):
 
     @classmethod
     def unpack(cls, data: bytes) -> FileHeader | None:
-        """The header at the start of `data`, or None if these bytes are not an intact one."""
+        """The header at the start of `data`, or None if it is not intact."""
         (crc,) = CRC.unpack_from(data, FILE_HEADER.size)
         if not data.startswith(MAGIC) or crc != crc32c(data[: FILE_HEADER.size]):
             return None
@@ -138,7 +138,7 @@ class FileHeader(NamedTuple):
 
 
 class Decoder(Protocol):
-    """Makes records of one file's bytes, from its start."""
+    """Turns one file's bytes into records, from its start."""
 
     header: FileHeader | None
     offset: int
@@ -153,13 +153,13 @@ class Decoder(Protocol):
     """Whether the problem cannot come from a write that was cut short."""
 
     def feed(self, data: bytes) -> list[Record]:
-        """Take the bytes that follow and return the records that are complete now."""
+        """Take the next bytes and return the records that are now complete."""
 
     def seek(self, offset: int) -> None:
-        """Go on at `offset`, the start of a record: the next bytes fed are the ones that stand there."""
+        """Continue at `offset`, the start of a record: the next bytes fed are those at that offset."""
 
     def proves_rot(self, data: bytes, offset: int) -> bool:
-        """Whether `data`, which stands at `offset`, holds the header of a `SYNCED` record."""
+        """Whether `data`, which is at `offset`, contains the header of a `SYNCED` record."""
 
 
 class Codec(Protocol):
@@ -170,7 +170,7 @@ class Codec(Protocol):
     """Bytes before the first record of a file."""
 
     def pack_header(self, header: FileHeader) -> bytes:
-        """What a file begins with, `header_size` bytes."""
+        """The first `header_size` bytes of a file."""
 
     def size(self, kind: int, key: bytes, value: bytes) -> int:
         """The record's size in bytes; `ValueError` if the codec cannot hold it."""
@@ -185,7 +185,7 @@ class Codec(Protocol):
 
 
 class BinaryCodec:
-    """Any bytes, every one of them vouched for by a checksum."""
+    """Any bytes, each covered by a checksum."""
 
     name = "binary"
     header_size = _SIZE
@@ -210,7 +210,7 @@ class BinaryCodec:
 
 
 class TextCodec:
-    """One line a change, for any editor. No `|` or newline in keys and values; no checksum."""
+    """One line per change, for any editor. No `|` or newline in keys and values; no checksum."""
 
     name = "text"
     header_size = 0
@@ -335,7 +335,7 @@ class BinaryDecoder:
 
 
 class TextDecoder:
-    """See `Decoder`. A line without its newline was cut short; a line that is no change is damage."""
+    """See `Decoder`. A line without its newline was cut short; a line that is not a change is damage."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -375,9 +375,9 @@ class TextDecoder:
 
 
 def _seed(header: bytes) -> int:
-    """What the checksums of a file's records start from: the file header's own, without its CRC field.
+    """The start value of the checksums of a file's records: the file header's own checksum.
 
-    Not over all 60 bytes: data followed by its CRC has the same CRC whatever the data.
+    Not a checksum over all 60 bytes: data followed by its CRC has the same CRC whatever the data.
     """
     seed: int = CRC.unpack_from(header, FILE_HEADER.size)[0]
     return seed

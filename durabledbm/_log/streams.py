@@ -1,7 +1,7 @@
-"""Records as one stream of bytes: to and from files and pipes that can be neither sized nor searched.
+"""Records as one stream of bytes, to and from files and pipes whose size is unknown.
 
-What lives here is a thin layer over `durabledbm._log.records`: which codec a stream is in, reading and writing it
-in pieces, and that a stream which ends too early is an error. It is what one file of a log of changes holds.
+This is a thin layer over `_log.records`: it recognizes the codec, reads and writes in pieces, and reports a stream that
+ends too early. A stream contains what one file of a change log contains.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from typing import NamedTuple, Protocol
 
-from .._engine.disk import Disk
+from .._engine.disk import FileVolume
+from .._engine.disk.protocol import Disk
 from .._engine.meta import MAGIC as DATABASE_MAGIC
-from .._engine.native import FileVolume
 from ..errors import CorruptionError, error
 from .files import may_go_on
 from .records import (
@@ -40,7 +40,7 @@ _PATIENCE = 3.0
 
 
 class Label(NamedTuple):
-    """Which commit of which database something is a copy of."""
+    """Of which database and commit something is a copy."""
 
     identity: bytes
     txid: int
@@ -48,16 +48,16 @@ class Label(NamedTuple):
 
 
 class InputStream(Protocol):
-    """What is asked of a file object."""
+    """What is used of a file object."""
 
     def read(self, size: int, /) -> bytes | None: ...
 
 
 @contextmanager
 def open_stream(path: str) -> Iterator[InputStream]:
-    """Open a file, or a pipe that somebody writes to. Raises what the operating system raises.
+    """Open a file, or a pipe that a program writes to. Raises what the operating system raises.
 
-    To read from a named pipe that nobody writes to would be to wait without end: after some seconds that is an `error`.
+    Reading from a named pipe without a writer would wait for ever: after some seconds that is an `error`.
     """
     # Opening without waiting makes no difference to a file.
     flags = sum(getattr(os, name, 0) for name in ("O_RDONLY", "O_CLOEXEC", "O_NONBLOCK", "O_BINARY"))
@@ -74,7 +74,7 @@ def open_stream(path: str) -> Iterator[InputStream]:
 
 
 def _first_byte(fd: int, path: str) -> bytes:
-    """The first byte in a pipe; none if there is a writer that has not written yet. From then on reading waits."""
+    """The first byte of a pipe; empty if there is a writer that has not written yet. From then on reading waits."""
     deadline = time.monotonic() + _PATIENCE
     while True:
         try:
@@ -93,7 +93,7 @@ def _first_byte(fd: int, path: str) -> bytes:
 
 
 class _Pipe:
-    """A pipe of which the first byte was read already."""
+    """A pipe whose first byte was read already."""
 
     def __init__(self, file: InputStream, first: bytes) -> None:
         self._file = file
@@ -120,7 +120,7 @@ class _File:
 
 
 class StreamWriter:
-    """Writes a dump: puts, and then the commit that they are."""
+    """Writes a dump: puts, then the commit that they are a copy of."""
 
     def __init__(self, write: Callable[[bytes], object], codec: str, label: Label) -> None:
         self._write = write
@@ -133,11 +133,11 @@ class StreamWriter:
         self._flags = GROUPED | FIRST
 
     def put(self, key: bytes, value: bytes) -> None:
-        """Append an entry. `ValueError` if the codec cannot hold it."""
+        """Append an entry. Raises `ValueError` if the codec cannot hold it."""
         self._append(PUT, key, value)
 
     def finish(self) -> None:
-        """Append the commit, and hand over what is left."""
+        """Append the commit, and write what is left."""
         if self._codec.header_size:
             self._append(COMMIT, COMMIT_FIELDS.pack(self._label.txid, self._label.time_ns), b"")
         self._flush()
@@ -174,7 +174,7 @@ class StreamReader:
 
     @property
     def identity(self) -> bytes:
-        """The database that the stream is of: known once the first record has been read."""
+        """The database of the stream: known when the first record has been read."""
         header = self._decoder.header
         return NO_IDENTITY if header is None else header.identity
 

@@ -1,14 +1,14 @@
-"""The one writer of a log of changes: who may append, and what is synced before what.
+"""The writer of a change log: who may append, and what is synced before what.
 
-What lives here is all that changes a log's files. The order of things, on which reading rests:
+Everything that changes a log's files is here. Reading relies on this order:
 
 1. A file is complete and synced before the next one is created.
-2. A file's header is synced, and its name, before the file's first record is written.
-3. The tail that a crash left is cut off, and the file synced, before anything is appended behind it.
-4. After a failed write or sync nothing more is appended: the next opening decides what is there.
+2. A file's header and its name are synced before its first record is written.
+3. The torn tail of a crash is cut off, and the file synced, before anything is appended.
+4. After a failed write or sync nothing more is appended; the next opening decides what the log contains.
 
-The writer locks one byte of the oldest file, which no two writers can disagree about, and of the file that it
-appends to, so that the oldest files may be removed at any time.
+The writer locks one byte of the oldest file, about which no two writers can disagree, and of the file to which it
+appends. So the oldest files may be removed at any time.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import os
 import time
 from collections.abc import Callable
 
-from .._engine.disk import Disk
+from .._engine.disk.protocol import Disk
 from ..errors import BusyError, error
 from .files import BATCH, Files, read_end
 from .records import MARK, NO_IDENTITY, RECORD_HEADER, SYNCED, Codec, FileHeader
@@ -32,7 +32,7 @@ _LOCK_BYTE = 2**62  # far behind any content, where no other program's lock is i
 
 
 class LogWriter:
-    """The one that appends. Records gather in memory until `flush`; a failed write or sync is for good."""
+    """Appends to a log. Records gather in memory until `flush`. After a failed write or sync the writer is unusable."""
 
     def __init__(self, files: Files, codec: Codec, max_file_size: int) -> None:
         self._pending: list[bytes] = []
@@ -191,7 +191,7 @@ class LogWriter:
         self._end = len(self._packed)
 
     def _do(self, call: Callable[..., None], *args: object) -> None:
-        """Change something on the disk. If that fails, in whatever way, nothing more is changed."""
+        """Change something on the disk. If that fails in any way, nothing more is changed."""
         self._check_usable()
         try:
             call(*args)
@@ -240,6 +240,6 @@ def _lock_oldest(files: Files) -> Disk:
 
 
 def _raise_ours(exc: BaseException, path: str) -> None:
-    """Raise an error of the operating system as one of ours. Does nothing for any other exception."""
+    """Raise an operating system error as one of ours. Does nothing for other exceptions."""
     if isinstance(exc, OSError) and not isinstance(exc, error):
         raise error.wrap(exc, path) from exc

@@ -1,8 +1,8 @@
-"""Who calls: whether a call comes from the context that began something, and whether that context could ever end it.
+"""Whether a call comes from the context that began something, and whether that context can still end it.
 
-A context (see `contextvars`) is what a piece of a program keeps wherever it runs: each thread has one of its own, each
-asyncio task has one, and frameworks run the steps of a request in one, on whatever thread of a pool is free. So what a
-piece of a program began is not told by the number of a thread.
+A context (see `contextvars`) belongs to a piece of a program wherever it runs: each thread has one, each asyncio task
+has one, and frameworks run the steps of a request in one, on any free thread of a pool. So the number of a thread does
+not identify who began something.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _here: ContextVar[None] = ContextVar("durabledbm_here")
 
 
 def _this_context() -> Context:
-    """The context of the calling code itself, of which `contextvars` only gives copies. A token refers to it."""
+    """The context of the calling code itself; `contextvars` only gives copies. A token refers to it."""
     return next(part for part in get_referents(_here.set(None)) if type(part) is Context)
 
 
 def _is_entered(context: Context) -> bool:
-    """Whether some thread is inside of `context.run`."""
+    """Whether some thread is inside `context.run`."""
     try:
         context.run(int)  # all of it is one call into C: no other thread can find it entered meanwhile
     except RuntimeError:
@@ -46,7 +46,7 @@ def _asyncio_loop(asyncio: Any) -> object | None:
 
 
 def _event_loop() -> object | None:
-    """The event loop that runs in this thread, of asyncio or of trio."""
+    """The event loop of asyncio or trio that runs in this thread."""
     trio: Any = modules.get("trio")
     loop = _asyncio_loop(modules.get("asyncio"))
     if loop is None and trio is not None:
@@ -62,9 +62,9 @@ def _reference(thing: object | None) -> weakref.ref[object] | None:
 
 
 class CallerContext:
-    """The code that makes this object: its context, with the thread, the event loop and the task that it runs in.
+    """The code that creates this object: its context, and the thread, event loop and task that it runs in.
 
-    Nothing is kept alive by it.
+    It keeps nothing alive.
     """
 
     __slots__ = ("__weakref__", "_context", "_loop", "_owns_thread", "_task", "_thread")
@@ -80,9 +80,10 @@ class CallerContext:
         """It is the context in which the thread began: it never leaves that."""
 
     def is_me(self) -> bool:
-        """Whether the calling code runs in the same context, in whatever thread.
+        """Whether the calling code runs in the same context, in any thread.
 
-        So does what that code calls in a copy of it (`copy_context().run`), but not a task or a thread that it starts.
+        Code that it calls in a copy of the context (`copy_context().run`) does, too; a task or thread that it starts
+        does not.
         """
         task = None if self._task is None else self._task()
         in_task = _task() is task
@@ -91,22 +92,22 @@ class CallerContext:
         return self._is_here() or (in_task and self._is_beneath())
 
     def is_stuck(self) -> bool:
-        """Whether that code cannot go on while the calling thread waits.
+        """Whether that code cannot continue while the calling thread waits.
 
-        That is so if it is the calling code, or has called it, or needs the event loop that runs in this thread.
+        That is so if it is the calling code, has called it, or needs the event loop that runs in this thread.
         """
         loop = None if self._loop is None else self._loop()
         return (loop is not None and loop is _event_loop()) or self._is_here() or self._is_beneath()
 
     def _is_here(self) -> bool:
-        """Whether the caller's context is this one."""
+        """Whether the caller's context is the present one."""
         if self._context() is not _this_context():
             return False
         self._thread = get_ident()
         return True
 
     def _is_beneath(self) -> bool:
-        """Whether this thread has entered the context, and not left it, before it entered the present one."""
+        """Whether this thread is inside that context, below the present one."""
         context = self._context()
         if context is None or self._thread != get_ident():
             return False

@@ -1,4 +1,4 @@
-"""The handles that are open in this process: for the end of the interpreter, and for fork."""
+"""The open handles of this process: what happens to them at the end of the interpreter and at a fork."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Generic, Protocol, TypeVar
 
 from .._engine.flusher import start_no_more
 from .._engine.locks import forget_owners
-from .._engine.reentry import forget_threads
+from .._engine.threads import forget_threads
 
 __all__ = ["OpenHandle", "Registry", "began", "ended"]
 
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class OpenHandle(Protocol):
-    """What must happen to a handle when its process ends or forks. Users of the handle do not see these methods."""
+    """What a handle does when its process ends or forks. These methods are not for users."""
 
     def _finish(self) -> None:
         """The interpreter ends."""
@@ -31,7 +31,7 @@ class OpenHandle(Protocol):
 
 
 class Registry(Generic[T]):
-    """Objects, for as long as somebody else holds them: a WeakValueDictionary with less to do when a file is opened."""
+    """Weak references to objects: a WeakValueDictionary with less work per opened file."""
 
     __slots__ = ("_references",)
 
@@ -39,16 +39,16 @@ class Registry(Generic[T]):
         self._references: dict[int, weakref.ref[T]] = {}
 
     def add(self, thing: T) -> None:
-        """Name one more, for as long as it lives."""
+        """Register an object for as long as it exists."""
         number, references = id(thing), self._references
         references[number] = weakref.ref(thing, lambda _: references.pop(number, None))
 
     def discard(self, thing: T) -> None:
-        """Name it no more."""
+        """Remove an object."""
         self._references.pop(id(thing), None)
 
     def all(self) -> list[T]:
-        """Those that live."""
+        """The registered objects that still exist."""
         found = [reference() for reference in self._references.copy().values()]
         return [thing for thing in found if thing is not None]
 
@@ -57,7 +57,7 @@ _handles: Registry[OpenHandle] = Registry()
 
 
 def began(handle: OpenHandle) -> None:
-    """A handle was opened."""
+    """Register a handle that was opened."""
     _handles.add(handle)
     for library in _LIBRARIES:
         if _is_child_of(library):
@@ -65,12 +65,12 @@ def began(handle: OpenHandle) -> None:
 
 
 def ended(handle: OpenHandle) -> None:
-    """A handle was closed."""
+    """Remove a handle that was closed."""
     _handles.discard(handle)
 
 
 def _is_child_of(library: str) -> bool:
-    """Whether this process was started by the library."""
+    """Whether the library started this process."""
     process = sys.modules.get(f"{library}.process")
     if process is None:
         return False
@@ -98,7 +98,7 @@ _promised: set[str] = set()
 
 
 def _finish_with(library: str) -> None:
-    """A child process of the library ends without the interpreter's own farewell: have the library call ours."""
+    """A child process of the library ends without the interpreter's `atexit`: have the library call ours."""
     util = sys.modules.get(f"{library}.util")
     if util is not None and library not in _promised:
         _promised.add(library)

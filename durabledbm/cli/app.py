@@ -1,8 +1,7 @@
-"""From arguments to an exit status: finding the command, running it, and saying in one line what went wrong.
+"""From arguments to an exit status: find the command, run it, and report an error in one line.
 
-Exit statuses: 0 done; 1 the answer is no (a key is missing, a check found problems); 2 it failed, or was
-asked in a way that makes no sense. A command that Ctrl-C or a reader who went away has ended says nothing:
-130 and 141, as shells have it.
+Exit statuses: 0 done; 1 the answer is no (a key is missing, a check found problems); 2 it failed, or the arguments are
+wrong. A command that Ctrl-C or a closed pipe ended prints nothing: 130 and 141, as shells have it.
 """
 
 from __future__ import annotations

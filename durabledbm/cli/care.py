@@ -268,7 +268,7 @@ def _compact(args: argparse.Namespace) -> int:
         stats = db.stats()
     after = size_of(args.file)
     if after == before:
-        message(f"{args.file}: {_size(after)}, there is nothing to gain")
+        message(f"{args.file}: {_size(after)}, already compact")
     else:
         message(f"{args.file}: {_size(before)} before, {_size(after)} now")
     if stats.pinned_bytes:

@@ -168,7 +168,7 @@ class Parser(argparse.ArgumentParser):
 
     def _value(self, action: argparse.Action, word: str) -> Any:
         if action.choices is not None and word not in action.choices:
-            self.error(f"'{word}' is none of {', '.join(action.choices)}")
+            self.error(f"'{word}' is not one of {', '.join(action.choices)}")
         if action.type is None:
             return word
         assert callable(action.type)
@@ -277,7 +277,7 @@ def exit_lines(command: Command) -> list[str]:
     lines = ["0  done"]
     if command.no:
         lines.append(f"1  {command.no}")
-    lines.append("2  it failed, or was asked in a way that makes no sense")
+    lines.append("2  it failed, or the arguments are wrong")
     return lines
 
 

@@ -1,8 +1,4 @@
-"""What a command says beside its result. Results are written to standard output, by `_text.write`; this is the rest.
-
-Messages go to standard error: what was done, what is being waited for, what went wrong. Each is one line, in which
-nothing moves the cursor. If standard error takes no more, they are lost, and nothing else is.
-"""
+"""What a command prints besides its result. `text.write` prints results; this module prints the rest."""
 
 from __future__ import annotations
 

@@ -98,10 +98,10 @@ def _dump(args: argparse.Namespace) -> int:
 
     if args.origin is not None:
         if args.target is not None:
-            raise Usage("with --from there is a TARGET, but no FILE")
+            raise Usage("--from takes a TARGET, but no FILE")
         args.file, args.target = None, args.file
     elif args.file is None:
-        raise Usage("dump what? Name a FILE, or --from URL")
+        raise Usage("nothing to dump: name a FILE, or give --from URL")
     with _dump_target(args) as target, _dump_source(args) as db, shown("dump", "entries") as meter:
         try:
             count = dump(
@@ -125,7 +125,7 @@ def _dump_target(args: argparse.Namespace) -> Iterator[Any]:
         if args.max_file_size is not None:
             raise Usage("--max-file-size is for a directory: name a TARGET")
         if sys.stdout.isatty() and args.codec != "text":
-            raise Usage("a binary dump would not look good on a terminal: name a TARGET, use a pipe, or --codec text")
+            raise Usage("a binary dump is not for a terminal: name a TARGET, use a pipe, or --codec text")
         yield StandardOutput()
     elif args.max_file_size is not None:
         yield args.target
@@ -186,7 +186,7 @@ def _load(args: argparse.Namespace) -> int:
     if args.to is not None:
         return _load_remote(args, until)
     if args.file is None:
-        raise Usage("load into what? Name a FILE, or --to URL")
+        raise Usage("no target: name a FILE, or give --to URL")
     if args.log is not None or (
         args.source not in (None, _STREAM) and os.path.isfile(args.source) and whichdb(args.source) == "durabledbm"
     ):
@@ -201,7 +201,7 @@ def _load(args: argparse.Namespace) -> int:
 def _stream_or_name(source: str | None) -> Any:
     """What to load: standard input, or what has that name."""
     if source is None and sys.stdin.isatty():
-        raise Usage("load what? Name a SOURCE, or use a pipe")
+        raise Usage("no source: name a SOURCE, or use a pipe")
     return sys.stdin.buffer if source in (None, _STREAM) else source
 
 
@@ -221,7 +221,7 @@ def _report_loaded(name: str, loaded: Loaded) -> None:
 
 def _load_remote(args: argparse.Namespace, until: Until) -> int:
     if args.source is not None:
-        raise Usage("with --to there is a SOURCE, but no FILE")
+        raise Usage("--to takes a SOURCE, but no FILE")
     if args.log is not None:
         raise Usage("--log restores a FILE: it does not go with --to")
     source, args.file = _stream_or_name(args.file), None
@@ -236,11 +236,11 @@ def _target(file: str) -> Iterator[str]:
     if os.path.lexists(file):
         yield file
         return
-    from .._engine.creation import initialise
-    from .._engine.native import FileVolume
+    from .._engine.disk import FileVolume
+    from .._engine.files import initialise
+    from .._files.opening import DEFAULT_PAGE_SIZE
     from .._files.publish import publishing
     from .._foreign.kinds import refuse_beside
-    from ..database import DEFAULT_PAGE_SIZE
 
     refuse_beside(FileVolume(), file)
     path = os.path.abspath(file)
@@ -335,8 +335,7 @@ COMMANDS = {
     for command in (
         Command(
             "backup", "make a consistent copy of a file that is in use",
-            "Copies one state of the database, whoever reads and writes meanwhile. The copy is compact, and "
-            "it appears whole "
+            "Copies one state of the database, while others read and write. The copy is compact and appears complete "
             "or not at all: a failure leaves TARGET as it was, also with --force.",
             _backup_arguments, _backup,
             [("durabledbm backup app.db app.backup", "copy it")],

@@ -38,9 +38,9 @@ if TYPE_CHECKING:
 __all__ = ["COMMANDS"]
 
 _WORDS = """
-Keys and values are bytes. On the command line they are what the shell passes, UTF-8 for text. Where they are
-printed as text, what is no printable UTF-8 appears as \\n, \\t, \\r or \\xNN, and a backslash as two, so
-nothing is ambiguous; with -e such escapes are understood. Write -- before a key that begins with a hyphen.
+Keys and values are bytes. On the command line they are what the shell passes, UTF-8 for text. In printed
+text, bytes that are not printable UTF-8 appear as \\n, \\t, \\r or \\xNN, and a backslash as two, so nothing is
+ambiguous; with -e such escapes are understood. Write -- before a key that begins with a hyphen.
 """
 
 
@@ -65,7 +65,7 @@ def _get_arguments(parser: Parser) -> None:
     _escaped_option(parser)
     parser.add_argument("--pickle", action="store_true", help=PICKLE_HELP)
     parser.add_argument(
-        "--json", action="store_true", help='print the value as JSON; what is no UTF-8 as {"base64": "..."}'
+        "--json", action="store_true", help='print the value as JSON; other bytes than UTF-8 as {"base64": "..."}'
     )
 
 
@@ -332,7 +332,7 @@ COMMANDS = {
             [
                 ("durabledbm get app.db user:1", "print the value of the key user:1"),
                 ("durabledbm get app.db logo -o copy.png", "save a value in a file"),
-                ("durabledbm get app.db 'caf\\xe9' -e", "a key that is no UTF-8"),
+                ("durabledbm get app.db 'caf\\xe9' -e", "a key that is not UTF-8"),
             ],
             "there is no such key",
         ),
@@ -360,8 +360,7 @@ COMMANDS = {
             "Prints an entry a line: the key, a tab, the value. In a pipe every byte can be told from the "
             "text; on a "
             "terminal values are shortened to the width of the window (--full prints all). It shows one "
-            "state of the "
-            "file, whoever writes meanwhile.\n\n" + _WORDS,
+            "state of the file, even while others write.\n\n" + _WORDS,
             _list_arguments, _list,
             [
                 ("durabledbm list app.db", "print everything"),

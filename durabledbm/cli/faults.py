@@ -1,7 +1,4 @@
-"""Failures as one line: which file, what is wrong with it, and what to do next.
-
-What may live here: words. What went wrong is decided by the library; here it only gets a face.
-"""
+"""Errors as one line that says what to do next. The library decides what went wrong; this module only words it."""
 
 from __future__ import annotations
 
@@ -23,8 +20,8 @@ _NEXT = {
     errno.EISDIR: "a directory, not a database file",
     errno.ENOTDIR: "a part of the path is not a directory",
     errno.EEXIST: "exists already: choose another name, or remove it first",
-    errno.ENOSPC: "no space left on the device: make room, and do it again",
-    errno.EDQUOT: "disk quota exceeded: make room, and do it again",
+    errno.ENOSPC: "no space left on the device: free some space and try again",
+    errno.EDQUOT: "disk quota exceeded: free some space and try again",
     errno.EMFILE: "too many open files in this process: raise 'ulimit -n'",
     errno.ENAMETOOLONG: "the name is too long",
 }
@@ -42,7 +39,7 @@ class Usage(Exception):
 
 
 class NegativeResult(Exception):
-    """The answer is no: exit status 1. The text, if any, says what is not there."""
+    """The command ran, and its answer is no (exit status 1): a key is missing, or a file is damaged."""
 
 
 def quoted(path: str) -> str:
@@ -142,7 +139,7 @@ def _can_enter(folder: str) -> bool:
 
 
 def _missing(path: str, command: str) -> str:
-    from .._engine.native import FileVolume
+    from .._engine.disk import FileVolume
     from .._foreign.kinds import OtherKindError, refuse_beside
 
     if not path:
@@ -160,7 +157,7 @@ def _missing(path: str, command: str) -> str:
 
 
 def _foreign(path: str) -> str:
-    from .._engine.native import FileVolume
+    from .._engine.disk import FileVolume
     from .._foreign.kinds import foreign
 
     known = foreign(FileVolume(), path, path)
@@ -182,7 +179,7 @@ def _damaged(exc: CorruptionError, path: str | None) -> str:
 
 
 def _is_ours(path: str) -> bool:
-    from .._engine.native import FileVolume
+    from .._engine.disk import FileVolume
     from .._foreign.kinds import OURS, has_our_pages, kind_of
 
     return kind_of(FileVolume(), path) == OURS or has_our_pages(FileVolume(), path)

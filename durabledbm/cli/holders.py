@@ -11,12 +11,11 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from .._engine.native import FileVolume
+from .._engine.disk import FileVolume
+from .._engine.locks import PINS_OFFSET, WRITER_OFFSET
 
 __all__ = ["Holder", "files_of", "holders", "writer"]
 
-_WRITER = (1 << 62) - 2
-_PINS = 1 << 62
 _LOCK = re.compile(r"^lock:.* (?:READ|WRITE) .* (\d+) (?:\d+|EOF)$", re.MULTILINE)
 
 
@@ -69,7 +68,7 @@ def _is_locked(file: str) -> bool:
     """Whether any process at all has the writer lock."""
     disk = FileVolume().open(file, writable=False)
     try:
-        return disk.lowest_lock(_WRITER, _WRITER + 1) is not None
+        return disk.lowest_lock(WRITER_OFFSET, WRITER_OFFSET + 1) is not None
     finally:
         disk.close()
 
@@ -86,8 +85,8 @@ def _holder(pid: int, files: set[tuple[int, int]]) -> Holder | None:
         if not locks:
             return None
         offsets = [offset for one in locks for offset in one]
-        pins = [offset - _PINS for offset in offsets if offset >= _PINS]
-        return Holder(pid, _command(pid), _WRITER in offsets, min(pins, default=None))
+        pins = [offset - PINS_OFFSET for offset in offsets if offset >= PINS_OFFSET]
+        return Holder(pid, _command(pid), WRITER_OFFSET in offsets, min(pins, default=None))
     except OSError:
         return None  # somebody else's process, or one that has ended
 

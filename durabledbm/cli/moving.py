@@ -37,7 +37,7 @@ def _mirror_arguments(parser: Parser) -> None:
         "--table", metavar="NAME", default="durabledbm",
         help="the table there, which must be empty (default: durabledbm)",
     )  # fmt: skip
-    parser.add_argument("--once", action="store_true", help="do not wait for Ctrl-C: end as soon as all is there")
+    parser.add_argument("--once", action="store_true", help="do not wait for Ctrl-C: end when everything is copied")
     parser.add_argument("--verify", action="store_true", help="at the end, compare every entry with FILE's")
     parser.add_argument("--force", action="store_true", help="delete what the table holds")
     timeout_option(parser)
@@ -128,7 +128,7 @@ COMMANDS = {
             "by whatever program, until Ctrl-C. So a service moves with a pause of seconds: stop it, press Ctrl-C, "
             "wait for the line that says that the table is the same, and start the service on the server's table."
             "\n\n"
-            "At the end nobody may write to FILE for a moment. A connection that breaks on the way is made anew.",
+            "At the end FILE is locked against writers for a moment. A broken connection is replaced.",
             _mirror_arguments, _mirror,
             [
                 ("durabledbm mirror app.db postgresql:///postgres --table app --once", "bring it over, and end"),

@@ -1,4 +1,4 @@
-"""Until when to load: the number of a commit or a moment, as people write it."""
+"""Parsing a point in time as people write it: the number of a commit, or a date and time."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ _FRACTION = re.compile(r"\.[0-9]+")
 
 
 class Until(TypedDict, total=False):
-    """Where to stop."""
+    """The commit or time to stop at."""
 
     until_txid: int
     until_time_ns: int
 
 
 def parse_until(text: str) -> Until:
-    """TXID, a number, or TIME, a date and time as in ISO 8601: where to stop. Raises `ValueError`.
+    """TXID, a number, or TIME, a date and time as in ISO 8601. Raises `ValueError`.
 
     A time without a zone is local time; "2026-05-01" is that day's first moment.
     """

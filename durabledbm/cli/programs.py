@@ -54,7 +54,7 @@ def _exec(args: argparse.Namespace) -> int:
     if script is not None and not os.path.lexists(script):
         raise error(errno.ENOENT, os.strerror(errno.ENOENT), script)
     if not sys.executable:
-        raise Usage("Python does not know its own program here, so it can't be started again")
+        raise Usage("the path of the running Python is unknown, so it cannot be started again")
     environ = environment({"durability": args.durability, "timeout": args.timeout})
     command = [sys.executable, *args.program]
     sys.stdout.flush()

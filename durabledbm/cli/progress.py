@@ -1,9 +1,8 @@
-"""Progress of long work on a terminal: a bar of tqdm's where that is installed, a plain line otherwise.
+"""Progress of long work on a terminal: a tqdm bar if tqdm is installed, otherwise a plain line.
 
-What may live here: the meter that the command line hands to the library's long operations. These only call
-`progress(done, total)`, with a total of None where it is not known; how that looks, and whether it is shown
-at all, is decided here. Nothing is shown unless standard error is a terminal, nor for work that ends within
-half a second.
+The library's long operations call `progress(done, total)`; total is None if it is not known. This module decides
+whether and how that is shown: only if standard error is a terminal, and only for work that takes longer than half a
+second.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ class _Display(Protocol):
 def shown(label: str, unit: str = "pages", *, stream: TextIO | None = None) -> Iterator[Meter]:
     """`with shown("check") as meter:` yields the `progress` argument for a long operation.
 
-    `unit` is what is counted: "pages", "entries", or "bytes". `stream` is standard error unless given.
+    `unit` names what is counted: "pages", "entries" or "bytes". `stream` is standard error unless given.
     """
     stream = sys.stderr if stream is None else stream
     if not stream.isatty():

@@ -20,7 +20,7 @@ _HEAD = """# The command line
 says, made from the same source; a test holds the two together.
 
 Every command ends with status 0 if it is done, 1 if the answer is no (a key is missing, a check found
-problems), and 2 if it failed or was asked in a way that makes no sense; what is wrong is one line on standard
+problems), and 2 if it failed or the arguments are wrong; what is wrong is one line on standard
 error, which names the file and says what to do next, and `--debug` adds the Python traceback. What was asked for
 goes to standard output; what is said about it (what was done, what is waited for) to standard error. Ctrl-C ends a
 command quietly (status {ctrl_c} for the shell), and so does a reader that goes away, as in `durabledbm list

@@ -1,8 +1,7 @@
-"""Bytes as text and back, and what the terminal can show.
+"""Bytes as text and back, and output on the terminal.
 
-What may live here: writing to standard output, the escapes in which keys and values are printed and
-understood, and colours. Output is UTF-8 whatever the locale says: the bytes of a database do not change with
-it.
+This module writes to standard output, escapes keys and values for display and parses the escapes, and colours text.
+Output is UTF-8 in any locale: the bytes of a database do not depend on it.
 """
 
 from __future__ import annotations
@@ -62,10 +61,10 @@ _escapes = _Escapes()
 
 
 def escape(data: bytes) -> str:
-    """`data` as one line of text: UTF-8 as it is but for what cannot be printed, anything else byte by byte.
+    """`data` as one line of text: UTF-8 unchanged except for unprintable characters, other bytes one by one.
 
-    Escapes are `\\xNN`, `\\n`, `\\r`, `\\t`, and two backslashes for one. No two values look the same, nothing in it
-    moves the cursor, and `unescape` is the way back.
+    Escapes are `\\xNN`, `\\n`, `\\r`, `\\t`, and two backslashes for one. No two values look the same, nothing in the
+    text moves the cursor, and `unescape` reverses it.
     """
     try:
         text = data.decode("utf-8")
@@ -80,14 +79,14 @@ def _escaped(match: re.Match[str]) -> str:
 
 
 def printable(text: str) -> str:
-    """A text that is for people, on one line: what cannot be printed is escaped, backslashes stay single."""
+    """A text for people, on one line: unprintable characters are escaped, backslashes stay single."""
     if text.isprintable():
         return text
     return "\\".join(part.translate(_escapes) for part in text.split("\\"))
 
 
 def unescape(text: bytes) -> bytes:
-    """The bytes that `escape` shows as `text`. Raises `ValueError` for what it never prints."""
+    """The bytes that `escape` shows as `text`. Raises `ValueError` for text that it never produces."""
 
     def value(match: re.Match[bytes]) -> bytes:
         name = match[1]
@@ -109,7 +108,7 @@ def as_json(data: bytes) -> Any:
 
 
 def columns(text: str) -> int:
-    """The columns of a terminal that a text takes: two for a wide character, none for one that joins another."""
+    """The terminal columns of a text: two for a wide character, none for a combining one."""
     return len(text) if text.isascii() else sum(map(_columns, text))
 
 
@@ -120,7 +119,7 @@ def _columns(char: str) -> int:
 def shorten(text: str, width: int, *, cut: bool = False) -> str:
     """`text`, or as much of its beginning as fits into `width` columns, with an ellipsis.
 
-    With `cut` it is only the beginning of something, so the ellipsis is there in any case.
+    With `cut` the text is itself only a beginning, so it always gets the ellipsis.
     """
     if not cut and columns(text) <= width:
         return text
@@ -131,7 +130,7 @@ def shorten(text: str, width: int, *, cut: bool = False) -> str:
 
 
 def beginning(data: bytes, size: int) -> bytes:
-    """The first `size` bytes, or a few less, so that no character of UTF-8 is cut in two."""
+    """The first `size` bytes, or a few less to avoid cutting a UTF-8 character."""
     part = data[:size]
     try:
         part.decode("utf-8")
@@ -145,7 +144,7 @@ def beginning(data: bytes, size: int) -> bytes:
 
 
 class OutputError(error):
-    """Standard output takes no more: its reader went away (EPIPE), or its disk is full."""
+    """Standard output accepts no more: its reader has closed it (EPIPE), or its disk is full."""
 
 
 class StandardOutput:

@@ -1,14 +1,12 @@
-"""backup: a consistent copy of a database that is in use, made of one commit, compact, whole or not there.
+"""backup: a consistent, compact copy of a database in use, as of one commit; it appears complete or not at all.
 
-The commit is pinned and read in the order of its keys, and a new file is built from that (see `_builder`)
-under a name of its own, synced, and given the target's name at the end. The copy is the same database as of
-the same commit: it has its identity and commit number, so an attached log can be applied behind it
-(`durabledbm.dump.restore`).
+The commit is pinned and read in key order, and a new file is built from it (see `_engine.bulkload`) under a temporary
+name, synced, and renamed to the target. The copy is the same database as of the same commit: it keeps its identity and
+commit number, so an attached log can be applied after it (`durabledbm.restore`).
 
-Others read and write meanwhile. A thread of the same process would have to wait for Python's interpreter lock
-each time it comes back from the disk, which a commit does several times; so while this handle commits, the
-copying rests for most of the time. The copy is synced as it grows: a disk that has gigabytes to write makes
-everybody's sync wait.
+Others read and write meanwhile. A committing thread of the same process would have to wait for Python's interpreter
+lock each time it comes back from the disk, which happens several times per commit; so while this handle commits, the
+copying pauses most of the time. The copy is synced as it grows: a disk with gigabytes to write makes every sync wait.
 """
 
 from __future__ import annotations
@@ -20,13 +18,13 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import islice
 
-from .._engine.creation import first_meta
+from .._engine.bulkload import Builder
+from .._engine.disk import FileVolume
+from .._engine.files import first_meta
 from .._engine.meta import Meta
-from .._engine.native import FileVolume
-from .._engine.state import State
 from .._engine.store import Store
+from .._engine.view import State
 from .._files.arguments import CountedProgress, Path
-from .._files.builder import Builder
 from .._files.publish import replacing
 from ..errors import error
 
@@ -53,10 +51,9 @@ def backup(
 ) -> None:
     """Write a copy of `state`, which must be pinned, to the file `target`.
 
-    A file that is there already is replaced, at the end, and keeps its owner, group and permissions; a new one has the
-    permissions of the database's file. `progress(done, total)` is called with numbers of entries; if it raises, there
-    is no copy. Raises `error` if the target cannot be written, or is the database itself, `CorruptionError` if the
-    database is damaged.
+    An existing file is replaced at the end, and keeps its owner, group and permissions; a new one has the permissions
+    of the database's file. `progress(done, total)` counts entries; if it raises, there is no copy. Raises `error` if
+    the target cannot be written or is the database itself, and `CorruptionError` if the database is damaged.
     """
     path = os.path.realpath(os.fsdecode(target))
     check_target(path, store.disk.identity())
@@ -65,10 +62,10 @@ def backup(
 
 
 def write_whole(path: str, meta: Meta, source: os.stat_result | None, fill: Callable[[Builder], None]) -> None:
-    """Let `fill` build a file, and give it its name `path` when it is complete and on the disk.
+    """Let `fill` build a database file, which gets the name `path` when it is complete and on the disk.
 
-    `meta` tells which database, as of which commit, the file is to be; `source` is the file that it is made from, whose
-    permissions it gets (None: only its owner may read it).
+    `meta` gives the database's identity and commit. `source` is the file that it is made from, whose permissions it
+    gets (None: only its owner may read it).
     """
     try:
         with replacing(path, source) as disk:
@@ -80,7 +77,7 @@ def write_whole(path: str, meta: Meta, source: os.stat_result | None, fill: Call
 
 
 def _copy(store: Store, state: State, builder: Builder, progress: CountedProgress | None) -> None:
-    """Append all entries of `state`, slice by slice, leaving others room to get on."""
+    """Append all entries of `state` slice by slice, pausing for others."""
     total = state.meta.entry_count
     pace = Pace(store)
     entries = state.view.items()
@@ -102,17 +99,17 @@ def _slice(entries: Iterator[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, byte
 
 
 class Pace:
-    """Work and rest: `rest()` is called after each piece of work."""
+    """Alternates work and pauses: `rest()` is called after each piece of work."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._commits = store.committer.commits
+        self._commits = store.commits
         self._active_until = 0.0
         self._worked = time.thread_time()
 
     def rest(self) -> None:
-        """Rest for a while if the handle commits."""
-        commits = self._store.committer.commits
+        """Pause if this handle commits."""
+        commits = self._store.commits
         now, worked = time.monotonic(), time.thread_time()
         if commits != self._commits:
             self._commits = commits
@@ -125,7 +122,7 @@ class Pace:
 def check_target(path: str, source: tuple[int, int] | None) -> None:
     """Raise if the target must not be replaced: a directory, a device, or the database itself.
 
-    `source` is its `Disk.identity()`, None if what is copied is in no file.
+    `source` is the database's `Disk.identity()`, or None if what is copied is in no file.
     """
     try:
         status = os.stat(path)

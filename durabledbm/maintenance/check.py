@@ -1,6 +1,6 @@
 """check: verify every page of a database, while others read and write it.
 
-The invariants are those of docs/format.md, and a `Problem` carries the number of the one that is broken:
+The invariants are those of docs/format.md; a `Problem` carries the number of the violated one:
 
 1. Each page after the meta pages belongs to the tree exactly once, or to the free-space map, or is free, or was freed
    and may still be read; no page is two of these, and none is missing.
@@ -10,8 +10,8 @@ The invariants are those of docs/format.md, and a `Problem` carries the number o
 4. What the meta pages refer to is inside the file, and the older meta is the commit before or a copy of the newer.
 5. The entry counts in the meta page are the numbers of entries.
 
-Everything is read from the disk anew; the cache is not asked. A check pins the commit that it looks at, so it sees one
-state, and never waits.
+Everything is read from the disk, not from the cache. A check pins the commit that it verifies, so it sees one state and
+never waits.
 """
 
 from __future__ import annotations
@@ -24,10 +24,9 @@ from typing import NamedTuple
 from .._engine.page import NO_REF, ref_parts
 from .._engine.pager import Pager
 from .._engine.recovery import read_slots
-from .._engine.state import State
 from .._engine.store import Store
-from .._engine.tree import Tree
-from .._engine.walk import Visit, walk
+from .._engine.tree import Tree, Visit, walk
+from .._engine.view import State
 from .._files.arguments import CountedProgress
 from .._messages import plural
 from ..errors import CorruptionError, error
@@ -39,7 +38,7 @@ _WORDS = {_USED: "in the tree", _MAP: "in the free-space map", _FREE: "free", _P
 
 
 class Problem(NamedTuple):
-    """Something in the file that should not be so."""
+    """A violation of an invariant of the file."""
 
     invariant: int
     """The number of the invariant that is broken."""
@@ -52,7 +51,7 @@ class Problem(NamedTuple):
 
 
 def check_state(store: Store, state: State, progress: CountedProgress | None = None) -> list[Problem]:
-    """Verify everything that `state`, which must be pinned, refers to. An empty list: all is well."""
+    """Verify everything that `state`, which must be pinned, refers to. An empty list means no problem."""
     return list(_Check(store, state, progress).run())
 
 
@@ -155,13 +154,13 @@ class _Check:
 
     def _space(self) -> Iterator[Problem]:
         try:
-            space = self._state.space(self._pager)
+            space = self._state.free_map(self._pager)
         except CorruptionError as exc:
             yield Problem(3, f"the free-space map is damaged: {exc.message}", exc.page_id)
             return
         for ref in space.own_runs():
             yield from self._claim(*ref_parts(ref)[:2], _MAP)
-        for page_id, page_count in space.free_runs():
+        for page_id, page_count in space.pages.free_runs():
             yield from self._claim(page_id, page_count, _FREE)
         for _, (page_id, page_count) in space.pending_runs():
             yield from self._claim(page_id, page_count, _PENDING)

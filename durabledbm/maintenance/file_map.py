@@ -1,4 +1,4 @@
-"""What `inspect` finds out about a file: plain data, which `durabledbm.cli.pictures` draws."""
+"""The result of `inspect`: plain data, which `cli.pictures` draws."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Run(NamedTuple):
 
 
 class Step(NamedTuple):
-    """A step on the way to a key."""
+    """One step of the way to a key."""
 
     page_id: int
     page_count: int

@@ -1,9 +1,8 @@
-"""inspect: a database file as a map of its pages: what each is, how full, how old, and how a key is found.
+"""inspect: a database file as a map of its pages: what each is, how full and how old, and how a key is found.
 
-What may live here: opening a file, whatever state it is in, and following one key. The pages are surveyed by
-`_survey` into a `FileMap`, which `_picture` draws. Nothing is changed, and damage is part of the map, not an
-error: only a file that is missing or not ours raises one. The map is of one commit, which is pinned
-meanwhile, so others may read and write.
+This module opens a file in any condition and follows one key; `survey` finds out what each page is, and `cli.pictures`
+draws the resulting `FileMap`. Nothing is changed. Damage is part of the map, not an error: only a missing file, or one
+that is not ours, raises. The map shows one commit, which is pinned meanwhile, so others may read and write.
 """
 
 from __future__ import annotations
@@ -11,15 +10,15 @@ from __future__ import annotations
 import os
 from bisect import bisect_left, bisect_right
 
-from .._engine.disk import Disk
+from .._engine.disk import FileVolume
+from .._engine.disk.protocol import Disk
 from .._engine.meta import META_SIZE, first_page
-from .._engine.native import FileVolume
 from .._engine.node import Overflow, decode_leaf
 from .._engine.page import LEAF, MIN_PAGE_SIZE, REF
 from .._engine.pager import MALFORMED, Pager
 from .._engine.recovery import read_slots
-from .._engine.state import State
 from .._engine.store import Store
+from .._engine.view import State
 from .._files.arguments import Path, Progress
 from .._files.intact_pages import guess_page_size
 from ..errors import CorruptionError, error
@@ -36,10 +35,10 @@ def inspect(
     key: bytes | None = None,
     progress: Progress | None = None,
 ) -> FileMap:
-    """Map the pages of a file, and with `key` the way to its value.
+    """Map the pages of a file and, with `key`, the way to its value.
 
-    Reads and verifies every page in use. Raises `error` for a missing file and for one that is not ours;
-    damage does not raise, it is on the map. `progress(done, total)` is called with numbers of pages.
+    Reads and verifies every page in use. Raises `error` for a missing file and for one that is not ours. Damage does
+    not raise; it is on the map. `progress(done, total)` counts pages.
     """
     name = os.fsdecode(file)
     try:
@@ -70,7 +69,7 @@ def inspect(
 
 
 def _without_tree(name: str, disk: Disk, exc: CorruptionError) -> FileMap:
-    """The map of a file of which no meta page can be used: every page speaks for itself."""
+    """The map of a file without a usable meta page: every page is judged by itself."""
     slots = read_slots(disk)
     known = next((meta for meta in slots.metas if meta is not None), None)
     page_size = known.page_size if known is not None else guess_page_size(disk)
@@ -87,7 +86,7 @@ def _without_tree(name: str, disk: Disk, exc: CorruptionError) -> FileMap:
 
 
 def _way(store: Store, state: State, key: bytes) -> tuple[list[Step], bool]:
-    """The pages that a look-up of `key` goes through, and whether it is found."""
+    """The pages that a look-up of `key` reads, and whether it is found."""
     meta = state.meta
     page = state.slot if meta.page_size == META_SIZE else 0
     if key in meta.changes:

@@ -1,15 +1,15 @@
 """reorganize: make a file as small as its content allows, while it is in use.
 
-Two passes of ordinary commits. The first packs the leaves: a batch of neighbouring leaves at a time is written anew,
-filled to the brim, into the free pages nearest to the front. The second takes what still stands behind the place where
-the file could end and moves it to the front, last runs first; where the holes there are too short for that, it first
-moves what stands between them out of the way. After every commit the end of the file is cut off as far
-as it is free. Other threads and processes read meanwhile, and write between the commits; a crash loses nothing.
+It makes two passes of ordinary commits. The first packs the leaves: batches of neighbouring leaves are rewritten,
+completely filled, into the free pages nearest to the front. The second moves runs from behind the place where the file
+could end to the front, last runs first. Where the holes in front are too short, it first moves the runs between them
+out of the way. After every commit the free pages at the end of the file are cut off. Other threads and processes read
+meanwhile, and write between the commits. A crash loses nothing.
 
-Where there is next to nothing to gain nothing is written: leaves that are full already stay where they are, and a file
-that has hardly a page to spare is left alone.
+If there is almost nothing to gain, nothing is written: full leaves stay where they are, and a file with hardly any
+spare pages is left alone.
 
-Pages that a snapshot pins stay where they are, so while one is open the file may stay larger than it could be.
+Pages that a snapshot pins stay where they are, so with an open snapshot the file may stay larger than necessary.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from contextlib import AbstractContextManager
 from heapq import nlargest
 from operator import itemgetter
 
+from .._engine.commit import Committer
 from .._engine.merge import MOVE, TOUCH, Touch
-from .._engine.state import State
-from .._engine.store import Store
-from .._engine.vacuum import leaf_batches, spare_pages
-from .._engine.walk import walk
+from .._engine.shrink import leaf_batches, spare_pages
+from .._engine.tree import walk
+from .._engine.view import State
 from .._files.arguments import CountedProgress
 
 __all__ = ["reorganize"]
@@ -45,33 +45,36 @@ _COMPACT_PAGES = 8
 
 
 def reorganize(
-    store: Store, writing: Callable[[], AbstractContextManager[object]], progress: CountedProgress | None = None
+    committer: Committer, writing: Callable[[], AbstractContextManager[object]], progress: CountedProgress | None = None
 ) -> None:
-    """Make the file of `store` smaller. Each commit is made inside a `with writing()` block, which gives the turn."""
+    """Make the file of `store` smaller. Each commit is made inside a `with writing()` block, which takes the writer
+    lock.
+    """
     with writing():
-        if store.state.meta.changes and store.state.view.tree.depth:
-            store.rewrite({}, packing=False)  # what the meta page replaces or deletes is still in the tree
-        total = max(store.state.meta.page_count, 1)
-    if _pack(store, writing, progress, total) or _is_loose(store, writing):
-        _move(store, writing, progress, total)
+        if committer.store.state.meta.changes and committer.store.state.view.tree.depth:
+            committer.rewrite({}, packing=False)  # what the meta page replaces or deletes is still in the tree
+        total = max(committer.store.state.meta.page_count, 1)
+    if _pack(committer, writing, progress, total) or _is_loose(committer, writing):
+        _move(committer, writing, progress, total)
     if progress is not None:
         progress(total, total)
 
 
 def _pack(
-    store: Store, writing: Callable[[], AbstractContextManager[object]], progress: CountedProgress | None, total: int
+    committer: Committer, writing: Callable[[], AbstractContextManager[object]], progress: CountedProgress | None,
+    total: int,
 ) -> bool:
-    """Write leaves anew that are not full; whether there were any."""
+    """Rewrite leaves that are not full; return whether there were any."""
     after: bytes | None = None
     done, packed = 0, False
     while True:
         with writing():
-            tree = store.state.view.tree
-            leaves = leaf_batches(tree, store.state.pages(), after, _BATCH)
+            tree = committer.store.state.view.tree
+            leaves = leaf_batches(tree, committer.store.state.pages(), after, _BATCH)
             if not leaves:
                 return packed
             if spare_pages(tree, leaves.values()) > _FULL:
-                store.rewrite(dict.fromkeys(leaves, TOUCH), packing=True)
+                committer.rewrite(dict.fromkeys(leaves, TOUCH), packing=True)
                 packed = True
         after = next(reversed(leaves))
         done += len(leaves)
@@ -79,31 +82,32 @@ def _pack(
             progress(min(done, total - 1) // 2, total)
 
 
-def _is_loose(store: Store, writing: Callable[[], AbstractContextManager[object]]) -> bool:
-    """Whether the file has pages to spare."""
+def _is_loose(committer: Committer, writing: Callable[[], AbstractContextManager[object]]) -> bool:
+    """Whether the file has spare pages."""
     with writing():
-        space = store.committer.space(store.state, store.oldest_txid())
-        return space.page_count - space.used_count > max(_COMPACT_PAGES, _COMPACT * space.page_count)
+        space = committer.preparer.free_map()
+        return space.pages.page_count - space.pages.used_count > max(_COMPACT_PAGES, _COMPACT * space.pages.page_count)
 
 
 def _move(
-    store: Store, writing: Callable[[], AbstractContextManager[object]], progress: CountedProgress | None, total: int
+    committer: Committer, writing: Callable[[], AbstractContextManager[object]], progress: CountedProgress | None,
+    total: int,
 ) -> None:
     smallest, patience, cleared, before = 1 << 62, 3, 0, 1 << 62
     while patience:
         with writing():
-            store.rewrite({}, packing=False)
-            end = store.committer.space(store.state, store.oldest_txid()).used_count
-            found = _Found(store.state, cleared, end)
-            size = _rewritten(store, found.behind)
+            committer.rewrite({}, packing=False)
+            end = committer.preparer.free_map().pages.used_count
+            found = _Found(committer.store.state, cleared, end)
+            size = _rewritten(committer, found.behind)
         if cleared >= end and smallest < before * (1 - _COMPACT):
             cleared, before = 0, smallest  # once more, since it was worth it
         if size < smallest:
             smallest, patience = size, 3
-        elif cleared < end and _is_loose(store, writing):
+        elif cleared < end and _is_loose(committer, writing):
             # What stands at the end is too long for the holes at the front: make larger ones, bit by bit.
             with writing():
-                _rewritten(store, found.between)
+                _rewritten(committer, found.between)
             cleared = found.next
         else:
             patience -= 1
@@ -112,10 +116,10 @@ def _move(
 
 
 class _Found:
-    """What one walk through the tree finds: the last of what stands `behind` page `end`, all that stands `between` page
-    `cleared` and one not far behind it, and the `next` page from which on there is more.
+    """What one walk of the tree finds: the last runs `behind` page `end`, all runs `between` page `cleared` and one not
+    far behind it, and the `next` page after these.
 
-    When its turn comes, a run may have been moved already; then it is moved once more.
+    A run may have been moved before its turn comes; then it is moved once more.
     """
 
     def __init__(self, state: State, cleared: int, end: int) -> None:
@@ -135,10 +139,10 @@ class _Found:
                 yield run
 
 
-def _rewritten(store: Store, runs: list[_Run]) -> int:
-    """Move runs, the last ones first, and not too many; the page count after that."""
+def _rewritten(committer: Committer, runs: list[_Run]) -> int:
+    """Move runs, the last ones first, up to a limit; return the new page count."""
     touches: dict[bytes, Touch] = {}
     for _, key, touch in sorted(runs, key=itemgetter(0), reverse=True)[:_BATCH]:
         if key not in touches or touch.moves_value:
             touches[key] = touch
-    return store.rewrite(touches, packing=False).meta.page_count
+    return committer.rewrite(touches, packing=False).meta.page_count

@@ -1,4 +1,4 @@
-"""stats: what a database file consists of, and who keeps it from shrinking."""
+"""stats: what a database file consists of, and what keeps it from shrinking."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import NamedTuple
 
 from .._engine.meta import first_page
 from .._engine.page import REF
-from .._engine.state import State
 from .._engine.store import Store
-from .._engine.walk import walk
+from .._engine.tree import walk
+from .._engine.view import State
 from ..errors import CorruptionError
 
 __all__ = ["OldestSnapshot", "Stats", "gather"]
 
 
 class OldestSnapshot(NamedTuple):
-    """The oldest commit that somebody still reads."""
+    """The oldest commit that is still being read."""
 
     txid: int
     age: float | None
@@ -26,7 +26,7 @@ class OldestSnapshot(NamedTuple):
 
 
 class Stats(NamedTuple):
-    """Figures of one database, of one moment. Sizes are in bytes, pages are counted."""
+    """Figures of one database at one moment. Sizes are in bytes; pages are counted."""
 
     entries: int
     txid: int
@@ -69,7 +69,7 @@ def gather(store: Store, state: State) -> Stats:
     """The figures of `state`, which must be pinned."""
     meta = state.meta
     leaf, branch = _tree_pages(state)
-    space = state.space(store.pager)
+    space = state.free_map(store.pager)
     own = sum(REF.unpack(ref)[1] for ref in space.own_runs())
     pins = store.oldest_pin()
     pinned = 0
@@ -78,23 +78,23 @@ def gather(store: Store, state: State) -> Stats:
         pinned = sum(count for txid, (_, count) in space.pending_runs() if txid > pins.txid)
         since = store.pins.since.get(pins.txid)
         oldest = OldestSnapshot(pins.txid, None if since is None else time.monotonic() - since, pins.pid)
-    live = space.used_count - own
+    live = space.pages.used_count - own
     if leaf + branch > live:
         raise CorruptionError(f"the tree has {leaf + branch} pages, and {live} are in use", path=store.path)
     return Stats(
         entries=meta.entry_count, txid=meta.txid, time_ns=meta.time_ns, depth=meta.depth, page_size=meta.page_size,
         page_count=meta.page_count, leaf_pages=leaf, branch_pages=branch,
         overflow_pages=live - leaf - branch - first_page(meta.page_size), space_pages=own,
-        free_pages=space.free_count, pending_pages=space.pending_count, file_bytes=store.disk.size(),
-        live_bytes=live * meta.page_size, free_bytes=space.free_count * meta.page_size,
-        pinned_bytes=pinned * meta.page_size, oldest_snapshot=oldest, commits=store.committer.commits,
-        syncs=store.committer.syncs, pages_written=store.committer.pages_written, cache_hits=store.hits,
+        free_pages=space.pages.free_count, pending_pages=space.pages.pending_count, file_bytes=store.disk.size(),
+        live_bytes=live * meta.page_size, free_bytes=space.pages.free_count * meta.page_size,
+        pinned_bytes=pinned * meta.page_size, oldest_snapshot=oldest, commits=store.commits,
+        syncs=store.syncs, pages_written=store.pages_written, cache_hits=store.hits,
         cache_misses=store.pager.misses,
     )  # fmt: skip
 
 
 def _tree_pages(state: State) -> tuple[int, int]:
-    """Pages of leaves and of branches. Leaves are counted in their parents, so they need not be read."""
+    """Pages of leaves and of branches. Leaves are counted in their parents and need not be read."""
     tree = state.view.tree
     if tree.depth < 2:
         return (REF.unpack(tree.root)[1] if tree.depth else 0), 0

@@ -1,7 +1,7 @@
 """The survey behind `inspect`: what every page of a file is, for one commit, damaged or not.
 
-It walks all that the commit refers to, then looks at what is left. Nothing is believed before its checksum
-is verified, and whatever cannot be read is part of the result, not an error.
+It walks everything that the commit refers to, and then looks at the remaining pages. Nothing is trusted before its
+checksum is verified. What cannot be read is part of the result, not an error.
 """
 
 from __future__ import annotations
@@ -9,18 +9,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from .._engine.disk import Disk
+from .._engine.disk.protocol import Disk
 from .._engine.locks import oldest_pin
-from .._engine.longruns import LONG
 from .._engine.meta import META_SIZE, Meta
 from .._engine.node import leaf_keys
 from .._engine.page import CRC_SIZE, HEADER, NO_REF, REF, TYPE_NAMES, ref_parts
 from .._engine.pager import MALFORMED, Pager
 from .._engine.recovery import read_slots
-from .._engine.state import State
+from .._engine.sparse import LONG
 from .._engine.store import Store
-from .._engine.tree import Tree
-from .._engine.walk import Visit, walk
+from .._engine.tree import Tree, Visit, walk
+from .._engine.view import State
 from .._files.arguments import Progress
 from .._files.intact_pages import IntactRun, intact_runs
 from .._messages import plural
@@ -37,7 +36,7 @@ _NOT_CLAIMED = (1, 4)
 
 
 class Survey:
-    """Walks everything that one commit refers to, then looks at what is left."""
+    """Walks everything that one commit refers to, then looks at the remaining pages."""
 
     def __init__(self, store: Store, state: State, progress: Progress | None) -> None:
         self._disk = store.disk
@@ -111,7 +110,7 @@ class Survey:
 
     def _space(self) -> None:
         try:
-            space = self._state.space(self._pager)
+            space = self._state.free_map(self._pager)
             heads = {
                 ref: HEADER.unpack(self._disk.read(HEADER.size, ref_parts(ref)[0] * self._page_size))
                 for ref in space.own_runs()
@@ -126,7 +125,7 @@ class Survey:
             page_id, page_count, _ = REF.unpack(ref)
             if self._claim(page_id, page_count, "space"):
                 self._runs.append(Run(page_id, page_count, "space", header[5], used=page_count * self._page_size))
-        for page_id, page_count in space.free_runs():
+        for page_id, page_count in space.pages.free_runs():
             if self._claim(page_id, page_count, "free"):
                 self._runs.append(Run(page_id, page_count, "free"))
         for txid, (page_id, page_count) in space.pending_runs():
@@ -137,7 +136,7 @@ class Survey:
     # -- what is left ------------------------------------------------------------------------------
 
     def _rest(self) -> None:
-        """Pages that nothing refers to: what a damaged branch led to, or what is behind the end."""
+        """Pages that nothing refers to: below a damaged branch, or behind the end of the database."""
         for start, count in self._pages.gaps(self._pages.first_page, self._page_count):
             self._runs += unreachable(self._disk, self._page_size, start, start + count)
         inside = [run for run in self._runs if run.page_id < self._meta.page_count]
@@ -150,7 +149,7 @@ class Survey:
     # -- bookkeeping -------------------------------------------------------------------------------
 
     def _claim(self, page_id: int, page_count: int, what: str) -> bool:
-        """Mark pages as accounted for; False, and a problem, if they cannot be."""
+        """Mark pages as accounted for; False, with a problem, if that is not possible."""
         if not self._pages.holds(page_id, page_count):
             self._problems.append(f"{what}: {plural(page_count, 'page')} from page {page_id} on, outside of the file")
             return False
@@ -188,7 +187,7 @@ def _first_key(visit: Visit) -> bytes:
 
 
 def meta_runs(metas: tuple[Meta | None, Meta | None], page_size: int) -> Iterator[Run]:
-    """The meta area. Where pages are large, both metas are in one page."""
+    """The meta area. With large pages both metas are in one page."""
     if page_size == META_SIZE:
         for slot, meta in enumerate(metas):
             yield _meta_run(slot, meta)
@@ -202,7 +201,7 @@ def meta_runs(metas: tuple[Meta | None, Meta | None], page_size: int) -> Iterato
 
 
 def _place(problem: str) -> int:
-    """The page that a problem begins with; what is said of the file as a whole comes first."""
+    """The page that a problem names; -1 for problems of the whole file, which come first."""
     found = re.match(r"page (\d+)", problem)
     return -1 if found is None else int(found[1])
 
@@ -216,7 +215,7 @@ def _meta_run(slot: int, meta: Meta | None) -> Run:
 
 
 def unreachable(disk: Disk, page_size: int, start: int, stop: int) -> Iterator[Run]:
-    """The pages from `start` up to `stop` as runs: each that is intact by itself, and what lies between."""
+    """The pages from `start` up to `stop` as runs: each intact run, and what lies between."""
     blank = start
     for _, found in intact_runs(disk, page_size, start, stop):
         if found is None:
@@ -234,7 +233,7 @@ def unreachable(disk: Disk, page_size: int, start: int, stop: int) -> Iterator[R
 
 
 def _key_of(disk: Disk, page_size: int, run: IntactRun) -> bytes:
-    """The beginning of a run's first key, where that can be told without reading much."""
+    """The beginning of a run's first key, where that can be read cheaply."""
     offset = run.page_id * page_size
     if run.kind == "overflow":
         return disk.read(min(run.entries, _KEY_SHOWN), offset + HEADER.size)
@@ -247,7 +246,7 @@ def _key_of(disk: Disk, page_size: int, run: IntactRun) -> bytes:
 
 
 def _blank(disk: Disk, page_size: int, start: int, stop: int) -> Iterator[Run]:
-    """Pages that hold nothing that could be used, or that the file has lost."""
+    """Pages without usable content, or behind the end of the file."""
     end = min(max(-(-disk.size() // page_size), start), stop)
     if end > start:
         yield Run(start, end - start, "unreachable", note="no intact page of a database")
@@ -256,7 +255,7 @@ def _blank(disk: Disk, page_size: int, start: int, stop: int) -> Iterator[Run]:
 
 
 def cut_off(runs: list[Run]) -> list[str]:
-    """What to say of pages that nothing refers to."""
+    """The problem text for pages that nothing refers to."""
     lost = [run for run in runs if run.kind == "unreachable"]
     if not lost:
         return []

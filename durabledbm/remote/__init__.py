@@ -2,10 +2,10 @@
 
     db = durabledbm.remote.open("postgresql://host/database", table="app")
 
-What speaks PostgreSQL's protocol, and Redis. The drivers are extras: `pip install durabledbm[postgresql]`, or
-`durabledbm[redis]`. They are imported when a database is opened.
+It works with servers that speak PostgreSQL's protocol, and with Redis. The drivers are extras: `pip install
+durabledbm[postgresql]` or `durabledbm[redis]`. They are imported when a database is opened.
 
-The faces are those of `durabledbm.Database`; docs/scaling.md tells what a server changes in the promises.
+The interface is that of `durabledbm.Database`; docs/scaling.md says which promises a server changes.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ def open(
     url: str, flag: str = "c", *, table: str = "durabledbm", timeout: float | None = 30.0, max_connections: int = 16,
     **options: Any,
 ) -> RemoteDatabase:  # fmt: skip
-    """Connect to a server, and return a database there.
+    """Connect to a server and return a database there.
 
-    url: `postgresql://user@host:port/database` or `redis://host:port/number`, with what else the driver understands.
-        Better than a password in it are `PGPASSWORD` and `~/.pgpass`, which PostgreSQL's driver reads.
-    flag: "r" read an existing table, writing nothing; "w" read and write an existing table; "c" create it if it is
-        missing; "n" empty it.
-    table: the table's name, used as it is. On Redis the names of all keys begin with it.
-    timeout: seconds to wait for others (a connection of this handle that is free, a writer) before `BusyError`; None
-        waits for ever.
-    max_connections: how many connections this handle uses at most at a time. Threads use one each while they read or
-        write; a transaction, a snapshot, and an iterator over more than 500 entries use one for as long as they last.
+    url: `postgresql://user@host:port/database` or `redis://host:port/number`, with any parameter that the driver
+        accepts. `PGPASSWORD` and `~/.pgpass`, which PostgreSQL's driver reads, are better than a password in the url.
+    flag: "r" opens an existing table and writes nothing; "w" opens an existing table for reading and writing; "c"
+        creates it if it is missing; "n" empties it.
+    table: the table's name, used as it is. On Redis all keys begin with it.
+    timeout: seconds to wait for a free connection of this handle or for another writer before `BusyError`; None waits
+        for ever.
+    max_connections: the largest number of connections that this handle uses at a time. A thread uses one while it reads
+        or writes; a transaction, a snapshot, and an iterator over more than 500 entries use one as long as they exist.
     options: further parameters of the connection: libpq's, or those of `redis.Redis.from_url`.
 
     Raises `error` if the driver is not installed, `ConnectionLostError` if the server cannot be reached, `error` with
-    errno ENOENT if the table is missing and the flag does not create it, `error` if a table of that name is not
-    durabledbm's, and `ValueError` for an argument that cannot be.
+    errno ENOENT if the table is missing and the flag does not create it, `error` if a table of that name was not made
+    by durabledbm, and `ValueError` for an invalid argument.
     """
     scheme = url.partition("://")[0]
     if scheme not in _POSTGRESQL + _REDIS:

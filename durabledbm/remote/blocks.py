@@ -19,7 +19,7 @@ from .context import Block, enter, innermost, leave
 from .faces import KeyRange, Operation, TableOperations, WritableTable
 from .loading import Loader
 from .snapshots import Snapshot
-from .waiting import Life, OwnedLock
+from .waiting import OwnedLock, Scope
 
 __all__ = ["ServerTransaction", "Table", "Transaction"]
 
@@ -29,7 +29,7 @@ _BLOCK_OVER = "the block of the transaction is over, or was undone"
 
 
 class ServerTransaction:
-    """What an outermost block and those nested in it share. Dropped before its end, it is rolled back."""
+    """What an outermost block and those nested in it share. If it is freed before its end, it is rolled back."""
 
     def __init__(self) -> None:
         self.caller = CallerContext()
@@ -38,23 +38,23 @@ class ServerTransaction:
         """Held during each operation."""
         self.open: list[int] = []
         """The blocks that are open, by number, innermost last."""
-        self.lives: list[Life] = []
-        """One for each block that was ever begun, and for each part of one between rollbacks: its iterators' lives."""
+        self.scopes: list[Scope] = []
+        """The scopes of iterators: one per block that was ever begun, and per part of a block between rollbacks."""
         self._numbers = 0
 
     # What an engine provides. The lock is held.
 
     @property
     def failure(self) -> error | None:
-        """Why the transaction can only be undone, or the innermost block that is open; None if it can go on."""
+        """Why the transaction, or its innermost open block, can only be undone; None if it can continue."""
         return None
 
     def carry_out(self, table: TableOperations, operation: Operation[T]) -> T:
-        """The result of `operation` in the transaction."""
+        """Run `operation` in the transaction and return its result."""
         raise NotImplementedError
 
-    def scan(self, table: TableOperations, keys: KeyRange, life: Life, *, values: bool) -> Iterator[Any]:
-        """An iterator over what there is now in the transaction."""
+    def scan(self, table: TableOperations, keys: KeyRange, scope: Scope, *, values: bool) -> Iterator[Any]:
+        """An iterator over the present content in the transaction."""
         raise NotImplementedError
 
     def save(self, number: int) -> None:
@@ -66,7 +66,7 @@ class ServerTransaction:
         raise NotImplementedError
 
     def release(self, number: int) -> None:
-        """Forget a savepoint, and all behind it."""
+        """Remove a savepoint and all after it."""
         raise NotImplementedError
 
     def commit(self) -> None:
@@ -74,11 +74,11 @@ class ServerTransaction:
         raise NotImplementedError
 
     def restart(self) -> None:
-        """Undo everything, and go on."""
+        """Undo everything, and continue."""
         raise NotImplementedError
 
     def finish(self) -> None:
-        """Undo what is not committed, and let go of everything. Doing it twice is harmless."""
+        """Undo what is not committed, and release everything. Calling it twice is harmless."""
         raise NotImplementedError
 
     # What follows.
@@ -95,7 +95,7 @@ class ServerTransaction:
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """A block of operations of an open transaction, which nobody else uses meanwhile."""
+        """A block of operations of an open transaction, which nothing else uses meanwhile."""
         with self.lock:
             try:
                 yield
@@ -108,15 +108,15 @@ class ServerTransaction:
         self._numbers += 1
         return self._numbers
 
-    def begin_life(self) -> Life:
-        """The life of iterators that are begun from now on."""
-        self.lives.append(Life(_BLOCK_OVER))
-        return self.lives[-1]
+    def begin_scope(self) -> Scope:
+        """The scope of iterators that begin from now on."""
+        self.scopes.append(Scope(_BLOCK_OVER))
+        return self.scopes[-1]
 
-    def end_lives(self, first: int) -> None:
+    def end_scopes(self, first: int) -> None:
         """End all iterators that were begun in those blocks."""
-        for life in self.lives[first:]:
-            life.end()
+        for scope in self.scopes[first:]:
+            scope.end()
 
     def undone(self) -> error:
         """The error for a block that was to be kept, although something in it had failed."""
@@ -124,9 +124,9 @@ class ServerTransaction:
         return BusyError(text) if isinstance(self.failure, BusyError) else error(text)
 
     def abandon(self) -> None:
-        """All blocks are over. What is not committed never will be."""
+        """End all blocks. What is not committed never will be."""
         self.open.clear()
-        self.end_lives(0)
+        self.end_scopes(0)
 
     def end(self) -> None:
         """The outermost block is over."""
@@ -134,7 +134,7 @@ class ServerTransaction:
         self.finish()
 
     def close(self) -> None:
-        """The database is being closed by somebody in a block: roll back, now or when what is under way is over."""
+        """The database is being closed inside a block: roll back now, or when the operation in progress has ended."""
         self.abandon()
         if not self.lock.held_here():
             with self.lock:
@@ -142,60 +142,69 @@ class ServerTransaction:
 
 
 class Transaction(WritableTable, Block):
-    """Made by `transaction()` of a database on a server, used with `with`. Inside another one it is a savepoint of it.
+    """Made by `transaction()` of a database on a server, used with `with`. Inside another transaction it is a savepoint
+    of that.
 
-    Leaving the block commits; an exception rolls back what was done in the block, and propagates. Any operation in
-    the block, and its end, may raise `BusyError`: another transaction stood in the way, nothing of the outermost
-    block was committed, and it may be run again. If the connection breaks within the block nothing was committed; if
-    it breaks at the end, `ConnectionLostError.committed` is None.
+    Leaving the block commits; an exception rolls back what the block did, and propagates. Any operation in the block,
+    and its end, may raise `BusyError`: another transaction conflicts, nothing of the outermost block was committed, and
+    it may be repeated. If the connection breaks within the block, nothing was committed; if it breaks at the end,
+    `ConnectionLostError.committed` is None.
     """
 
     __slots__ = (
-        "__weakref__", "_caller", "_first_life", "_life", "_number", "_rolled_back", "_root", "_table", "database",
+        "__weakref__",
+        "_caller",
+        "_first_scope",
+        "_number",
+        "_rolled_back",
+        "_scope",
+        "_shared",
+        "_table",
+        "database",
     )  # fmt: skip
 
     def __init__(self, database: Any, table: TableOperations) -> None:
         self.database = database
         self._table = table
-        self._root: ServerTransaction | None = None
+        self._shared: ServerTransaction | None = None
         self._caller: CallerContext | None = None
         self._number = 0
         self._rolled_back = False
-        self._first_life = 0
-        self._life = Life(_BLOCK_OVER)
+        self._first_scope = 0
+        self._scope = Scope(_BLOCK_OVER)
 
     # -- the block -----------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Transaction:
-        if self._root is not None:
+        if self._shared is not None:
             raise error("a transaction is used once; call transaction() again")
         self.database._check_writable()
         outer = innermost(Transaction, self.database)
         if outer is None:
-            root: ServerTransaction = self.database._begin_on_server()
+            shared: ServerTransaction = self.database._begin_on_server()
         else:
-            root = outer._open()
+            shared = outer._open()
             self._rolled_back = outer._rolled_back
-        self._root, self._caller, self._number = root, root.caller, root.new_number()
+        self._shared, self._caller, self._number = shared, shared.caller, shared.new_number()
         if outer is not None:
-            with root.in_use():
-                root.save(self._number)
-        self._first_life = len(root.lives)
-        self._life = root.begin_life()
-        root.open.append(self._number)
+            with shared.in_use():
+                shared.save(self._number)
+        self._first_scope = len(shared.scopes)
+        self._scope = shared.begin_scope()
+        shared.open.append(self._number)
         enter(self)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        root = self._root
-        assert root is not None
+        shared = self._shared
+        assert shared is not None
         try:
-            if self._number in root.open:
-                self._end(root, keep=kind is None)
+            if self._number in shared.open:
+                self._end(shared, keep=kind is None)
             elif kind is None:
-                raise ClosedError("the block was ended before its end: by close(), or with the block around it")
+                raise ClosedError("the block has ended already: by close(), or with the block around it")
         except error:
             if kind is None:
                 raise
@@ -203,68 +212,68 @@ class Transaction(WritableTable, Block):
         finally:
             leave()
 
-    def _end(self, root: ServerTransaction, *, keep: bool) -> None:
-        place = root.open.index(self._number)
-        del root.open[place:]  # those within it end with it
+    def _end(self, shared: ServerTransaction, *, keep: bool) -> None:
+        place = shared.open.index(self._number)
+        del shared.open[place:]  # those within it end with it
         if place == 0:
             try:
-                root.check()
+                shared.check()
                 if keep and not self._rolled_back:
-                    with root.lock:
-                        if root.failure is not None:
-                            raise root.undone()
-                        root.commit()
+                    with shared.lock:
+                        if shared.failure is not None:
+                            raise shared.undone()
+                        shared.commit()
             finally:
-                root.end()
+                shared.end()
             return
-        with root.in_use():
-            failed = root.undone() if root.failure is not None else None
+        with shared.in_use():
+            failed = shared.undone() if shared.failure is not None else None
             if failed is not None or not keep or self._rolled_back:
-                root.end_lives(self._first_life)
-                root.undo(self._number)
-            root.release(self._number)
+                shared.end_scopes(self._first_scope)
+                shared.undo(self._number)
+            shared.release(self._number)
         if failed is not None and keep:
             raise failed
 
     def rollback(self) -> None:
-        """Undo everything that was done in this block, now. The block goes on, and can read but not write any more.
+        """Undo everything that was done in this block, now. The rest of the block can read but not write.
 
-        Raises `error` while a transaction nested in this one is open.
+        Raises `error` while a nested transaction is open.
         """
-        root = self._open()
-        if root.open[-1] != self._number:
+        shared = self._open()
+        if shared.open[-1] != self._number:
             raise error("a transaction can be rolled back only when those nested in it have ended")
         if self._rolled_back:
             return
         self._rolled_back = True
-        root.end_lives(self._first_life)
-        self._life = root.begin_life()
-        with root.in_use():
-            if len(root.open) > 1:
-                root.undo(self._number)
+        shared.end_scopes(self._first_scope)
+        self._scope = shared.begin_scope()
+        with shared.in_use():
+            if len(shared.open) > 1:
+                shared.undo(self._number)
             else:
-                root.restart()
+                shared.restart()
 
     @property
     def is_open(self) -> bool:
         """Whether the block has begun and not ended."""
-        return self._root is not None and self._number in self._root.open
+        return self._shared is not None and self._number in self._shared.open
 
     def in_use_here(self) -> bool:
-        """Whether the caller has interrupted an operation of the transaction on its own thread."""
-        return self._root is not None and self._root.lock.held_here()
+        """Whether the caller interrupted an operation of the transaction on its own thread."""
+        return self._shared is not None and self._shared.lock.held_here()
 
     def abandon(self) -> None:
-        """The database is being closed by the caller, who is in the block: roll the whole transaction back."""
-        if self._root is not None:
-            self._root.close()
+        """Roll the whole transaction back, because the caller closes the database inside the block."""
+        if self._shared is not None:
+            self._shared.close()
 
     def _open(self) -> ServerTransaction:
-        root = self._root
-        if root is None or self._number not in root.open:
-            raise ClosedError("the transaction is not open: it lives in its 'with' block")
-        root.check()
-        return root
+        shared = self._shared
+        if shared is None or self._number not in shared.open:
+            raise ClosedError("the transaction is not open: use it inside its 'with' block")
+        shared.check()
+        return shared
 
     # -- the mapping ---------------------------------------------------------------------------------------------
 
@@ -276,9 +285,9 @@ class Transaction(WritableTable, Block):
         self._open()
 
     def _read(self, table: TableOperations, operation: Operation[T]) -> T:
-        root = self._open()
-        with root.in_use():
-            return root.carry_out(table, operation)
+        shared = self._open()
+        with shared.in_use():
+            return shared.carry_out(table, operation)
 
     def _write(self, table: TableOperations, operation: Operation[T]) -> T:
         if self._open() is not None and self._rolled_back:
@@ -286,20 +295,20 @@ class Transaction(WritableTable, Block):
         return self._read(table, operation)
 
     def _scan(self, table: TableOperations, keys: KeyRange, *, values: bool) -> Iterator[Any]:
-        root = self._open()
-        with root.in_use():
-            return root.scan(table, keys, self._life, values=values)
+        shared = self._open()
+        with shared.in_use():
+            return shared.scan(table, keys, self._scope, values=values)
 
     def _writable(self) -> bool:
         return True
 
     def __repr__(self) -> str:
-        state = "not begun" if self._root is None else "open" if self.is_open else "ended"
+        state = "not begun" if self._shared is None else "open" if self.is_open else "ended"
         return f"<{type(self).__name__} on {self.database.location!r}, {state}>"
 
 
 class Table(WritableTable):
-    """The mapping face of a further table. Made by `table()` of a database or of a transaction, and over with it."""
+    """A mapping over a further table. Made by `table()` of a database or transaction, and ends with it."""
 
     __slots__ = ("_database", "_owner", "_table", "name")
 
@@ -325,11 +334,11 @@ class Table(WritableTable):
         return self._owner._writable()
 
     def transaction(self) -> Transaction:
-        """A block of the database. What is written through it goes to this table."""
+        """A transaction of the database. Writes through it go to this table."""
         return Transaction(self._database, self._table)
 
     def snapshot(self) -> Snapshot:
-        """This table as of now, read-only, for as long as wanted."""
+        """A read-only view of this table that does not change."""
         snapshot: Snapshot = self._database._snapshot_of(self._table)
         return snapshot
 

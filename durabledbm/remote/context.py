@@ -1,10 +1,11 @@
-"""Whose block is it? The use of a database belongs to the block that was begun in the same context.
+"""Which block a use of a database belongs to: the one that was begun in the same context.
 
 A context is that of `contextvars`: each thread has its own, and so has each asyncio task; web frameworks and
-`asyncio.to_thread` carry one from thread to thread. So a block may be begun on one thread of a pool and go on on
-another, and what the pool does on the first one meanwhile is not in it.
+`asyncio.to_thread` carry one from thread to thread. So a block may begin on one thread of a pool and continue on
+another, and what the pool does on the first thread meanwhile is not part of it.
 
-A task that is started inside a block inherits the context, but runs beside the block, not in it (see `_caller`).
+A task that is started inside a block inherits the context, but runs beside the block, not in it (see
+`_process.caller_context`).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ B = TypeVar("B", bound="Block")
 
 
 class Block:
-    """A block of a transaction, as far as its place is concerned."""
+    """A block of a transaction, as far as its context is concerned."""
 
     __slots__ = ()
     database: Any

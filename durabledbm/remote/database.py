@@ -1,4 +1,4 @@
-"""What databases on servers have in common: their sessions, whose operation belongs to which block, tables, the end."""
+"""What databases on servers share: connections, tables, transactions, closing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .faces import KeyRange, Operation, TableOperations, WritableTable
 from .loading import Batches, Loader, batched
 from .pool import Pool
 from .snapshots import Snapshot
-from .waiting import Backoff, Life
+from .waiting import Backoff, Scope
 
 __all__ = ["RemoteDatabase", "Stats"]
 
@@ -44,13 +44,13 @@ class Stats(NamedTuple):
 
 
 class RemoteDatabase(WritableTable):
-    """A dict of bytes to bytes in a table on a server, in the order of the keys. Made by `remote.open`.
+    """A dict of bytes to bytes in a table on a server, ordered by key. Made by `remote.open`.
 
-    Each write is an atomic commit, as durable as the server makes it. A handle may be used by any thread, and by a
-    child process after `fork`.
+    Each write is an atomic commit, as durable as the server makes it. Any thread may use a handle, and so may a child
+    process after `fork`.
     """
 
-    __slots__ = ("__weakref__", "_life", "_pool", "_snapshots", "_table", "_transactions", "readonly")
+    __slots__ = ("__weakref__", "_pool", "_scope", "_snapshots", "_table", "_transactions", "readonly")
 
     _READING = ""
     _WRITING = ""
@@ -67,24 +67,24 @@ class RemoteDatabase(WritableTable):
         self._transactions: weakref.WeakSet[Any] = weakref.WeakSet()
         """What blocks have in common that are nested in each other; `open` tells whether they are."""
         self._snapshots: weakref.WeakValueDictionary[int, Snapshot] = weakref.WeakValueDictionary()
-        self._life = Life()
+        self._scope = Scope()
         self._pool = pool
 
     # What a subclass provides.
 
     def _table_named(self, name: str) -> TableOperations:
-        """The table `name`, which need not be there; "" is the main one. Raises `ValueError` for an unusable name."""
+        """The table `name`, which need not exist; "" is the main one. Raises `ValueError` for an unusable name."""
         raise NotImplementedError
 
     def _make(self, table: TableOperations) -> None:
-        """Have the table, which may be there, on the server. Blocks are not concerned: it is made beside them."""
+        """Create the table on the server if it does not exist. Transactions are not involved."""
         raise NotImplementedError
 
     def _begin_scan(self, table: TableOperations, keys: KeyRange, *, values: bool) -> Iterator[Any]:
         raise NotImplementedError
 
     def _begin_on_server(self) -> ServerTransaction:
-        """A transaction that has begun, which is noted in `_transactions`."""
+        """Begin a transaction on the server, and record it in `_transactions`."""
         raise NotImplementedError
 
     def _new_snapshot(self, table: TableOperations) -> Snapshot:
@@ -103,13 +103,13 @@ class RemoteDatabase(WritableTable):
         raise NotImplementedError
 
     def _end(self) -> None:
-        """What is to be done before the last connection is closed."""
+        """What to do before the last connection is closed."""
 
     # -- what it is ----------------------------------------------------------------------------------------------
 
     @property
     def location(self) -> str:
-        """The server and the database there, as an address without user and password."""
+        """The server and the database on it, as an address without user and password."""
         return self._pool.where
 
     @property
@@ -119,7 +119,7 @@ class RemoteDatabase(WritableTable):
 
     @property
     def closed(self) -> bool:
-        """Whether `close()` was called."""
+        """Whether the handle is closed."""
         return self._pool.closed
 
     def _stats(self, entries: int, size: int, server: str) -> Stats:
@@ -149,8 +149,9 @@ class RemoteDatabase(WritableTable):
         return innermost(Transaction, self)
 
     def _block_to_read(self) -> Transaction | None:
-        """The block that the caller is in and can read in. Who has interrupted an operation of it, in a signal
-        handler, cannot: for them there is what is committed."""
+        """The block that the caller is in and can read in. A call from a signal handler that interrupted an operation
+        of the block cannot: it reads what is committed.
+        """
         self._check()
         block = self._block()
         return None if block is None or block.in_use_here() else block
@@ -169,7 +170,7 @@ class RemoteDatabase(WritableTable):
         return self._run(partial(operation, table), harmless=False)
 
     def _run(self, operation: Callable[[Any], T], *, harmless: bool) -> T:
-        """The result of an operation outside of blocks. `harmless`: it only reads, so it may be done again."""
+        """The result of an operation outside of transactions. `harmless`: it only reads, so it may be repeated."""
         return self._pool.run(self._READING if harmless else self._WRITING, operation, harmless=harmless)
 
     def _scan(self, table: TableOperations, keys: KeyRange, *, values: bool) -> Iterator[Any]:
@@ -184,7 +185,7 @@ class RemoteDatabase(WritableTable):
         return Transaction(self, self._table)
 
     def snapshot(self) -> Snapshot:
-        """The database as of now, read-only, for as long as wanted (see `Snapshot`).
+        """A read-only view of the present content that does not change (see `Snapshot`).
 
         Inside a transaction it shows the last commit, without the transaction's own changes.
         """
@@ -197,14 +198,14 @@ class RemoteDatabase(WritableTable):
         return snapshot
 
     def table(self, name: str) -> Table:
-        """The mapping face of another key space, which is named after this one. It is made if it is not there.
+        """A mapping over another key space, which is named after this one. It is created if it does not exist.
 
         On PostgreSQL both names together may have 62 bytes (`ValueError`).
         """
         return Table(self, self, self._made(name), name)
 
     def _made(self, name: str) -> TableOperations:
-        """The table `name`, which is there when this returns."""
+        """The table `name`, which exists when this returns."""
         if not isinstance(name, str):
             raise TypeError(f"the name of a table must be str, not {type(name).__name__}")
         table = self._table_named(name)
@@ -215,8 +216,9 @@ class RemoteDatabase(WritableTable):
     def loading(self, progress: Progress | None = None, *, replace: bool = False) -> AbstractContextManager[Loader]:
         """A block that takes many changes, in bounded memory, and verifies that they have arrived (see `Loader`).
 
-        On PostgreSQL it is one atomic commit. On Redis the changes are made in batches. With `replace` what was there
-        before is deleted. `progress(done, total)` is called while they are read back. `durabledbm.dump.load` uses this.
+        On PostgreSQL it is one atomic commit; on Redis the changes are made in batches. With `replace`, the earlier
+        content is deleted. `progress(done, total)` is called while the changes are read back. `durabledbm.dump.load`
+        uses this.
         """
         return self._loading_into(self, progress, replace=replace)
 
@@ -229,18 +231,17 @@ class RemoteDatabase(WritableTable):
         batches.flush()
 
     def _apply_all(self, changes: Iterable[tuple[bytes, bytes | None]]) -> None:
-        """Make changes as they come, in bounded memory: as one change where the server can, else in batches."""
+        """Make changes in bounded memory: as one change where the server can, otherwise in batches."""
         for batch in batched(changes):
             self._apply(batch)
 
     # -- ends ----------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """End the connections. Closing twice is harmless.
+        """Close the connections. Closing twice is harmless.
 
-        A transaction that the caller is in is rolled back, snapshots and iterators end. A transaction of another
-        thread or task is waited for: if it does not end within `timeout`, `BusyError` is raised, and the handle stays
-        open.
+        The transaction that the caller is in is rolled back; snapshots and iterators end. A transaction of another
+        thread or task is waited for: if it does not end within `timeout`, raises `BusyError` and the handle stays open.
         """
         if self.closed:
             return
@@ -250,7 +251,7 @@ class RemoteDatabase(WritableTable):
         while any(transaction.open and transaction.is_ours for transaction in list(self._transactions)):
             if not backoff.pause():
                 raise BusyError(f"{self.location}: a transaction of another thread is open")
-        self._life.end()
+        self._scope.end()
         for snapshot in list(self._snapshots.values()):
             snapshot.close()
         self._end()

@@ -1,6 +1,6 @@
-"""What goes wrong between here and a server, as one of our errors.
+"""Errors of servers and drivers, as one of ours.
 
-The drivers' exceptions are recognized by what they carry (`sqlstate`, the package of their class), so nothing here
+The drivers' exceptions are recognized by their attributes (`sqlstate`, the package of their class), so nothing here
 imports a driver.
 """
 
@@ -29,8 +29,8 @@ _NO_TABLE = "42P01"
 class ConnectionLostError(error):
     """The server cannot be reached, or the connection to it broke.
 
-    `committed` says what became of the write or the transaction that was under way: False, nothing of it was written;
-    None, that is not known, and reading tells. After a read it is False.
+    `committed` says what became of the write or transaction in progress. False: nothing of it was written. None:
+    unknown; read to find out. After a read it is False.
     """
 
     def __init__(self, message: str, *, committed: bool | None = False) -> None:
@@ -39,12 +39,12 @@ class ConnectionLostError(error):
 
 
 def is_conflict(exc: BaseException) -> bool:
-    """Whether `exc` says that the work was undone, and should be done again."""
+    """Whether `exc` says that the work was undone and may be repeated."""
     return getattr(exc, "sqlstate", None) in _CONFLICTS
 
 
 def as_error(exc: BaseException, where: str, *, lost: bool = False, committed: bool | None = False) -> error:
-    """`exc`, an exception of psycopg, as one of ours. `where` names the server and the table.
+    """An exception of psycopg as one of ours. `where` names the server and the table.
 
     lost: the connection is broken.
     committed: see `ConnectionLostError`.
@@ -52,18 +52,18 @@ def as_error(exc: BaseException, where: str, *, lost: bool = False, committed: b
     code = getattr(exc, "sqlstate", None)
     said = " ".join(str(exc).split()) or type(exc).__name__
     if code in _CONFLICTS:
-        return BusyError(f"{where}: {_CONFLICTS[code]}; nothing was written: do it again")
+        return BusyError(f"{where}: {_CONFLICTS[code]}; nothing was written; try again")
     if code == _LOCK_TIMEOUT:
-        return BusyError(f"{where}: another transaction holds what is to be written; nothing was written: do it again")
+        return BusyError(f"{where}: another transaction holds what is to be written; nothing was written; try again")
     if lost or code == _UNKNOWN:
         outcome = "" if committed is False else "; whether the last write was committed is not known: read to find out"
         return ConnectionLostError(f"{where}: the connection was lost ({said}){outcome}", committed=committed)
     if code == _READ_ONLY:
-        return ReadOnlyError(f"{where}: the server, or this user, may only read")
+        return ReadOnlyError(f"{where}: the server or this user is read-only")
     if code == _DISK_FULL:
         return error(errno.ENOSPC, os.strerror(errno.ENOSPC), where)
     if code == _NO_TABLE:
-        return error(f"{where}: the table is not there any more: open it again to make a new one")
+        return error(f"{where}: the table no longer exists; open it again to create a new one")
     return error(f"{where}: {said}")
 
 

@@ -1,4 +1,4 @@
-"""Loading many changes: what `dump.load` and `mirror` hand a stream to, where a server has no better way."""
+"""Loading many changes: what `dump.load` and `Mirror` use where a server has no faster way."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _BYTES = 2**20
 
 
 class Loader(Protocol):
-    """What takes the changes. They are not there before the block ends."""
+    """Takes the changes. They are visible when the block has ended."""
 
     def change(self, key: bytes, value: bytes | None) -> None:
-        """Set a key, or delete it if the value is None. Of several changes of a key, the last one counts."""
+        """Set a key, or delete it if the value is None. The last change of a key counts."""
 
 
 class Batches:
@@ -40,7 +40,7 @@ class Batches:
             self.flush()
 
     def flush(self) -> None:
-        """Make the changes that are waiting."""
+        """Make the pending changes."""
         batch, self._batch, self._size = self._batch, {}, 0
         if batch:
             self._face._apply(batch)

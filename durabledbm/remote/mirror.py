@@ -6,15 +6,15 @@
         mirror.load()                     # one state of the file
         while not ready_to_switch():
             mirror.catch_up()             # what was committed since, again and again
-        mirror.finish()                   # nobody writes to the file any more: the last of it
+        mirror.finish()                   # nobody writes to the file any more: the last changes
 
-The file is in use meanwhile, by whatever programs, and they need to do nothing for it. The mirror holds a snapshot of
-what it has brought over, and compares it with the present state: the trees of two states share all that has not
-changed, so that costs what has changed. The snapshot keeps the pages that are replaced from being used again, so the
-file grows with what is changed between two looks.
+Programs may go on using the file, and need not cooperate. The mirror holds a snapshot of what it has copied, and
+compares it with the present state. The trees of two states share everything that has not changed, so comparing costs
+only what has changed. The snapshot keeps replaced pages from being reused, so the file grows with what changes between
+two comparisons.
 
-A log of changes that is attached to the file would be no better source. Commits that its program had no time to log
-one by one stand in it as one, and a snapshot that was taken among them cannot be continued from there.
+An attached change log would not be a better source. Commits that its program had no time to log one by one are one
+commit there, and a snapshot taken among them cannot be continued from it.
 
 Everything that is applied is a step from one commit of the file to a later one.
 """
@@ -40,11 +40,11 @@ __all__ = ["Mirror"]
 
 
 class Mirror:
-    """Brings a file over to `target`, and what is committed to it meanwhile. A context manager, or `close()` it.
+    """Copies a file to `target`, and then what is committed to it meanwhile. A context manager; `close()` ends it.
 
-    file: a database file. It is only read, but by `finish`.
-    target: a database of `durabledbm.remote`, which nobody else writes to.
-    replace: delete what `target` holds. Otherwise `load` refuses one that is not empty.
+    file: a database file. It is only read, except by `finish`.
+    target: a database of `durabledbm.remote`, to which nothing else writes.
+    replace: delete what `target` holds. Otherwise `load` refuses a target that is not empty.
     timeout: seconds that `finish` waits for a writer.
     """
 
@@ -67,11 +67,10 @@ class Mirror:
     # -- the three steps -----------------------------------------------------------------------------------------
 
     def load(self, progress: Progress | None = None) -> int:
-        """Bring one state of the file over, and return the number of its entries.
+        """Copy one state of the file, and return the number of its entries.
 
-        On PostgreSQL it is one commit. `progress(done, total)` is called with numbers of entries, those that are read
-        back to compare them included. Raises `error` if the target is not empty, and what the file and the server
-        raise.
+        On PostgreSQL it is one commit. `progress(done, total)` counts entries, including those that are read back and
+        compared. Raises `error` if the target is not empty, and what the file and the server raise.
         """
         if not self._replace and self.target:
             raise error(f"{self.target.location}: the table {self.target.name!r} is not empty")
@@ -87,7 +86,7 @@ class Mirror:
         return meter.done
 
     def catch_up(self) -> Commit | None:
-        """Bring over what was committed since, and return the commit that the target shows then; None: nothing was.
+        """Copy what was committed since, and return the commit that the target shows then; None if there was nothing.
 
         On PostgreSQL it is one commit, on Redis one for each thousand changes. If it raises, `ConnectionLostError` or
         `BusyError` for example, it may be called again.
@@ -110,11 +109,11 @@ class Mirror:
         return _commit_of(after)
 
     def finish(self) -> Commit:
-        """Bring over the last of it, while nobody can write to the file, and return the file's last commit.
+        """Copy the last changes while nobody can write to the file, and return the file's last commit.
 
-        What is written to the file after this does not come over. Raises `BusyError` if somebody is writing for longer
-        than `timeout`; `error` if the target has not as many entries as the file, since then somebody else has written
-        there.
+        Later writes to the file are not copied. Raises `BusyError` if another writer holds the file for longer than
+        `timeout`, and `error` if the target has a different number of entries than the file, because then something
+        else has written there.
         """
         while self.catch_up() is not None:
             pass  # most of it, before anybody has to wait
@@ -123,25 +122,25 @@ class Mirror:
             shown = self._shown
             assert shown is not None
             if len(shown) != len(self.target):
-                raise error(f"{self.target.location}: {self.target.name!r} is not what the file is")
+                raise error(f"{self.target.location}: {self.target.name!r} does not match the file")
             return _commit_of(shown)
 
     def verify(self, progress: Progress | None = None) -> int:
         """Compare every entry of the file with the target's, and return their number. Raises `error` at a difference.
 
-        To be called after `finish`, while nobody writes here or there. `progress(done, total)` counts entries.
+        Call it after `finish`, while nobody writes to either. `progress(done, total)` counts entries.
         """
         with self._db.snapshot() as snapshot:
             meter, theirs = Meter(progress, len(snapshot)), iter(self.target.items())
             for entry in meter.watch(snapshot.items()):
                 if next(theirs, None) != entry:
-                    raise error(f"{self.target.location}: the entry {entry[0][:50]!r} is not what it is in the file")
+                    raise error(f"{self.target.location}: the entry {entry[0][:50]!r} differs from the file")
             if next(theirs, None) is not None:
                 raise error(f"{self.target.location}: there are more entries than in the file")
         return meter.done
 
     def close(self) -> None:
-        """Let go of the file. The target stays open. Closing twice is harmless."""
+        """Release the file. The target stays open. Closing twice is harmless."""
         self._shown = None
         self._db.close()
 

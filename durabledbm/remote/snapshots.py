@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from .faces import KeyRange, Operation, ReadableTable, TableOperations
-from .waiting import Life
+from .waiting import Scope
 
 __all__ = ["Snapshot", "SnapshotTable"]
 
@@ -15,16 +15,17 @@ T = TypeVar("T")
 
 
 class Snapshot(ReadableTable):
-    """A read-only mapping of one instant, made by `snapshot()` of a database on a server. `close()` ends it, or `with`.
+    """A read-only mapping of one instant, made by `snapshot()` of a database on a server. A context manager; `close()`
+    ends it.
 
-    Any thread may use it. On PostgreSQL it ends with its connection: if that breaks, every use raises
-    `ConnectionLostError`. On Redis it ends by itself (`ClosedError`) when it has not been used for ten minutes.
+    Any thread may use it. On PostgreSQL it ends with its connection: after the connection breaks, every use raises
+    `ConnectionLostError`. On Redis it ends by itself (`ClosedError`) after ten minutes without use.
     """
 
-    __slots__ = ("__weakref__", "_life", "_table", "database")
+    __slots__ = ("__weakref__", "_scope", "_table", "database")
 
     def __init__(self, database: Any, table: TableOperations) -> None:
-        self._life = Life("the snapshot has been closed")
+        self._scope = Scope("the snapshot has been closed")
         self._table = table
         self.database = database
         """The handle that it was taken of, which stays open for as long as the snapshot is used."""
@@ -32,7 +33,7 @@ class Snapshot(ReadableTable):
     @property
     def closed(self) -> bool:
         """Whether the snapshot has ended."""
-        return self._life.ended
+        return self._scope.ended
 
     def table(self, name: str) -> SnapshotTable:
         """Another table of the database, as of the same instant."""
@@ -47,7 +48,7 @@ class Snapshot(ReadableTable):
         return table
 
     def _check(self) -> None:
-        self._life.check()
+        self._scope.check()
 
     def __enter__(self: Self) -> Self:
         self._check()

@@ -1,4 +1,4 @@
-"""Small things that the adapters share about waiting, and about what is over."""
+"""Waiting and ending: what all databases on servers need."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from types import TracebackType
 
 from ..errors import BusyError, ClosedError
 
-__all__ = ["Backoff", "Life", "OwnedLock"]
+__all__ = ["Backoff", "OwnedLock", "Scope"]
 
 _CLOSED = "DBM object has already been closed"
 
@@ -17,8 +17,8 @@ _LONGEST_PAUSE = 0.2
 """Seconds between two tries."""
 
 
-class Life:
-    """Whether something is still there. `reason` is what users hear when it is not."""
+class Scope:
+    """Whether something still exists. `reason` is the error's text once it does not."""
 
     __slots__ = ("_reason", "ended")
 
@@ -37,18 +37,18 @@ class Life:
 
 
 class Backoff:
-    """How long something is tried again: pauses that grow, at most `timeout` seconds in all (None: for ever)."""
+    """Growing pauses between tries, at most `timeout` seconds in all (None: for ever)."""
 
     def __init__(self, timeout: float | None) -> None:
         self._end = None if timeout is None else time.monotonic() + timeout
         self._pause = 0.001
 
     def left(self) -> float | None:
-        """Seconds that are left, at least 0; None for ever."""
+        """Seconds left, at least 0; None: for ever."""
         return None if self._end is None else max(0.0, self._end - time.monotonic())
 
     def pause(self) -> bool:
-        """Wait a little; False, at once, if there is no time left."""
+        """Wait a little; False, at once, if no time is left."""
         left = self.left()
         if left is not None and left <= 0:
             return False
@@ -59,10 +59,10 @@ class Backoff:
 
 
 class OwnedLock:
-    """A lock that notices when its holder asks for it again: in a signal handler, or a finalizer, on its own stack.
+    """A lock that notices when its holder asks for it again, in a signal handler or finalizer on its own stack.
 
-    Then it raises `BusyError` instead of waiting for itself. Interrupts may come between any two steps: who holds the
-    lock is told by the lock itself, never by a variable that is set before or behind it.
+    Then it raises `BusyError` instead of deadlocking. An interrupt may come between any two steps, so the lock itself
+    says who holds it, never a variable that is set before or after.
     """
 
     __slots__ = ("_lock",)

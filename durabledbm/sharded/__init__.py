@@ -1,11 +1,10 @@
-"""Sharded: one mapping over several database files, so that several writers commit at once.
+"""Sharded databases: one mapping over several database files, so that several writers commit at the same time.
 
-A file has one writer at a time, and one sync after the other. Here keys are placed in N files by a hash (see
-`_manifest`), and N threads or processes that write to different ones do not meet. What may live here:
-routing, merging what is ordered, and doing to all shards what is done to the whole.
+A file has one writer at a time, and its syncs follow one another. Here a hash places each key in one of N files (see
+`sharded.manifest`), and threads or processes that write to different files do not wait for each other.
 
-What is atomic is atomic in a shard: a single write, and each shard's part of `update()`. There is no commit
-across shards, and an iterator or snapshot shows each shard as of its start, not all as of one instant.
+Atomicity is per shard: a single write, and each shard's part of `update()`. No commit spans shards, and an iterator or
+snapshot shows each shard at its own start, not all of them at one instant.
 """
 
 from __future__ import annotations
@@ -18,14 +17,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
-from .._engine import operations
-from .._engine.group import Group
-from .._engine.locks import Turn
-from .._engine.native import FileVolume
-from .._engine.work import Work
+from .._engine.changeset import ChangeSet
+from .._engine.disk import FileVolume
+from .._engine.threads import Lease
 from .._files.arguments import CountedProgress, Path
+from .._files.opening import DEFAULT_CACHE_SIZE, Flag, OpenOptions
 from .._foreign.kinds import refuse_for_shards
-from ..database import DEFAULT_CACHE_SIZE, Database, Flag, OpenOptions
+from ..database import Database
 from ..database import open as open_database
 from ..errors import BusyError, ClosedError, error
 from ..maintenance.check import Problem
@@ -54,14 +52,14 @@ def open_sharded(
     directory: Path, flag: Flag = "r", mode: int = 0o666, *, shards: int = DEFAULT_SHARDS,
     **open_options: Unpack[OpenOptions],
 ) -> ShardedDatabase:  # fmt: skip
-    """Open a sharded database, and return it as a `ShardedDatabase`.
+    """Open a sharded database and return it as a `ShardedDatabase`.
 
-    directory: the directory that holds its files and nothing else. It is created if only its parent exists.
-    flag, mode: as for `open`. "n" empties all shards, and makes as many as are asked for.
-    shards: how many, when the database is created. For one that exists it may be left out, and must be right otherwise.
-    open_options: those of `open`. `timeout` and `interval` hold for each shard, `cache_size` is for all together.
+    directory: the directory that holds its files and nothing else. It is created if its parent exists.
+    flag, mode: as for `open`. "n" empties all shards and creates as many as `shards` says.
+    shards: number of shards of a new database. For an existing database it may be omitted, or must be right.
+    open_options: those of `open`. `timeout` and `interval` apply to each shard; the shards share `cache_size`.
 
-    Raises what `open` raises, and `error` if the directory holds another number of shards, or holds none, or if
+    Raises what `open` raises, and `error` if the directory holds another number of shards, or no shards, or if
     something else has its name.
     """
     if not isinstance(shards, int) or not 0 < shards <= manifest.SHARDS_MAX:
@@ -74,7 +72,7 @@ def open_sharded(
         number = errno.ENOENT if kind in ("r", "w") else errno.EEXIST
         refuse_for_shards(FileVolume(), path, os.fsdecode(directory), number)
     if there is None and kind in ("r", "w"):
-        raise error(errno.ENOENT, "no sharded database is there; flag 'c' creates one", path)
+        raise error(errno.ENOENT, "there is no sharded database; flag 'c' creates one", path)
     if there is not None and there != shards and kind != "n":
         if shards is not DEFAULT_SHARDS:
             raise error(f"{path}: has {there} shards, not {shards}")
@@ -103,7 +101,7 @@ def open_sharded(
 
 
 def _make_directory(path: str) -> bool:
-    """Make the directory if it is missing, and tell whether it was."""
+    """Create the directory if it is missing; return whether it was."""
     try:
         os.mkdir(path)
         FileVolume().sync_directory(path)
@@ -136,10 +134,11 @@ def _remove_shards(path: str, shards: int) -> None:
 
 
 class ShardedDatabase(Writable):
-    """A dict of bytes to bytes in several files, in the order of the keys. Made by `open_sharded`.
+    """A dict of bytes to bytes in several files, ordered by key. Made by `open_sharded`.
 
-    What `Database` offers, for the whole, except for transactions: `transaction(key)` is one of the key's shard; and
-    without `attach()`, whose log has one order of commits. It may be used by any thread, and by a child after `fork`.
+    It offers what `Database` offers, with two exceptions: `transaction(key)` covers the key's shard only, and there is
+    no `attach()`, whose log needs a single order of commits. Any thread may use it, and so may a child process after
+    `fork`.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -152,7 +151,7 @@ class ShardedDatabase(Writable):
         self._shards = shards
         self._count = len(shards)
         pipeline = shards[0]._pipeline
-        self._syncs = type(pipeline) is Group and pipeline.flusher is None
+        self._syncs = pipeline.waits_for_the_disk
         """A write waits for the disk, so writes to several shards are worth several threads."""
         self._threads = Threads("durabledbm-shard")
         self._closed = False
@@ -166,7 +165,7 @@ class ShardedDatabase(Writable):
 
     @property
     def closed(self) -> bool:
-        """Whether `close()` was called and has closed all shards."""
+        """Whether `close()` has closed all shards."""
         return self._closed
 
     @property
@@ -175,14 +174,14 @@ class ShardedDatabase(Writable):
         return self._shards[0].readonly
 
     def shard_of(self, key: Key) -> int:
-        """The number of the shard that `key` belongs to, from 0. Keys of one shard share transactions."""
+        """The number of the shard that holds `key`, from 0. Keys of one shard share transactions."""
         return place(as_bytes(key, "key"), self._count)
 
     def __repr__(self) -> str:
         return represented(self, *self._said())
 
     def _said(self) -> tuple[str, ...]:
-        """For `repr`: see `Database._said`."""
+        """The parts of `repr`: see `Database._said`."""
         if self.closed:
             return repr(self.path), "closed"
         entries = sum(shard._store.state.meta.entry_count for shard in self._shards)
@@ -226,11 +225,10 @@ class ShardedDatabase(Writable):
         return not self.readonly
 
     def transaction(self, key: Key) -> ShardTransaction:
-        """A transaction of the shard that `key` belongs to: `with db.transaction(key) as tx: ...`.
+        """A transaction of the shard that holds `key`: `with db.transaction(key) as tx: ...`.
 
-        The same thread's use of keys of that shard through this object is part of it, too; of other keys it
-        is not. Whoever begins transactions of two shards, one inside the other, should always do so in the
-        same order.
+        The same thread's use of that shard's keys through this object belongs to the transaction; its use of other keys
+        does not. Code that nests transactions of two shards should always begin them in the same order.
         """
         return ShardTransaction(self._shard(as_bytes(key, "key")), self.shard_of(key), self._count)
 
@@ -269,7 +267,7 @@ class ShardedDatabase(Writable):
         def write(number: int, call: Call) -> None:
             shard = self._shards[number]
             if own_transaction(shard) is None:
-                shard._run(_unless_cancelled(call, operations.update, parts[number]))
+                shard._run(_unless_cancelled(call, ChangeSet.update, parts[number]))
             else:
                 shard._update(parts[number])
 
@@ -280,21 +278,21 @@ class ShardedDatabase(Writable):
                 self._shards[number]._update(part)
 
     def clear(self) -> None:
-        """Delete all entries, in one atomic commit of each shard."""
+        """Delete all entries, in one atomic commit per shard."""
         for shard in self._shards:
             own_transaction(shard, to_write=True)
 
         def write(number: int, call: Call) -> None:
             shard = self._shards[number]
             if own_transaction(shard) is None:
-                shard._run(_unless_cancelled(call, Work.clear))
+                shard._run(_unless_cancelled(call, ChangeSet.clear))
             else:
                 shard.clear()
 
         self._each(write, range(self._count))
 
     def snapshot(self) -> ShardedSnapshot:
-        """All shards as of now, one after another, read-only, for as long as wanted."""
+        """Read-only snapshots of all shards, taken one after another."""
         return ShardedSnapshot([shard.snapshot() for shard in self._shards])
 
     def _check(self) -> None:
@@ -302,7 +300,7 @@ class ShardedDatabase(Writable):
             raise ClosedError
 
     def _each(self, make: Callable[[int, Call], None], numbers: Iterable[int]) -> None:
-        """Call for these shards at once: their syncs overlap. Raises when all have ended."""
+        """Call `make` for these shards at the same time, so that their syncs overlap. Raises when all have ended."""
         self._check()
         # What the caller has begun itself it has to go on with: others would wait for it, and it for them.
         here = [number for number in numbers if self._is_callers(number)]
@@ -316,7 +314,7 @@ class ShardedDatabase(Writable):
     # -- looking after it ------------------------------------------------------------------------------------
 
     def check(self, *, progress: CountedProgress | None = None) -> list[Problem]:
-        """Verify every page of every shard, as `Database.check` does. The messages name the shard's file."""
+        """Verify every page of every shard, as `Database.check` does. Messages name the shard's file."""
         total = sum(shard._store.state.meta.page_count for shard in self._shards)
         problems: list[Problem] = []
         done = 0
@@ -328,7 +326,7 @@ class ShardedDatabase(Writable):
         return problems
 
     def stats(self) -> ShardedStats:
-        """Figures of the whole, and of each shard."""
+        """Figures of all shards together, and of each."""
         parts = [shard.stats() for shard in self._shards]
         names = ("file_bytes", "live_bytes", "free_bytes", "pinned_bytes", "commits", "syncs", "pages_written")
         sums = {name: sum(getattr(part, name) for part in parts) for name in names}
@@ -342,10 +340,10 @@ class ShardedDatabase(Writable):
             shard.reorganize(progress=_thousandths(progress, number * 1000, total))
 
     def backup(self, target: Path, *, progress: CountedProgress | None = None) -> None:
-        """Write a copy to the directory `target`, which must not exist, and appears whole or not at all.
+        """Write a copy to the new directory `target`, which appears complete or not at all.
 
-        Each shard is copied as of one commit, one after another: what is written meanwhile may be in the
-        copies of some and not of others. `progress(done, total)` is called with numbers of entries.
+        Each shard is copied as of one commit, one shard after another. A write during the copying may be in some
+        shards' copies and not in others. `progress(done, total)` counts entries.
         """
         path = os.path.abspath(os.fsdecode(target))
         total = len(self)
@@ -370,8 +368,8 @@ class ShardedDatabase(Writable):
     def close(self) -> None:
         """Write what is not yet on the disk, and release the files. Closing twice is harmless.
 
-        Open transactions of the caller are rolled back. If a last write fails, the files are closed and the error is
-        raised. If a transaction of another thread does not end within `timeout`, raises `BusyError`, and at least that
+        The caller's open transactions are rolled back. If a final flush fails, the files are released and the error
+        raised. If another thread's transaction does not finish within `timeout`, raises `BusyError` and at least that
         shard stays open: call `close()` again.
         """
         others = [n for n in range(self._count) if not (self._shards[n].closed or self._is_callers(n))]
@@ -407,10 +405,10 @@ class ShardedDatabase(Writable):
         self.close()
 
 
-def _unless_cancelled(call: Call, operation: Callable[..., None], *arguments: object) -> Callable[[Work], None]:
-    """The operation, which runs when it is the writer's turn, and then only if it is still wanted."""
+def _unless_cancelled(call: Call, operation: Callable[..., None], *arguments: object) -> Callable[[ChangeSet], None]:
+    """The operation, which runs on the writer's turn and only if it is still wanted."""
 
-    def run(work: Work) -> None:
+    def run(work: ChangeSet) -> None:
         call.begin()
         operation(work, *arguments)
 
@@ -419,22 +417,22 @@ def _unless_cancelled(call: Call, operation: Callable[..., None], *arguments: ob
 
 def _wait_for_writers(shard: Database) -> None:
     """Wait until no thread writes through this handle. Raises `BusyError` after its `timeout`."""
-    turn = Turn()
+    lease = Lease()
     try:
-        shard._store.writer.take_turn(turn, shard.path, shard._pipeline.timeout)
-        turn.end()
+        shard._store.writer.take_lease(lease, shard.path, shard._pipeline.timeout)
+        lease.end()
     except BaseException:
-        turn.end()  # again: an interrupt may have come in the middle of it
+        lease.end()  # again: an interrupt may have come in the middle of it
         raise
 
 
 def _share(progress: CountedProgress | None, done: int, total: int) -> CountedProgress | None:
-    """The `progress` of one shard, of whose predecessors `done` are done, as part of the whole."""
+    """The `progress` of one shard as part of the whole; `done` counts the shards before it."""
     return None if progress is None else lambda here, _: progress(min(done + here, total), total)
 
 
 def _thousandths(progress: CountedProgress | None, done: int, total: int) -> CountedProgress | None:
-    """The same, for work of which only the shard knows the total."""
+    """The same, for work whose total only the shard knows."""
     if progress is None:
         return None
     return lambda here, of: progress(done + 1000 * here // max(of, 1), total)

@@ -1,11 +1,9 @@
-"""The manifest of a sharded database: which files its directory holds, and which key is in which of them.
+"""The manifest of a sharded database: how many shards its directory holds, and which shard holds which key.
 
-What may live here: the directory's one small file that says so, how it comes into being, and the placement of keys,
-which is as fixed as a file format: docs/scaling.md documents both, with test vectors.
+The placement of keys is as fixed as a file format: docs/scaling.md documents it, with test vectors.
 
-The manifest gets its name only when all shards are there and on the disk. So whoever finds it finds a
-complete database, two processes that create the same one at once both succeed, and a crash before leaves no
-manifest.
+The manifest gets its name only when all shards exist on the disk. So a directory with a manifest is a complete
+database, two processes that create the same one both succeed, and a crash before that leaves no manifest.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ from contextlib import closing
 from typing import Any
 from zlib import crc32
 
-from .._engine.native import FileVolume
+from .._engine.disk import FileVolume
 from .._files.publish import own_directory, permissions_of, publishing, publishing_directory
 from .._foreign.kinds import SHARDS_MANIFEST
 from ..errors import CorruptionError, error
@@ -34,12 +32,12 @@ _PLACEMENT = "crc32-golden"
 
 
 def place(key: bytes, shards: int) -> int:
-    """The number of the shard that a key is in, from 0.
+    """The number of the shard that holds `key`, from 0.
 
-    CRC-32 is quick and the same everywhere, but linear: of a few similar keys all may fall on half of the shards.
-    Multiplied, it is as even as a cryptographic hash, for few keys and for many, at a third of the cost. The product is
-    scaled, not divided, so its high bits decide: leaves find keys by the low byte of the same CRC, which so stays as
-    good within a shard as it is in a whole database.
+    CRC-32 is fast and the same everywhere, but linear: similar keys may all fall into half of the shards. Multiplied by
+    a constant it is as even as a cryptographic hash, for few keys and many, at a third of the cost. The product is
+    scaled, not divided, so its high bits decide. Leaves find keys by the low byte of the same CRC, which therefore
+    stays as even within a shard as in a whole database.
     """
     return (crc32(key) * GOLDEN & 0xFFFFFFFF) * shards >> 32
 
@@ -50,7 +48,7 @@ def shard_path(directory: str, number: int, shards: int) -> str:
 
 
 def read(directory: str) -> int | None:
-    """The number of shards that the directory holds; None if there is no manifest (nor, maybe, a directory)."""
+    """The number of shards in the directory; None if it has no manifest or does not exist."""
     path = os.path.join(directory, SHARDS_MANIFEST)
     try:
         with closing(FileVolume().open(path, writable=False)) as disk:  # which does not wait for the end of a pipe
@@ -68,14 +66,14 @@ def read(directory: str) -> int | None:
     if form != _FORMAT or type(shards) is not int or not 0 < shards <= SHARDS_MAX:
         raise CorruptionError("the manifest is damaged", path=path)
     if version != _VERSION or placement != _PLACEMENT:
-        raise error(f"{path}: version {version}, placement {placement!r}: this durabledbm does not know it")
+        raise error(f"{path}: version {version}, placement {placement!r}: not supported by this version of durabledbm")
     return shards
 
 
 def write(directory: str, shards: int, *, replace: bool = False) -> None:
-    """Say that the directory holds `shards` shards, which are all there; unless it says something already.
+    """Record that the directory holds `shards` shards, which all exist.
 
-    With `replace` it says so in any case.
+    Without `replace` an existing manifest stays.
     """
     path = os.path.join(directory, SHARDS_MANIFEST)
     manifest = {"format": _FORMAT, "version": _VERSION, "shards": shards, "placement": _PLACEMENT}
@@ -91,14 +89,14 @@ def write(directory: str, shards: int, *, replace: bool = False) -> None:
 
 
 def _first_shard(directory: str, shards: int) -> os.stat_result:
-    """Who may read the shards may read what stands beside them."""
+    """The permissions of the shards, which the manifest gets too."""
     return os.stat(shard_path(directory, 0, shards))
 
 
 def make_whole(path: str, shards: int, fill: Callable[[str], None]) -> None:
-    """Let `fill` make all shards in a directory, and name that `path` when it is complete and on the disk.
+    """Let `fill` create all shards in a directory, which gets the name `path` when it is complete and on the disk.
 
-    Who may read the shards may look into the directory.
+    Whoever may read the shards may list the directory.
     """
     try:
         with publishing_directory(path) as whole:

@@ -1,9 +1,8 @@
-"""Calls made at the same time: by threads where there may be any, and otherwise by the caller, one after another.
+"""Concurrent calls: on threads where threads can start, otherwise in the caller, one after another.
 
-`concurrent.futures` will not do: it refuses work when the interpreter is about to end, and an interrupt of the caller
-may leave its locks taken. Here the caller makes every call that no thread has begun, so nothing depends on a thread
-that does not start or does not come; and a call is claimed, begun and cancelled by single steps of a dict, so an
-interrupt may strike anywhere.
+`concurrent.futures` is not suitable: it refuses work at the end of the interpreter, and an interrupt of the caller may
+leave its locks held. Here the caller makes every call that no thread has begun, so nothing depends on a thread that
+does not start. A call is claimed, begun and cancelled by single dict operations, so an interrupt may come at any point.
 """
 
 from __future__ import annotations
@@ -24,11 +23,11 @@ _LOOK = 0.5
 
 
 class Cancelled(Exception):
-    """The caller was interrupted before this call had begun to change anything."""
+    """The caller was interrupted before this call began to change anything."""
 
 
 class Call:
-    """One call of `function`, which gets this object."""
+    """One call of `function`, which receives this object."""
 
     __slots__ = ("_bell", "_claims", "_ended", "_function", "failure")
 
@@ -41,7 +40,7 @@ class Call:
         self.failure: BaseException | None = None
 
     def make(self, maker: object) -> None:
-        """Make the call, unless another maker does. What it raises is kept, and an interrupt is raised besides."""
+        """Make the call, unless another maker does. Its exception is kept; an interrupt is also raised."""
         if self._claims.setdefault("maker", maker) is not maker:
             return
         try:
@@ -55,21 +54,21 @@ class Call:
             self._bell.release()
 
     def begin(self) -> None:
-        """For the function, before it changes anything: raise `Cancelled` if it should not any more."""
+        """Called by the function before it changes anything: raise `Cancelled` if it must not any more."""
         if self._claims.setdefault("fate", "begun") != "begun":
             raise Cancelled
 
     def wait(self) -> None:
-        """Wait for its end."""
+        """Wait until the call has ended."""
         while not self._ended:
             self._bell.acquire(timeout=_LOOK)
 
     def cancel(self) -> None:
-        """Keep it from changing anything, unless it has begun to."""
+        """Prevent the call from changing anything, unless it has begun to."""
         self._claims.setdefault("fate", "cancelled")
 
     def settle(self, maker: object) -> None:
-        """Wait for its end if it has begun to change anything, unless `maker`, who made it, was interrupted in it."""
+        """Wait for a call that has begun to change something, unless `maker` was interrupted in it."""
         if self._claims.get("fate") == "begun" and self._claims.get("maker") is not maker:
             self.wait()
 
@@ -82,7 +81,7 @@ class _Idle(list["SimpleQueue[Call | None]"]):
 
 
 class Threads:
-    """Threads that make calls. They end when this object goes away, or when they have had nothing to do for a while."""
+    """Threads that make calls. They end when this object is freed, or after some idle seconds."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -92,7 +91,7 @@ class Threads:
     def make(self, here: Iterable[Callable[[Call], None]], anywhere: Iterable[Callable[[Call], None]]) -> None:
         """Make all these calls, those of `here` in this thread. Return when all have ended.
 
-        Raises what the first of them raises. If this thread is interrupted, no call that has not begun by then does.
+        Raises the exception of the first that fails. If this thread is interrupted, calls that have not begun never do.
         """
         maker = object()
         calls = [Call(function) for function in here]
@@ -119,7 +118,7 @@ class Threads:
                 del failures
 
     def _start(self, call: Call) -> bool:
-        """Have a thread make the call; False if there can be no thread."""
+        """Have a thread make the call; False if no thread can start."""
         if sys.is_finalizing():
             return False
         if self._pid != os.getpid():  # after a fork the threads are the parent's
@@ -136,7 +135,7 @@ class Threads:
         return True
 
     def close(self) -> None:
-        """End the threads, as soon as they have nothing to do. Nothing is waited for."""
+        """End the threads when they become idle. Does not wait."""
         idle = self._idle
         idle.over = True
         while idle:
@@ -150,7 +149,7 @@ class Threads:
 
 
 def _cancel(calls: list[Call], maker: object) -> None:
-    """The caller was interrupted. Another interrupt is raised when what has begun has ended."""
+    """The caller was interrupted. A further interrupt is raised when the calls that have begun have ended."""
     late: BaseException | None = None
     while True:
         try:
@@ -166,7 +165,7 @@ def _cancel(calls: list[Call], maker: object) -> None:
 
 
 def _work(inbox: SimpleQueue[Call | None], idle: _Idle) -> None:
-    """The thread. While it waits it keeps nothing alive but its inbox."""
+    """The loop of a thread. While it waits, it keeps nothing alive but its inbox."""
     forgotten = False
     while True:
         try:

@@ -1,7 +1,4 @@
-"""The parts of a sharded database that are handed out: transactions, snapshots and figures.
-
-What may live here: what users get from a `ShardedDatabase` and use without it.
-"""
+"""What a `ShardedDatabase` hands out: transactions, snapshots, statistics and merged iterators."""
 
 from __future__ import annotations
 
@@ -29,9 +26,10 @@ class _Closable(Protocol):
 
 
 class MergedIterator(Iterator[T]):
-    """What the parts give, in order, until `owner` is closed. No two keys are equal, so values are never compared.
+    """The items of several sorted iterators in order, until `owner` is closed. Keys are distinct, so values are never
+    compared.
 
-    If it was interrupted, or met an error, whoever asks for more is told: it does not seem to have given all.
+    After an error or interrupt the next step raises: the iterator never seems complete when it is not.
     """
 
     __slots__ = ("_broken", "_items", "_owner")
@@ -45,7 +43,7 @@ class MergedIterator(Iterator[T]):
         if self._owner.closed:
             raise ClosedError
         if self._broken:
-            raise error("an error or an interrupt has ended the iteration before its end: begin it again")
+            raise error("an error or an interrupt stopped the iteration: start it again")
         self._broken = True  # until the item is handed out: an interrupt may come anywhere
         item: T | None = next(self._items, None)
         self._broken = False
@@ -55,7 +53,7 @@ class MergedIterator(Iterator[T]):
 
 
 class ShardedStats(NamedTuple):
-    """Figures of all shards together, of which `shards` are each one's."""
+    """Figures of all shards together; `shards` holds those of each."""
 
     entries: int
     depth: int
@@ -71,7 +69,7 @@ class ShardedStats(NamedTuple):
 
 
 class ShardTransaction(Transaction):
-    """A transaction of one shard. Keys of other shards are refused with `ValueError`."""
+    """A transaction of one shard. Keys of other shards raise `ValueError`."""
 
     __slots__ = ("_count", "_number")
 
@@ -106,7 +104,7 @@ class ShardTransaction(Transaction):
 
 
 class ShardedSnapshot(Readable):
-    """The shards, each as of one instant. A context manager; `close()` ends it."""
+    """One snapshot per shard. A context manager; `close()` ends it."""
 
     def __init__(self, snapshots: list[Snapshot]) -> None:
         self._snapshots = snapshots
@@ -118,11 +116,11 @@ class ShardedSnapshot(Readable):
 
     @property
     def txids(self) -> list[int]:
-        """The number of the commit that is shown, of each shard."""
+        """The commit number that is shown, for each shard."""
         return [snapshot.txid for snapshot in self._snapshots]
 
     def close(self) -> None:
-        """End the snapshot: the space it pins may be reused."""
+        """End the snapshot, so that its pages can be reused."""
         for snapshot in self._snapshots:
             snapshot.close()
 

@@ -1,18 +1,19 @@
-"""Shelves: dicts of Python objects that last. `import durabledbm.shelve as shelve` replaces the stdlib's.
+"""Shelves: persistent dicts of Python objects. `import durabledbm.shelve as shelve` replaces the standard library's
+    module.
 
-What may live here: keys and objects turned into bytes and back, over any mapping of bytes (ours, a dict,
-another dbm). Transactions and snapshots are the mapping's business; what is cached is `_writeback`'s.
+A shelf turns keys and objects into bytes and back, over any mapping of bytes: one of ours, a dict, another dbm. The
+mapping provides transactions and snapshots; `shelve.writeback` holds the cache.
 
 Beyond the standard library's shelf:
 
-* `transaction()` and `snapshot()`: those of the database, for objects.
-* `update()` is one commit, `clear()` one operation, `get()` one look-up; `values()` and `items()` keep one
-  object in memory, not all keys.
-* `writeback=True` writes what changed and nothing else: `sync()` and `close()` serialize every cached object,
-  compare, and write the differences in one commit.
+* `transaction()` and `snapshot()` work as those of the database, for objects.
+* `update()` is one commit, `clear()` one operation, `get()` one look-up; `values()` and `items()` hold one object in
+  memory, not all keys.
+* `writeback=True` writes only what changed: `sync()` and `close()` serialize every cached object, compare, and write
+  the differences in one commit.
 
-The write-back cache is bounded: changes may be written before `sync()`, and nothing that changed is dropped
-unwritten (`_writeback` explains how). Changes that must appear together belong in a `transaction()`.
+The write-back cache has a size limit. Changes may be written before `sync()`, and no changed object is dropped
+unwritten. Changes that must appear together belong in a `transaction()`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from itertools import islice
 from pickle import DEFAULT_PROTOCOL, dumps, loads
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
 
-from ..database import Flag, OpenOptions
+from .._files.opening import Flag, OpenOptions
 from ..database import open as open_database
 from ..errors import BusyError
 from ..mapping import COMPLETIONS, Readable, not_copied, represented
@@ -46,7 +47,7 @@ if sys.version_info >= (3, 15):
 else:
 
     class ShelveError(Exception):
-        """A serializer was given without a deserializer, or the other way round."""
+        """A serializer was given without a deserializer, or a deserializer without a serializer."""
 
 
 __all__ = ["BsdDbShelf", "DbfilenameShelf", "Shelf", "ShelveError", "open"]
@@ -66,7 +67,7 @@ WRITEBACK_SIZE = 64 * 2**20
 
 
 class ShelfOptions(OpenOptions, total=False):
-    """The keyword arguments of `open`: those of `durabledbm.open`, and those of `Shelf`."""
+    """The keyword arguments of `open`: those of `durabledbm.open` and those of `Shelf`."""
 
     mode: int
     serializer: _Serializer | None
@@ -77,13 +78,12 @@ class ShelfOptions(OpenOptions, total=False):
 class Shelf(_stdlib.Shelf[_V]):
     """Objects by name, over `dict`: any mapping from bytes to bytes.
 
-    `protocol` is pickle's (None: pickle.DEFAULT_PROTOCOL); `keyencoding` turns keys into bytes.
-    `serializer(obj, protocol)` returns the bytes to store, `deserializer(bytes)` the object; giving only
-    one raises ShelveError. With `writeback`, objects that were read or assigned are cached, and changes to
-    them are written by `sync()` and `close()`; any thread may use the cache. `writeback_size` (bytes)
-    bounds it, see the module's text.
+    `protocol` is pickle's (None: pickle.DEFAULT_PROTOCOL). `keyencoding` turns keys into bytes. `serializer(obj,
+    protocol)` returns the bytes to store, and `deserializer(bytes)` the object; giving only one of them raises
+    ShelveError. With `writeback`, objects that were read or assigned are cached, and `sync()` and `close()` write their
+    changes; any thread may use the cache. `writeback_size` limits it, in bytes of serialized objects.
 
-    A missing key is KeyError(key). After `close()` every use raises ValueError.
+    A missing key raises KeyError(key). After `close()` every use raises ValueError.
     """
 
     dict: Any
@@ -198,7 +198,7 @@ class Shelf(_stdlib.Shelf[_V]):
     @overload
     def get(self, key: str, default: _T) -> _V | _T: ...
     def get(self, key: str, default: Any = None) -> Any:
-        """The object, or `default`. A failure to load the object is not taken for a missing key."""
+        """The object, or `default`. An error while loading the object is raised, not taken for a missing key."""
         if self._plain_reads and not self.writeback:
             try:
                 raw = self.dict[key.encode(self.keyencoding)]
@@ -218,11 +218,11 @@ class Shelf(_stdlib.Shelf[_V]):
             yield key.decode(self.keyencoding)
 
     def values(self) -> ValuesView[_V]:
-        """The objects, loaded one at a time as the view is iterated over."""
+        """The objects, loaded one at a time during iteration."""
         return _Values(self)
 
     def items(self) -> ItemsView[str, _V]:
-        """(key, object) pairs, loaded one at a time as the view is iterated over."""
+        """(key, object) pairs, loaded one at a time during iteration."""
         return _Items(self)
 
     def _pairs(self) -> Iterator[tuple[str, _V]]:
@@ -240,7 +240,7 @@ class Shelf(_stdlib.Shelf[_V]):
             yield key, value
 
     def update(self, other: Any = (), /, **named: _V) -> None:
-        """Assign all entries of `other` and the named ones: one commit, if the mapping updates in one."""
+        """Assign all entries of `other` and the named ones: in one commit, if the mapping updates in one."""
         entries: dict[str, _V] = dict(other, **named)
         if not self._plain_writes or not hasattr(self.dict, "update"):
             for key, value in entries.items():
@@ -256,7 +256,7 @@ class Shelf(_stdlib.Shelf[_V]):
                         self.cache.shrink(self.dict, self._codec())
 
     def clear(self) -> None:
-        """Remove all entries, in one operation where the mapping offers it."""
+        """Remove all entries, in one operation if the mapping has one."""
         with self._lock:
             if hasattr(self.dict, "clear"):
                 self.dict.clear()
@@ -269,14 +269,14 @@ class Shelf(_stdlib.Shelf[_V]):
     def transaction(self, *key: str) -> Iterator[Shelf[_V]]:
         """`with shelf.transaction():` makes the block one atomic commit; an exception undoes it.
 
-        Blocks may be nested; an inner one that fails is undone alone. With `writeback`, changes made to
-        cached objects before the block are written before it begins; those made inside belong to it. When
-        the block is undone, cached objects that differ from what is stored are forgotten: changing them
-        further has no effect. Others that use the same write-back shelf wait meanwhile, at most `timeout`
-        seconds. Like that of a database, a transaction belongs to the context that began it.
+        Blocks may be nested; an inner block that fails is undone alone. With `writeback`, changes made to cached
+        objects before the block are written before it begins; those made inside belong to it. When the block is undone,
+        cached objects that differ from what is stored are forgotten, and changing them further has no effect. Other
+        users of the same write-back shelf wait, at most `timeout` seconds. Like a database's, a transaction belongs to
+        the context that began it.
 
-        A mapping with a transaction for each of its parts wants a `key`, as a sharded database does. Raises
-        TypeError if the mapping has no transactions, BusyError as the database does.
+        A mapping with one transaction per part, such as a sharded database, needs a `key`. Raises TypeError if the
+        mapping has no transactions, and BusyError as the database does.
         """
         if not hasattr(self.dict, "transaction"):
             raise TypeError(f"a {type(self.dict).__name__} object has no transactions")
@@ -298,7 +298,9 @@ class Shelf(_stdlib.Shelf[_V]):
                     self._running.remove(running)
 
     def rollback(self) -> None:
-        """Undo the innermost running transaction of this context now; its block goes on. Outside: ValueError."""
+        """Undo everything in this context's innermost transaction now; its block continues. Outside a transaction:
+        ValueError.
+        """
         running = next((running for running in reversed(self._running) if running.caller.is_me()), None)
         if running is None or running.over:
             raise ValueError("no transaction to roll back")
@@ -315,7 +317,7 @@ class Shelf(_stdlib.Shelf[_V]):
             self.cache.forget_differing(self.dict, self._codec())
 
     def snapshot(self) -> Shelf[_V]:
-        """A read-only shelf of this instant, to be used with `with`, or closed. Changes are written first.
+        """A read-only shelf of this instant, for a `with` block or until `close()`. Cached changes are written first.
 
         Raises TypeError if the mapping has no snapshots.
         """
@@ -327,10 +329,10 @@ class Shelf(_stdlib.Shelf[_V]):
         return Shelf(self.dict.snapshot(), self._protocol, keyencoding=self.keyencoding, **codec)
 
     def sync(self) -> None:
-        """Write cached objects that changed, in one commit; then sync the mapping, if it can.
+        """Write cached objects that changed, in one commit, and then sync the mapping if it can.
 
-        Objects that the program does not refer to are let go, so that the next look-up sees what others
-        wrote. If an object can't be serialized, nothing is written and everything stays cached.
+        Objects that the program does not refer to leave the cache, so the next look-up sees what others wrote. If an
+        object cannot be serialized, nothing is written and everything stays cached.
         """
         with self._lock:
             if self.cache:
@@ -339,17 +341,17 @@ class Shelf(_stdlib.Shelf[_V]):
             self.dict.sync()
 
     def reorganize(self) -> None:
-        """`sync()`, then give back unused space, if the mapping can."""
+        """`sync()`, then release unused space if the mapping can."""
         self.sync()
         if hasattr(self.dict, "reorganize"):
             self.dict.reorganize()
 
     def close(self) -> None:
-        """Write cached objects that changed, then close the mapping, if it can. Closing twice is harmless.
+        """Write cached objects that changed, then close the mapping if it can. Closing twice is harmless.
 
-        BusyError leaves the shelf open, with its changes: call `close()` again. After any other error it is
-        closed all the same, and changes that could not be written are lost. Call `sync()` first where that
-        matters: it keeps them.
+        After BusyError the shelf stays open and keeps its changes: call `close()` again. After any other error the
+        shelf is closed, and changes that could not be written are lost. Call `sync()` first where that matters: it
+        keeps them.
         """
         mapping = self.dict
         if mapping is None or isinstance(mapping, _ClosedMapping):
@@ -383,7 +385,7 @@ class Shelf(_stdlib.Shelf[_V]):
         close()
 
     def after_fork(self) -> None:
-        """In a child process: the lock may be that of a thread that is not here."""
+        """In a child process: replace the lock, which a thread of the parent may have held."""
         self._lock = CacheLock(self._lock.timeout)
 
 
@@ -407,7 +409,7 @@ class _Items(ItemsView[str, _V]):
 
 
 class _ClosedMapping(MutableMapping[bytes, bytes]):
-    """What a closed shelf has for a mapping: every use is a ValueError, as in the standard library."""
+    """Takes the place of a closed shelf's mapping: every use raises ValueError, as in the standard library."""
 
     def _refuse(self, *args: object, **options: object) -> NoReturn:
         raise ValueError("invalid operation on closed shelf")
@@ -417,9 +419,9 @@ class _ClosedMapping(MutableMapping[bytes, bytes]):
 
 
 class BsdDbShelf(Shelf[_V]):
-    """A shelf with a position, over a mapping with bsddb's cursor methods or over one of ours.
+    """A shelf with a cursor, over a mapping with bsddb's cursor methods or over one of ours.
 
-    Each method returns the (key, object) pair that it moves to, and raises KeyError where there is none.
+    Each method returns the (key, object) pair that it moves to, and raises KeyError if there is none.
     """
 
     _position: bytes | None = None
@@ -440,7 +442,7 @@ class BsdDbShelf(Shelf[_V]):
         return self._at(self.dict.set_location(raw_key))
 
     def next(self) -> tuple[str, _V]:
-        """The entry after this position; the first one, if there was no position."""
+        """The entry after the present one; the first one at the start."""
         if not _is_ours(self.dict):
             return self._at(next(self.dict))
         if self._position is None:
@@ -448,7 +450,7 @@ class BsdDbShelf(Shelf[_V]):
         return self._at(self._neighbour(start=self._position + b"\0"))
 
     def previous(self) -> tuple[str, _V]:
-        """The entry before this position; the last one, if there was no position."""
+        """The entry before the present one; the last one at the start."""
         if not _is_ours(self.dict):
             return self._at(self.dict.previous())
         if self._position is None:
@@ -507,5 +509,5 @@ def _nothing() -> None:
 
 
 def _is_ours(mapping: object) -> bool:
-    """Whether `mapping` is ordered and iterates over the state at the start, as all of ours do."""
+    """Whether `mapping` is ordered and iterates over one state, as ours do."""
     return hasattr(mapping, "range")

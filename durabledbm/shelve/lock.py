@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from threading import RLock
 from typing import Any
 
-from .._engine.patience import Patience
+from .._engine.threads import Patience
 from .._process.caller_context import CallerContext
 from ..errors import BusyError
 
@@ -19,10 +19,10 @@ _NAP = 0.002
 
 
 class CacheLock:
-    """The right to use a shelf's cache: for a moment by one thread, for a transaction by the context that has it.
+    """The right to use a shelf's cache: for a thread during one operation, or for a context during a transaction.
 
-    A context manager, for a moment. While a transaction is open others wait at most `timeout` seconds (None: for ever)
-    and then raise `BusyError`; at once if they would wait for themselves.
+    As a context manager it covers one operation. While a transaction is open, others wait at most `timeout` seconds
+    (None: for ever) and then raise `BusyError`. A caller that would wait for itself raises it at once.
     """
 
     def __init__(self, timeout: float | None) -> None:
@@ -33,7 +33,7 @@ class CacheLock:
         """Who is in a transaction. Only that block keeps it alive: an interrupt cannot leave the lock taken."""
 
     def _other(self) -> CallerContext | None:
-        """Who is in a transaction, if it is not the caller."""
+        """The holder of a transaction, unless it is the caller."""
         holder = None if self.holder is None else self.holder()
         return None if holder is None or holder.is_me() else holder
 
@@ -51,9 +51,9 @@ class CacheLock:
         self.moment.release()
 
     def _wait(self, other: CallerContext, patience: Patience) -> None:
-        """Let others have the lock for a while."""
+        """Let others use the lock for a moment."""
         if other.is_stuck():
-            raise BusyError("the shelf is in a transaction that could not end while this call waits for it")
+            raise BusyError("the shelf is in a transaction that cannot end while this call waits")
         if patience.over:
             raise BusyError(f"the shelf was in another transaction for more than {self.timeout:g} seconds")
         self.moment.release()
@@ -64,7 +64,7 @@ class CacheLock:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Have it for as long as the block lasts, on whatever thread its context goes on."""
+        """Hold the lock until the block ends, on whatever thread its context continues."""
         caller, nested = CallerContext(), True
         try:
             with self:
@@ -78,7 +78,7 @@ class CacheLock:
 
 
 class Running:
-    """A transaction of a shelf that is going on, and who began it."""
+    """An open transaction of a shelf, and who began it."""
 
     __slots__ = ("caller", "over", "transaction")
 

@@ -1,26 +1,24 @@
-"""The cache behind a shelf's `writeback=True`: which objects changed, and which of them may be let go.
+"""The cache behind a shelf's `writeback=True`: which objects changed, and which of them may leave the cache.
 
-What may live here: objects, their serialized forms, and the question who else refers to them. The mapping
-that they are written to and the codec are handed in with each call: a cache that kept them would keep a
-dropped shelf alive.
+The cache holds objects and their serialized forms. The mapping and the codec are passed to each call: a cache that held
+them would keep a dropped shelf alive.
 
 Two questions decide everything:
 
-* *Has an object changed?* It is serialized again and compared with the bytes that it was read from or
-  written as. Where they differ, the old bytes are loaded and serialized once more: a shelf written with
-  another protocol, or an object whose shared strings became distinct by loading, differs without having
-  changed.
-* *May an object be let go?* Only if nobody could change it any more, or a later change would be lost in
-  silence. The program may hold the object, or only a part of it (`items = shelf["cart"].items`). So the
-  references to everything reachable from it are counted, as the garbage collector does: if all of them come
-  from inside, or lead to something immutable, nobody else can reach it. Whatever is in doubt stays.
+* *Has an object changed?* It is serialized again and compared with the bytes that it was read from or written as. If
+  they differ, the old bytes are loaded and serialized once more: a shelf written with another protocol, or an object
+  whose shared strings became distinct by loading, differs without having changed.
+* *May an object leave the cache?* Only if nothing else can change it, or a later change would be lost silently. The
+  program may hold the object or only a part of it (`items = shelf["cart"].items`). So the references to everything
+  reachable from it are counted, as the garbage collector does. If all of them come from inside, or lead to something
+  immutable, nothing else can reach it. In doubt it stays.
 
-The second question comes first: when nobody else can reach an object any more, what is written of it is all that will
-ever be. The other way round, a thread could change it after it was written and before its references were counted.
+The second question comes first: once nothing else can reach an object, what is written of it is final. In the other
+order, a thread could change the object after it was written and before its references were counted.
 
-So the cache is bounded: once the serialized forms in it take more than `limit` bytes, the oldest quarter is
-looked at. What changed is written, in one commit, and every object is let go that the program does not
-refer to any more, itself or in part. An object that the program still refers to stays, whatever the bound.
+The size limit: when the serialized forms take more than `limit` bytes, the oldest quarter is examined. What changed is
+written in one commit, and every object that the program does not refer to, itself or in part, leaves. An object that
+the program still refers to stays, whatever the limit.
 """
 
 from __future__ import annotations
@@ -68,12 +66,12 @@ class ObjectCodec(NamedTuple):
         return key.encode(self.keyencoding)
 
     def dump(self, value: object) -> Any:
-        """The serialized form, as something that does not change and can be compared."""
+        """The serialized form, as an unchanging object that can be compared."""
         raw = self.serializer(value, self.protocol)
         return bytes(raw) if isinstance(raw, (bytearray, memoryview)) else raw
 
     def same(self, raw: bytes, old: bytes) -> bool:
-        """Whether `raw` is how the object that `old` holds is serialized now."""
+        """Whether `raw` is what the object stored as `old` serializes to now."""
         try:
             return bool(self.dump(self.deserializer(old)) == raw)
         except Exception:  # the program's own code; what can't be loaded is not the same
@@ -81,13 +79,12 @@ class ObjectCodec(NamedTuple):
 
 
 class WriteBackCache(dict[str, Any]):
-    """key -> object, in the order in which they came. `stored` holds the serialized form last read or
-    written.
+    """key -> object, oldest first. `stored` holds the serialized form last read or written.
 
-    It is not locked: the shelf calls it with its own lock held. What a program removes or adds by hand is
-    tolerated: what is in the dict counts, and an object without a serialized form has changed. A signal
-    handler that uses the shelf may interrupt everything here, between any two calls: so what it may change
-    is looked at and changed without a call in between.
+    The cache has no lock of its own: the shelf calls it with the shelf's lock held. A program may add or remove entries
+    by hand: what the dict holds counts, and an object without a serialized form counts as changed. A signal handler
+    that uses the shelf may interrupt any method between two calls; therefore state that it may change is read and
+    changed without a call in between.
     """
 
     __slots__ = ("_budget", "free", "limit", "size", "stored")
@@ -103,7 +100,7 @@ class WriteBackCache(dict[str, Any]):
         asks for (see `touch`)."""
 
     def put(self, key: str, value: object, raw: Any) -> None:
-        """Keep `value`, which `raw` is the serialized form of."""
+        """Keep `value`, whose serialized form is `raw`."""
         if isinstance(raw, (bytearray, memoryview)):
             raw = bytes(raw)
         old = self.stored.get(key)
@@ -112,19 +109,19 @@ class WriteBackCache(dict[str, Any]):
         self[key] = value
 
     def add(self, key: str, value: object, raw: Any) -> Any:
-        """Keep `value`, which was loaded from `raw`, unless there is an object by now. Which it is."""
+        """Keep `value`, loaded from `raw`, unless the key has an object by now. Return the object that the key has."""
         there = self.setdefault(key, value)
         if there is value:
             self.put(key, value, raw)
         return there
 
     def touch(self, key: str) -> None:
-        """The program gets the object, perhaps in a signal handler, amid `shrink` or `flush`: it stays."""
+        """The program receives the object, perhaps in a signal handler during `shrink` or `flush`: it stays."""
         if self.free is not None:
             self.free.discard(key)
 
     def drop(self, key: str) -> None:
-        """Forget one entry, if it is there."""
+        """Forget one entry, if there is one."""
         self.pop(key, None)
         self._forget(key)
 
@@ -141,11 +138,11 @@ class WriteBackCache(dict[str, Any]):
 
     @property
     def full(self) -> bool:
-        """Whether it is time to let go of something."""
+        """Whether objects should leave the cache now."""
         return self.size > self._budget
 
     def changes(self, codec: ObjectCodec, keys: Iterable[str]) -> dict[str, bytes]:
-        """Of the entries with these keys, those that changed, with their new serialized forms."""
+        """Those of the entries `keys` that changed, with their new serialized forms."""
         changed = {}
         for key in keys:
             try:
@@ -160,7 +157,7 @@ class WriteBackCache(dict[str, Any]):
         return changed
 
     def write(self, mapping: Any, codec: ObjectCodec, keys: Iterable[str] | None = None) -> None:
-        """Write what changed (of these keys) into `mapping`: in one commit, if it knows transactions."""
+        """Write what changed (of `keys`) to `mapping`: in one commit, if it has transactions."""
         changed = self.changes(codec, list(self) if keys is None else keys)
         if not changed:
             return
@@ -175,7 +172,7 @@ class WriteBackCache(dict[str, Any]):
                 self.put(key, self[key], raw)
 
     def shrink(self, mapping: Any, codec: ObjectCodec) -> None:
-        """Let go of the oldest objects, after writing those that changed: a commit for about a quarter."""
+        """Drop the oldest objects, after writing those that changed: one commit for about a quarter of the limit."""
         if self.free is not None:
             return  # this call has interrupted another one that does the same
         for batch in self._batches():
@@ -189,7 +186,7 @@ class WriteBackCache(dict[str, Any]):
         self._settle()
 
     def flush(self, mapping: Any, codec: ObjectCodec, keys: list[str] | None = None) -> None:
-        """Write what changed (of these keys), and let go of the objects that nobody else refers to."""
+        """Write what changed (of `keys`), and drop the objects that nothing else refers to."""
         if self.free is not None:
             self.write(mapping, codec, keys)
             return
@@ -203,7 +200,7 @@ class WriteBackCache(dict[str, Any]):
             self.free = None
 
     def release(self, keys: Iterable[str] | None = None) -> None:
-        """Let go of those (of these keys) that are `free`; the others become the youngest."""
+        """Drop the objects (of `keys`) that are `free`; make the others the youngest."""
         free = self.free or set()
         for key in list(self) if keys is None else keys:
             if key not in self:
@@ -218,7 +215,7 @@ class WriteBackCache(dict[str, Any]):
         self._settle()
 
     def forget_differing(self, mapping: Any, codec: ObjectCodec) -> None:
-        """After a rollback: keep the objects that are what `mapping` holds, forget the others."""
+        """After a rollback: keep objects that equal what `mapping` holds, forget the others."""
         for key, value in list(self.items()):
             try:
                 raw = mapping.get(codec.encode(key))
@@ -240,7 +237,7 @@ class WriteBackCache(dict[str, Any]):
         self._budget = max(self.limit, self.size + self.size // 4)
 
     def _batches(self) -> Iterator[list[str]]:
-        """All keys, oldest first, in lists that make up about a quarter of the limit each."""
+        """All keys, oldest first, in lists of about a quarter of the limit each."""
         batch: list[str] = []
         cost = 0
         for key in list(self):
@@ -254,9 +251,9 @@ class WriteBackCache(dict[str, Any]):
 
 
 def is_held(owner: dict[str, Any], key: str) -> bool:
-    """Whether anybody but `owner` refers to `owner[key]`, or to a part of it that could be changed.
+    """Whether anything but `owner` refers to `owner[key]` or to a mutable part of it.
 
-    If not, nobody will from now on who does not get it from `owner`.
+    If not, from now on only those that get it from `owner` can.
     """
     if not _CAN_COUNT:
         return True
@@ -270,7 +267,7 @@ def is_held(owner: dict[str, Any], key: str) -> bool:
 
 
 def _reachable(root: Any) -> tuple[list[Any], dict[int, int]]:
-    """The parts of `root` that could be changed, itself included, and how many references to each are known."""
+    """The mutable parts of `root`, itself included, and the number of known references to each."""
     parts = [root]
     inside = {id(root): 1}  # this one is the owner's
     done = 0
@@ -297,7 +294,7 @@ def _is_immutable(part: Any) -> bool:
 
 
 def _any_held(parts: list[Any], inside: dict[int, int]) -> bool:
-    """Whether there are more references to one of the parts than those `inside`. `parts` must have the only others."""
+    """Whether one of the parts has more references than those `inside`. `parts` must hold the only others."""
     known = [inside[id(part)] for part in parts]
     # Since 3.13 attributes may be traversed without the object's __dict__, which may be held as well.
     parts += _namespaces(parts, inside)
@@ -320,7 +317,7 @@ _shelves: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 
 
 def close_at_exit(shelf: Any) -> None:
-    """Close this shelf when the interpreter ends, before the databases are closed; and renew its lock in a child."""
+    """Close this shelf at the end of the interpreter, before the databases, and renew its lock in a child process."""
     _shelves[id(shelf)] = shelf
 
 

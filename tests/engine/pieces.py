@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import chain
 
 from simdisk import SimVolume
 
+from durabledbm._engine.freemap import FreeMap
 from durabledbm._engine.merge import Change, Merged, merge
 from durabledbm._engine.meta import Meta, encode_meta, first_page
 from durabledbm._engine.node import Overflow, decode_leaf
 from durabledbm._engine.page import NO_REF, REF
+from durabledbm._engine.page_writer import PageWriter
 from durabledbm._engine.pager import Pager
-from durabledbm._engine.pageset import PageSet
-from durabledbm._engine.space import Space
-from durabledbm._engine.tree import Tree
-from durabledbm._engine.walk import Visit, walk
-from durabledbm._engine.writer import Writer
+from durabledbm._engine.tree import PageSet, Tree, Visit, walk
 
 PATH = "/db"
 DATABASE_ID = bytes(range(16))
@@ -27,6 +26,13 @@ def empty_file(page_size: int = 4096) -> bytes:
     return encode_meta(meta) * 2
 
 
+def leaf_refs(
+    tree: Tree, start: bytes | None = None, stop: bytes | None = None, *, reverse: bool = False
+) -> Iterator[bytes]:
+    """The refs of the leaves that may hold keys from `start` up to `stop`."""
+    return chain.from_iterable(tree._siblings(start, stop, reverse, tree.depth, tree.root))
+
+
 class Engine:
     """A file in memory, the free space in it, a tree, and a number that counts commits."""
 
@@ -35,15 +41,15 @@ class Engine:
         self.disk = self.volume.open(PATH, writable=True)
         self.page_size = page_size
         self.pager = Pager(self.disk, page_size, cache_size)
-        self.space = Space(page_size, first_page(page_size), first_page(page_size))
+        self.space = FreeMap(page_size, first_page(page_size), first_page(page_size))
         self.txid = 1
         self.tree = Tree(self.pager)
         self.count = 0
 
-    def writer(self) -> Writer:
+    def writer(self) -> PageWriter:
         """The writer of the next commit."""
         self.txid += 1
-        return Writer(self.disk, self.pager, self.space, self.txid)
+        return PageWriter(self.disk, self.pager, self.space, self.txid)
 
     def merge(self, changes: Mapping[bytes, Change], *, packing: bool = False) -> Merged:
         """Merge changes into the tree, and make the result the tree. What it freed may be used at once."""
@@ -81,11 +87,11 @@ class Engine:
 
     def pages(self) -> PageSet:
         """The pages of the file, for a walk to claim. None has been cut off while it was written."""
-        return PageSet(first_page(self.page_size), max(self.space.page_count, self.disk.size() // self.page_size))
+        return PageSet(first_page(self.page_size), max(self.space.pages.page_count, self.disk.size() // self.page_size))
 
     def leaves(self) -> list[list[bytes]]:
         """The keys of each leaf."""
-        return [decode_leaf(self.pager.leaf(ref, keep=False))[0] for ref in self.tree.leaf_refs()]
+        return [decode_leaf(self.pager.leaf(ref, keep=False))[0] for ref in leaf_refs(self.tree)]
 
     def assert_sound(self) -> None:
         """What is always true of a tree and of the space around it."""
@@ -94,10 +100,10 @@ class Engine:
             for ref in self.space.own_runs()
             for page in range(REF.unpack(ref)[0], REF.unpack(ref)[0] + REF.unpack(ref)[1])
         }
-        free = {page for start, count in self.space.free_runs() for page in range(start, start + count)}
+        free = {page for start, count in self.space.pages.free_runs() for page in range(start, start + count)}
         waiting = {page for _, (start, count) in self.space.pending_runs() for page in range(start, start + count)}
         tree = self.tree_pages()
-        everything = set(range(first_page(self.page_size), self.space.page_count))
+        everything = set(range(first_page(self.page_size), self.space.pages.page_count))
         assert own | free | waiting | tree == everything
         assert len(own) + len(free) + len(waiting) + len(tree) == len(everything)
         if self.tree.depth:

@@ -14,13 +14,12 @@ from simdisk import Operation, SimVolume, disk_error
 
 import durabledbm
 from durabledbm._engine import commit as commit_module
+from durabledbm._engine import prepare as prepare_module
+from durabledbm._engine.freemap import FreeMap
 from durabledbm._engine.meta import META_AREA, META_SIZE, Meta, decode_meta, first_page
 from durabledbm._engine.page import REF
 from durabledbm._engine.pager import Pager
-from durabledbm._engine.pageset import PageSet
-from durabledbm._engine.space import Space
-from durabledbm._engine.tree import Tree
-from durabledbm._engine.walk import walk
+from durabledbm._engine.tree import PageSet, Tree, walk
 from durabledbm.database import open_on
 
 from .pieces import PATH, empty_file
@@ -151,9 +150,9 @@ def test_what_a_commit_lists_is_not_overwritten_by_the_next(volume: SimVolume, s
                     del db[key]
                 db.update({b"%05d" % draw.randrange(2000): draw.randbytes(draw.randrange(150)) for _ in keys})
             state = db._store.state
-            space = db._store.committer.space(state, None)
+            space = db._pipeline.committer.preparer.free_map()
             for page_id, count, _ in state.meta.extents:
-                assert not [page for page in range(page_id, page_id + count) if space.is_free(page)]
+                assert not [page for page in range(page_id, page_id + count) if space.pages.is_free(page)]
 
 
 def rolled_back(db: durabledbm.Database) -> None:
@@ -321,7 +320,7 @@ def test_counts_are_right_however_changes_are_made(volume: SimVolume) -> None:
 def reachable(volume: SimVolume, meta: Meta) -> set[int]:
     """Every page that a reader of this commit, or a writer that goes on from it, may read."""
     pager = Pager(volume.open(PATH, writable=False), 4096, 0)
-    space = Space.load(meta.space, 4096, 2, meta.page_count, pager.read)
+    space = FreeMap.load(meta.space, 4096, 2, meta.page_count, pager.read)
     tree = Tree(pager, meta.root, meta.depth)
     refs = [*space.own_runs(), *(visit.ref for visit in walk(tree, PageSet(2, meta.page_count)))]
     parts = [REF.unpack(ref) for ref in refs]
@@ -499,7 +498,7 @@ def test_a_failure_of_our_own_in_a_commit_leaves_the_handle_sound(
     with opened(volume) as db:
         db.update(SMALL)
         with monkeypatch.context() as patch:
-            patch.setattr(commit_module, "merge", interrupted)
+            patch.setattr(prepare_module, "merge", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 db.update(LARGE)
         assert dict(db.items()) == SMALL

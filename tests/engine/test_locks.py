@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 from simdisk import SimVolume
 
-from durabledbm._engine.disk import Disk
+from durabledbm._engine.disk import FileVolume
+from durabledbm._engine.disk.protocol import Disk
 from durabledbm._engine.locks import (
     FairLock,
-    Turn,
+    Lease,
     WriterLock,
     forget_owners,
     oldest_pin,
@@ -25,8 +26,7 @@ from durabledbm._engine.locks import (
     unpin,
     writer_present,
 )
-from durabledbm._engine.native import FileVolume
-from durabledbm._engine.patience import Patience
+from durabledbm._engine.threads import Patience
 from durabledbm.errors import BusyError
 
 ENOUGH = 30.0
@@ -54,6 +54,11 @@ def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[
     yield open_again
     for disk in disks:
         disk.close()
+
+
+def held(lock: WriterLock) -> bool:
+    """Whether a thread has its lease, and the lock in the file."""
+    return lock.kept and bool(lock._leases.queue)
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -111,7 +116,7 @@ def test_the_pin_of_a_killed_process_vanishes(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.touch()
     program = (
-        "import sys; from durabledbm._engine.native import FileVolume; from durabledbm._engine.locks import pin\n"
+        "import sys; from durabledbm._engine.disk import FileVolume; from durabledbm._engine.locks import pin\n"
         f"disk = FileVolume().open({str(path)!r}, writable=True); pin(disk, 7); print('pinned', flush=True)\n"
         "sys.stdin.read()"
     )
@@ -141,15 +146,15 @@ def test_the_pin_of_a_killed_process_vanishes(tmp_path: Path) -> None:
 
 def test_one_handle_writes_at_a_time(opened: Callable[[], Disk]) -> None:
     disks = opened(), opened()
-    locks, turns = [WriterLock((n, n)) for n in range(2)], [Turn(), Turn()]
+    locks, turns = [WriterLock((n, n)) for n in range(2)], [Lease(), Lease()]
     locks[0].acquire(turns[0], disks[0], 0)
-    assert locks[0].held
+    assert held(locks[0])
     assert writer_present(disks[1])
     assert not writer_present(disks[0])
     for timeout in (0, 0.05):
         with pytest.raises(BusyError, match="held the file"):
             locks[1].acquire(turns[1], disks[1], timeout)
-    assert not locks[1].held
+    assert not held(locks[1])
     turns[0].end()
     assert not writer_present(disks[1])
     locks[1].acquire(turns[1], disks[1], 0)
@@ -158,7 +163,7 @@ def test_one_handle_writes_at_a_time(opened: Callable[[], Disk]) -> None:
 
 def test_a_writer_gets_the_lock_when_it_is_released(opened: Callable[[], Disk]) -> None:
     disks = opened(), opened()
-    locks, turns = [WriterLock((n, n)) for n in range(2)], [Turn(), Turn()]
+    locks, turns = [WriterLock((n, n)) for n in range(2)], [Lease(), Lease()]
     locks[0].acquire(turns[0], disks[0], 0)
     got = threading.Event()
 
@@ -180,7 +185,7 @@ def test_a_writer_gets_the_lock_when_it_is_released(opened: Callable[[], Disk]) 
 def test_who_waits_goes_before_who_asks_again(opened: Callable[[], Disk]) -> None:
     """A handle that writes all the time lets the others in."""
     disks = opened(), opened()
-    locks, turns = [WriterLock((n, n)) for n in range(2)], [Turn(), Turn()]
+    locks, turns = [WriterLock((n, n)) for n in range(2)], [Lease(), Lease()]
     order = []
     locks[0].acquire(turns[0], disks[0], 0)
 
@@ -202,11 +207,11 @@ def test_who_waits_goes_before_who_asks_again(opened: Callable[[], Disk]) -> Non
 
 def test_a_kept_lock_keeps_others_out_and_ones_own_threads_not(opened: Callable[[], Disk]) -> None:
     disks = opened(), opened()
-    locks, turns = [WriterLock((n, n)) for n in range(2)], [Turn(), Turn()]
+    locks, turns = [WriterLock((n, n)) for n in range(2)], [Lease(), Lease()]
     locks[0].acquire(turns[0], disks[0], 0)
     locks[0].reserved = True
     turns[0].end()
-    assert (locks[0].held, locks[0].kept) == (False, True)
+    assert (held(locks[0]), locks[0].kept) == (False, True)
     with pytest.raises(BusyError):
         locks[1].acquire(turns[1], disks[1], 0)
     locks[0].acquire(turns[0], disks[0], 0)
@@ -220,35 +225,35 @@ def test_a_kept_lock_keeps_others_out_and_ones_own_threads_not(opened: Callable[
 def test_a_thread_that_waits_for_itself_is_told_so_at_once(opened: Callable[[], Disk]) -> None:
     """Through whatever handle: it would wait for ever."""
     disks = opened(), opened()
-    locks, turns = [WriterLock((5, 5)) for _ in range(2)], [Turn(), Turn()]
+    locks, turns = [WriterLock((5, 5)) for _ in range(2)], [Lease(), Lease()]
     turns[0].stuck = lambda: True
     locks[0].acquire(turns[0], disks[0], 0)
     for lock, disk in zip(locks, disks, strict=True):
         with pytest.raises(BusyError, match="this thread already writes"):
-            lock.acquire(Turn(), disk, None)
+            lock.acquire(Lease(), disk, None)
     turns[0].end()
     locks[1].acquire(turns[1], disks[1], 0)
     turns[1].end()
 
 
 def test_a_turn_that_an_interrupted_operation_of_this_thread_has_left_is_ended(opened: Callable[[], Disk]) -> None:
-    disk, lock, left = opened(), WriterLock((5, 5)), Turn()
+    disk, lock, left = opened(), WriterLock((5, 5)), Lease()
     lock.acquire(left, disk, 0)
-    turn = Turn()
-    lock.acquire(turn, disk, None)
-    assert left.lock is None
-    turn.end()
+    lease = Lease()
+    lock.acquire(lease, disk, None)
+    assert left.holder is None
+    lease.end()
 
 
 def test_another_thread_does_not_count_as_oneself(opened: Callable[[], Disk]) -> None:
     disk = opened()
-    lock, turn = WriterLock((6, 6)), Turn()
-    lock.acquire(turn, disk, 0)
+    lock, lease = WriterLock((6, 6)), Lease()
+    lock.acquire(lease, disk, 0)
     outcome: list[str] = []
 
     def ask() -> None:
         try:
-            lock.acquire(Turn(), disk, 0.01)
+            lock.acquire(Lease(), disk, 0.01)
         except BusyError as exc:
             outcome.append(str(exc))
 
@@ -257,28 +262,28 @@ def test_another_thread_does_not_count_as_oneself(opened: Callable[[], Disk]) ->
     thread.join(ENOUGH)
     assert len(outcome) == 1
     assert "this thread already" not in outcome[0]
-    turn.end()
+    lease.end()
 
 
 def test_in_a_forked_child_no_thread_writes(opened: Callable[[], Disk]) -> None:
     disk = opened()
-    lock, turn = WriterLock((7, 7)), Turn()
-    lock.acquire(turn, disk, 0)
+    lock, lease = WriterLock((7, 7)), Lease()
+    lock.acquire(lease, disk, 0)
     forget_owners()
     lock.check_self("path")
-    turn.end()
+    lease.end()
 
 
 def test_a_failure_to_lock_leaves_the_turn_to_others(opened: Callable[[], Disk]) -> None:
     disks = opened(), opened()
     blocker, lock = WriterLock((8, 8)), WriterLock((9, 9))
-    blocking, turn = Turn(), Turn()
+    blocking, lease = Lease(), Lease()
     blocker.acquire(blocking, disks[0], 0)
     with pytest.raises(BusyError):
-        lock.acquire(turn, disks[1], 0)
+        lock.acquire(lease, disks[1], 0)
     blocking.end()
-    lock.acquire(turn, disks[1], 0)
-    turn.end()
+    lock.acquire(lease, disks[1], 0)
+    lease.end()
 
 
 # -- what interrupts leave behind
@@ -287,31 +292,31 @@ def test_a_failure_to_lock_leaves_the_turn_to_others(opened: Callable[[], Disk])
 def test_a_turn_that_nobody_ends_ends_with_the_last_reference_to_it(opened: Callable[[], Disk]) -> None:
     disks, lock = (opened(), opened()), WriterLock((10, 10))
     for kept in (True, False):
-        turn = Turn()
+        lease = Lease()
         lock.reserved = kept
-        lock.acquire(turn, disks[0], 0)
-        del turn
+        lock.acquire(lease, disks[0], 0)
+        del lease
         assert writer_present(disks[1]) is kept
     lock.check_self("path")
 
 
 def test_a_turn_may_be_ended_twice_and_before_it_begins(opened: Callable[[], Disk]) -> None:
-    disk, lock, turn, next_turn = opened(), WriterLock((11, 11)), Turn(), Turn()
-    turn.end()
-    lock.acquire(turn, disk, 0)
-    place = turn.place
-    turn.end()
+    disk, lock, lease, next_turn = opened(), WriterLock((11, 11)), Lease(), Lease()
+    lease.end()
+    lock.acquire(lease, disk, 0)
+    place = lease.entry
+    lease.end()
     lock.acquire(next_turn, disk, 0)
-    turn.end()
+    lease.end()
     lock.release(place)
-    assert lock.held
+    assert held(lock)
     next_turn.end()
-    assert not lock.held
+    assert not held(lock)
 
 
 def test_who_waits_finds_out_by_itself_that_its_turn_has_come() -> None:
     """The one before it was interrupted between leaving the queue and waking it."""
-    lock, first, second = FairLock(), Turn(), Turn()
+    lock, first, second = FairLock(), Lease(), Lease()
     assert take(lock, first, 0)
     thread = threading.Thread(target=take, args=(lock, second, ENOUGH))
     thread.start()
@@ -322,7 +327,7 @@ def test_who_waits_finds_out_by_itself_that_its_turn_has_come() -> None:
 
 
 def test_who_waits_passes_over_a_turn_that_does_not_exist_any_more() -> None:
-    lock, first, second = FairLock(), Turn(), Turn()
+    lock, first, second = FairLock(), Lease(), Lease()
     assert lock.acquire(first, Patience(0), lambda place: None)
     del first
     assert take(lock, second, 1)
@@ -331,27 +336,27 @@ def test_who_waits_passes_over_a_turn_that_does_not_exist_any_more() -> None:
 # -- turns of one process --------------------------------------------------------------------------------------------
 
 
-def take(lock: FairLock, turn: Turn, timeout: float | None) -> bool:
-    return lock.acquire(turn, Patience(timeout), lock.leave)
+def take(lock: FairLock, lease: Lease, timeout: float | None) -> bool:
+    return lock.acquire(lease, Patience(timeout), lock.leave)
 
 
 def test_turns_are_given_in_the_order_of_asking() -> None:
-    lock, first = FairLock(), Turn()
+    lock, first = FairLock(), Lease()
     assert take(lock, first, 0)
     order: list[int] = []
     threads = []
     for number in range(10):
 
         def ask(number: int = number) -> None:
-            turn = Turn()
-            assert take(lock, turn, ENOUGH)
+            lease = Lease()
+            assert take(lock, lease, ENOUGH)
             order.append(number)
-            lock.leave(turn.place)
+            lock.leave(lease.entry)
 
         threads.append(threading.Thread(target=ask))
         threads[-1].start()
         wait_until(lambda count=number + 2: len(lock.queue) == count)  # type: ignore[misc]
-    lock.leave(first.place)
+    lock.leave(first.entry)
     for thread in threads:
         thread.join(ENOUGH)
     assert order == list(range(10))
@@ -359,33 +364,33 @@ def test_turns_are_given_in_the_order_of_asking() -> None:
 
 
 def test_a_turn_that_does_not_come_in_time_is_given_up() -> None:
-    lock, first = FairLock(), Turn()
+    lock, first = FairLock(), Lease()
     first.stuck = lambda: False  # it is held, and not left over from an operation that was interrupted
     assert take(lock, first, None)
     for timeout in (0, 0.02, -5):
-        assert not take(lock, Turn(), timeout)
+        assert not take(lock, Lease(), timeout)
     assert len(lock.queue) == 1
-    lock.leave(first.place)
-    assert take(lock, Turn(), 0)
+    lock.leave(first.entry)
+    assert take(lock, Lease(), 0)
 
 
 def test_what_an_interrupted_operation_left_of_this_thread_does_not_hold_up_the_next() -> None:
-    lock, left_over = FairLock(), Turn()
+    lock, left_over = FairLock(), Lease()
     assert take(lock, left_over, 0)
-    assert take(lock, Turn(), 0)
+    assert take(lock, Lease(), 0)
 
 
 def test_one_who_gave_up_is_passed_over() -> None:
-    lock, first, second = FairLock(), Turn(), Turn()
+    lock, first, second = FairLock(), Lease(), Lease()
     assert take(lock, first, 0)
     results: list[bool] = []
     patient = threading.Thread(target=lambda: results.append(take(lock, second, ENOUGH)))
-    impatient = threading.Thread(target=lambda: take(lock, Turn(), 0.02))
+    impatient = threading.Thread(target=lambda: take(lock, Lease(), 0.02))
     impatient.start()
     wait_until(lambda: len(lock.queue) == 2)
     patient.start()
     impatient.join(ENOUGH)
-    lock.leave(first.place)
+    lock.leave(first.entry)
     patient.join(ENOUGH)
     assert results == [True]
 
@@ -398,13 +403,13 @@ def test_only_one_thread_at_a_time_is_inside() -> None:
     def work() -> None:
         nonlocal inside, worst
         for _ in range(300):
-            turn = Turn()
-            while not take(lock, turn, 0.0001):
+            lease = Lease()
+            while not take(lock, lease, 0.0001):
                 pass
             inside += 1
             worst = max(worst, inside)
             inside -= 1
-            lock.leave(turn.place)
+            lock.leave(lease.entry)
 
     threads = [threading.Thread(target=work) for _ in range(6)]
     for thread in threads:

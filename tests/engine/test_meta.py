@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 
 from durabledbm._engine.meta import (
     CHANGE_OVERHEAD,
-    LOOK_OFFSET,
-    LOOK_SIZE,
     MAGIC,
     MAX_DEPTH,
     MAX_LISTED,
     MAX_TXID,
     META_AREA,
     META_SIZE,
+    STAMP_OFFSET,
+    STAMP_SIZE,
     Extent,
     Meta,
     UnknownVersionError,
@@ -24,10 +24,10 @@ from durabledbm._engine.meta import (
     encode_meta,
     first_page,
     has_magic,
-    look_of,
-    look_with,
     may_follow,
     room_for,
+    stamp_of,
+    stamp_with,
     steady_copy,
 )
 from durabledbm._engine.page import REF
@@ -203,21 +203,21 @@ def test_a_steady_copy_says_the_same_and_is_steady(meta: Meta) -> None:
 def test_the_look_is_what_stands_at_the_border_of_the_slots() -> None:
     slots = [encode_meta(PLAIN._replace(txid=txid)) for txid in (5, 6)]
     area = b"".join(slots)
-    assert look_of(*slots) == area[LOOK_OFFSET : LOOK_OFFSET + LOOK_SIZE]
+    assert stamp_of(*slots) == area[STAMP_OFFSET : STAMP_OFFSET + STAMP_SIZE]
 
 
 def test_the_look_changes_with_every_commit_in_either_slot() -> None:
     slots = [encode_meta(PLAIN._replace(txid=txid)) for txid in (5, 6, 7)]
-    looks = {look_of(a, b) for a in slots for b in slots}
+    looks = {stamp_of(a, b) for a in slots for b in slots}
     assert len(looks) == 9
 
 
 @pytest.mark.parametrize("slot", [0, 1])
 def test_the_look_after_a_slot_was_written_is_known_without_reading(slot: int) -> None:
     slots = [encode_meta(PLAIN._replace(txid=txid)) for txid in (5, 6)]
-    before = look_of(*slots)
+    before = stamp_of(*slots)
     slots[slot] = encode_meta(PLAIN._replace(txid=7, generation=b"12345678"))
-    assert look_with(before, slot, slots[slot]) == look_of(*slots)
+    assert stamp_with(before, slot, slots[slot]) == stamp_of(*slots)
 
 
 @pytest.mark.parametrize("slot", [0, 1])
@@ -230,7 +230,7 @@ def test_the_look_tells_generations_apart(slot: int) -> None:
     slots = [[encode_meta(PLAIN._replace(txid=5))] * 2 for _ in metas]
     for own, meta in zip(slots, metas, strict=True):
         own[slot] = encode_meta(meta)
-    assert look_of(*slots[0]) != look_of(*slots[1])
+    assert stamp_of(*slots[0]) != stamp_of(*slots[1])
 
 
 SEEN = PLAIN._replace(txid=120, generation=b"A" * 8, generation_txid=90)

@@ -18,15 +18,16 @@ from simdisk import Fault, Operation, SimVolume, disk_error
 
 import durabledbm
 from durabledbm import transaction as transaction_module
-from durabledbm._engine import deferred as deferred_module
-from durabledbm._engine import group as group_module
-from durabledbm._engine.deferred import Deferred
+from durabledbm._engine import deferred_commit as deferred_module
+from durabledbm._engine import group_commit as group_module
+from durabledbm._engine.changeset import ChangeSet
+from durabledbm._engine.commit import Committer
+from durabledbm._engine.deferred_commit import DeferredCommit
+from durabledbm._engine.durability import make_pipeline
 from durabledbm._engine.flusher import Flusher
-from durabledbm._engine.group import Group
-from durabledbm._engine.locks import Turn
-from durabledbm._engine.pipeline import make_pipeline
+from durabledbm._engine.group_commit import GroupCommit
 from durabledbm._engine.store import Store
-from durabledbm._engine.work import Work
+from durabledbm._engine.threads import Lease
 from durabledbm.database import open_on
 
 from .pieces import PATH, empty_file
@@ -64,7 +65,7 @@ def flushers() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "durabledbm-flusher"]
 
 
-def putting(key: bytes, value: bytes = b"value") -> Callable[[Work], None]:
+def putting(key: bytes, value: bytes = b"value") -> Callable[[ChangeSet], None]:
     return lambda work: work.put(key, value)
 
 
@@ -105,15 +106,18 @@ def in_threads(count: int, work: Callable[[int], object]) -> list[BaseException]
 def test_a_reader_defers_nothing_and_has_no_thread(volume: SimVolume, store: Store, durability: str) -> None:
     reader = Store(volume, volume.open(PATH, writable=False), page_size=4096, cache_size=1 << 20)
     pipeline = make_pipeline(reader, durability, 1.0, 1.0)
-    assert type(pipeline) is Group
+    assert type(pipeline) is GroupCommit
     assert pipeline.flusher is None
-    assert pipeline.pending() is None
+    assert pipeline.deferred() is None
     reader.close()
 
 
 @pytest.mark.parametrize(
     ("durability", "kind", "flushes"),
-    [("full", Group, False), ("process", Group, True), ("interval", Deferred, True), ("manual", Deferred, False)],
+    [
+        ("full", GroupCommit, False), ("process", GroupCommit, True), ("interval", DeferredCommit, True),
+        ("manual", DeferredCommit, False),
+    ],
 )
 def test_every_durability_has_its_pipeline(store: Store, durability: str, kind: type, flushes: bool) -> None:
     pipeline = make_pipeline(store, durability, 1.0, 1.0)
@@ -136,13 +140,13 @@ def test_writes_of_threads_that_wait_share_a_sync(volume: SimVolume) -> None:
 
 
 def test_every_thread_gets_the_result_of_its_own_operation(store: Store, volume: SimVolume) -> None:
-    pipeline = Group(store, ENOUGH, sync=True)
+    pipeline = GroupCommit(Committer(store), ENOUGH, sync=True)
     Slow(volume, 0.005)
     results = {}
 
     def work(number: int) -> None:
         for turn in range(10):
-            results[number, turn] = pipeline.run(lambda work, turn=turn: (number, turn))  # type: ignore[misc]
+            results[number, turn] = pipeline.apply(lambda work, turn=turn: (number, turn))  # type: ignore[misc]
 
     assert in_threads(8, work) == []
     assert all(result == key for key, result in results.items())
@@ -151,28 +155,28 @@ def test_every_thread_gets_the_result_of_its_own_operation(store: Store, volume:
 
 def test_operations_of_a_group_see_each_other_in_order(store: Store, volume: SimVolume) -> None:
     """A counter that every thread reads and writes: none of the increments is lost."""
-    pipeline = Group(store, ENOUGH, sync=True)
+    pipeline = GroupCommit(Committer(store), ENOUGH, sync=True)
     Slow(volume, 0.002)
 
-    def increment(work: Work) -> None:
+    def increment(work: ChangeSet) -> None:
         work.put(b"counter", b"%d" % (int(work.get(b"counter") or 0) + 1))
 
-    assert in_threads(8, lambda _: [pipeline.run(increment) for _ in range(10)]) == []
+    assert in_threads(8, lambda _: [pipeline.apply(increment) for _ in range(10)]) == []
     assert store.state.view.get(b"counter") == b"80"
-    assert store.committer.syncs < 80
+    assert store.syncs < 80
 
 
 def test_one_operation_that_fails_fails_alone(store: Store, volume: SimVolume) -> None:
-    pipeline = Group(store, ENOUGH, sync=True)
+    pipeline = GroupCommit(Committer(store), ENOUGH, sync=True)
     Slow(volume)
 
     def work(number: int) -> None:
-        def operation(work: Work) -> None:
+        def operation(work: ChangeSet) -> None:
             if number % 4 == 0:
                 raise LookupError(number)
             work.put(b"%d" % number, b"")
 
-        pipeline.run(operation)
+        pipeline.apply(operation)
 
     failures = in_threads(12, work)
     assert sorted(exc.args[0] for exc in failures if isinstance(exc, LookupError)) == [0, 4, 8]
@@ -182,11 +186,11 @@ def test_one_operation_that_fails_fails_alone(store: Store, volume: SimVolume) -
 
 
 def test_a_commit_that_fails_fails_for_all_who_share_it(store: Store, volume: SimVolume) -> None:
-    pipeline = Group(store, ENOUGH, sync=True)
-    pipeline.run(putting(b"before"))
+    pipeline = GroupCommit(Committer(store), ENOUGH, sync=True)
+    pipeline.apply(putting(b"before"))
     Slow(volume)
     volume.fail_at(0, disk_error(errno.EIO, times=None), kinds=("sync",))
-    failures = in_threads(8, lambda n: pipeline.run(putting(b"%d" % n)))
+    failures = in_threads(8, lambda n: pipeline.apply(putting(b"%d" % n)))
     assert len(failures) == 8
     assert all(isinstance(exc, durabledbm.error) for exc in failures)
     assert len({id(exc) for exc in failures}) == 8, "each caller gets an exception of its own"
@@ -203,10 +207,10 @@ def test_who_waits_too_long_gets_busy_and_nothing_is_written(volume: SimVolume) 
 
 
 def test_a_relaxed_group_is_synced_by_flushing(store: Store, volume: SimVolume) -> None:
-    pipeline = Group(store, ENOUGH, sync=False)
+    pipeline = GroupCommit(Committer(store), ENOUGH, sync=False)
     before = volume.syncs
     for n in range(10):
-        pipeline.run(putting(b"%d" % n))
+        pipeline.apply(putting(b"%d" % n))
     assert volume.syncs == before
     assert len(content(volume)) == 10
     for _ in range(2):
@@ -234,33 +238,33 @@ class Interrupting:
             raise KeyboardInterrupt
 
 
-def behind_a_sync(pipeline: Group, crew: Crew, reached: threading.Event, keys: list[bytes]) -> list[Task]:
+def behind_a_sync(pipeline: GroupCommit, crew: Crew, reached: threading.Event, keys: list[bytes]) -> list[Task]:
     """One write that is in its sync, and those of `keys` in the next batch, in this order."""
-    tasks = [crew.start(pipeline.run, putting(b"first"))]
+    tasks = [crew.start(pipeline.apply, putting(b"first"))]
     assert reached.wait(ENOUGH)
     for number, key in enumerate(keys, 1):
-        tasks.append(crew.start(pipeline.run, putting(key)))
-        wait_until(lambda number=number: pipeline._open is not None and len(pipeline._open.tickets) == number)  # type: ignore[misc]
+        tasks.append(crew.start(pipeline.apply, putting(key)))
+        wait_until(lambda number=number: pipeline._open is not None and len(pipeline._open.requests) == number)  # type: ignore[misc]
     return tasks
 
 
 def test_an_interrupt_in_a_commit_is_nothing_to_those_who_share_it(store: Store, volume: SimVolume) -> None:
     """The leader finds out what became of the commit before it lets go of the writer lock."""
-    pipeline, crew = Group(store, ENOUGH, sync=True), Crew()
+    pipeline, crew = GroupCommit(Committer(store), ENOUGH, sync=True), Crew()
     interrupting = Interrupting(volume, "sync")
     first, leader, *others = behind_a_sync(pipeline, crew, interrupting.reached, [b"leader", b"a", b"b"])
     interrupting.go.set()
     assert first.failure() is None
     assert type(leader.failure()) is KeyboardInterrupt
     assert [other.failure() for other in others] == [None, None]
-    pipeline.run(putting(b"later"))
+    pipeline.apply(putting(b"later"))
     assert set(content(volume)) - {b"leader"} == {b"first", b"a", b"b", b"later"}
 
 
 def test_when_a_leader_is_interrupted_before_it_began_the_others_are_committed_all_the_same(
     store: Store, volume: SimVolume
 ) -> None:
-    pipeline, crew = Group(store, ENOUGH, sync=True), Crew()
+    pipeline, crew = GroupCommit(Committer(store), ENOUGH, sync=True), Crew()
     interrupting = Interrupting(volume, "lock")
     first, leader, *others = behind_a_sync(pipeline, crew, interrupting.reached, [b"leader", b"a", b"b"])
     interrupting.go.set()
@@ -273,20 +277,20 @@ def test_an_interrupt_in_the_operation_of_another_is_nothing_to_those_who_share_
     store: Store, volume: SimVolume
 ) -> None:
     """It is raised in the thread that runs the operations of all. What it struck is done again, by its own thread."""
-    pipeline, crew = Group(store, ENOUGH, sync=True), Crew()
+    pipeline, crew = GroupCommit(Committer(store), ENOUGH, sync=True), Crew()
     interrupting = Interrupting(volume, "never")
     first, leader, other = behind_a_sync(pipeline, crew, interrupting.reached, [b"leader", b"other"])
     ran = []
 
-    def struck(work: Work) -> str:
+    def struck(work: ChangeSet) -> str:
         ran.append(threading.get_ident())
         if len(ran) == 1:
             raise KeyboardInterrupt
         work.put(b"struck", b"")
         return "its own result"
 
-    victim = crew.start(pipeline.run, struck)
-    wait_until(lambda: pipeline._open is not None and len(pipeline._open.tickets) == 3)
+    victim = crew.start(pipeline.apply, struck)
+    wait_until(lambda: pipeline._open is not None and len(pipeline._open.requests) == 3)
     interrupting.go.set()
     assert type(leader.failure()) is KeyboardInterrupt
     assert (first.failure(), other.failure()) == (None, None)
@@ -298,25 +302,25 @@ def test_an_interrupt_in_the_operation_of_another_is_nothing_to_those_who_share_
 @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="a thread cannot be interrupted here")
 def test_one_that_is_interrupted_while_it_waits_holds_nobody_up(store: Store, volume: SimVolume) -> None:
     """What it asked for may be done all the same."""
-    pipeline, crew = Group(store, ENOUGH, sync=True), Crew()
+    pipeline, crew = GroupCommit(Committer(store), ENOUGH, sync=True), Crew()
     interrupting = Interrupting(volume, "never")
     tasks = behind_a_sync(pipeline, crew, interrupting.reached, [b"leader"])
     batch, here = pipeline._open, threading.get_ident()
     assert batch is not None
 
     def interrupt() -> None:
-        wait_until(lambda: len(batch.tickets) == 2)
+        wait_until(lambda: len(batch.requests) == 2)
         signal.pthread_kill(here, signal.SIGINT)
 
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         crew.start(interrupt)
         with pytest.raises(KeyboardInterrupt):
-            pipeline.run(putting(b"interrupted"))
+            pipeline.apply(putting(b"interrupted"))
     finally:
         signal.signal(signal.SIGINT, before)
-    tasks += [crew.start(pipeline.run, putting(key)) for key in (b"a", b"b")]
-    wait_until(lambda: len(batch.tickets) == 4)
+    tasks += [crew.start(pipeline.apply, putting(key)) for key in (b"a", b"b")]
+    wait_until(lambda: len(batch.requests) == 4)
     interrupting.go.set()
     assert [task.failure() for task in tasks] == [None] * 4
     assert set(content(volume)) - {b"interrupted"} == {b"first", b"leader", b"a", b"b"}
@@ -327,31 +331,31 @@ def test_who_waits_for_a_leader_that_is_gone_finds_out(
 ) -> None:
     """It was interrupted again while it ended its batch."""
     monkeypatch.setattr(group_module, "_LOOK", 0.01)
-    pipeline, turn = Group(store, ENOUGH, sync=True), Turn()
-    pipeline._open = group_module._Batch(turn)
-    follower = Crew().start(pipeline.run, putting(b"lost"))
+    pipeline, lease = GroupCommit(Committer(store), ENOUGH, sync=True), Lease()
+    pipeline._open = group_module._Batch(lease)
+    follower = Crew().start(pipeline.apply, putting(b"lost"))
     time.sleep(0.05)
     assert not follower.done, "its leader may still come"
-    del turn
+    del lease
     failure = follower.failure()
     assert type(failure) is durabledbm.error
     assert "was interrupted" in str(failure)
-    pipeline.run(putting(b"later"))
+    pipeline.apply(putting(b"later"))
     assert set(content(volume)) == {b"later"}
 
 
 def test_an_operation_that_failed_by_itself_keeps_its_failure_when_the_commit_fails(
     store: Store, volume: SimVolume
 ) -> None:
-    pipeline, crew = Group(store, ENOUGH, sync=True), Crew()
+    pipeline, crew = GroupCommit(Committer(store), ENOUGH, sync=True), Crew()
     interrupting = Interrupting(volume, "never")
     first, leader, other = behind_a_sync(pipeline, crew, interrupting.reached, [b"leader", b"other"])
 
-    def fail(work: Work) -> None:
+    def fail(work: ChangeSet) -> None:
         raise LookupError
 
-    failing = crew.start(pipeline.run, fail)
-    wait_until(lambda: pipeline._open is not None and len(pipeline._open.tickets) == 3)
+    failing = crew.start(pipeline.apply, fail)
+    wait_until(lambda: pipeline._open is not None and len(pipeline._open.requests) == 3)
     volume.fail_at(1, disk_error(errno.EIO), kinds=("sync",))
     interrupting.go.set()
     assert first.failure() is None
@@ -364,8 +368,8 @@ def test_an_operation_that_failed_by_itself_keeps_its_failure_when_the_commit_fa
 
 def test_a_batch_may_be_woken_twice() -> None:
     """By its leader, and by one that was interrupted while it waited: one of those who wait goes on."""
-    turn = Turn()
-    batch = group_module._Batch(turn)
+    lease = Lease()
+    batch = group_module._Batch(lease)
     batch.wake()
     batch.wake()
     assert batch.done.acquire(timeout=0)
@@ -377,7 +381,7 @@ def test_every_pipeline_counts_what_it_has_taken(store: Store, volume: SimVolume
     pipeline = make_pipeline(store, durability, 3600.0, 1.0)
     assert pipeline.count() == 0
     for number, key in enumerate((b"a", b"b", b"c"), 1):
-        pipeline.run(putting(key))
+        pipeline.apply(putting(key))
         assert pipeline.count() == number
     pipeline.flush()
     assert pipeline.count() == len(content(volume)) == 3
@@ -424,7 +428,7 @@ def test_an_operation_without_effect_keeps_nobody_out(volume: SimVolume) -> None
 
 
 def test_too_much_is_committed_early(volume: SimVolume, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deferred_module, "_PENDING_MAX", 10_000)
+    monkeypatch.setattr(deferred_module, "_DEFERRED_MAX", 10_000)
     with open_on(volume, PATH, "w", durability="manual") as db:
         for n in range(100):
             db[b"%d" % n] = b"x" * 100
@@ -482,33 +486,33 @@ def test_a_failed_flush_keeps_what_it_could_not_write(volume: SimVolume) -> None
 
 
 def test_an_operation_that_fails_defers_nothing_and_keeps_nobody_out(store: Store, volume: SimVolume) -> None:
-    pipeline = Deferred(store, ENOUGH)
+    pipeline = DeferredCommit(Committer(store), ENOUGH)
 
-    def fail(work: Work) -> None:
+    def fail(work: ChangeSet) -> None:
         raise LookupError
 
     with pytest.raises(LookupError):
-        pipeline.run(fail)
-    assert pipeline.pending() is None
+        pipeline.apply(fail)
+    assert pipeline.deferred() is None
     with open_on(volume, PATH, "w", timeout=0) as other:
         other["key"] = "value"
-    pipeline.run(putting(b"mine"))
+    pipeline.apply(putting(b"mine"))
     with pytest.raises(LookupError):
-        pipeline.run(fail)
+        pipeline.apply(fail)
     pipeline.flush()
     assert set(content(volume)) == {b"key", b"mine"}
 
 
 def test_nothing_more_is_deferred_by_a_handle_that_is_done_for(store: Store) -> None:
-    pipeline = Deferred(store, ENOUGH)
+    pipeline = DeferredCommit(Committer(store), ENOUGH)
     assert not pipeline.put(b"first", b""), "it takes a turn to defer something when nothing is"
-    pipeline.run(putting(b"first"))
+    pipeline.apply(putting(b"first"))
     assert pipeline.put(b"second", b"")
     store.poison(OSError(errno.EIO, "the cause"))
     assert not pipeline.put(b"third", b"")
     with pytest.raises(durabledbm.error, match="the cause"):
-        pipeline.run(putting(b"third"))
-    work = pipeline.pending()
+        pipeline.apply(putting(b"third"))
+    work = pipeline.deferred()
     assert work is not None
     assert set(work.changes()) == {b"first", b"second"}
     store.writer.reserved = False

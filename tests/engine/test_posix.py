@@ -28,8 +28,8 @@ if WINDOWS:
 
 import fcntl
 
-from durabledbm._engine import posix
-from durabledbm._engine.posix import FileDisk, FileVolume
+from durabledbm._engine.disk import posix
+from durabledbm._engine.disk.posix import FileDisk, FileVolume
 
 BEFORE_THE_FILE = -1
 """A place where the kernel refuses to lock, with the words of one that does not know locks at all: EINVAL."""
@@ -351,7 +351,7 @@ def test_a_reader_is_told_of_other_failures(disk: FileDisk, path: str) -> None:
 @pytest.fixture
 def darwin(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The module as macOS has it, but for the calls, which are those of this system."""
-    specification = importlib.util.spec_from_file_location("durabledbm._engine.posix_of_macos", posix.__file__)
+    specification = importlib.util.spec_from_file_location("durabledbm._engine.disk.posix_of_macos", posix.__file__)
     assert specification is not None
     assert specification.loader is not None
     module = importlib.util.module_from_spec(specification)

@@ -7,12 +7,13 @@ import itertools
 import pytest
 from simdisk import SimVolume
 
-from durabledbm._engine import longruns
-from durabledbm._engine.disk import Disk
-from durabledbm._engine.locks import Turn, WriterLock
+from durabledbm._engine import sparse
+from durabledbm._engine.disk.protocol import Disk
+from durabledbm._engine.locks import WriterLock
 from durabledbm._engine.meta import META_AREA, META_SIZE, Extent, Meta, decode_meta, encode_meta
 from durabledbm._engine.page import self_consistent
 from durabledbm._engine.recovery import extent_arrived, newest, read_slots, visible
+from durabledbm._engine.threads import Lease
 from durabledbm.errors import CorruptionError, error
 
 from .pieces import DATABASE_ID, PATH, Engine
@@ -164,8 +165,8 @@ def test_an_extent_that_makes_no_sense_has_not_arrived(
 def test_a_long_run_is_verified_in_pieces(
     written: tuple[bytes, tuple[Extent, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(longruns, "LONG", 4096)
-    monkeypatch.setattr(longruns, "_PIECE", 5000)
+    monkeypatch.setattr(sparse, "LONG", 4096)
+    monkeypatch.setattr(sparse, "_PIECE", 5000)
     pages, extents = written
     assert chosen(disk_with(meta(7), meta(8, extents=extents), rest=pages)) == (8, 1)
     for at in (10, 4096 + 7, 9 * 4096, len(pages) - 5, len(pages) - 2):
@@ -179,12 +180,12 @@ def test_a_long_run_is_verified_in_pieces(
 def locked(disk: Disk) -> None:
     """Somebody else holds the writer lock."""
     other = disk.reopen()
-    turn = Turn()
-    WriterLock(other.identity()).acquire(turn, other, 0)
-    LOCKED.append((other, turn))
+    lease = Lease()
+    WriterLock(other.identity()).acquire(lease, other, 0)
+    LOCKED.append((other, lease))
 
 
-LOCKED: list[tuple[Disk, Turn]] = []
+LOCKED: list[tuple[Disk, Lease]] = []
 
 
 @pytest.fixture(autouse=True)
@@ -243,7 +244,7 @@ def test_a_slot_read_in_the_middle_of_being_written_is_read_again() -> None:
     volume.before = finish_the_write
     slots = read_slots(disk)
     assert [decoded.txid for decoded in slots.metas if decoded is not None] == [7, 8]
-    assert slots.look
+    assert slots.stamp
     assert reads == 4
 
 
@@ -253,5 +254,5 @@ def test_a_slot_that_stays_torn_while_somebody_writes_is_not_trusted_to_stay() -
     locked(disk)
     slots = read_slots(disk)
     assert slots.metas[1] is None
-    assert slots.look == b""
+    assert slots.stamp == b""
     assert decode_meta(TORN) is None

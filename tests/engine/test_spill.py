@@ -16,10 +16,10 @@ from simdisk import Operation, SimVolume, disk_error
 import durabledbm
 from durabledbm import transaction
 from durabledbm._engine.commit import Committer
-from durabledbm._engine.meta import Meta
-from durabledbm._engine.pager import Pager
+from durabledbm._engine.meta import Meta, encode_meta
 from durabledbm._engine.spill import Spill
-from durabledbm._engine.state import State
+from durabledbm._engine.store import Store
+from durabledbm._engine.threads import Lease
 from durabledbm.database import open_on
 
 from .pieces import DATABASE_ID, PATH, empty_file
@@ -386,45 +386,45 @@ def changes(db: durabledbm.Database, model: dict[bytes, bytes], draw: random.Ran
 # -- the spill itself ----------------------------------------------------------------------------------------------
 
 
-def new_state(volume: SimVolume, waiting: dict[bytes, bytes | None]) -> tuple[Committer, Pager, State]:
-    """A file whose tree is empty, and whose newest changes stand in its meta page."""
-    disk = volume.open(PATH, writable=True)
-    pager = Pager(disk, 4096, 1 << 20)
-    committer = Committer(disk, pager)
+def new_spill(
+    volume: SimVolume, waiting: dict[bytes, bytes | None], *, cleared: bool = False
+) -> tuple[Spill, Committer, Lease]:
+    """On a file whose tree is empty, and whose newest changes stand in its meta page."""
     meta = Meta(1, 4096, DATABASE_ID, 2, entry_count=len(waiting), steady_txid=1, steady=True, changes=waiting)
-    committer.settled(meta)
-    return committer, pager, State.make(meta, 0, pager)
+    volume.put(PATH, encode_meta(meta) * 2)
+    store = Store(volume, volume.open(PATH, writable=True), page_size=4096, cache_size=1 << 20)
+    committer = Committer(store)
+    lease = Lease()
+    committer.begin(lease, 0)
+    return Spill(store.disk, store.state, committer.preparer.take_free_map(), cleared=cleared), committer, lease
 
 
 def test_what_waits_in_the_meta_page_goes_into_the_first_spill() -> None:
-    committer, pager, state = new_state(SimVolume({PATH: empty_file()}), {b"a": b"1", b"b": b"2"})
-    spill = Spill(committer, pager, state, None, cleared=False)
+    spill, _, _ = new_spill(SimVolume({PATH: empty_file()}), {b"a": b"1", b"b": b"2"})
     tree, count = spill.add({b"b": b"3", b"c": b"4"}, reuse=True)
     assert count == 3
     assert [tree.get(key) for key in (b"a", b"b", b"c")] == [b"1", b"3", b"4"]
 
 
 def test_a_spill_that_starts_from_nothing_ignores_what_waits() -> None:
-    committer, pager, state = new_state(SimVolume({PATH: empty_file()}), {b"a": b"1"})
-    spill = Spill(committer, pager, state, None, cleared=True)
+    spill, _, _ = new_spill(SimVolume({PATH: empty_file()}), {b"a": b"1"}, cleared=True)
     tree, count = spill.add({b"c": b"4"}, reuse=True)
     assert count == 1
     assert tree.get(b"a") is None
 
 
 def test_a_spill_returns_to_its_mark() -> None:
-    committer, pager, state = new_state(SimVolume({PATH: empty_file()}), {})
-    spill = Spill(committer, pager, state, None, cleared=False)
+    spill, committer, _lease = new_spill(SimVolume({PATH: empty_file()}), {})
     spill.add({b"%d" % n: b"x" * 500 for n in range(100)}, reuse=True)
     mark, before = spill.mark(), spill.tree
     spill.add({b"%d" % n: b"y" * 500 for n in range(50, 200)}, reuse=False)
     assert spill.tree.get(b"70") == b"y" * 500
     spill.reset(mark)
     assert spill.tree.root == before.root
-    pager.clear()
+    committer.store.pager.clear()
     assert all(spill.tree.get(b"%d" % n) == b"x" * 500 for n in range(100))
     assert spill.tree.get(b"150") is None
-    successor = spill.commit({b"last": b"z"}, sync=True)
+    successor = committer.commit_spill(spill, {b"last": b"z"}, sync=True)
     assert successor.meta.entry_count == 101
     assert successor.view.get(b"last") == b"z"
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from weakref import WeakKeyDictionary
 
 import pytest
 from simdisk import Fault, Operation, SimVolume, disk_error
 
-from durabledbm._engine.locks import Turn, WriterLock
-from durabledbm._engine.meta import LOOK_SIZE, META_AREA, META_SIZE, Extent, Meta, decode_meta, encode_meta
-from durabledbm._engine.pins import Reader
-from durabledbm._engine.state import State
+from durabledbm._engine.changeset import ChangeSet
+from durabledbm._engine.commit import Committer
+from durabledbm._engine.locks import WriterLock
+from durabledbm._engine.meta import META_AREA, META_SIZE, STAMP_SIZE, Extent, Meta, decode_meta, encode_meta
+from durabledbm._engine.readers import Reader
 from durabledbm._engine.store import Store
+from durabledbm._engine.threads import Lease
 from durabledbm._engine.tree import Tree
-from durabledbm._engine.view import View
-from durabledbm._engine.work import Work
+from durabledbm._engine.view import State, View
 from durabledbm.errors import BusyError, ClosedError, CorruptionError, ReadOnlyError, error
 
 from .pieces import DATABASE_ID, PATH, empty_file
@@ -44,34 +46,41 @@ def opened(volume: SimVolume) -> Iterator[Opener]:
         store.close()
 
 
+_committers: WeakKeyDictionary[Store, Committer] = WeakKeyDictionary()
+
+
+def committer(store: Store) -> Committer:
+    return _committers.setdefault(store, Committer(store))
+
+
 def put(store: Store, sync: bool = True, **changes: str | None) -> None:
     """One commit."""
     with writing(store):
-        work = Work.on(store.state)
+        work = ChangeSet.on(store.state)
         for key, value in changes.items():
             if value is None:
                 work.delete(key.encode())
             else:
                 work.put(key.encode(), value.encode())
-        store.commit(work, sync=sync)
+        committer(store).commit(work.changes(), sync=sync)
 
 
 def fill(store: Store, count: int = 300, value: bytes = b"x" * 100) -> None:
     with writing(store):
-        work = Work.on(store.state)
+        work = ChangeSet.on(store.state)
         for n in range(count):
             work.put(b"%04d" % n, value)
-        store.commit(work)
+        committer(store).commit(work.changes())
 
 
 @contextmanager
 def writing(store: Store, timeout: float | None = 0) -> Iterator[State]:
-    """One turn."""
-    turn = Turn()
+    """One lease."""
+    lease = Lease()
     try:
-        yield store.begin(turn, timeout)
+        yield committer(store).begin(lease, timeout)
     finally:
-        turn.end()
+        lease.end()
 
 
 def get(store: Store, key: str) -> bytes | None:
@@ -99,7 +108,7 @@ def test_while_nothing_happens_a_look_is_one_small_read(volume: SimVolume, opene
         reader.current()
         writer.current()
     volume.before = None
-    assert sizes == [LOOK_SIZE] * 20
+    assert sizes == [STAMP_SIZE] * 20
 
 
 def test_a_state_does_not_change(opened: Opener) -> None:
@@ -215,7 +224,7 @@ def test_a_file_that_was_replaced_is_noticed(volume: SimVolume, opened: Opener) 
     with pytest.raises(CorruptionError, match="replaced by another database"):
         store.current()
     with pytest.raises(CorruptionError, match="replaced by another database"):
-        store.begin(Turn(), 0)
+        committer(store).begin(Lease(), 0)
 
 
 def test_metas_that_became_unreadable_are_noticed(volume: SimVolume, opened: Opener) -> None:
@@ -391,7 +400,7 @@ def test_an_empty_file_needs_no_pins(volume: SimVolume, opened: Opener) -> None:
 def test_one_handle_writes_at_a_time(opened: Opener) -> None:
     first, second = opened(), opened()
     with writing(first), pytest.raises(BusyError):
-        second.begin(Turn(), 0)
+        committer(second).begin(Lease(), 0)
     put(second, key="value")
     assert get(first, "key") == b"value"
 
@@ -401,7 +410,7 @@ def test_a_lock_can_be_kept_between_commits(opened: Opener) -> None:
     with writing(first):
         first.writer.reserved = True
     with pytest.raises(BusyError):
-        second.begin(Turn(), 0)
+        committer(second).begin(Lease(), 0)
     with writing(first):
         first.writer.reserved = False
     put(second, key="value")
@@ -419,13 +428,13 @@ def test_a_writer_begins_with_what_others_have_committed(opened: Opener) -> None
 def test_a_commit_without_changes_is_none(opened: Opener) -> None:
     store = opened()
     with writing(store) as state:
-        assert store.commit(Work.on(state)) is state
+        assert committer(store).commit({}) is state
 
 
 def test_a_reader_does_not_write(opened: Opener) -> None:
     store = opened(writable=False)
     with pytest.raises(ReadOnlyError):
-        store.begin(Turn(), 0)
+        committer(store).begin(Lease(), 0)
 
 
 def test_a_relaxed_commit_is_hardened_once(volume: SimVolume, opened: Opener) -> None:
@@ -434,7 +443,7 @@ def test_a_relaxed_commit_is_hardened_once(volume: SimVolume, opened: Opener) ->
     before = volume.syncs
     for _ in range(2):
         with writing(store):
-            store.harden()
+            committer(store).make_durable()
     assert volume.syncs == before + 1
     metas = [decode_meta(volume.content(PATH)[at : at + META_SIZE]) for at in (0, META_SIZE)]
     assert sorted(meta.steady for meta in metas if meta is not None) == [False, True]
@@ -477,7 +486,7 @@ def test_a_closed_store_raises(opened: Opener) -> None:
     store.close()
     store.close()
     uses = (store.current, store.refresh, store.check, store.check_writable)
-    for use in (*uses, lambda: store.pin(Reader()), lambda: store.begin(Turn(), 0)):
+    for use in (*uses, lambda: store.pin(Reader()), lambda: committer(store).begin(Lease(), 0)):
         with pytest.raises(ClosedError):
             use()  # type: ignore[operator]
 
@@ -505,7 +514,7 @@ def test_closing_releases_the_locks(opened: Opener) -> None:
 def test_a_poisoned_store_says_why(opened: Opener) -> None:
     store = opened()
     store.poison(OSError(errno.EIO, "the cause"))
-    for use in (store.check, lambda: store.pin(Reader()), lambda: store.begin(Turn(), 0)):
+    for use in (store.check, lambda: store.pin(Reader()), lambda: committer(store).begin(Lease(), 0)):
         with pytest.raises(error, match="the cause"):
             use()  # type: ignore[operator]
 
@@ -536,5 +545,5 @@ def test_two_writer_locks_of_the_same_file_know_each_other(opened: Opener) -> No
     first, second = opened(), opened()
     assert first.file == second.file
     with writing(first), pytest.raises(BusyError, match="this thread already writes"):
-        second.begin(Turn(), None)
-    assert WriterLock(first.file).held is False
+        committer(second).begin(Lease(), None)
+    assert not WriterLock(first.file).kept

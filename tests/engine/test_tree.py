@@ -10,12 +10,10 @@ import pytest
 from durabledbm._engine.node import Overflow
 from durabledbm._engine.page import LEAF, REF, seal
 from durabledbm._engine.pager import Pager
-from durabledbm._engine.pageset import PageSet
-from durabledbm._engine.tree import Tree
-from durabledbm._engine.walk import walk
+from durabledbm._engine.tree import PageSet, Tree, walk
 from durabledbm.errors import CorruptionError
 
-from .pieces import Engine
+from .pieces import Engine, leaf_refs
 
 CONTENT = {b"%05d" % (3 * n): b"value %d" % n for n in range(5000)} | {b"00300": b"large" * 5000}
 
@@ -60,7 +58,7 @@ def test_an_empty_tree_holds_nothing(engine: Engine) -> None:
     assert tree.find(b"") is None
     assert tree.get(b"key") is None
     assert b"key" not in tree
-    assert list(tree.leaf_refs()) == []
+    assert list(leaf_refs(tree)) == []
     assert scan(tree, None, None, reverse=False) == []
     assert list(walk(tree, PageSet(2, 100))) == []
 
@@ -94,20 +92,20 @@ def test_keys_alone_are_the_same_keys(engine: Engine) -> None:
 
 
 def test_a_range_reads_only_the_leaves_that_it_needs(engine: Engine) -> None:
-    everything = len(list(engine.tree.leaf_refs()))
-    assert len(list(engine.tree.leaf_refs(b"00300", b"00301"))) == 1
-    assert len(list(engine.tree.leaf_refs(b"00300", b"00600"))) < 5 < everything
+    everything = len(list(leaf_refs(engine.tree)))
+    assert len(list(leaf_refs(engine.tree, b"00300", b"00301"))) == 1
+    assert len(list(leaf_refs(engine.tree, b"00300", b"00600"))) < 5 < everything
     for separator in engine.pager.branch(engine.tree.root).separators:
-        assert len(list(engine.tree.leaf_refs(separator, separator + b"\0"))) == 1
-    assert list(engine.tree.leaf_refs(reverse=True)) == list(engine.tree.leaf_refs())[::-1]
+        assert len(list(leaf_refs(engine.tree, separator, separator + b"\0"))) == 1
+    assert list(leaf_refs(engine.tree, reverse=True)) == list(leaf_refs(engine.tree))[::-1]
 
 
 def test_a_short_scan_leaves_its_pages_in_the_cache_and_a_long_one_few(engine: Engine) -> None:
     tree = Tree(Pager(engine.disk, 4096, 1 << 24), engine.tree.root, engine.tree.depth)
-    leaves = len(list(tree.leaf_refs()))
+    leaves = len(list(leaf_refs(tree)))
     scan(tree, None, None, reverse=False)
     assert leaves > 20
-    assert sum(type(run) is bytes for run in tree.pager.young.values()) == 8
+    assert sum(type(run) is bytes for run in tree.pager.nodes.young.values()) == 8
     before = tree.pager.misses
     next(tree.chunks(None, None, reverse=False, with_values=True))
     assert tree.pager.misses == before
@@ -118,7 +116,7 @@ def test_a_walk_names_every_run_once_and_parents_first(engine: Engine) -> None:
     assert len(seen) == len(set(seen))
     assert seen[0] == engine.tree.root
     assert engine.tree_pages()
-    assert len([visit for visit in engine.walk() if visit.kind == LEAF]) == len(list(engine.tree.leaf_refs()))
+    assert len([visit for visit in engine.walk() if visit.kind == LEAF]) == len(list(leaf_refs(engine.tree)))
 
 
 # -- trees that no writer of ours has made ---------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from durabledbm._engine.node import Overflow
-from durabledbm._engine.view import Layer, Life, View
+from durabledbm._engine.view import Layer, Scope, View
 from durabledbm.errors import ClosedError, CorruptionError
 
 from .pieces import PATH, Engine
@@ -100,8 +100,8 @@ def test_the_keys_of_a_layer_are_sorted_once() -> None:
 @pytest.mark.parametrize("method", ["items", "keys"])
 @pytest.mark.parametrize("started", [0, 1, 150])
 def test_an_iteration_ends_when_what_it_depends_on_has_ended(engine: Engine, method: str, started: int) -> None:
-    life = Life()
-    iterator = getattr(View(engine.tree, (Layer({b"000": b"x"}),)), method)(life=life)
+    life = Scope()
+    iterator = getattr(View(engine.tree, (Layer({b"000": b"x"}),)), method)(scope=life)
     for _ in range(started):
         next(iterator)
     life.end()
@@ -116,8 +116,8 @@ def test_after_the_end_damage_is_nobodys_business() -> None:
     for ended in (False, True):
         engine = Engine(cache_size=0)
         engine.merge(IN_TREE)
-        life = Life()
-        iterator = View(engine.tree).items(life=life)
+        life = Scope()
+        iterator = View(engine.tree).items(scope=life)
         engine.volume.put(PATH, bytes(len(engine.volume.content(PATH))))
         if ended:
             life.end()
@@ -154,8 +154,8 @@ def test_an_iterator_that_is_through_or_has_failed_lets_go_of_its_pin(method: st
     iterator = getattr(View(engine.tree), method)(pin=Pin())
     list(iterator)
     assert Pin.released == before + 1
-    life = Life()
-    ended = getattr(View(engine.tree), method)(life=life, pin=Pin())
+    life = Scope()
+    ended = getattr(View(engine.tree), method)(scope=life, pin=Pin())
     next(ended)
     life.end()
     with pytest.raises(ClosedError) as closed:
@@ -178,8 +178,8 @@ def test_wherever_an_iterator_is_when_life_ends_it_hands_out_nothing_more(
     changes = {b"000": b"x", b"100": None, b"9": b"after all leaves"}
     view = View(engine.tree, (Layer(changes),))
     for started in range(len(content([changes])) + 1):
-        life = Life()
-        iterator = getattr(view, method)(reverse=reverse, life=life)
+        life = Scope()
+        iterator = getattr(view, method)(reverse=reverse, scope=life)
         for _ in range(started):
             next(iterator)
         life.end()
@@ -189,9 +189,9 @@ def test_wherever_an_iterator_is_when_life_ends_it_hands_out_nothing_more(
 
 
 def test_the_iterators_of_one_life_end_together_and_those_of_another_go_on(engine: Engine) -> None:
-    lives = Life(), Life()
-    mine = [View(engine.tree).items(life=lives[0]), View(engine.tree).keys(b"300", life=lives[0])]
-    other = View(engine.tree).keys(life=lives[1])
+    lives = Scope(), Scope()
+    mine = [View(engine.tree).items(scope=lives[0]), View(engine.tree).keys(b"300", scope=lives[0])]
+    other = View(engine.tree).keys(scope=lives[1])
     for iterator in (*mine, other):
         next(iterator)
     lives[0].end()
@@ -202,9 +202,9 @@ def test_the_iterators_of_one_life_end_together_and_those_of_another_go_on(engin
 
 
 def test_life_holds_on_to_nothing_of_an_iterator_that_is_gone(engine: Engine) -> None:
-    life = Life()
+    life = Scope()
     for advance in (0, 1, 150, len(IN_TREE) + 1):
-        iterator = View(engine.tree).items(life=life)
+        iterator = View(engine.tree).items(scope=life)
         for _ in range(advance):
             next(iterator, None)
         del iterator

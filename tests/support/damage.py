@@ -25,7 +25,7 @@ READS_MAX = 30_000
 
 
 class TooManyReads(BaseException):
-    """Work without end."""
+    """ChangeSet without end."""
 
 
 @cache

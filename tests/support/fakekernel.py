@@ -1,4 +1,4 @@
-"""A model of the part of Windows that `durabledbm._engine.windows` is built on: files, names, and
+"""A model of the part of Windows that `durabledbm._engine.disk.windows` is built on: files, names, and
 LockFileEx's locks.
 
 It follows the documentation of the calls, to the letter where that is inconvenient:
@@ -25,7 +25,7 @@ import threading
 from collections.abc import Callable
 from typing import NamedTuple
 
-from durabledbm._engine.windows import Handle, InUse
+from durabledbm._engine.disk.windows import Handle, InUse
 
 
 class FakeLock(NamedTuple):

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import durabledbm
 from durabledbm._engine.checksum import crc32c, with_zeros
+from durabledbm._engine.freemap import _CHUNK, _EXTENT, _FIXED, _LOG
 from durabledbm._engine.meta import Extent, Meta, encode_meta, first_page
 from durabledbm._engine.node import Overflow, encode_branch, encode_leaf
 from durabledbm._engine.page import (
@@ -40,7 +41,6 @@ from durabledbm._engine.page import (
     pages_for,
     seal,
 )  # fmt: skip
-from durabledbm._engine.space import _CHUNK, _EXTENT, _FIXED, _LOG
 
 SECONDS = 20
 """Processor time for one operation. What is right takes milliseconds."""

@@ -7,7 +7,7 @@ each is checked alone, by the search of Wing and Gong with Lowe's memory of conf
 lead nowhere. It is exact: it rejects every history that cannot be explained and no other.
 tests/test_linearizability.py compares it with trying all orders.
 
-An operation that never returned, since its process was killed, has `end=NEVER`: it may have happened at any
+An operation that never returned, since its process was killed, has `end=UNKNOWN_STAMP`: it may have happened at any
 time after its start, or not at all.
 
 Times are integers of one clock. `time.monotonic_ns` is one clock for all processes of a Linux machine.
@@ -20,9 +20,9 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, MutableMapping
 from typing import Any, NamedTuple
 
-__all__ = ["NEVER", "Operation", "Recorder", "apply", "check", "unexplained"]
+__all__ = ["UNKNOWN_STAMP", "Operation", "Recorder", "apply", "check", "unexplained"]
 
-NEVER = 1 << 63
+UNKNOWN_STAMP = 1 << 63
 """The end of an operation that did not return."""
 
 ABSENT = None
@@ -78,7 +78,7 @@ def check(history: Iterable[Operation], initial: MutableMapping[bytes, bytes] | 
 
 def _reads_only(operation: Operation) -> bool:
     """Whether the result shows that the operation changed nothing, whenever it happened."""
-    if operation.end == NEVER:
+    if operation.end == UNKNOWN_STAMP:
         return False
     kind, result = operation.kind, operation.result
     return (
@@ -104,14 +104,14 @@ def _explained(operations: list[Operation], value: bytes | None) -> bool:
         seen.add(configuration)
         first, more, value = configuration
         candidates = _candidates(order, first, more)
-        if all(order[index].end == NEVER for index in candidates):
+        if all(order[index].end == UNKNOWN_STAMP for index in candidates):
             # None is left that returned: one of those would be a candidate. The others need not have
             # happened.
             return True
         for index in candidates:
             operation = order[index]
             after, result = apply(value, operation.kind, operation.argument)
-            if operation.end == NEVER or result == operation.result:
+            if operation.end == UNKNOWN_STAMP or result == operation.result:
                 stack.append(_settle(order, reads, first, more | 1 << (index - first), after))
     return False
 
@@ -119,7 +119,7 @@ def _explained(operations: list[Operation], value: bytes | None) -> bool:
 def _candidates(order: list[Operation], first: int, more: int) -> list[int]:
     """The operations that may happen next: those that no other, still to happen, had returned before."""
     found = []
-    earliest_end = NEVER
+    earliest_end = UNKNOWN_STAMP
     for index in range(first, len(order)):
         operation = order[index]
         if operation.start > earliest_end:
@@ -150,7 +150,7 @@ def _settle(
 class Recorder:
     """Performs operations on a mapping for one thread, and notes what happened when.
 
-    `note`, if given, is called with each operation before it is performed (with `end=NEVER`) and after, so
+    `note`, if given, is called with each operation before it is performed (with `end=UNKNOWN_STAMP`) and after, so
     that a process can tell what it did before it is killed.
     """
 
@@ -164,12 +164,12 @@ class Recorder:
     def perform(self, kind: str, key: bytes, argument: bytes | None = None) -> object:
         """Perform one operation; what it raises propagates, and it counts as one that never returned."""
         if self._note is not None:
-            self._note(Operation(key, kind, argument, None, time.monotonic_ns(), NEVER))
+            self._note(Operation(key, kind, argument, None, time.monotonic_ns(), UNKNOWN_STAMP))
         start = time.monotonic_ns()
         try:
             result = self._perform(kind, key, argument)
         except BaseException:
-            self.history.append(Operation(key, kind, argument, None, start, NEVER))
+            self.history.append(Operation(key, kind, argument, None, start, UNKNOWN_STAMP))
             raise
         operation = Operation(key, kind, argument, result, start, time.monotonic_ns())
         self.history.append(operation)

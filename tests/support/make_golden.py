@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from simdisk import SimVolume
 
-from durabledbm._engine import space
+from durabledbm._engine import freemap as space
 from durabledbm._engine.meta import META_AREA, META_SIZE, Meta, decode_meta, encode_meta, first_page
 from durabledbm.database import open_on
 

@@ -689,7 +689,7 @@ def keys_are_a_list_of_bytes(make: Make) -> None:
 
 
 @keyed
-def get_many_returns_what_is_there(make: Make) -> None:
+def get_many_returns_what_is_live(make: Make) -> None:
     m = make({**ABC, b"empty": b""})
     found = m.get_many(["a", bytearray(b"c"), b"missing", memoryview(b"empty"), b"a"])
     assert type(found) is dict

@@ -4,7 +4,7 @@ How to use it:
 
     volume = SimVolume()                 # or SimVolume({"/db": image}): files that are safely on the medium
     trace = volume.record()              # optional: what follows can be replayed, step by step
-    db = open_on(volume, "/db", "c")     # a `Volume` whose files are `Disk`s, see durabledbm/_engine/disk.py
+    db = open_on(volume, "/db", "c")     # a `Volume` whose files are `Disk`s, see durabledbm/_engine/disk/protocol.py
     ...
     volume.log                           # the operations that changed something, in order
     volume.syncs, .writes, .reads        # counters
@@ -59,7 +59,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from durabledbm._engine.disk import ELSEWHERE, LockOwner
+from durabledbm._engine.disk.protocol import ELSEWHERE, LockOwner
 from durabledbm.errors import ClosedError
 
 BLOCK = 4096

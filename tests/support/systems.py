@@ -12,7 +12,7 @@ import tempfile
 
 import pytest
 
-from durabledbm._engine.native import FileVolume
+from durabledbm._engine.disk import FileVolume
 
 WINDOWS = sys.platform == "win32"
 

@@ -1,13 +1,13 @@
-"""What child processes are told about `install()`, and how.
+"""How child processes learn of `install()`.
 
-They find it in their environment: DURABLEDBM_INSTALL holds the options as JSON, and PYTHONPATH begins with this
-directory, whose `sitecustomize` reads them. Every Python that is started with this process's environment is reached so,
-by `subprocess`, the `os.exec` functions, multiprocessing or a shell, and so are its children in turn.
+Through their environment: DURABLEDBM_INSTALL holds the options as JSON, and PYTHONPATH begins with this directory,
+whose `sitecustomize` reads them. This reaches every Python that is started with this process's environment, by
+`subprocess`, the `os.exec` functions, multiprocessing or a shell, and its children in turn.
 
-multiprocessing passes its children more than an environment: a dict, which they unpickle before they do anything else.
-With it goes an object whose unpickling runs `sitecustomize.py`, by its file name, because the child's `sys.path` is
-not set yet. Two kinds of children need it: those whose interpreters ignore the environment because their parent's does
-(`python -E` and the like), and those of a fork server that was started before the last `install()` or `uninstall()`.
+multiprocessing also passes its children a dict, which they unpickle first. It contains an object whose unpickling runs
+`sitecustomize.py`, by its file name, because the child's `sys.path` is not set yet. Two kinds of children need it:
+those whose interpreters ignore the environment because their parent's does (`python -E` and the like), and those of a
+fork server that was started before the last `install()` or `uninstall()`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _told: str | None = None
 def message(options: dict[str, Any]) -> str:
     """What children are told: the options of `install()`, and the directories to import durabledbm and crc32c from.
 
-    Raises `TypeError` for options that can't be written as JSON.
+    Raises `TypeError` for options that cannot be written as JSON.
     """
     package = os.path.dirname(os.path.dirname(os.path.dirname(_FILE)))
     checksums = PathFinder.find_spec("crc32c")
@@ -45,25 +45,25 @@ def message(options: dict[str, Any]) -> str:
     try:
         return json.dumps(told)
     except TypeError as exc:
-        raise TypeError(f"an option that child processes can't be told: {exc}") from exc
+        raise TypeError(f"an option that cannot be passed to child processes: {exc}") from exc
 
 
 def options_from_parent() -> dict[str, Any] | None:
-    """The options of the parent's `install()`, None if it made none. Raises `ValueError` if they are garbled."""
+    """The options of the parent's `install()`; None if it made none. Raises `ValueError` if they are malformed."""
     told = os.environ.get(VARIABLE)
     if told is None:
         return None
     known = json.loads(told)
     options = known.get("options") if isinstance(known, dict) else None
     if not isinstance(options, dict):
-        raise ValueError(f"{VARIABLE} holds {told!r}, no options")
+        raise ValueError(f"{VARIABLE} holds {told!r} instead of options")
     return options
 
 
 def environment(options: dict[str, Any]) -> dict[str, str]:
-    """This process's environment, for a child in which `install(**options)` is to be in effect.
+    """This process's environment, for a child in which `install(**options)` is in effect.
 
-    Raises `ValueError` if this directory has a name that can't stand in PYTHONPATH.
+    Raises `ValueError` if this directory's name cannot be part of PYTHONPATH.
     """
     directory = os.path.dirname(_FILE)
     if os.pathsep in directory:
@@ -74,7 +74,7 @@ def environment(options: dict[str, Any]) -> dict[str, str]:
 
 
 def announce(told: str | None) -> None:
-    """Tell it, a `message()`, to every process that is started from now on; None: that nothing is installed."""
+    """Tell every process that is started from now on `told`, a `message()`; None: nothing is installed."""
     global _told
     _told = told
     announce_in(os.environ, told)
@@ -88,7 +88,7 @@ def announce(told: str | None) -> None:
 
 
 class _Preparation:
-    """What multiprocessing pickles for a child: the child runs `sitecustomize.py` by unpickling it."""
+    """What multiprocessing pickles for a child: unpickling it runs `sitecustomize.py` in the child."""
 
     def __init__(self, told: str | None) -> None:
         self.told = told
@@ -98,7 +98,7 @@ class _Preparation:
 
 
 def _change_preparation() -> None:
-    """Add to the preparation data of multiprocessing's children, or have it again as it was."""
+    """Extend the preparation data of multiprocessing's children, or restore the original."""
     spawn: Any = sys.modules[_SPAWN]
     original = getattr(spawn.get_preparation_data, "original", None)
     if original is not None:
@@ -119,6 +119,6 @@ def _change_preparation() -> None:
 
 
 def _server_runs() -> bool:
-    """Whether a fork server was started, whose children would otherwise be as it was when it started."""
+    """Whether a fork server was started, whose children would otherwise know only what held at its start."""
     module: Any = sys.modules.get("multiprocessing.forkserver")
     return module is not None and getattr(module._forkserver, "_forkserver_pid", None) is not None

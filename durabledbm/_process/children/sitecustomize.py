@@ -1,13 +1,12 @@
-"""What a Python process does first if `install()` is in effect in the process that started it.
+"""The first thing that a Python process runs if `install()` is in effect in its parent.
 
-The directory of this file stands in front of the child's PYTHONPATH, so `site` imports this module in place of the
-environment's own `sitecustomize`, which is then imported from here. A child of multiprocessing runs the file once
-more, as part of its preparation: that reaches interpreters which ignore the environment, and children of a fork
-server that was started earlier.
+The directory of this file is first in the child's PYTHONPATH, so `site` imports this module instead of the
+environment's own `sitecustomize`, which is then imported from here. A child of multiprocessing runs the file once more
+as part of its preparation: that reaches interpreters which ignore the environment, and children of a fork server that
+was started earlier.
 
-It runs in whatever interpreter the child is: perhaps an old one, or one without durabledbm. So it needs nothing but the
-standard library, imports durabledbm only when the program itself imports `dbm`, and leaves `sys.path` as it would be
-without it.
+It runs in any interpreter: perhaps an old one, or one without durabledbm. So it uses only the standard library, imports
+durabledbm only when the program itself imports `dbm`, and leaves `sys.path` as it would be without it.
 """
 
 import os
@@ -45,7 +44,7 @@ def announce(environ: "MutableMapping[str, str]", told: "str | None") -> None:
 
 
 class AfterImport:
-    """A finder on `sys.meta_path` that calls `action()` once, when the module `name` has been imported."""
+    """A finder on `sys.meta_path` that calls `action()` once, after the module `name` has been imported."""
 
     def __init__(self, name: str, action: "Callable[[], None]") -> None:
         self.name = name
@@ -75,7 +74,9 @@ class AfterImport:
 
 
 class _Loader:
-    """A loader that tells when it is done. The module never sees it, nor does code that only looks for the module."""
+    """A loader that calls back when it is done. The module does not see it, nor does code that only looks for the
+    module.
+    """
 
     def __init__(self, loader: "Any", watch: AfterImport) -> None:
         self.loader = loader
@@ -96,7 +97,7 @@ class _Loader:
 
 
 def _start() -> None:
-    """Make `dbm` use durabledbm: at once, or as soon as it is there."""
+    """Make `dbm` use durabledbm: now, or when it is imported."""
     if "dbm" in sys.modules:
         _install()
     else:
@@ -140,7 +141,7 @@ def _imported_from_parent() -> bool:
 
 
 def _prepare(told: "str | None") -> None:
-    """In a child of multiprocessing: the parent's last word, whatever its environment or its fork server said."""
+    """In a child of multiprocessing: the parent's latest options, whatever the environment or the fork server says."""
     announce(os.environ, told)
     stdlib: Any = sys.modules.get("durabledbm.stdlib")
     if stdlib is not None:
@@ -150,7 +151,7 @@ def _prepare(told: "str | None") -> None:
 
 
 def _next_sitecustomize() -> None:
-    """Import the module that this one stands in front of. If there is none, `site` expects this very ImportError."""
+    """Import the module that this one hides. If there is none, `site` expects this very ImportError."""
     sys.path[:] = [entry for entry in sys.path if entry != _DIRECTORY]
     sys.modules.pop("sitecustomize", None)
     __import__("sitecustomize")

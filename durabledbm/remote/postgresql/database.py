@@ -74,7 +74,8 @@ def _location(parameters: dict[str, Any]) -> str:
 class PostgresDatabase(RemoteDatabase):
     """A database on a server that speaks PostgreSQL's protocol.
 
-    Writes and blocks are serializable: it is as if all had been done one after another. They may be of any size.
+    Writes and transactions are serializable: the result is as if they had run one after another. They may have any
+    size.
     """
 
     __slots__ = ()
@@ -87,9 +88,9 @@ class PostgresDatabase(RemoteDatabase):
 
     def _begin_on_server(self) -> PostgresTransaction:
         session, _ = self._pool.borrow(WRITING, lambda session: session.do("BEGIN"), harmless=True)
-        root = PostgresTransaction(session, self._pool.give, self)
-        self._transactions.add(root)
-        return root
+        shared = PostgresTransaction(session, self._pool.give, self)
+        self._transactions.add(shared)
+        return shared
 
     def _new_snapshot(self, table: Any) -> PostgresSnapshot:
         return PostgresSnapshot(self, self._pool, table)
@@ -104,16 +105,16 @@ class PostgresDatabase(RemoteDatabase):
             session.roll_back()
             pool.give(session)
 
-        return Scan(session, session.lock, begun, self._life, done, values=values, owner=self)
+        return Scan(session, session.lock, begun, self._scope, done, values=values, owner=self)
 
     @contextmanager
     def _loading_into(self, face: WritableTable, progress: Progress | None, *, replace: bool) -> Iterator[Loader]:
         table: Any = face._table
         block = Transaction(self, table)
         with block:
-            root: Any = block._open()
-            if can_load(root, table):
-                with loading(face, root, table, progress, replace=replace) as copying:
+            shared: Any = block._open()
+            if can_load(shared, table):
+                with loading(face, shared, table, progress, replace=replace) as copying:
                     yield copying
                 return
             block.rollback()
@@ -147,7 +148,7 @@ class PostgresDatabase(RemoteDatabase):
         return sorted(name.removeprefix(prefix) for (name,) in rows)
 
     def drop_table(self, name: str) -> None:
-        """Remove a further table and all its entries, as one change. Raises `KeyError` if it is not there."""
+        """Remove a further table and all its entries, as one change. Raises `KeyError` if it does not exist."""
         table = self._table_named(name)
         self._check_writable()
         if table is self._table or not self._read(table, lambda _, session: table.exists(session)):
@@ -168,7 +169,7 @@ class PostgresDatabase(RemoteDatabase):
     def sync(self) -> None:
         """Return when everything written through this handle is on the server's disk.
 
-        It is as soon as a write returns, unless the server or the user is configured with `synchronous_commit=off`.
+        That is so when a write returns, unless the server or the user is configured with `synchronous_commit=off`.
         """
         self._check()
         if not self.readonly:

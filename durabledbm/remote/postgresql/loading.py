@@ -85,12 +85,12 @@ class _Copying:
         self.sent.add(self.sent.count, key, value)
 
 
-def can_load(root: PostgresTransaction, table: SqlTable) -> bool:
+def can_load(shared: PostgresTransaction, table: SqlTable) -> bool:
     """Prepare the transaction for `loading`. False if the server cannot do it: then the transaction has failed."""
     try:
-        with root.lock:
-            root.do(f"LOCK TABLE {table.sql_name} IN SHARE ROW EXCLUSIVE MODE")  # writers wait, readers do not
-            root.do(
+        with shared.lock:
+            shared.do(f"LOCK TABLE {table.sql_name} IN SHARE ROW EXCLUSIVE MODE")  # writers wait, readers do not
+            shared.do(
                 "CREATE TEMPORARY TABLE durabledbm_arrived "
                 "(number int8, key bytea, rest bytea, digest bytea, value bytea) ON COMMIT DROP"
             )
@@ -103,11 +103,11 @@ def can_load(root: PostgresTransaction, table: SqlTable) -> bool:
 
 @contextmanager
 def loading(
-    face: WritableTable, root: PostgresTransaction, table: SqlTable, progress: Progress | None, *, replace: bool
+    face: WritableTable, shared: PostgresTransaction, table: SqlTable, progress: Progress | None, *, replace: bool
 ) -> Iterator[_Copying]:
-    """A block that takes changes, in the transaction `root`. They are there when it ends."""
-    session = root.session
-    with root.lock:
+    """A block that takes changes, in the transaction `shared`. They are there when it ends."""
+    session = shared.session
+    with shared.lock:
         try:
             with session.copy_in(f"COPY {_ARRIVED} FROM STDIN (FORMAT BINARY)") as copy:
                 copy.set_types(_TYPES)
@@ -120,7 +120,7 @@ def loading(
             _verify(session, table, copying, progress)
             session.once(f"DROP TABLE {_ARRIVED}")
         except Error as exc:
-            raise root.noted(exc) from exc
+            raise shared.noted(exc) from exc
 
 
 def _latest(*, once_each: bool) -> str:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from psycopg import Error
 
 from ..faces import KeyRange
-from ..waiting import Life, OwnedLock
+from ..waiting import OwnedLock, Scope
 from .session import Session
 from .sqltable import SqlTable
 
@@ -56,33 +56,33 @@ class Scan(Iterator[Any]):
     """What iterates: pairs of key and value, or, without `values`, keys.
 
     `lock` is held while `session` is used.
-    `done(life, cursors)` is called once, when nothing more is wanted of the cursors: at the end, or when nobody
-    refers to the iterator any more. So it may be called at any moment, and must not wait for a lock. `owner` lives as
+    `done(scope, cursors)` is called once, when nothing more is wanted of the cursors: at the end, or when nobody
+    refers to the iterator any more. So it may be called at any moment, and must not wait for a lock. `owner` exists as
     long as the iterator is used.
     """
 
-    __slots__ = ("_cursors", "_done", "_life", "_lock", "_more", "_owner", "_rows", "_session", "_values")
+    __slots__ = ("_cursors", "_done", "_lock", "_more", "_owner", "_rows", "_scope", "_session", "_values")
 
     def __init__(
-        self, session: Session, lock: OwnedLock, begun: tuple[list[Row], Cursors | None], life: Life,
-        done: Callable[[Life, Cursors], object], *, values: bool, owner: object,
+        self, session: Session, lock: OwnedLock, begun: tuple[list[Row], Cursors | None], scope: Scope,
+        done: Callable[[Scope, Cursors], object], *, values: bool, owner: object,
     ) -> None:  # fmt: skip
         rows, self._cursors = begun
         self._rows = iter(rows)
         self._more = self._cursors is not None
         self._session = session
         self._lock = lock
-        self._life = life
+        self._scope = scope
         self._done = done
         self._values = values
         self._owner = owner
 
     def __next__(self) -> Any:
-        life = self._life
+        scope = self._scope
         while True:
-            if life.ended:
+            if scope.ended:
                 self.close()
-                life.check()
+                scope.check()
             for key, rest, value in self._rows:
                 if rest is None:
                     key, rest, value = self._large()  # noqa: PLW2901 - the same row, whole
@@ -106,7 +106,7 @@ class Scan(Iterator[Any]):
         session = self._session
         session.check()
         with self._lock:
-            self._life.check()
+            self._scope.check()
             try:
                 return session.once(f"FETCH {count} FROM {cursor}")
             except Error as exc:
@@ -117,7 +117,7 @@ class Scan(Iterator[Any]):
         cursors, self._cursors, self._more = self._cursors, None, False
         if cursors is not None:
             self._rows = iter(())
-            self._done(self._life, cursors)
+            self._done(self._scope, cursors)
 
     def __del__(self) -> None:
         try:

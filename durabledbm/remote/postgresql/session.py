@@ -20,7 +20,7 @@ from psycopg.pq import TransactionStatus
 from ...errors import error
 from ..failures import ConnectionLostError, as_error
 from ..pool import sessions
-from ..waiting import Life, OwnedLock
+from ..waiting import OwnedLock, Scope
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,7 +60,7 @@ class Session:
         self._cursor: Cursor[Any] = connection.cursor(binary=True)
         self._has_input = _input_of(connection.fileno())
         self._names = 0
-        self._unused: deque[tuple[Life, Iterable[str]]] = deque()
+        self._unused: deque[tuple[Scope, Iterable[str]]] = deque()
         self.kind = kind
         self.where = where
         self.lock = OwnedLock()
@@ -144,9 +144,9 @@ class Session:
         except Error:
             pass
 
-    def leave(self, life: Life, cursors: Iterable[str]) -> None:
-        """Have cursors closed some time, unless `life` has ended with them. This may be called at any moment."""
-        self._unused.append((life, cursors))
+    def leave(self, scope: Scope, cursors: Iterable[str]) -> None:
+        """Have cursors closed some time, unless `scope` has ended with them. This may be called at any moment."""
+        self._unused.append((scope, cursors))
 
     def close_unused(self) -> None:
         """Close the cursors that were left, if they are many: all of them at once."""
@@ -154,8 +154,8 @@ class Session:
             return
         names: list[str] = []
         while self._unused:
-            life, cursors = self._unused.popleft()
-            if not life.ended:
+            scope, cursors = self._unused.popleft()
+            if not scope.ended:
                 names += cursors
         if names:
             self._cursor.execute("; ".join(f"CLOSE {name}" for name in names).encode(), binary=False)

@@ -61,7 +61,7 @@ class PostgresSnapshot(Snapshot):
         self._sessions: list[Session] = [session]
 
     def close(self) -> None:
-        self._life.end()
+        self._scope.end()
         sessions, self._sessions = self._sessions, []
         for session in sessions:
             if session.lock.is_free():
@@ -76,11 +76,11 @@ class PostgresSnapshot(Snapshot):
             pass
 
     def _read(self, table: TableOperations, operation: Operation[T]) -> T:
-        self._life.check()
+        self._scope.check()
         session = self._free_session()
         session.check()
         with session.lock:
-            self._life.check()
+            self._scope.check()
             try:
                 return operation(table, session)
             except Error as exc:
@@ -92,7 +92,7 @@ class PostgresSnapshot(Snapshot):
         for session in sessions:
             if session.lock.is_free():
                 return session
-        self._life.check()
+        self._scope.check()
         if self._exported is None or sessions[0].orphaned:
             return sessions[0]
         try:
@@ -110,4 +110,4 @@ class PostgresSnapshot(Snapshot):
         session, begun = self._read(
             table, lambda _, session: (session, begin_scan(session, table, keys, values=values))
         )
-        return Scan(session, session.lock, begun, self._life, session.leave, values=values, owner=self)
+        return Scan(session, session.lock, begun, self._scope, session.leave, values=values, owner=self)

@@ -15,7 +15,7 @@ from psycopg import Error
 from ...errors import BusyError, error
 from ..blocks import ServerTransaction
 from ..faces import KeyRange, Operation
-from ..waiting import Life
+from ..waiting import Scope
 from .scan import Scan, begin_scan
 from .session import Session
 
@@ -61,10 +61,10 @@ class PostgresTransaction(ServerTransaction):
         self._failure = self.session.failure(exc)
         return self._failure
 
-    def scan(self, table: Any, keys: KeyRange, life: Life, *, values: bool) -> Iterator[Any]:
+    def scan(self, table: Any, keys: KeyRange, scope: Scope, *, values: bool) -> Iterator[Any]:
         session = self.session
         begun = self.carry_out(table, lambda _, session: begin_scan(session, table, keys, values=values))
-        return Scan(session, self.lock, begun, life, session.leave, values=values, owner=self._owner)
+        return Scan(session, self.lock, begun, scope, session.leave, values=values, owner=self._owner)
 
     def save(self, number: int) -> None:
         self.do(f"SAVEPOINT s{number}")

@@ -62,10 +62,10 @@ def _location(made: ConnectionPool) -> str:
 
 
 class RedisDatabase(RemoteDatabase):
-    """A database on a Redis server, whose memory it must fit into.
+    """A database on a Redis server, in whose memory it must fit.
 
-    Each write is atomic, and durable as the server is configured (`appendfsync always` waits for the disk). Writes and
-    blocks are serializable. What a block has read and written is kept in this process until its end.
+    Each write is atomic, and as durable as the server is configured (`appendfsync always` waits for the disk). Writes
+    and transactions are serializable. What a transaction has read and written is kept in this process until its end.
     """
 
     __slots__ = ("_readers",)
@@ -82,9 +82,9 @@ class RedisDatabase(RemoteDatabase):
     # -- blocks and snapshots ------------------------------------------------------------------------------------
 
     def _begin_on_server(self) -> RedisTransaction:
-        root = RedisTransaction(self, self._readers, self._table)
-        self._transactions.add(root)
-        return root
+        shared = RedisTransaction(self, self._readers, self._table)
+        self._transactions.add(shared)
+        return shared
 
     def _new_snapshot(self, table: Any) -> RedisSnapshot:
         return RedisSnapshot(self, self._readers, table)
@@ -100,7 +100,7 @@ class RedisDatabase(RemoteDatabase):
         def turn(rest: Bounds) -> Any:
             return self._run(lambda session: seen.page(session, rest, values=values), harmless=True)
 
-        return Scan(first, bounds, turn, self._life, lambda: readers.end(reader), values=values, owner=self)
+        return Scan(first, bounds, turn, self._scope, lambda: readers.end(reader), values=values, owner=self)
 
     def _end(self) -> None:
         self._readers.end_all()
@@ -136,9 +136,9 @@ class RedisDatabase(RemoteDatabase):
         return sorted(name.decode() for name in names if name)
 
     def drop_table(self, name: str) -> None:
-        """Remove a further table and all its entries, as one change. Raises `KeyError` if it is not there.
+        """Remove a further table and all its entries, as one change. Raises `KeyError` if it does not exist.
 
-        In a transaction it is not part of it, but done at once.
+        Inside a transaction it takes effect immediately and is not part of it.
         """
         table = self._table_named(name)
         self._check_writable()
@@ -164,5 +164,5 @@ class RedisDatabase(RemoteDatabase):
         return self._stats(*self._run(ask, harmless=True))
 
     def sync(self) -> None:
-        """There is nothing to do: the server has every write, and keeps it as it is configured to."""
+        """Does nothing: the server has every write, and keeps it as it is configured to."""
         self._check()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ..waiting import Life
+from ..waiting import Scope
 from .table import Bounds, Page
 
 __all__ = ["Scan"]
@@ -15,20 +15,20 @@ class Scan(Iterator[Any]):
     """Pairs of key and value, or, without `values`, keys.
 
     `turn(bounds)` gets a further page, `done()` is called once when no more are wanted: at the end, or when nobody
-    refers to the iterator any more. So it may be called at any moment, and must not wait. `owner` lives as long as
+    refers to the iterator any more. So it may be called at any moment, and must not wait. `owner` exists as long as
     the iterator is used.
     """
 
-    __slots__ = ("_bounds", "_done", "_entries", "_life", "_owner", "_turn", "_values")
+    __slots__ = ("_bounds", "_done", "_entries", "_owner", "_scope", "_turn", "_values")
 
     def __init__(
-        self, first: Page, bounds: Bounds, turn: Callable[[Bounds], Page], life: Life, done: Callable[[], object], *,
+        self, first: Page, bounds: Bounds, turn: Callable[[Bounds], Page], scope: Scope, done: Callable[[], object], *,
         values: bool, owner: object,
     ) -> None:  # fmt: skip
         self._bounds: Bounds | None = bounds
         self._done: Callable[[], object] | None = done
         self._turn = turn
-        self._life = life
+        self._scope = scope
         self._owner = owner
         self._values = values
         self._take(first)
@@ -40,9 +40,9 @@ class Scan(Iterator[Any]):
 
     def __next__(self) -> Any:
         while True:
-            if self._life.ended:
+            if self._scope.ended:
                 self.close()
-                self._life.check()
+                self._scope.check()
             for entry in self._entries:
                 return entry if self._values else entry[0]
             if self._bounds is None:

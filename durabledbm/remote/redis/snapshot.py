@@ -33,15 +33,15 @@ class RedisSnapshot(Snapshot):
         readers.run(lambda session: session.script(ENTER, table.database, self.reader), harmless=True)
 
     def close(self) -> None:
-        if not self._life.ended:
-            self._life.end()
+        if not self._scope.ended:
+            self._scope.end()
             self._readers.end(self.reader)
             self._readers.tell_server_if_possible()
 
     def __del__(self) -> None:
         try:
-            if not self._life.ended:
-                self._life.end()
+            if not self._scope.ended:
+                self._scope.end()
                 self._readers.end(self.reader)
         except Exception:  # it was never complete, or the interpreter ends
             pass
@@ -66,4 +66,4 @@ class RedisSnapshot(Snapshot):
             return self._read(table, lambda _, session: seen.page(session, rest, values=values))
 
         bounds = Bounds.of(keys)
-        return Scan(turn(bounds), bounds, turn, self._life, lambda: None, values=values, owner=self)
+        return Scan(turn(bounds), bounds, turn, self._scope, lambda: None, values=values, owner=self)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ...errors import BusyError
 from ..blocks import ServerTransaction
 from ..faces import KeyRange, Operation
-from ..waiting import Life
+from ..waiting import Scope
 from .readers import Readers
 from .scan import Scan
 from .scripts import COMMIT, CONFLICT, packed_changes, packed_strings
@@ -60,10 +60,10 @@ class RedisTransaction(ServerTransaction):
     def carry_out(self, table: Any, operation: Operation[T]) -> T:
         return operation(_TableInBlock(self, table), None)
 
-    def scan(self, table: Any, keys: KeyRange, life: Life, *, values: bool) -> Iterator[Any]:
-        return self.scan_by(PAGE_ENTRIES, table, keys, life, values=values)
+    def scan(self, table: Any, keys: KeyRange, scope: Scope, *, values: bool) -> Iterator[Any]:
+        return self.scan_by(PAGE_ENTRIES, table, keys, scope, values=values)
 
-    def scan_by(self, limit: int, table: RedisTable, keys: KeyRange, life: Life, *, values: bool) -> Iterator[Any]:
+    def scan_by(self, limit: int, table: RedisTable, keys: KeyRange, scope: Scope, *, values: bool) -> Iterator[Any]:
         """The same, so many entries at a time."""
         own = self.changes_in(table, keys)
         bounds = Bounds.of(keys)
@@ -77,7 +77,7 @@ class RedisTransaction(ServerTransaction):
             reads[place] = bounds if page.bound is None else bounds.up_to(page.bound)
             return _laid_over(page, own, keys.reverse)
 
-        return Scan(turn(bounds), bounds, turn, life, lambda: None, values=values, owner=self._owner)
+        return Scan(turn(bounds), bounds, turn, scope, lambda: None, values=values, owner=self._owner)
 
     def save(self, number: int) -> None:
         self._saved.append(number)
@@ -114,8 +114,8 @@ class RedisTransaction(ServerTransaction):
 
         if self._readers.run(send, harmless=False) == CONFLICT:
             raise BusyError(
-                f"{self._readers.server}: another transaction changed what this one read; nothing was written: "
-                "do it again"
+                f"{self._readers.server}: another transaction changed what this one read; nothing was written; "
+                "try again"
             )
 
     def finish(self) -> None:
@@ -186,8 +186,8 @@ class _TableInBlock:
 
     entry_max = ENTRY_MAX
 
-    def __init__(self, root: RedisTransaction, table: RedisTable) -> None:
-        self._root = root
+    def __init__(self, shared: RedisTransaction, table: RedisTable) -> None:
+        self._shared = shared
         self._table = table
         self.name = table.name
 
@@ -198,27 +198,27 @@ class _TableInBlock:
         return self.find(_, key) is not None
 
     def find_many(self, _: object, keys: list[bytes]) -> dict[bytes, bytes]:
-        root, table = self._root, self._table
+        shared, table = self._shared, self._table
         found: dict[bytes, bytes] = {}
         unchanged = []
         for key in keys:
-            own = root.changed(table, key)
+            own = shared.changed(table, key)
             if own is None:
                 unchanged.append(key)
             elif own[0] is not None:
                 found[key] = own[0]
         if unchanged:
-            root.reads_of(table).keys.update(unchanged)
-            found |= root.read(table, lambda seen, session: seen.find_many(session, unchanged))
+            shared.reads_of(table).keys.update(unchanged)
+            found |= shared.read(table, lambda seen, session: seen.find_many(session, unchanged))
         return found
 
     def count(self, _: object) -> int:
-        root, table = self._root, self._table
-        root.reads_of(table).ranges.append(Bounds.of(KeyRange()))
-        count = root.read(table, lambda seen, session: seen.count(session))
-        changes = root.all_changes(table)
+        shared, table = self._shared, self._table
+        shared.reads_of(table).ranges.append(Bounds.of(KeyRange()))
+        count = shared.read(table, lambda seen, session: seen.count(session))
+        changes = shared.all_changes(table)
         if changes:
-            before = root.read(table, lambda seen, session: seen.find_many(session, list(changes)))
+            before = shared.read(table, lambda seen, session: seen.find_many(session, list(changes)))
             count += sum(value is not None for value in changes.values()) - len(before)
         return count
 
@@ -226,13 +226,13 @@ class _TableInBlock:
         return self.first_key_of(_, KeyRange()) is not None
 
     def first_of(self, _: object, keys: KeyRange) -> tuple[bytes, bytes] | None:
-        return next(self._root.scan_by(_FEW, self._table, keys, Life(), values=True), None)
+        return next(self._shared.scan_by(_FEW, self._table, keys, Scope(), values=True), None)
 
     def first_key_of(self, _: object, keys: KeyRange) -> bytes | None:
-        return next(self._root.scan_by(_FEW, self._table, keys, Life(), values=False), None)
+        return next(self._shared.scan_by(_FEW, self._table, keys, Scope(), values=False), None)
 
     def put(self, _: object, key: bytes, value: bytes) -> None:
-        self._root.own(self._table)[key] = value
+        self._shared.own(self._table)[key] = value
 
     def delete(self, _: object, key: bytes) -> bool:
         return self.pop(_, key) is not None
@@ -240,24 +240,24 @@ class _TableInBlock:
     def pop(self, _: object, key: bytes) -> bytes | None:
         value = self.find(_, key)
         if value is not None:
-            self._root.own(self._table)[key] = None
+            self._shared.own(self._table)[key] = None
         return value
 
     def pop_end(self, _: object) -> tuple[bytes, bytes] | None:
         entry = self.first_of(_, KeyRange(reverse=True))
         if entry is not None:
-            self._root.own(self._table)[entry[0]] = None
+            self._shared.own(self._table)[entry[0]] = None
         return entry
 
     def set_default(self, _: object, key: bytes, default: bytes) -> bytes:
         value = self.find(_, key)
         if value is None:
-            self._root.own(self._table)[key] = value = default
+            self._shared.own(self._table)[key] = value = default
         return value
 
     def apply(self, _: object, changes: Mapping[bytes, bytes | None]) -> None:
-        self._root.own(self._table).update(changes)
+        self._shared.own(self._table).update(changes)
 
     def clear(self, _: object) -> None:
-        keys = list(self._root.scan(self._table, KeyRange(), Life(), values=False))
-        self._root.own(self._table).update(dict.fromkeys(keys))
+        keys = list(self._shared.scan(self._table, KeyRange(), Scope(), values=False))
+        self._shared.own(self._table).update(dict.fromkeys(keys))

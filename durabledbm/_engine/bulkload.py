@@ -1,0 +1,144 @@
+"""Bulk load: a database file built from entries that come in the order of their keys, each page written once, and full.
+
+A merge makes a tree the successor of another; a copy has no predecessor. So entries fill a leaf, leaves fill a branch,
+branches fill the next one, and what is held in memory is one node of each level. The file is one that no one else can
+see yet; writing its meta pages makes it a database.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from .balance import MIN_BRANCH, Splitter, inline_max
+from .disk.protocol import Disk
+from .freemap import FreeMap
+from .meta import SLOTS, Meta, encode_meta, first_page
+from .node import BRANCH_OVERHEAD, LEAF_OVERHEAD, separator
+from .page import NO_REF
+from .page_writer import PageWriter
+from .pager import Pager
+
+__all__ = ["Builder"]
+
+_PLACE = 1024
+"""Free pages that are taken at a time."""
+
+
+class _Level:
+    """The branch of one level that is being filled."""
+
+    __slots__ = ("lows", "refs", "size")
+
+    def __init__(self) -> None:
+        self.lows: list[bytes] = []
+        self.refs: list[bytes] = []
+        self.size = 0
+
+
+class Builder:
+    """Writes a database into the empty file `disk`, as it was after one of its commits.
+
+    `meta` is that commit: its number, time and the database's identity are kept; entries, pages and root are the
+    copy's.
+    """
+
+    def __init__(self, disk: Disk, meta: Meta) -> None:
+        self._disk = disk
+        self._meta = meta
+        page_size = meta.page_size
+        self._free_map = FreeMap(page_size, first_page(page_size), first_page(page_size))
+        self._writer = PageWriter(disk, Pager(disk, page_size, 0), self._free_map, meta.txid)
+        self._inline_max = inline_max(page_size)
+        self._splitter = Splitter(page_size, packing=False)
+        self._keys: list[bytes] = []
+        self._values: list[bytes] = []
+        self._size = 0
+        self._last_key: bytes | None = None
+        self._levels: list[_Level] = []
+        self._synced = 0
+        self.count = 0
+        """Entries so far."""
+
+    def add(self, entries: Iterable[tuple[bytes, bytes]]) -> None:
+        """Append entries. Their keys must ascend, and be greater than all before."""
+        for key, value in entries:
+            stored = value if len(value) <= self._inline_max else self._value(key, value)
+            size = len(key) + len(stored) + LEAF_OVERHEAD + 1
+            if self._keys and self._size + size > self._splitter.leaf_limit(self._size + size, len(self._keys) + 1):
+                self._end_leaf()
+            self._keys.append(key)
+            self._values.append(stored)
+            self._size += size
+            self.count += 1
+
+    def sync_at(self, size: int) -> None:
+        """Sync if more than `size` bytes were written since the last sync."""
+        pages = self._writer.pages_written
+        if (pages - self._synced) * self._meta.page_size > size:
+            self._synced = pages
+            self._disk.sync()
+
+    def finish(self) -> Meta:
+        """Write the remaining nodes, sync, and write the meta pages. Returns the meta."""
+        root, depth = self._finish_tree()
+        free_map, writer, old = self._free_map, self._writer, self._meta
+        writer.release_place()
+        free_map.pages.cut_tail()
+        ref = free_map.save(writer.txid, writer.write) if depth else NO_REF
+        writer.finish()
+        meta = Meta(
+            old.txid, old.page_size, old.database_id, free_map.pages.page_count, entry_count=self.count,
+            tree_count=self.count, root=root, depth=depth, space=ref, steady_txid=old.txid, steady=True,
+            time_ns=old.time_ns,
+        )  # fmt: skip
+        self._disk.write(0, (encode_meta(meta) * SLOTS,))
+        self._disk.resize(meta.page_count * meta.page_size)
+        self._disk.sync()
+        return meta
+
+    def _value(self, key: bytes, value: bytes) -> bytes:
+        self._take_place()
+        return self._writer.value(key, value)
+
+    def _take_place(self) -> None:
+        self._writer.expected = _PLACE
+
+    def _end_leaf(self) -> None:
+        low = b"" if self._last_key is None else separator(self._last_key, self._keys[0])
+        self._take_place()
+        ref = self._writer.leaf(self._keys, self._values)
+        self._last_key = self._keys[-1]
+        self._keys, self._values, self._size = [], [], 0
+        self._add_child(0, low, ref)
+
+    def _add_child(self, number: int, low: bytes, ref: bytes) -> None:
+        if number == len(self._levels):
+            self._levels.append(_Level())
+        level = self._levels[number]
+        size = len(low) + BRANCH_OVERHEAD
+        if level.size + size > self._splitter.one_page and len(level.refs) > MIN_BRANCH:
+            self._end_branch(number, len(level.refs) - 1)  # one stays: no branch has a single child
+        level.lows.append(low)
+        level.refs.append(ref)
+        level.size += size
+
+    def _end_branch(self, number: int, count: int) -> None:
+        level = self._levels[number]
+        self._take_place()
+        ref = self._writer.branch(level.lows[1:count], level.refs[:count])
+        low = level.lows[0]
+        del level.lows[:count], level.refs[:count]
+        level.size = sum(map(len, level.lows)) + BRANCH_OVERHEAD * len(level.lows)
+        self._add_child(number + 1, low, ref)
+
+    def _finish_tree(self) -> tuple[bytes, int]:
+        if self._keys:
+            self._end_leaf()
+        number = 0
+        while number < len(self._levels):
+            level = self._levels[number]
+            if number == len(self._levels) - 1 and len(level.refs) == 1:
+                return level.refs[0], number + 1
+            self._end_branch(number, len(level.refs))
+            number += 1
+        return NO_REF, 0

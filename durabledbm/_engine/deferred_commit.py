@@ -1,0 +1,234 @@
+"""Deferred commits: changes stay in memory, and the writer lock with them, until they are committed all at once.
+
+Other processes cannot write meanwhile, so what was written in memory is still right when it is committed.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from ..errors import BusyError
+from .changeset import ChangeSet
+from .commit import Committer
+from .pipeline import Pipeline
+from .spill import Spill
+from .threads import Lease, held_here
+from .view import State, View
+
+__all__ = ["DeferredCommit"]
+
+_DEFERRED_MAX = 256 * 2**20
+"""Bytes of memory that deferred changes may take before they are committed early."""
+
+T = TypeVar("T")
+
+
+class DeferredCommit(Pipeline):
+    """Keeps changes in memory, and the writer lock with them, until `flush`."""
+
+    defers = True
+
+    def __init__(self, committer: Committer, timeout: float | None) -> None:
+        super().__init__(committer, timeout)
+        self._make_locks()
+        self._work: ChangeSet | None = None
+        self._state = self.store.state
+        self._transaction: Lease | None = None
+
+    def _make_locks(self) -> None:
+        self._mutex = threading.RLock()
+        """Held while the pending work is changed or committed."""
+        self._changing = threading.RLock()
+        """Held, within that, only while the pending work really changes: readers wait for this one."""
+        self.store.inside.locks += (self._mutex, self._changing)
+
+    def apply(self, operation: Callable[[ChangeSet], T]) -> T:
+        lease = Lease()
+        try:
+            self.committer.begin(lease, self.timeout)
+            with self._mutex, self._changing:
+                self.store.writer.reserved = True
+                result = operation(self._current_work())
+            self._end(lease)
+        except BaseException:
+            self._end(lease)
+            raise
+        return result
+
+    def put(self, key: bytes, value: bytes) -> bool:
+        # No lease is needed if something is pending already, nobody is in a transaction, and there is nothing to say.
+        store, flusher = self.store, self.flusher
+        if held_here(self._mutex) or held_here(store.mutex):
+            return False  # this call has interrupted one of its own thread: `run` refuses it
+        try:
+            with self._mutex:
+                work = self.deferred()
+                if work is None or work.size > _DEFERRED_MAX or self._in_transaction or self.committer.in_progress:
+                    return False
+                if store.closed or store.failure is not None:
+                    return False
+                if flusher is not None and (flusher.failure is not None or flusher.overdue):
+                    return False
+                with self._changing:
+                    work.put(key, value)
+        finally:
+            if store.inside.postponed:
+                store.inside.came_out()
+        return True
+
+    def _current_work(self) -> ChangeSet:
+        """What is pending, or, if nothing is, new work. The mutex must be held, and the writer lock."""
+        work = self.deferred()
+        if work is None:
+            state = self.store.state
+            work = self._work = ChangeSet.on(state)
+            self._state = state
+        return work
+
+    def _end(self, lease: Lease) -> None:
+        """Let go of the writer lock, unless something is pending: then only threads of this handle may write."""
+        if lease.holder is None:
+            return
+        with self._mutex:
+            work, flusher = self.deferred(), self.flusher
+            try:
+                if work is not None and (
+                    work.size > _DEFERRED_MAX
+                    or (flusher is not None and (flusher.overdue or not flusher.wake()))
+                ):
+                    self._commit()
+            finally:
+                self.store.writer.reserved = self.deferred() is not None
+                self.store.writer.lasting = self.flusher is None
+                lease.end()
+
+    def _commit(self) -> None:
+        """Commit what is pending. The mutex must be held, and the writer lock kept."""
+        if self.committer.in_progress and self.deferred() is not None:
+            self.committer.reconcile()  # somebody was interrupted who committed it
+        work = self.deferred()
+        if work is not None:
+            self.committer.commit(work.changes(), cleared=work.cleared, shrink=not self._in_transaction)
+            with self._changing:
+                self._work = None
+            self.store.writer.reserved = False
+            if self.flusher is not None:
+                self.flusher.mark_flushed()
+
+    @property
+    def _in_transaction(self) -> bool:
+        return self._transaction is not None and self._transaction.holder is not None
+
+    def deferred(self) -> ChangeSet | None:
+        # Nobody else writes while something is pending. So if the state has moved on, it was by committing that.
+        work = self._work
+        if work is None or not work.size or self._state.meta.txid != self.store.state.meta.txid:
+            return None
+        return work
+
+    def count(self) -> int:
+        if held_here(self._changing):  # interrupted amid a change: nothing that it relies on may be touched
+            work = self.deferred()
+            return self.store.state.meta.entry_count if work is None else work.counted_afresh()
+        with self._changing:
+            work = self.deferred()
+            if work is not None:
+                return work.count()
+        return self.store.current().meta.entry_count
+
+    def view(self) -> tuple[View, State] | None:
+        if held_here(self._changing):
+            work, state = self.deferred(), self._state
+            return None if work is None else (work.copied_view(), state)
+        with self._changing:
+            work, state = self.deferred(), self._state
+            return None if work is None else (work.view(), state)
+
+    def begin(self, lease: Lease) -> ChangeSet:
+        self.committer.begin(lease, self.timeout)
+        with self._mutex, self._changing:
+            work = self._current_work()
+            self._transaction = lease
+            # What is pending may be committed while the transaction goes on reading what that replaces.
+            return ChangeSet(work.view(), work.count, hold=self.store.hold() if work.size else None)
+
+    def spill(self, work: ChangeSet) -> Spill:
+        with self._mutex:
+            self._commit()
+            return super().spill(work)
+
+    def finish(self, lease: Lease, changes: ChangeSet | None, spill: Spill | None = None) -> None:
+        try:
+            with self._mutex:
+                if self.committer.in_progress:
+                    self.committer.reconcile()  # a thread was interrupted that committed the deferred changes
+                if changes is not None and spill is not None:
+                    self.committer.commit_spill(spill, changes.changes(), sync=True)
+                    self._work = None
+                elif changes is not None:
+                    with self._changing:
+                        self.store.writer.reserved = True
+                        deferred = self._current_work()
+                        if changes.cleared:
+                            deferred.clear()
+                        deferred.add(changes.changes(), changes.size)
+        finally:
+            self._end(lease)
+
+    def before_fork(self) -> None:
+        try:
+            self._flush(0.0)
+        except BusyError:
+            pass
+
+    def after_fork(self) -> None:
+        super().after_fork()
+        self._make_locks()
+        self._work = None
+        self._transaction = None
+
+    @contextmanager
+    def writing(self, lease: Lease | None = None) -> Iterator[None]:
+        lease = lease or Lease()
+        try:
+            self.committer.begin(lease, self.timeout)
+            with self._mutex:
+                self._commit()
+            yield
+        finally:
+            self._end(lease)
+
+    def flush(self) -> None:
+        self._flush(self.timeout)
+
+    def _flush(self, timeout: float | None) -> None:
+        # A transaction that is open, of whatever thread, does not stand in the way: what is pending is complete, and
+        # the transaction builds on it.
+        committer = self.committer
+        with self._mutex:
+            if self.deferred() is None and not self.store.writer.reserved and not committer.in_progress:
+                return
+            self._commit()
+        wanted = committer.in_progress or self.deferred() is not None
+        if not self._flushed(timeout if wanted else 0.0) and not self._flushed(timeout):
+            raise BusyError(f"{self.store.path}: a commit of another thread did not end in time")
+
+    def _flushed(self, timeout: float | None) -> bool:
+        """Commit the deferred changes and release the writer lock. False if a commit of another thread is in progress
+        that has not ended within `timeout`: what becomes of it is worth waiting for, and nothing else is.
+        """
+        lease = Lease()
+        try:
+            self.committer.begin(lease, timeout)
+            with self._mutex:
+                self._commit()
+        except BusyError:
+            return not self.committer.in_progress  # else another thread has the lease, and releases the lock at its end
+        except BaseException:
+            self._end(lease)
+            raise
+        self._end(lease)
+        return True

@@ -1,0 +1,270 @@
+"""Group commit: each operation is committed before it returns, together with those that wait at the same time.
+
+The first of a batch becomes its leader, waits for its lease, and runs and commits all operations that have come in by
+then. The others wait for the batch, which wakes them in a chain, one by one: waking all at once would make them fight.
+A leader that is interrupted ends its batch on the way out; should even that be interrupted, the others find out by
+looking now and then whether its lease still exists.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable
+from copy import copy
+from typing import Any, TypeVar
+
+from ..errors import BusyError, error
+from .changeset import ChangeSet
+from .commit import Committer
+from .pipeline import Pipeline
+from .spill import Spill
+from .threads import Lease, Patience
+
+__all__ = ["GroupCommit"]
+
+_LOOK = 0.5
+"""Seconds after which one that waits for its batch looks whether it still has a leader."""
+
+T = TypeVar("T")
+
+
+class _Request:
+    """One operation that waits for its batch."""
+
+    __slots__ = ("failure", "operation", "result")
+
+    def __init__(self, operation: Callable[[ChangeSet], Any]) -> None:
+        self.operation = operation
+        self.result: Any = None
+        self.failure: BaseException | None = None
+
+
+class _Batch:
+    """Operations that will be committed together."""
+
+    __slots__ = ("committed", "done", "leader", "over", "requests")
+
+    def __init__(self, lease: Lease) -> None:
+        self.requests: list[_Request] = []
+        self.leader = weakref.ref(lease)
+        """The lease of the thread that commits for all."""
+        self.committed: bool | None = False
+        """None while the commit is going on, and if it was interrupted and nothing tells what became of it."""
+        self.over = False
+        self.done = threading.Lock()
+        self.done.acquire()
+
+    def wake(self) -> None:
+        """Wake the next one that waits. Doing it twice is harmless."""
+        try:
+            self.done.release()
+        except RuntimeError:
+            pass
+
+
+class GroupCommit(Pipeline):
+    """Commits each operation before it returns, together with those that wait at the same time."""
+
+    def __init__(self, committer: Committer, timeout: float | None, *, sync: bool) -> None:
+        super().__init__(committer, timeout)
+        self._sync = sync
+        self._mutex = threading.Lock()
+        self._open: _Batch | None = None
+
+    def apply(self, operation: Callable[[ChangeSet], T]) -> T:
+        self.store.writer.check_self(self.store.path)
+        patience = Patience(self.timeout)
+        while True:
+            request, lease = _Request(operation), Lease()
+            batch: _Batch | None = None
+            try:
+                with self._mutex:
+                    batch = self._open
+                    if batch is None:
+                        batch = self._open = _Batch(lease)
+                    batch.requests.append(request)
+                leads = batch.leader() is lease
+                if leads:
+                    self._lead(batch, lease)
+                else:
+                    self._follow(batch, patience)
+            except BaseException as exc:  # an interrupt: whatever else goes wrong is noted in the requests
+                self._leave(batch, lease, exc)
+                raise
+            if request.failure is None:
+                if batch.committed:
+                    return request.result  # type: ignore[no-any-return]
+                self._close(batch)  # its leader was interrupted before it did anything, perhaps even before this
+                continue
+            # Whoever joined a batch late has not waited for as long as its leader.
+            if leads or type(request.failure) is not BusyError or patience.over:
+                raise request.failure
+
+    def _lead(self, batch: _Batch, lease: Lease) -> None:
+        try:
+            try:
+                self.committer.begin(lease, self.timeout)
+            finally:
+                self._close(batch)
+            work = ChangeSet.on(self.store.state)
+            for number, request in enumerate(batch.requests):
+                self._carry_out(request, work, others=number > 0)
+            before, batch.committed = self.store.state.meta.txid, None
+            self._commit(work)
+            batch.committed = True
+            lease.end()
+        except BaseException as exc:
+            if batch.committed is None and _is_interrupt(exc):
+                batch.committed = self._arrived(before)
+            lease.end()
+            self._fail(batch, exc)
+        batch.over = True
+        batch.wake()
+
+    def _arrived(self, before: int) -> bool | None:
+        """Whether a commit on top of commit `before`, which was interrupted, has been made; None if nothing tells.
+
+        The lease is still the caller's, so nobody else can have committed since.
+        """
+        try:
+            self.committer.reconcile()
+        except Exception:
+            return None
+        return self.store.state.meta.txid > before
+
+    def _follow(self, batch: _Batch, patience: Patience) -> None:
+        while not patience.acquire(batch.done, _LOOK):
+            if batch.leader() is None and not batch.over:
+                self._end(batch, error("the thread that was to commit this write was interrupted"))
+        batch.wake()
+
+    def _leave(self, batch: _Batch | None, lease: Lease, cause: BaseException) -> None:
+        """Somebody of the batch was interrupted. A leader ends it; a follower may have been woken already."""
+        lease.end()
+        if batch is not None:
+            if batch.leader() is lease:
+                self._end(batch, cause)
+            elif batch.over:
+                batch.wake()
+
+    def _close(self, batch: _Batch) -> None:
+        """Nobody may join the batch any more."""
+        with self._mutex:
+            if self._open is batch:
+                self._open = None
+
+    def _end(self, batch: _Batch, cause: BaseException) -> None:
+        self._close(batch)
+        self._fail(batch, cause)
+        batch.over = True
+        batch.wake()
+
+    def _fail(self, batch: _Batch, cause: BaseException) -> None:
+        """The leader gets the exception. So do the others, each one of its own, if it was no interrupt: that is the
+        leader's alone, and they find that they were committed, or are carried out again.
+        """
+        for number, request in enumerate(batch.requests):
+            if request.failure is not None:
+                continue
+            if number == 0:
+                request.failure = cause
+            elif not _is_interrupt(cause):
+                request.failure = _copy(cause)
+            elif batch.committed is None:
+                request.failure = error(
+                    f"the commit of this write together with others was interrupted, and it is not known what became "
+                    f"of it: {cause!r}"
+                )
+
+    def _carry_out(self, request: _Request, work: ChangeSet, *, others: bool) -> None:
+        """Run the operation of a request. What it raises is kept there, if it is the operation that raises it.
+
+        An asynchronous exception for the thread that leads, while it runs what `others` have asked for, is the leader's
+        own. It is told by a second try: an operation that fails changes nothing, and fails again.
+        """
+        try:
+            request.result = self._result(request.operation, work)
+        except Exception as exc:
+            request.failure = exc
+            if others:
+                try:
+                    self._result(request.operation, work)
+                except Exception:
+                    return
+                raise
+
+    def _result(self, operation: Callable[[ChangeSet], T], work: ChangeSet) -> T:
+        """What an operation returns, after its changes were admitted by whoever observes the commits, if anybody."""
+        observer = self.store.observer
+        if observer is None:
+            return operation(work)
+        point = work.savepoint()
+        try:
+            result = operation(work)
+            observer.admit(work.changes())
+        except BaseException:
+            work.roll_back(point)
+            raise
+        work.release(point)
+        return result
+
+    def _commit(self, changes: ChangeSet, spill: Spill | None = None) -> None:
+        flusher = self.flusher
+        if spill is None:
+            self.committer.commit(changes.changes(), cleared=changes.cleared, sync=self._sync)
+        else:
+            self.committer.commit_spill(spill, changes.changes(), sync=self._sync)
+        if flusher is not None and (flusher.overdue or not flusher.wake()):
+            self.committer.make_durable()
+            flusher.mark_flushed()
+
+    def begin(self, lease: Lease) -> ChangeSet:
+        return ChangeSet.on(self.committer.begin(lease, self.timeout))
+
+    def finish(self, lease: Lease, changes: ChangeSet | None, spill: Spill | None = None) -> None:
+        try:
+            if changes is not None:
+                self._commit(changes, spill)
+        finally:
+            lease.end()
+
+    def after_fork(self) -> None:
+        super().after_fork()
+        self._mutex = threading.Lock()
+        self._open = None
+
+    def flush(self) -> None:
+        # A sync needs no lease. Only a commit in progress is worth waiting for: what becomes of it is not known yet.
+        if self.committer.has_unsynced and not self._made_durable(0.0) and not self._made_durable(self.timeout):
+            raise BusyError(f"{self.store.path}: a commit of another thread did not end in time")
+        if self.flusher is not None:
+            self.flusher.mark_flushed()
+
+    def _made_durable(self, timeout: float | None) -> bool:
+        """Sync what was committed. False if a commit is in progress that has not ended within `timeout`."""
+        committer, lease = self.committer, Lease()
+        try:
+            committer.begin(lease, timeout)
+            committer.make_durable()
+        except BusyError:
+            if committer.in_progress:
+                return False
+            committer.sync_file()
+        finally:
+            lease.end()
+        return True
+
+
+def _is_interrupt(cause: BaseException) -> bool:
+    """Whether an exception was raised in a thread from outside, as far as can be told: by a signal handler, or by
+    `PyThreadState_SetAsyncExc`, which makes exceptions without arguments. What goes wrong in a commit is an `OSError`
+    that says what.
+    """
+    return not isinstance(cause, (OSError, MemoryError)) or not cause.args
+
+
+def _copy(cause: BaseException) -> BaseException:
+    twin = copy(cause)
+    twin.__cause__ = cause
+    return twin

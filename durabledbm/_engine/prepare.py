@@ -1,0 +1,353 @@
+"""Preparing a commit: the meta page of a state's successor, and the pages that it names.
+
+The first step of `commit`. Nothing that is written here is part of the database before the meta page is: the pages are
+free ones. `Preparer` also keeps the free space in memory from one commit to the next.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
+
+from ..errors import CorruptionError
+from .freemap import FreeMap
+from .merge import Change, Merged, merge
+from .meta import CHANGE_OVERHEAD, Meta, encode_changes, first_page, room_for
+from .page import NO_REF
+from .page_writer import PageWriter
+from .shrink import is_wasteful, tail_runs
+from .spill import Spill
+from .store import Phase, Store
+from .tree import Tree, walk
+from .view import State
+
+__all__ = ["Batch", "Prepared", "Preparer", "has_room"]
+
+_RESERVE = 8
+"""A file has so many pages that hold nothing, and one for each level of its tree, so that something can be deleted when
+the disk is full..."""
+
+_RESERVED_PART = 4
+"""...but no more than a page for so many that are in use."""
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+_ATTEMPTS = 4
+"""How many leaves are tried when the disk is full."""
+
+_LEAST_MOVED = 16
+"""A commit that merges moves a run for two changes, and as many more, from the end of a file that is largely free."""
+
+_SHRUNK = 0.995
+"""A database has shrunk if it needs less than this part of the pages that it needed before."""
+
+
+class Batch(NamedTuple):
+    """What one commit makes of the state before it."""
+
+    changes: Mapping[bytes, Change]
+    cleared: bool = False
+    """The changes are made to an empty tree."""
+    spill: Spill | None = None
+    """The changes are made to this tree, which holds the transaction's earlier changes."""
+    moving: bool = False
+    """The changes touch what is to be moved to the front of the file."""
+    packing: bool = False
+    """The changes touch leaves that are to be filled to the brim."""
+    sparing: bool = False
+    """The disk is full: merge only these changes, and give back nothing of the file."""
+
+
+class Prepared(NamedTuple):
+    """A commit that only lacks its meta page."""
+
+    meta: Meta
+    """As it will be, but for what every commit has of its own: number, time and the like."""
+    encoded: bytes | None
+    """The changes as they stand in the meta page, if they are encoded already."""
+    sync: bool
+    """It must be synced before it is shown."""
+    merged: bool
+    """Pages were written, which `meta.extents` lists."""
+
+
+class Preparer:
+    """Prepares the commits of one store. `make_durable(meta)` syncs the state before, whose meta is given."""
+
+    def __init__(self, store: Store, make_durable: Callable[[Meta], None]) -> None:
+        self._store = store
+        self._make_durable = make_durable
+        self._free_map: FreeMap | None = None
+        self._reusable_txid = -1
+        """Pages freed at or before this txid are safe to reuse: no recovery needs them."""
+        self._encoded: tuple[Mapping[bytes, bytes | None], bytes] = {}, b""
+        """The changes that were last put in a meta, as they stand there: the next commit may just append."""
+        self._used_before = 0
+        """Pages that the commit before the last one needed."""
+        self._written = 0
+        """Pages the last merging commit wrote. The next may need as many, so keep that much free."""
+
+    def prepare(self, old: State, batch: Batch, *, sync: bool) -> Prepared:
+        """Prepare the successor of `old`: write its pages, and return its meta."""
+        if batch.spill is not None:
+            self._free_map = None
+            return Prepared(self._sealed(old, batch, *batch.spill.finish(batch.changes), sync=sync), None, sync, True)
+        if batch.moving or batch.packing:
+            return Prepared(self._in_tree(old, batch, sync=sync), None, sync, True)
+        changes: Mapping[bytes, bytes | None] = batch.changes  # type: ignore[assignment]
+        meta = self._emptied(old, changes) if batch.cleared else self._in_meta(old, changes)
+        if meta is not None:
+            return Prepared(meta, self._encoded[1], sync, False)
+        try:
+            return Prepared(self._in_tree(old, batch, sync=sync), None, sync, True)
+        except OSError as exc:
+            if exc.errno not in _NO_SPACE or self._store.phase is Phase.POISONED or batch.cleared:
+                raise
+            meta = self._in_little_space(old, changes)
+            if meta is None:
+                raise
+            return Prepared(meta, None, True, True)  # synced: the next one needs the pages that it has freed
+
+    def _in_meta(self, old: State, changes: Mapping[bytes, bytes | None]) -> Meta | None:
+        """The successor with the changes in its meta page, or None if they do not fit."""
+        extents = () if old.meta.txid <= self._store.durable_txid else old.meta.extents
+        room = room_for(len(extents))
+        if not _fit(changes, room):
+            return None
+        waiting, count, appended = _waiting(old, changes, appending=self._encoded[0] is old.meta.changes)
+        encoded = self._encoded[1] + encode_changes(changes) if appended else encode_changes(waiting)
+        if len(encoded) > room:
+            return None
+        self._encoded = waiting, encoded
+        return old.meta._replace(entry_count=count, changes=waiting, extents=extents)
+
+    def _emptied(self, old: State, changes: Mapping[bytes, bytes | None]) -> Meta | None:
+        """The successor with an empty tree and the changes in its meta page, or None if they do not fit.
+
+        The tree's pages are free from then on, without a record of it: this needs no page, so it works on a full disk.
+        """
+        waiting = {key: value for key, value in changes.items() if value is not None}
+        if not _fit(waiting, room_for(0)):
+            return None
+        self._encoded = waiting, encode_changes(waiting)
+        return self._without_tree(old, old.meta.page_count)._replace(entry_count=len(waiting), changes=waiting)
+
+    def _without_tree(self, old: State, page_count: int) -> Meta:
+        """The successor without entries and without anything in its pages."""
+        meta = old.meta
+        self._free_map = FreeMap.emptied(meta.page_size, first_page(meta.page_size), page_count, meta.txid + 1)
+        return meta._replace(
+            page_count=page_count, entry_count=0, tree_count=0, root=NO_REF, depth=0, space=NO_REF, extents=(),
+            changes={},
+        )  # fmt: skip
+
+    def _in_tree(self, old: State, batch: Batch, *, sync: bool) -> Meta:
+        """The successor with everything merged into the tree; its runs are written."""
+        pager = self._store.pager
+        lean = batch.moving or batch.packing or batch.sparing
+        changes = batch.changes
+        free_map = self.free_map()
+        self._free_map = None  # until this commit is through, a failure leaves it unknown
+        writer = PageWriter(self._store.disk, pager, free_map, old.meta.txid + 1, grow=not lean)
+        if batch.cleared:
+            free_map.free_all()
+            tree = Tree(pager)
+        else:
+            tree = old.view.tree
+            if batch.moving or batch.packing:
+                free_map.pages.cut_tail(all_of_it=True)  # as in `_with_tail`
+                changes = {**changes, **old.meta.changes}
+            elif not batch.sparing:
+                if old.meta.changes:
+                    changes = {**old.meta.changes, **changes}
+                changes = self._with_tail(tree, free_map, changes)
+        writer.expect(changes, tree.depth)
+        merged = merge(pager, writer, tree.root, tree.depth, changes, packing=batch.packing)
+        count = merged.growth + (0 if batch.cleared else old.meta.tree_count)
+        return self._sealed(old, batch, merged, count, free_map, writer, sync=sync)
+
+    def _with_tail(self, tree: Tree, free_map: FreeMap, changes: Mapping[bytes, Change]) -> Mapping[bytes, Change]:
+        """The changes, and, if much of the file is free, what stands at its end, so that it can be cut off."""
+        if not is_wasteful(free_map.pages.free_count, free_map.pages.used_count, self._written):
+            return changes
+        free_map.pages.cut_tail(all_of_it=True)
+        tail, start = tail_runs(self._store.disk, tree, free_map, len(changes) // 2 + _LEAST_MOVED)
+        if tail:
+            free_map.pages.close_from(start)  # what is moved must not go back there
+        return {**tail, **changes}
+
+    def _sealed(
+        self, old: State, batch: Batch, merged: Merged, count: int, free_map: FreeMap, writer: PageWriter, *, sync: bool
+    ) -> Meta:
+        """Close a merge: write the free space, return the meta.
+
+        A commit that makes the file smaller, or that finds the disk full, takes no pages that it does not need.
+        """
+        store, lean, fold = self._store, batch.moving or batch.packing or batch.sparing, batch.moving
+        writer.release_place()
+        free_map.pages.reopen()
+        free_map.pages.cut_tail(all_of_it=fold)
+        if not merged.depth:
+            writer.discard()
+            return self._without_tree(old, min(free_map.pages.page_count, old.meta.page_count))
+        reserve = 0 if lean else min(merged.depth + _RESERVE, free_map.pages.used_count // _RESERVED_PART)
+        reserved = free_map.pages.reserve(reserve, soon=sync)
+        try:
+            space_ref = free_map.save(writer.txid, writer.write, fold=fold, log_pages=1 if lean else None)
+        except ValueError as exc:
+            raise CorruptionError(str(exc), path=store.path) from exc
+        writer.pad(reserved, free_map.pages.page_count)
+        extents = writer.finish()
+        self._free_map = free_map
+        store.pages_written += writer.pages_written
+        if not fold:
+            self._written = writer.pages_written
+        if old.meta.txid > store.durable_txid:
+            extents = old.meta.extents + extents
+        return old.meta._replace(
+            page_count=free_map.pages.page_count, entry_count=count, tree_count=count, root=merged.root,
+            depth=merged.depth, space=space_ref, extents=extents, changes={},
+        )  # fmt: skip
+
+    # -- a full disk -------------------------------------------------------------------------------
+
+    def _in_little_space(self, old: State, changes: Mapping[bytes, bytes | None]) -> Meta | None:
+        """The successor with no more merged into the tree than must be for the rest to fit in the meta page, leaf by
+        leaf: for a full disk, where the few pages must do that the file has. None if it cannot be done so.
+        """
+        room = room_for(0)
+        if not _fit(changes, room) or not old.view.tree.depth or set(changes.values()) != {None}:
+            return None
+        if old.meta.txid > self._store.durable_txid:  # then what was freed before it may be written
+            self._make_durable(old.meta)
+        waiting, count, _ = _waiting(old, changes)
+        for leaves in _by_leaf(old.view.tree, waiting):
+            rest = dict(waiting)
+            merged: dict[bytes, bytes | None] = {}
+            for keys in leaves:
+                merged.update((key, rest.pop(key)) for key in keys)
+                if _fit(rest, room):
+                    break
+            try:
+                meta = self._in_tree(old, Batch(merged, sparing=True), sync=True)
+            except OSError as exc:
+                if exc.errno not in _NO_SPACE:
+                    raise
+            else:
+                return meta._replace(entry_count=count, changes=rest)
+        return None
+
+    # -- free space --------------------------------------------------------------------------------
+
+    def free_map(self) -> FreeMap:
+        """The free space at the current state, with everything released that neither a snapshot nor a crash can reach.
+
+        The writer lock must be held.
+        """
+        state, pinned = self._store.state, self._store.oldest_txid()
+        free_map, self._free_map = self._free_map, None  # until it is as it should be again
+        if free_map is None or free_map.ref != state.meta.space:
+            free_map = self._load_free_map(state)
+        free_map.release(self._reusable_txid if pinned is None else min(pinned, self._reusable_txid))
+        self._free_map, self._used_before = free_map, free_map.pages.used_count
+        return free_map
+
+    def take_free_map(self) -> FreeMap:
+        """The same, for a transaction that writes pages before its commit: the next commit reads it from the file."""
+        free_map, self._free_map = self.free_map(), None
+        return free_map
+
+    def forget(self) -> None:
+        """What is in memory of the free space may be wrong: read it again before it is used."""
+        self._free_map = None
+
+    def note_durable(self, meta: Meta) -> None:
+        """A crash falls back to `meta` at worst.
+
+        Its list must verify then. If it was made on top of commits that were not synced themselves, the list has pages
+        of theirs, too, of which some have been freed since: they must stay until another commit is durable.
+        """
+        alone = not meta.extents or meta.steady_txid >= meta.txid - 1
+        self._reusable_txid = meta.txid if alone else meta.steady_txid
+
+    def _load_free_map(self, state: State) -> FreeMap:
+        try:
+            return state.free_map(self._store.pager)
+        except CorruptionError:
+            # Nothing is lost with the free-space map: what the tree does not use is free.
+            meta = state.meta
+            used = ((visit.page_id, visit.page_count) for visit in walk(state.view.tree, state.pages()))
+            return FreeMap.rebuilt(meta.page_size, first_page(meta.page_size), meta.page_count, used, meta.txid + 1)
+
+    @property
+    def has_shrunk(self) -> bool:
+        """Whether the last commit has left the database smaller than it was."""
+        return self._free_map is not None and self._free_map.pages.used_count < self._used_before * _SHRUNK
+
+    def leaves_waste(self, written: int = 0) -> bool:
+        """Whether the file is larger than it must be, as far as is known, and something is to be done about it now: if
+        the database has shrunk, or is being closed (nothing is `written`), or the file is twice what it must be.
+        """
+        free_map = self._free_map
+        if free_map is None:
+            return False
+        room = free_map.pages.used_count if written and not self.has_shrunk else 0
+        return is_wasteful(free_map.pages.page_count - free_map.pages.used_count, free_map.pages.used_count, room)
+
+
+def _waiting(
+    old: State, changes: Mapping[bytes, bytes | None], *, appending: bool = False
+) -> tuple[dict[bytes, bytes | None], int, bool]:
+    """All changes that are not in the tree with `changes` among them, the number of entries then, and whether encoding
+    `changes` behind the others is encoding all of them, if there is something encoded to append to.
+    """
+    waiting = dict(old.meta.changes)
+    tree = old.view.tree
+    count = old.meta.entry_count
+    for key, value in changes.items():
+        in_tree = key in tree
+        was_there = in_tree
+        if key in waiting:
+            was_there = waiting[key] is not None
+            appending = False
+        count += (value is not None) - was_there
+        if value is not None or in_tree:
+            waiting[key] = value
+        else:
+            waiting.pop(key, None)
+            appending = False
+    return waiting, count, appending
+
+
+def _by_leaf(tree: Tree, changes: Mapping[bytes, bytes | None]) -> Iterator[list[list[bytes]]]:
+    """The keys of changes that concern the same leaf, in some orders: first those first that make most room in the meta
+    page, then those that make the tree no larger.
+    """
+    leaves: dict[bytes, list[bytes]] = {}
+    for key in changes:
+        leaves.setdefault(tree.leaf_ref(key), []).append(key)
+    largest = sorted(leaves.values(), key=lambda keys: -sum(_size(key, changes[key]) for key in keys))
+    deletions = sorted(largest, key=lambda keys: any(changes[key] is not None for key in keys))
+    for first in range(min(len(largest), _ATTEMPTS)):
+        yield largest[first:]
+        yield deletions[first:]
+
+
+def has_room(changes: Mapping[bytes, bytes | None], extent_count: int) -> bool:
+    """Whether a meta page with so many extents holds the changes."""
+    return _fit(changes, room_for(extent_count))
+
+
+def _fit(changes: Mapping[bytes, bytes | None], room: int) -> bool:
+    """Whether changes take no more than `room` bytes of a meta page."""
+    for key, value in changes.items():
+        room -= _size(key, value)
+        if room < 0:
+            return False
+    return True
+
+
+def _size(key: bytes, value: bytes | None) -> int:
+    """Bytes that a change takes in a meta page."""
+    return CHANGE_OVERHEAD + len(key) + (0 if value is None else len(value))
