@@ -20,7 +20,7 @@ from children import Child
 from systems import WINDOWS
 
 import durabledbm
-from durabledbm._engine import windows
+from durabledbm._engine.disk import windows
 from durabledbm._foreign.kinds import shell_word
 
 if not WINDOWS:
