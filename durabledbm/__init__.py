@@ -59,7 +59,7 @@ if not TYPE_CHECKING:
         except ImportError as exc:
             if exc.name != "crc32c":
                 raise
-            raise exc.with_traceback(None) from None  # the message says what to do; how it came about helps nobody
+            raise exc.with_traceback(None) from None  # the message says what to do; the traceback would not help
         value = getattr(module, name) if _LAZY[name] else module
         globals()[name] = value
         return value

@@ -51,7 +51,7 @@ _HELD_MAX = 4096
 """So many changes of commits that are not durable yet are held; for more, the trees are compared instead."""
 
 Writing = Callable[[], AbstractContextManager[object]]
-"""Makes a block in which this process writes, and nobody else."""
+"""Makes a block in which only this process writes."""
 
 Changes = Iterable[tuple[bytes, "bytes | None"]]
 
@@ -78,7 +78,7 @@ class Log(Protocol):
 def attach(committer: Committer, writing: Writing, log: Log) -> Attachment:
     """Let `log` follow the database of `store`, after completing it if it lacks commits.
 
-    `writing()` is a block in which nothing is pending and nobody else writes. An empty binary log is bound to the
+    `writing()` is a block in which nothing is pending and no other process writes. An empty binary log is bound to the
     database and contains the commits from now on, so take the backup after this, not before. A log in the text codec
     has no commit numbers; every attach compares all of it with the database.
 

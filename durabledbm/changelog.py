@@ -42,9 +42,10 @@ from ._log.records import (
     Record,
 )
 from ._log.writer import LogWriter
+from ._messages import not_copied, represented
 from .attach import Attachment, Writing, attach
 from .errors import ClosedError, CorruptionError, error
-from .mapping import Key, Value, as_bytes, not_copied, represented
+from .mapping import Key, Value, as_bytes
 
 if TYPE_CHECKING:
     from ._engine.commit import Committer

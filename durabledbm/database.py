@@ -27,13 +27,14 @@ from ._engine.threads import Lease
 from ._engine.view import Scope, View
 from ._files.arguments import CountedProgress, Path
 from ._files.opening import DEFAULT_CACHE_SIZE, DEFAULT_PAGE_SIZE, Durability, Flag, checked, open_store
+from ._messages import counted, represented
 from ._process.handles import Registry, began, ended
 from .errors import BusyError, ClosedError, error
 from .maintenance.backup import backup
 from .maintenance.check import Problem, check_state
 from .maintenance.reorganize import reorganize
 from .maintenance.stats import Stats, gather
-from .mapping import Key, Writable, as_bytes, counted, represented
+from .mapping import Key, Writable, as_bytes
 from .snapshot import Pin, Snapshot
 from .transaction import Transaction, own_transaction
 

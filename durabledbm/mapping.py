@@ -11,14 +11,13 @@ from itertools import islice, zip_longest
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from .errors import ReadOnlyError
+from ._messages import not_copied
 
 if TYPE_CHECKING:
     from _typeshed import SupportsKeysAndGetItem
 
 __all__ = [
-    "Entries", "Key", "Readable", "Value", "Values", "Writable", "as_bytes", "as_changes", "counted", "not_copied",
-    "prefix_range", "represented",
+    "Entries", "Key", "Readable", "Value", "Values", "Writable", "as_bytes", "as_changes", "prefix_range",
 ]  # fmt: skip
 
 Key = str | bytes | bytearray | memoryview
@@ -77,24 +76,6 @@ def prefix_range(prefix: bytes) -> tuple[bytes, bytes | None]:
     """
     stem = prefix.rstrip(b"\xff")
     return prefix, stem[:-1] + bytes([stem[-1] + 1]) if stem else None
-
-
-def represented(thing: object, *parts: str) -> str:
-    """The `repr` of a handle: its class and `parts`."""
-    return f"<{type(thing).__module__}.{type(thing).__qualname__} {', '.join(parts)}>"
-
-
-def counted(entries: int, *, unflushed: bool) -> str:
-    """For `repr`: the number of entries in the file, and whether the handle holds unflushed writes."""
-    return f"{entries:,} {'entry' if entries == 1 else 'entries'}{' and unflushed writes' if unflushed else ''}"
-
-
-def not_copied(thing: object) -> TypeError:
-    """The error for `pickle` and `copy`: a copy would be a second handle on the same file."""
-    return TypeError(
-        f"cannot copy or pickle a {type(thing).__name__}: it stands for an open file. "
-        "Pass the path on and open the file again; dict() copies the entries"
-    )
 
 
 class Entries(ItemsView[bytes, bytes]):
@@ -378,8 +359,3 @@ def _only(items: Iterator[tuple[bytes, bytes]]) -> tuple[bytes, bytes]:
     for entry in items:
         return entry
     raise KeyError("the mapping is empty")
-
-
-def read_only(path: str) -> ReadOnlyError:
-    """The error for a write through a read-only handle, with the text that users of dbm know."""
-    return ReadOnlyError(f"{path}: the database is opened for reading only")

@@ -228,7 +228,7 @@ class _Copying:
 
 
 def _batches(entries: Iterator[Entry]) -> Iterator[dict[bytes, bytes]]:
-    """The entries in dicts that are committed one by one: nobody sees the file before it is complete."""
+    """The entries in dicts that are committed one by one: no other process sees the file before it is complete."""
     batch: dict[bytes, bytes] = {}
     size = 0
     for key, value in entries:
@@ -350,7 +350,7 @@ def _has_no_commit(disk: Disk) -> bool:
 
 @contextmanager
 def _unwritten(path: str) -> Iterator[Disk]:
-    """Our database at `path`, locked against writers. Raises EEXIST if somebody has written to it."""
+    """Our database at `path`, locked against writers. Raises EEXIST if it was written to."""
     lease = Lease()
     with closing(FileVolume().open(path, writable=True)) as disk:
         try:

@@ -193,7 +193,7 @@ def _patch() -> None:
     original = _dbm.whichdb
 
     def whichdb(filename: Path) -> str | None:
-        # Whoever kept a reference to this function gets the old answers once it is uninstalled.
+        # Code that kept a reference to this function gets the old answers after uninstall().
         return _whichdb(filename, original) if _installations else original(filename)
 
     whichdb.__doc__ = original.__doc__
@@ -201,7 +201,7 @@ def _patch() -> None:
     _dbm.whichdb = whichdb
 
     def undo() -> None:
-        # What somebody else has replaced since is not ours to put back.
+        # What other code has replaced since is left alone.
         if _dbm._defaultmod is _backend:
             _dbm._defaultmod = default
         if _dbm.whichdb is whichdb:

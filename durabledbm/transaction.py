@@ -485,7 +485,7 @@ class Transaction(Writable):
         reuse = not work.has_savepoints and not context.uses
         try:
             self.database._pipeline.committer.check_place()
-            tree, count = context.spill.add(work.changes(), reuse=reuse)
+            tree, count = context.spill.add(work.as_dict(), reuse=reuse)
         except BaseException as exc:
             context.doomed = exc
             if isinstance(exc, OSError):

@@ -18,7 +18,8 @@ LINES_OF_A_FILE = 600
 LINES_OF_A_FUNCTION = 60
 
 LAYERS = """
-errors  _messages  _files.arguments  _process.caller_context  sharded.threads
+errors  _files.arguments  _process.caller_context  sharded.threads
+_messages
 _engine.allocator  _engine.cache  _engine.checksum  _engine.disk.protocol
 _engine.disk.posix  _engine.page  _engine.threads
 _engine.disk.windows  _engine.freemap  _engine.locks  _engine.meta  _engine.node  _engine.sparse

@@ -1,60 +1,51 @@
 """The engine: everything that knows about bytes on disk.
 
 Nothing here is public. A module imports only from those above it in this list, which is also the order to read them in
-(tests/test_tidy.py holds the package to it).
+(tests/test_tidy.py holds the package to it). To begin with the heart of it, read `commit` first.
 
 What the operating system offers
-    disk        one open file and its directory, as two small interfaces that are handed in
-    posix       the real ones, for Linux, macOS and other POSIX systems
-    windows     the real ones, for Windows; its system calls are handed in
-    kernel32    those system calls
-    native      which of them this system has
-    patience    waiting with a limit, whatever the clock says
-    locks       the writer lock and the pins, kept by the kernel
+    disk.protocol    one open file and its directory, as two small interfaces that are handed in
+    disk.posix       the real ones, for Linux, macOS and other POSIX systems
+    disk.windows     the real ones, for Windows; its system calls are handed in
+    disk.kernel32    those system calls
+    disk             picks the real ones of this system
+    threads          what may interrupt a thread, how threads wait, and how they queue
+    locks            the writer lock and the pins: bytes that the kernel locks
 
 What stands in the file, as pure functions on bytes
-    page        runs of pages, sealed and verified
-    cells       keys and values, cut out of a node all at once
-    node        leaves and branches
-    meta        the meta page: the one thing that decides what the database contains
-    freepages   free pages in memory
-    space       free pages in the file
+    checksum         CRC32C
+    page             runs of pages, sealed and verified
+    node             leaves and branches
+    meta             the meta page: the one thing that decides what the database contains
+    allocator        free pages in memory
+    freemap          free pages in the file
 
 Reading
-    longruns    runs verified piece by piece, without the holes of a sparse file
-    pageset     which pages a walk has come to
-    pager       verified reads of runs, through a cache
-    tree        the tree under one root, which never changes
-    walk        the one walk through a tree: each page once
-    view        a tree with layers of changes on top
-    state       a committed state: a meta and its view
+    sparse           runs verified piece by piece, without the holes of a sparse file
+    recovery         which of the two meta pages to believe
+    cache            two generations of nodes, and of rows
+    pager            verified reads of runs, through a cache
+    tree             look-ups, scans, and the one walk through a tree
+    view             a tree with layers of changes on top, and committed states
+    readers          who reads which commit
+    files            how a file becomes a database, and what may happen to it from outside
+    store            one open file, and the newest commit in it
 
 Writing
-    writer      gives every new run its place
-    draft       how entries are cut into nodes
-    joining     which nodes are put together
-    merge       the one way in which a tree gets a successor
-    vacuum      what stands at the end of a file, and how to get it out of the way
-    commit      how a batch of changes becomes the database, and survives
-
-One file as a whole
-    recovery    which of the two meta pages to believe
-    creation    how a file comes into being
-    work        changes in the making
-    spill       transactions that outgrow memory
-    rows        values that were read lately
-    pins        the pins of one handle
-    unpinned    reading what was pinned, and is not any more
-    outside     what can happen to an open file from outside
-    observer    who is told of commits
-    current     the current state of one open file, and who reads it
-    store       one open file: who may read and write it
+    changeset        changes in the making
+    page_writer      gives every new run its place
+    balance          how full nodes are: splitting, and putting together
+    merge            the one way in which a tree gets a successor
+    bulkload         a file built in the order of its keys
+    shrink           what stands at the end of a file, and how to get it out of the way
+    spill            transactions that outgrow memory
+    prepare          the meta page of the next commit, and the pages that it names
+    commit           write, sync, publish: how a batch of changes becomes the database, and survives
 
 The ways of a write to the disk
-    operations  single writes that depend on what there is
-    flusher     the thread that writes in time
-    pipes       what pipelines have in common
-    group       commit before returning, together with others
-    deferred    commit later, all at once
-    pipeline    one for each durability mode
+    pipeline         what the two ways have in common
+    flusher          the thread that writes in time
+    group_commit     commit before returning, together with others
+    deferred_commit  commit later, all at once
+    durability       which way each durability mode takes
 """

@@ -163,7 +163,7 @@ class Balancer:
     def joined(
         self, lows: list[bytes], nodes: list[Node], level: int, *, keep_last: bool
     ) -> tuple[list[bytes], list[Node]]:
-        """Join drafts that are too small with a neighbour, and cut the result anew where it is too large for one.
+        """Join drafts that are too small with a neighbour, and split the result where it is too large for one node.
 
         With `keep_last` the last node may stay small: it is about to grow.
         """
@@ -202,7 +202,7 @@ class Balancer:
         return first, first + 2
 
     def repacked(self, lows: list[bytes], nodes: list[Node], level: int) -> tuple[list[bytes], list[Node]]:
-        """Pour adjacent drafts together where fewer pages will do, and cut them anew. They are written anyway."""
+        """Repack adjacent drafts where fewer pages will do. They are written anyway."""
         new_lows: list[bytes] = []
         new_nodes: list[Node] = []
         at = 0
@@ -222,7 +222,7 @@ class Balancer:
         return new_lows, new_nodes
 
     def _repacks(self, drafts: list[Draft]) -> bool:
-        """Whether drafts side by side are repacked together: to pack them, or because fewer pages will do."""
+        """Whether drafts side by side are repacked: to pack them, or because fewer pages will do."""
         sizes = [draft.size for draft in drafts]
         pages = sum(map(self._pages_of, sizes))
         return self._packing or (self.is_underused(sizes) and self._pages_of(sum(sizes)) < pages)

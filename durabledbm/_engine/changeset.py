@@ -133,14 +133,14 @@ class ChangeSet:
     def count(self) -> int:
         """How many entries there are. The first call looks up every changed key; after that it is kept up to date."""
         if self._present is None:
-            changes = self.changes()
+            changes = self.as_dict()
             self._growth = self._growth_by(changes)
             self._present = {key: value is not None for key, value in changes.items()}
         return self._base_count() + self._growth
 
     def counted_afresh(self) -> int:
         """The same, for a call that has interrupted a change: nothing is kept up to date by it."""
-        return self._base_count() + self._growth_by(self.changes().copy())
+        return self._base_count() + self._growth_by(self.as_dict().copy())
 
     def _growth_by(self, changes: dict[bytes, bytes | None]) -> int:
         return sum((value is not None) - self._in_base(key) for key, value in changes.items())
@@ -308,7 +308,7 @@ class ChangeSet:
 
     # -- ends --------------------------------------------------------------------------------------
 
-    def changes(self) -> dict[bytes, bytes | None]:
+    def as_dict(self) -> dict[bytes, bytes | None]:
         """All changes, as one dict."""
         layers = [layer for layer in self.layers if layer]
         if len(layers) == 1:

@@ -308,6 +308,18 @@ class Committer:
         store.check_name()  # what cannot be found again is not acknowledged
         return state
 
+    def _cut_off(self, meta: Meta) -> bool:
+        """Give back what lies behind the database. False if that is not possible now.
+
+        The commit is done, and a file that is too long is as good: the next one cuts it off. Windows refuses to cut a
+        file that another program, a virus scanner for example, has mapped into its memory.
+        """
+        try:
+            self.store.disk.resize(meta.page_count * meta.page_size)
+        except OSError:
+            return False
+        return True
+
     def make_durable(self) -> None:
         """Sync what was committed with `sync=False`. The writer lock must be held."""
         store = self.store
@@ -410,13 +422,7 @@ class Committer:
             else:
                 store.unsynced = None
                 if self._cut_due:
-                    try:
-                        store.disk.resize(state.meta.page_count * state.meta.page_size)
-                        self._cut_due = False
-                    except OSError:
-                        # The commit is complete, and a file that is too long is valid: the next commit cuts it. Windows
-                        # refuses to cut a file that another program, such as a virus scanner, has mapped into memory.
-                        pass
+                    self._cut_due = not self._cut_off(state.meta)
             for written in writes:
                 stamp = stamp_with(stamp, *written)
             store.install(state, rows)

@@ -34,15 +34,15 @@ class DeferredCommit(Pipeline):
     def __init__(self, committer: Committer, timeout: float | None) -> None:
         super().__init__(committer, timeout)
         self._make_locks()
-        self._work: ChangeSet | None = None
+        self._changes: ChangeSet | None = None
         self._state = self.store.state
         self._transaction: Lease | None = None
 
     def _make_locks(self) -> None:
         self._mutex = threading.RLock()
-        """Held while the pending work is changed or committed."""
+        """Held while the deferred changes are changed or committed."""
         self._changing = threading.RLock()
-        """Held, within that, only while the pending work really changes: readers wait for this one."""
+        """Held, within that, only while they really change: readers wait for this one."""
         self.store.inside.locks += (self._mutex, self._changing)
 
     def apply(self, operation: Callable[[ChangeSet], T]) -> T:
@@ -51,7 +51,7 @@ class DeferredCommit(Pipeline):
             self.committer.begin(lease, self.timeout)
             with self._mutex, self._changing:
                 self.store.writer.reserved = True
-                result = operation(self._current_work())
+                result = operation(self._current())
             self._end(lease)
         except BaseException:
             self._end(lease)
@@ -59,44 +59,44 @@ class DeferredCommit(Pipeline):
         return result
 
     def put(self, key: bytes, value: bytes) -> bool:
-        # No lease is needed if something is pending already, nobody is in a transaction, and there is nothing to say.
+        # No lease is needed if changes are deferred already, no transaction is open, and there is no error to raise.
         store, flusher = self.store, self.flusher
         if held_here(self._mutex) or held_here(store.mutex):
-            return False  # this call has interrupted one of its own thread: `run` refuses it
+            return False  # this call has interrupted one of its own thread: `apply` refuses it
         try:
             with self._mutex:
-                work = self.deferred()
-                if work is None or work.size > _DEFERRED_MAX or self._in_transaction or self.committer.in_progress:
+                changes = self.deferred()
+                if changes is None or changes.size > _DEFERRED_MAX or self._in_transaction:
                     return False
-                if store.closed or store.failure is not None:
+                if self.committer.in_progress or store.closed or store.failure is not None:
                     return False
                 if flusher is not None and (flusher.failure is not None or flusher.overdue):
                     return False
                 with self._changing:
-                    work.put(key, value)
+                    changes.put(key, value)
         finally:
             if store.inside.postponed:
                 store.inside.came_out()
         return True
 
-    def _current_work(self) -> ChangeSet:
-        """What is pending, or, if nothing is, new work. The mutex must be held, and the writer lock."""
-        work = self.deferred()
-        if work is None:
+    def _current(self) -> ChangeSet:
+        """The deferred changes, or a new change set. The mutex must be held, and the writer lock."""
+        changes = self.deferred()
+        if changes is None:
             state = self.store.state
-            work = self._work = ChangeSet.on(state)
+            changes = self._changes = ChangeSet.on(state)
             self._state = state
-        return work
+        return changes
 
     def _end(self, lease: Lease) -> None:
-        """Let go of the writer lock, unless something is pending: then only threads of this handle may write."""
+        """Release the writer lock, unless changes are deferred: then only threads of this handle may write."""
         if lease.holder is None:
             return
         with self._mutex:
-            work, flusher = self.deferred(), self.flusher
+            changes, flusher = self.deferred(), self.flusher
             try:
-                if work is not None and (
-                    work.size > _DEFERRED_MAX
+                if changes is not None and (
+                    changes.size > _DEFERRED_MAX
                     or (flusher is not None and (flusher.overdue or not flusher.wake()))
                 ):
                     self._commit()
@@ -106,14 +106,14 @@ class DeferredCommit(Pipeline):
                 lease.end()
 
     def _commit(self) -> None:
-        """Commit what is pending. The mutex must be held, and the writer lock kept."""
+        """Commit the deferred changes. The mutex must be held, and the writer lock kept."""
         if self.committer.in_progress and self.deferred() is not None:
-            self.committer.reconcile()  # somebody was interrupted who committed it
-        work = self.deferred()
-        if work is not None:
-            self.committer.commit(work.changes(), cleared=work.cleared, shrink=not self._in_transaction)
+            self.committer.reconcile()  # the thread that committed them was interrupted
+        changes = self.deferred()
+        if changes is not None:
+            self.committer.commit(changes.as_dict(), cleared=changes.cleared, shrink=not self._in_transaction)
             with self._changing:
-                self._work = None
+                self._changes = None
             self.store.writer.reserved = False
             if self.flusher is not None:
                 self.flusher.mark_flushed()
@@ -123,42 +123,42 @@ class DeferredCommit(Pipeline):
         return self._transaction is not None and self._transaction.holder is not None
 
     def deferred(self) -> ChangeSet | None:
-        # Nobody else writes while something is pending. So if the state has moved on, it was by committing that.
-        work = self._work
-        if work is None or not work.size or self._state.meta.txid != self.store.state.meta.txid:
+        # No other handle writes while changes are deferred. So if the state has moved on, it was by committing them.
+        changes = self._changes
+        if changes is None or not changes.size or self._state.meta.txid != self.store.state.meta.txid:
             return None
-        return work
+        return changes
 
     def count(self) -> int:
         if held_here(self._changing):  # interrupted amid a change: nothing that it relies on may be touched
-            work = self.deferred()
-            return self.store.state.meta.entry_count if work is None else work.counted_afresh()
+            changes = self.deferred()
+            return self.store.state.meta.entry_count if changes is None else changes.counted_afresh()
         with self._changing:
-            work = self.deferred()
-            if work is not None:
-                return work.count()
+            changes = self.deferred()
+            if changes is not None:
+                return changes.count()
         return self.store.current().meta.entry_count
 
     def view(self) -> tuple[View, State] | None:
         if held_here(self._changing):
-            work, state = self.deferred(), self._state
-            return None if work is None else (work.copied_view(), state)
+            changes, state = self.deferred(), self._state
+            return None if changes is None else (changes.copied_view(), state)
         with self._changing:
-            work, state = self.deferred(), self._state
-            return None if work is None else (work.view(), state)
+            changes, state = self.deferred(), self._state
+            return None if changes is None else (changes.view(), state)
 
     def begin(self, lease: Lease) -> ChangeSet:
         self.committer.begin(lease, self.timeout)
         with self._mutex, self._changing:
-            work = self._current_work()
+            changes = self._current()
             self._transaction = lease
-            # What is pending may be committed while the transaction goes on reading what that replaces.
-            return ChangeSet(work.view(), work.count, hold=self.store.hold() if work.size else None)
+            # The deferred changes may be committed while the transaction goes on reading what they replace.
+            return ChangeSet(changes.view(), changes.count, hold=self.store.hold() if changes.size else None)
 
-    def spill(self, work: ChangeSet) -> Spill:
+    def spill(self, changes: ChangeSet) -> Spill:
         with self._mutex:
             self._commit()
-            return super().spill(work)
+            return super().spill(changes)
 
     def finish(self, lease: Lease, changes: ChangeSet | None, spill: Spill | None = None) -> None:
         try:
@@ -166,15 +166,15 @@ class DeferredCommit(Pipeline):
                 if self.committer.in_progress:
                     self.committer.reconcile()  # a thread was interrupted that committed the deferred changes
                 if changes is not None and spill is not None:
-                    self.committer.commit_spill(spill, changes.changes(), sync=True)
-                    self._work = None
+                    self.committer.commit_spill(spill, changes.as_dict(), sync=True)
+                    self._changes = None
                 elif changes is not None:
                     with self._changing:
                         self.store.writer.reserved = True
-                        deferred = self._current_work()
+                        deferred = self._current()
                         if changes.cleared:
                             deferred.clear()
-                        deferred.add(changes.changes(), changes.size)
+                        deferred.add(changes.as_dict(), changes.size)
         finally:
             self._end(lease)
 
@@ -187,7 +187,7 @@ class DeferredCommit(Pipeline):
     def after_fork(self) -> None:
         super().after_fork()
         self._make_locks()
-        self._work = None
+        self._changes = None
         self._transaction = None
 
     @contextmanager
@@ -205,8 +205,8 @@ class DeferredCommit(Pipeline):
         self._flush(self.timeout)
 
     def _flush(self, timeout: float | None) -> None:
-        # A transaction that is open, of whatever thread, does not stand in the way: what is pending is complete, and
-        # the transaction builds on it.
+        # A transaction that is open, of whatever thread, does not stand in the way: the deferred
+        # changes are complete, and the transaction builds on them.
         committer = self.committer
         with self._mutex:
             if self.deferred() is None and not self.store.writer.reserved and not committer.in_progress:
@@ -230,5 +230,8 @@ class DeferredCommit(Pipeline):
         except BaseException:
             self._end(lease)
             raise
-        self._end(lease)
+        try:
+            self._end(lease)
+        finally:  # an interrupt may have struck in there, and another handle of the file be used next
+            lease.end()
         return True

@@ -1,10 +1,11 @@
-"""How a file becomes a database, in place, so that a crash at any moment leaves an empty one or a whole one.
+"""Database files: how one is created, how one is replaced, and what may happen to an open one from outside.
 
-A new file begins empty, and an empty file is a database that was not initialised yet: it reads as empty, and whoever
-has the writer lock may initialise it. Its owner, its permissions, its other names, and what other programs have done
-with it (opened, locked, mounted it) stay as they are. `initialise` goes in steps:
+A file becomes a database in place, so that a crash at any moment leaves an empty one or a whole one. A new file begins
+empty, and an empty file is a database that is not initialised yet: it reads as empty, and the holder of the writer lock
+may initialise it. Its owner, its permissions, its other names, and what other programs have done with it (opened,
+locked, mounted it) stay as they are. `initialise` goes in steps:
 
-1. sync the directory: whoever finds a database may acknowledge commits, so its name must be durable before it is one;
+1. sync the directory: the finder of a database may acknowledge commits, so its name must be durable before it is one;
 2. make the file one sector of zeros long, write `UNFINISHED` into it, and sync;
 3. write the meta of an empty database into slot 1, and sync;
 4. write its steady copy over `UNFINISHED`, into slot 0.
@@ -18,12 +19,8 @@ from a file of someone else's; and zeros where meta pages should be could be tho
 A file that is no database, and is to become one (flag "n"), is replaced by one that was made under a temporary name;
 where the directory does not let us, its content is cut off instead.
 
-
-== outside.py ==
-What can happen to an open file from outside, as errors that say what happened and what to do.
-
-None of it goes through this package, and none of it obeys a lock: the file is moved or removed, another copy is written
-into it, or another part of the program closes its descriptor. `current` notices.
+What happens to an open file from outside obeys no lock: it is moved or removed, another copy is written into it, or
+another part of the program closes its descriptor. The store notices; the errors here say what happened and what to do.
 """
 
 from __future__ import annotations
@@ -39,18 +36,9 @@ from .recovery import newest, read_slots
 from .threads import Lease
 
 __all__ = [
-    "INHERITED",
-    "INTERRUPTED",
-    "displaced",
-    "first_meta",
-    "initialise",
-    "overtaken",
-    "overwritten",
-    "random_bytes",
-    "replace",
-    "temporary_name",
-    "unavailable",
-]
+    "INHERITED", "INTERRUPTED", "displaced", "first_meta", "initialise", "overtaken", "overwritten", "random_bytes",
+    "replace", "temporary_name", "unavailable",
+]  # fmt: skip
 
 _FIXED_IN_PLACE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY, errno.EXDEV}
 """What says that a name cannot be given to another file: the directory is read-only, or the name is a mount."""
@@ -86,7 +74,7 @@ def random_bytes(size: int) -> bytes:
 
 
 def temporary_name(path: str) -> str:
-    """A name in the same directory that nobody can guess, and that no dbm module takes for one of its own."""
+    """A name in the same directory that cannot be guessed, and that no dbm module takes for one of its own."""
     return os.path.join(os.path.dirname(path), f".durabledbm-{os.urandom(8).hex()}.tmp")
 
 
@@ -160,7 +148,7 @@ INTERRUPTED = (
 
 
 def displaced(path: str) -> error:
-    """The name does not lead to the open file any more. That is no damage: nobody has touched what the file holds."""
+    """The name does not lead to the open file any more. That is no damage: what the file holds is untouched."""
     return error(errno.ESTALE, f"{ELSEWHERE}: what it held can be saved with backup(); then {_END}", path)
 
 

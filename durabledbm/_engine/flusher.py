@@ -1,7 +1,7 @@
 """The flusher: the thread that writes in time what the relaxed durability modes promise to write in time.
 
-Nobody depends on the thread: where it can't run, because the interpreter ends or the system gives no thread, whoever
-writes flushes at once; and if it gets no time, whoever writes next does its work.
+Nothing depends on the thread: where it cannot run, because the interpreter ends or the system gives no thread, each
+write flushes at once; and if it gets no time, the next write does its work.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _START = 0.5
 """The part of the interval after which a flush begins; the rest is for the flush itself..."""
 
 _DUE = 0.8
-"""...which should be over after this part of it. What was written longer ago is flushed by whoever writes next."""
+"""...which should be over after this part of it. What was written longer ago is flushed by the next write."""
 
 _LIVENESS = 0.5
 """Seconds between looks of an idle thread whether its handle still exists."""

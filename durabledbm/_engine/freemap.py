@@ -103,8 +103,7 @@ class FreeMap:
     def drop(self, page_id: int, page_count: int) -> None:
         """The commit being made has written these pages and does not need them after all.
 
-        They stand in its list, by which a crash decides whether to believe it: so the next commit must not overwrite
-        them either.
+        They are still in its extent list, so they are reused only after one more durable commit.
         """
         self._dropped.append((page_id, page_count))
         self.pages.pending_count += page_count
@@ -236,12 +235,12 @@ class FreeMap:
             if ref not in listed:
                 self._free_ref(ref)
         self._chunks = [chunk for chunk in self._chunks if chunk[0] in listed]
-        loose = [group for group in self._pending if group.chunk == NO_REF]
-        if sum(len(group.runs) for group in loose) >= _CHUNK_MIN:
-            self._write_chunk(loose, txid, write)
-            loose = []
+        unlisted = [group for group in self._pending if group.chunk == NO_REF]
+        if sum(len(group.runs) for group in unlisted) >= _CHUNK_MIN:
+            self._write_chunk(unlisted, txid, write)
+            unlisted = []
         self._log = bytearray().join(
-            _LOG.pack(page_id, count, group.txid) for group in loose for page_id, count in group.runs
+            _LOG.pack(page_id, count, group.txid) for group in unlisted for page_id, count in group.runs
         )
         spans = -(-len(self.pages.flags) // self.pages.span)
         for ref in self._maps[spans:]:

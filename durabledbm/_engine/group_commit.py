@@ -97,7 +97,7 @@ class GroupCommit(Pipeline):
                     return request.result  # type: ignore[no-any-return]
                 self._close(batch)  # its leader was interrupted before it did anything, perhaps even before this
                 continue
-            # Whoever joined a batch late has not waited for as long as its leader.
+            # A follower that joined late has not waited for as long as its leader.
             if leads or type(request.failure) is not BusyError or patience.over:
                 raise request.failure
 
@@ -107,11 +107,11 @@ class GroupCommit(Pipeline):
                 self.committer.begin(lease, self.timeout)
             finally:
                 self._close(batch)
-            work = ChangeSet.on(self.store.state)
+            changes = ChangeSet.on(self.store.state)
             for number, request in enumerate(batch.requests):
-                self._carry_out(request, work, others=number > 0)
+                self._carry_out(request, changes, others=number > 0)
             before, batch.committed = self.store.state.meta.txid, None
-            self._commit(work)
+            self._commit(changes)
             batch.committed = True
             lease.end()
         except BaseException as exc:
@@ -125,7 +125,7 @@ class GroupCommit(Pipeline):
     def _arrived(self, before: int) -> bool | None:
         """Whether a commit on top of commit `before`, which was interrupted, has been made; None if nothing tells.
 
-        The lease is still the caller's, so nobody else can have committed since.
+        The lease is still the caller's, so no one else can have committed since.
         """
         try:
             self.committer.reconcile()
@@ -140,7 +140,7 @@ class GroupCommit(Pipeline):
         batch.wake()
 
     def _leave(self, batch: _Batch | None, lease: Lease, cause: BaseException) -> None:
-        """Somebody of the batch was interrupted. A leader ends it; a follower may have been woken already."""
+        """A thread of the batch was interrupted. A leader ends the batch; a follower may have been woken already."""
         lease.end()
         if batch is not None:
             if batch.leader() is lease:
@@ -149,7 +149,7 @@ class GroupCommit(Pipeline):
                 batch.wake()
 
     def _close(self, batch: _Batch) -> None:
-        """Nobody may join the batch any more."""
+        """Let no more requests join the batch."""
         with self._mutex:
             if self._open is batch:
                 self._open = None
@@ -177,44 +177,44 @@ class GroupCommit(Pipeline):
                     f"of it: {cause!r}"
                 )
 
-    def _carry_out(self, request: _Request, work: ChangeSet, *, others: bool) -> None:
+    def _carry_out(self, request: _Request, changes: ChangeSet, *, others: bool) -> None:
         """Run the operation of a request. What it raises is kept there, if it is the operation that raises it.
 
         An asynchronous exception for the thread that leads, while it runs what `others` have asked for, is the leader's
         own. It is told by a second try: an operation that fails changes nothing, and fails again.
         """
         try:
-            request.result = self._result(request.operation, work)
+            request.result = self._result(request.operation, changes)
         except Exception as exc:
             request.failure = exc
             if others:
                 try:
-                    self._result(request.operation, work)
+                    self._result(request.operation, changes)
                 except Exception:
                     return
                 raise
 
-    def _result(self, operation: Callable[[ChangeSet], T], work: ChangeSet) -> T:
-        """What an operation returns, after its changes were admitted by whoever observes the commits, if anybody."""
+    def _result(self, operation: Callable[[ChangeSet], T], changes: ChangeSet) -> T:
+        """What an operation returns, after the observer, if there is one, has admitted its changes."""
         observer = self.store.observer
         if observer is None:
-            return operation(work)
-        point = work.savepoint()
+            return operation(changes)
+        point = changes.savepoint()
         try:
-            result = operation(work)
-            observer.admit(work.changes())
+            result = operation(changes)
+            observer.admit(changes.as_dict())
         except BaseException:
-            work.roll_back(point)
+            changes.roll_back(point)
             raise
-        work.release(point)
+        changes.release(point)
         return result
 
     def _commit(self, changes: ChangeSet, spill: Spill | None = None) -> None:
         flusher = self.flusher
         if spill is None:
-            self.committer.commit(changes.changes(), cleared=changes.cleared, sync=self._sync)
+            self.committer.commit(changes.as_dict(), cleared=changes.cleared, sync=self._sync)
         else:
-            self.committer.commit_spill(spill, changes.changes(), sync=self._sync)
+            self.committer.commit_spill(spill, changes.as_dict(), sync=self._sync)
         if flusher is not None and (flusher.overdue or not flusher.wake()):
             self.committer.make_durable()
             flusher.mark_flushed()
@@ -252,7 +252,10 @@ class GroupCommit(Pipeline):
                 return False
             committer.sync_file()
         finally:
-            lease.end()
+            try:
+                lease.end()
+            finally:  # an interrupt may have struck in there, and another handle of the file be used next
+                lease.end()
         return True
 
 

@@ -2,7 +2,7 @@
 
 The *writer lock* is one byte, held by the one that writes, thread or process. A second byte is the gate in front of it:
 a writer passes the gate before it waits for the lock, so one that has just released the lock and wants it again queues
-behind the one that already waits there, and nobody starves.
+behind the one that already waits there, and none starves.
 
 A *pin* is a shared lock on the byte that belongs to a txid: some snapshot still reads that commit. The writer asks for
 the lowest one: what later commits freed must stay.
@@ -77,7 +77,7 @@ def locks_work(disk: Disk) -> bool:
                     return False
             finally:
                 disk.unlock(TEST_OFFSET)
-        _proved.add(device)  # if the byte was locked, somebody else is trying the same: so locks work
+        _proved.add(device)  # if the byte was locked, another process is trying the same: so locks work
         return True
     except OSError:
         return False
@@ -103,7 +103,7 @@ def _check_guard(disk: Disk, offset: int) -> None:
     """Raise if what is in the way of a lock is a guard that this very process has put on the file.
 
     The standard library's documentation suggests such a guard for dbm and shelve. With it, a program would lock itself
-    out: for as long as it waits, nobody lets go of it.
+    out: the guard stays for as long as it waits.
     """
     owner = disk.lowest_lock(offset, offset + 1)
     if owner is not None and owner.own:
@@ -294,7 +294,7 @@ class WriterLock:
         self.stage = Stage.FREE
 
     def confirm(self) -> None:
-        """The handle's state is the newest: while the lock is kept, nobody else can commit."""
+        """The handle's state is the newest: while the lock is kept, no other handle can commit."""
         if self.stage is Stage.HELD:
             self.stage = Stage.CURRENT
 

@@ -1,11 +1,11 @@
 """The merge: the one way in which a tree gets a successor.
 
 A sorted batch of changes goes down the tree in one recursive pass and comes back as new nodes. Each node that a change
-concerns is decoded, merged with its share of the batch, and cut into as many nodes as its entries now need; one that
+concerns is decoded, merged with its share of the batch, and split into as many nodes as its entries now need; one that
 came out too small is joined with a neighbour first. There is no separate insert, delete, split or rebalance, and it
 makes no difference whether the batch is one change or a million.
 
-Until its parent has settled who is joined with whom, a new node is a `Draft`; then it is written, and the parent
+Until its parent has decided which nodes are joined, a new node is a `Draft`; then it is written, and the parent
 keeps its ref. So pages are written bottom up, each once, and no page is ever changed.
 """
 
@@ -45,7 +45,7 @@ _EDITED = 3
 """So many changes, or fewer, are made to a leaf in its bytes."""
 
 _STRIDE = 256
-"""Entries that are cut into leaves and written at a time."""
+"""Entries that are split into leaves and written at a time."""
 
 
 class Merged(NamedTuple):

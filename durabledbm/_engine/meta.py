@@ -5,14 +5,14 @@ on the disk, so that one always remains; the newest valid slot *is* the database
 where free space is recorded, and two short lists:
 
 * `extents`: the pages that were written since the last commit known to be on disk. With them, one sync is enough for
-  pages and meta together: whoever opens the file after a crash believes this meta only if all of them arrived.
+  pages and meta together: an open after a crash believes this meta only if all of them arrived.
 * `changes`: the newest changes, not merged into the tree yet. A small commit is then one write of one page. They are
   part of the state, not a log: nothing is replayed, readers look here first and in the tree after.
 
 A commit has a number, its txid, and numbers are not enough: when an older copy of the file is put in its place, the
 numbers that follow are given out a second time. So a meta also names its *generation*. Every handle begins a new one
-with its first commit, under a random name, and notes the number of that commit. Whoever has seen a commit can tell from
-a later meta whether that commit may be part of its past (see `may_follow`).
+with its first commit, under a random name, and notes the number of that commit. A reader that has seen a commit can
+tell from a later meta whether that commit may be part of its past (see `may_follow`).
 
 Pure: bytes in, bytes out. The layout is documented in docs/format.md.
 """
@@ -29,35 +29,10 @@ from .checksum import crc32c
 from .page import MAX_PAGE_SIZE, MIN_PAGE_SIZE, NO_REF, self_consistent
 
 __all__ = [
-    "CHANGE_OVERHEAD",
-    "MAGIC",
-    "MAX_DEPTH",
-    "MAX_LISTED",
-    "MAX_TXID",
-    "META_AREA",
-    "META_SIZE",
-    "SECTOR",
-    "SLOTS",
-    "STAMP_OFFSET",
-    "STAMP_SIZE",
-    "UNFINISHED",
-    "Extent",
-    "ForeignFileError",
-    "Meta",
-    "UnknownVersionError",
-    "decode_meta",
-    "encode_changes",
-    "encode_meta",
-    "first_page",
-    "flaw_of",
-    "has_magic",
-    "is_uninitialised",
-    "may_follow",
-    "now_ns",
-    "room_for",
-    "stamp_of",
-    "stamp_with",
-    "steady_copy",
+    "CHANGE_OVERHEAD", "MAGIC", "MAX_DEPTH", "MAX_LISTED", "MAX_TXID", "META_AREA", "META_SIZE", "SECTOR", "SLOTS",
+    "STAMP_OFFSET", "STAMP_SIZE", "UNFINISHED", "Extent", "ForeignFileError", "Meta", "UnknownVersionError",
+    "decode_meta", "encode_changes", "encode_meta", "first_page", "flaw_of", "has_magic", "is_uninitialised",
+    "may_follow", "now_ns", "room_for", "stamp_of", "stamp_with", "steady_copy",
 ]  # fmt: skip
 
 META_SIZE = 4096

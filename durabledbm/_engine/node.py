@@ -5,16 +5,11 @@ it costs less than decoding it: the leaf starts with one *fingerprint* byte per 
 single C call. A branch is searched far more often than it is read, so it is decoded into a `Branch`; one that is
 searched only once need not be (`find_child`).
 
-Entries stand in ascending order of their keys. A cell is a key followed by its value; `Overflow` takes the value's
-place when the value is too large and lives in a run of its own. The layout is documented in docs/format.md.
-
-
-== cells.py ==
-Cells: how keys and values that stand side by side in a node are cut out of it, all of them at once.
-
-Pure functions. A table of offsets says where cells begin and end; its numbers are of 16 or of 32 bits ("H" or "I").
-Slicing cells out one by one was most of the cost of a scan. So C does it: one `unpack` for all keys of a leaf and one
-for all values if their sizes are equal (`equal_cells`), else one `read` for each cell, as if from a file (`cut`).
+Entries stand in ascending order of their keys. A *cell* is a key followed by its value; `Overflow` takes the value's
+place when the value is too large and lives in a run of its own. A table of offsets says where cells begin and end; its
+numbers have 16 or 32 bits ("H" or "I"). Slicing cells out one by one would be most of the cost of a scan. So C does it:
+one `unpack` for all keys of a leaf and one for all values if their sizes are equal (`equal_cells`), else one `read` for
+each cell, as if from a file (`cut`). The layout is documented in docs/format.md.
 """
 
 from __future__ import annotations
@@ -31,31 +26,10 @@ from zlib import crc32
 from .page import CRC_SIZE, HEADER, REF
 
 __all__ = [
-    "BIG_ENDIAN",
-    "BRANCH_OVERHEAD",
-    "LEAF_OVERHEAD",
-    "WIDTH",
-    "Branch",
-    "Equal",
-    "Overflow",
-    "capacity",
-    "cut",
-    "decode_branch",
-    "decode_leaf",
-    "edit_leaf",
-    "encode_branch",
-    "encode_leaf",
-    "equal_cells",
-    "find_child",
-    "find_value",
-    "grown_tail",
-    "has_overflow",
-    "leaf_keys",
-    "pack_numbers",
-    "pieces",
-    "separator",
-    "unpack_numbers",
-]
+    "BIG_ENDIAN", "BRANCH_OVERHEAD", "LEAF_OVERHEAD", "WIDTH", "Branch", "Equal", "Overflow", "capacity", "cut",
+    "decode_branch", "decode_leaf", "edit_leaf", "encode_branch", "encode_leaf", "equal_cells", "find_child",
+    "find_value", "grown_tail", "has_overflow", "leaf_keys", "pack_numbers", "pieces", "separator", "unpack_numbers",
+]  # fmt: skip
 
 BIG_ENDIAN = sys.byteorder == "big"
 WIDTH = {"H": 2, "I": 4}
@@ -291,13 +265,14 @@ def edit_leaf(
 ) -> tuple[int, int, tuple[bytes, ...]] | None:
     """A few changes to a leaf of small values, made in its bytes: what is between them is copied, not decoded.
 
-    The changes are those of `keys`, which ascend; None deletes. Returns the new entry count, by how
-    many entries it grew, and the parts of the new payload; or None if this cannot be done: if the payload would shrink
-    below the first of the `limits`, or grow beyond the second, or a value is longer than the third, or there are large
-    values already.
+    The changes are those of `keys`, which ascend; None deletes. Returns the new entry count, by how many entries it
+    grew, and the parts of the new payload. None if it would shrink below the first of the `limits` or grow beyond the
+    second, if a value is longer than the third, or if there are large values already.
     """
     if leaf[1] or len(leaf) > _NARROW_MAX // 2:
         return None
+    # Three tables, one behind the other: a fingerprint for each key, the offsets of all keys and values and of the end,
+    # the cells. Each change is made to all three, and moves the offsets behind it.
     before, payload_size = _COUNT_AND_PAYLOAD(leaf)
     table = _START + before
     cells = table + 4 * before + 2
@@ -306,7 +281,7 @@ def edit_leaf(
     count = at = before
     for key in reversed(keys):  # from the back, so that the offsets before stay right
         value = changes[key]
-        low, high, there = 0, at, False
+        low, high, there = 0, at, False  # bisected in the leaf as it was: below the last change its offsets are right
         while low < high:
             middle = (low + high) >> 1
             other = leaf[cells + offsets[2 * middle] : cells + offsets[2 * middle + 1]]
@@ -320,18 +295,19 @@ def edit_leaf(
         if value is None:
             if there:
                 c = offsets[2 * at + 2]
-                body = body[:a] + body[c:]
+                body = body[:a] + body[c:]  # and with the cell go two offsets: where its key and its value begin
                 numbers = numbers[: 4 * at] + _shifted(numbers[4 * at + 4 :], a - c)
                 fingerprints = fingerprints[:at] + fingerprints[at + 1 :]
                 count -= 1
         elif type(value) is not bytes or len(value) > limits[2]:
             return None
         elif there:
-            b, c = offsets[2 * at + 1], offsets[2 * at + 2]
+            b, c = offsets[2 * at + 1], offsets[2 * at + 2]  # of the old value, which the new one replaces
             body = b"".join((body[:b], value, body[c:]))
             if b + len(value) != c:
                 numbers = numbers[: 4 * at + 4] + _shifted(numbers[4 * at + 4 :], b + len(value) - c)
         else:
+            # The next cell's offset becomes the new key's. Behind it: the new value's, then the next cell's, moved.
             size = len(key)
             body = b"".join((body[:a], key, value, body[a:]))
             if len(body) > limits[1]:
@@ -348,6 +324,8 @@ def edit_leaf(
 
 def _shifted(numbers: bytes, delta: int) -> bytes:
     """16-bit numbers, each increased by `delta`: one addition of long integers does them all."""
+    # Read as one long integer, the numbers are digits in base 65536; `delta` times 0x...0001_0001 adds `delta` to each.
+    # No digit carries into the next: offsets stay below 65536, and a negative `delta` never exceeds what it shortens.
     size = len(numbers)
     if not size:
         return numbers

@@ -2,7 +2,7 @@
 
 Everything after the two meta pages is a *run*: one or more consecutive pages that hold one thing (a leaf, a branch,
 a large value, a piece of the free-space map). A run starts with a header that says what it is, where it belongs and
-which commit wrote it, and ends with the CRC32C of everything before. Whoever points at a run holds a *ref*: its page
+which commit wrote it, and ends with the CRC32C of everything before. What points at a run is a *ref*: its page
 id, its length and its CRC. So a run vouches for all runs below it, the meta page vouches for the root, and a write
 that was lost, torn or went to the wrong place is found on reading, not believed.
 
@@ -18,9 +18,9 @@ from typing import NamedTuple
 from .checksum import crc32c
 
 __all__ = [
-    "BRANCH", "CRC_SIZE", "HEADER", "LEAF", "MAP", "MAX_PAGE_SIZE", "MIN_PAGE_SIZE", "NO_REF", "OVERFLOW",
-    "PENDING", "REF", "SPACE", "TYPE_NAMES", "WHOLE", "Header", "crc_of", "mismatch", "pages_for", "read_header",
-    "ref_parts", "seal", "self_consistent",
+    "BRANCH", "CRC_SIZE", "HEADER", "LEAF", "MAP", "MAX_PAGE_SIZE", "MIN_PAGE_SIZE", "NO_REF", "OVERFLOW", "PENDING",
+    "REF", "SPACE", "TYPE_NAMES", "WHOLE", "Header", "crc_of", "mismatch", "pages_for", "read_header", "ref_parts",
+    "seal", "self_consistent",
 ]  # fmt: skip
 
 MIN_PAGE_SIZE = 4096

@@ -62,7 +62,7 @@ class PageWriter:
         """How many more pages the commit will take, about: how long a free run to look for."""
         self.pages_written = 0
         self.own: set[int] | None = None
-        """Page ids that a spilling transaction wrote before its commit: nobody else can reach them."""
+        """Page ids that a spilling transaction wrote before its commit: only it can reach them."""
         self.reuse = True
         """Whether pages in `own` may be written again as soon as they are replaced."""
         self._mine: set[int] = set()
@@ -185,7 +185,7 @@ class PageWriter:
         return Overflow.make(ref, len(value))
 
     def write(self, run: bytes, page_id: int) -> bytes:
-        """Write a sealed run at a place that was taken from the space for it, return its ref."""
+        """Write a sealed run at a place that was taken for it, return its ref."""
         return self._put([run], page_id, len(run) // self.page_size, crc_of(run))
 
     def _put(self, parts: list[bytes], page_id: int, page_count: int, crc: bytes) -> bytes:

@@ -109,7 +109,7 @@ class Pager:
         """The ref of the child of the branch at `ref` that `key` belongs to.
 
         Decoding a branch takes longer than reading it, so it is searched as it is at first, and decoded when it is
-        asked again: whoever opens a file for a single look-up does not decode what will not be looked at.
+        asked again: a program that opens a file for one look-up decodes nothing that it does not need.
         """
         if ref not in self.nodes.young and ref not in self.nodes.old and ref not in self._raw:
             run = self.read(ref, BRANCH)

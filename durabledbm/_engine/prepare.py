@@ -58,6 +58,11 @@ class Batch(NamedTuple):
     sparing: bool = False
     """The disk is full: merge only these changes, and give back nothing of the file."""
 
+    @property
+    def frugal(self) -> bool:
+        """It takes no pages that it does not need: it makes the file smaller, or the disk is full."""
+        return self.moving or self.packing or self.sparing
+
 
 class Prepared(NamedTuple):
     """A commit that only lacks its meta page."""
@@ -145,11 +150,10 @@ class Preparer:
     def _in_tree(self, old: State, batch: Batch, *, sync: bool) -> Meta:
         """The successor with everything merged into the tree; its runs are written."""
         pager = self._store.pager
-        lean = batch.moving or batch.packing or batch.sparing
         changes = batch.changes
         free_map = self.free_map()
         self._free_map = None  # until this commit is through, a failure leaves it unknown
-        writer = PageWriter(self._store.disk, pager, free_map, old.meta.txid + 1, grow=not lean)
+        writer = PageWriter(self._store.disk, pager, free_map, old.meta.txid + 1, grow=not batch.frugal)
         if batch.cleared:
             free_map.free_all()
             tree = Tree(pager)
@@ -180,21 +184,18 @@ class Preparer:
     def _sealed(
         self, old: State, batch: Batch, merged: Merged, count: int, free_map: FreeMap, writer: PageWriter, *, sync: bool
     ) -> Meta:
-        """Close a merge: write the free space, return the meta.
-
-        A commit that makes the file smaller, or that finds the disk full, takes no pages that it does not need.
-        """
-        store, lean, fold = self._store, batch.moving or batch.packing or batch.sparing, batch.moving
+        """Close a merge: write the free space, return the meta."""
+        store, fold, frugal = self._store, batch.moving, batch.frugal
         writer.release_place()
         free_map.pages.reopen()
         free_map.pages.cut_tail(all_of_it=fold)
         if not merged.depth:
             writer.discard()
             return self._without_tree(old, min(free_map.pages.page_count, old.meta.page_count))
-        reserve = 0 if lean else min(merged.depth + _RESERVE, free_map.pages.used_count // _RESERVED_PART)
+        reserve = 0 if frugal else min(merged.depth + _RESERVE, free_map.pages.used_count // _RESERVED_PART)
         reserved = free_map.pages.reserve(reserve, soon=sync)
         try:
-            space_ref = free_map.save(writer.txid, writer.write, fold=fold, log_pages=1 if lean else None)
+            space_ref = free_map.save(writer.txid, writer.write, fold=fold, log_pages=1 if frugal else None)
         except ValueError as exc:
             raise CorruptionError(str(exc), path=store.path) from exc
         writer.pad(reserved, free_map.pages.page_count)

@@ -1,17 +1,13 @@
-"""The pins of one handle: which commits it reads, how often, and since when.
+"""Readers: which commits a handle reads, how often, and since when; and reading on when a pin was lost.
 
-The kernel holds one lock for each pinned commit and handle (see `locks`); here they are counted. A pin may end in the
-garbage collector, at any moment and in any thread, so its end is only noted, in a queue, and carried out by the next
-one who has the store's mutex, which protects everything else here.
+The kernel holds one lock for each pinned commit and handle (see `locks`); here the pins are counted. A pin may end in
+the garbage collector, at any moment and in any thread. So its end is only noted, in a queue, and carried out by the
+next thread that has the store's mutex, which protects everything else here.
 
-
-== unpinned.py ==
-Reading a commit whose pin was lost: what a forked child inherits of snapshots and iterators, for one.
-
-Nothing keeps the pages of such a commit from being reused until it is pinned again. That is done when the first page
-is read, not before: a child that never looks at what it has inherited shall not make the file grow. Pages that were
-reused by then do not have the checksums that their parents hold, so nothing wrong is ever read; but that is no damage,
-and the error says what it is.
+A forked child inherits snapshots and iterators whose pins are the parent's. Nothing keeps their pages from being reused
+until the child pins them. It does so when it first reads a page, not before: a child that never looks at what it has
+inherited must not make the file grow. Pages that were reused by then do not have the checksums that their parents hold,
+so nothing wrong is ever read; that is no damage, and the error says what it is (`Unpinned`).
 """
 
 from __future__ import annotations
@@ -27,13 +23,7 @@ from .disk.protocol import Disk
 from .locks import oldest_pin
 from .pager import Pager
 
-__all__ = [
-    "Hold",
-    "PinTable",
-    "Pins",
-    "Reader",
-    "Unpinned",
-]
+__all__ = ["Hold", "PinTable", "Pins", "Reader", "Unpinned"]
 
 class Pins(NamedTuple):
     """The oldest commit that is still read, and by which process (None: this one, or not known)."""
@@ -43,7 +33,7 @@ class Pins(NamedTuple):
 
 
 class Reader:
-    """Somebody who reads one commit for longer."""
+    """One that reads a commit for longer: a snapshot, an iterator."""
 
     __slots__ = ("disk", "txid")
 
@@ -80,7 +70,7 @@ class PinTable:
         return len(self.readers.get(txid, ()))
 
     def drain(self) -> Iterator[int]:
-        """Carry out the ends that were noted; the commits that nobody reads any more.
+        """Carry out the ends that were noted; the commits that are not read any more.
 
         An end stays noted until it was carried out, whatever interrupts that.
         """
@@ -97,7 +87,7 @@ class PinTable:
             self.ended.popleft()
 
     def part(self) -> list[Reader]:
-        """In a child process: nothing is pinned, and nobody reads but those that are returned."""
+        """In a child process: nothing is pinned; the readers that are left."""
         readers = [reader for txid in self.locked for reader in self.readers.get(txid, ()) if reader.txid]
         self.readers, self.locked, self.since, self.ended = {}, set(), {}, deque()
         return readers
@@ -114,7 +104,7 @@ class PinTable:
 class Hold:
     """Keeps the pages of one commit from being reused by the handle's own commits, while it exists.
 
-    No lock in the file stands for it: whoever makes one has the writer lock, so nobody else commits.
+    No lock in the file stands for it: its maker has the writer lock, so no other handle commits.
     """
 
     __slots__ = ("_reader", "_unpin")

@@ -126,9 +126,9 @@ class Visible(NamedTuple):
 
 
 def visible(disk: Disk, slots: Slots) -> Visible | None:
-    """The newest commit that counts, in a file that somebody may be writing; None if no slot holds a meta.
+    """The newest commit that counts, in a file that may be being written; None if no slot holds a meta.
 
-    A commit counts when it is steady, or relaxed, or when its writer is gone: then nobody will sync it, and it is as
+    A commit counts when it is steady, or relaxed, or when its writer is gone: then no one will sync it, and it is as
     good as what a fresh `open` would find. Raises `CorruptionError` if it speaks of far more pages than the file has.
     """
     found = [(meta, slot) for slot, meta in enumerate(slots.metas) if meta is not None]

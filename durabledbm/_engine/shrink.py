@@ -34,8 +34,9 @@ _LONGEST_NODE = 64
 
 
 def is_wasteful(spare: int, used: int, written: int = 0) -> bool:
-    """Whether a file has many more pages than it needs. `written`: by the last commit, of whose size the next may be:
-    to give back what it freed, just to take it again, would be work done twice.
+    """Whether a file has many more pages than it needs.
+
+    `written`: pages the last commit wrote. The next may need as many, so keep that much free.
     """
     return spare > max(used * _WASTEFUL, min(written * 5 // 4, used)) + _WASTEFUL_PAGES
 
@@ -43,8 +44,8 @@ def is_wasteful(spare: int, used: int, written: int = 0) -> bool:
 def tail_runs(disk: Disk, tree: Tree, free_map: FreeMap, limit: int) -> tuple[dict[bytes, Touch], int]:
     """Keys that lead to the last runs in the file, about `limit` of them, and the page from which on these stand.
 
-    Found by reading the last pages in use, down to where the file could end. What the tree has replaced lately, and
-    may not be overwritten yet, looks like the rest: so each is looked for in the tree.
+    They are found by reading the last pages in use, down to where the file could end. A run that the tree has replaced
+    lately, and that may not be overwritten yet, looks like the rest: so each is looked for in the tree.
     """
     touches: dict[bytes, Touch] = {}
     page_id = free_map.pages.page_count - 1

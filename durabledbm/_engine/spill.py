@@ -60,7 +60,7 @@ class Spill:
     def reset(self, mark: tuple[Merged, Mark], *, reuse: bool = True) -> None:
         """Return to the tree as it was. Everything since must have been added with `reuse` false.
 
-        `reuse` allows to overwrite what was written since: nobody iterates over it.
+        `reuse` allows to overwrite what was written since: no iterator reads it.
         """
         self._writer.release_place()
         self._writer.flush()

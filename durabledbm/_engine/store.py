@@ -154,7 +154,7 @@ class Store:
         return isinstance(cause, CorruptionError) or not (self.closed or self.disk.held())
 
     def refresh(self) -> State:
-        """Look again for newer commits. While this handle writes, nobody else can have committed."""
+        """Look again for newer commits. While this handle writes, no other can have committed."""
         self.check()
         if self.inside.holds_lock():
             return self.state  # the newest that is installed: this call has interrupted one that was looking
@@ -248,7 +248,7 @@ class Store:
         return State.make(meta, 0, self.pager)
 
     def install(self, state: State, changes: Mapping[bytes, object] | None) -> None:
-        """Make `state` current. What it changes leaves the row cache first, and nobody may put it back meanwhile."""
+        """Make `state` current. What it changes leaves the row cache first, and cannot be put back meanwhile."""
         old = self.state.meta
         with self.rows.lock:
             if changes is None and state.meta.root == old.root and state.meta.txid > old.txid > 0:
@@ -306,7 +306,7 @@ class Store:
         return self.disk.held() and self.disk.linked()
 
     def check_name(self) -> None:
-        """Raise `error` if the file was moved, removed or replaced, unless it is one that nobody has written to yet."""
+        """Raise `error` if the file was moved, removed or replaced, unless nothing was ever written to it."""
         self.stamps, self._glances = iter(()), 0
         if self.state.meta.txid and not self.disk.linked():
             raise displaced(self.path)
@@ -329,8 +329,8 @@ class Store:
             self._regain()
 
     def _regain(self) -> None:
-        """Somebody else has closed the file's descriptor, or it could not be opened again after a fork. Open the file
-        by its name, and lock what was locked. What was open is not closed: its number is another file's.
+        """Another part of the program has closed the file's descriptor, or it could not be opened again after a fork.
+        Open the file by its name, and lock what was locked. What was open is not closed: its number is another file's.
         """
         with self.mutex:
             if self.closed or self.disk.held():
@@ -354,7 +354,7 @@ class Store:
         self.check()
 
     def _set_aside(self, txid: int, reason: str, readers: list[Reader]) -> None:
-        """Whoever reads commit `txid` or a later one now goes on with the present pager, all others with a new one.
+        """Readers of commit `txid` or a later one go on with the present pager, all others with a new one.
 
         `readers` are pinned as soon as one of them reads a page. Nothing is left in the memory of their pager, so that
         is when they first look something up, but for the few entries that stand in the meta page.
@@ -391,7 +391,7 @@ class Store:
                 txid = state.meta.txid
                 fresh = txid and txid not in self.pins.locked
                 if txid:
-                    # What is pinned is noted first: then an interrupt leaves no lock of which nobody knows.
+                    # Recorded before it is locked (see `threads`).
                     self.pins.add(reader, txid)
                 # The lock must be there before the next commit but one can look for it: so look for commits afterwards.
                 if fresh and not pin(self.disk, txid):
@@ -411,7 +411,7 @@ class Store:
         """
         disk = reader.disk = self.disk.reopen()
         while True:
-            # While something is pending nobody else commits, and what is pending builds on the state installed here.
+            # While changes are deferred no other handle commits, and they build on the state installed here.
             slots = None if self.writer.reserved else read_slots(disk)
             found = None if slots is None else visible(disk, slots)
             state = self.state if found is None else State.make(found.meta, found.slot, self.pager)
@@ -449,7 +449,7 @@ class Store:
                 finally:
                     self.mutex.release()  # the first thing in the `finally`: no interrupt comes before it
             except RuntimeError:
-                break  # it was not to be had: whoever has it comes here, too
+                break  # another thread has it, and comes here, too
         if self.inside.postponed:
             self.inside.came_out()
 
@@ -480,8 +480,8 @@ class Store:
     def successor(self) -> Disk | None:
         """The file that the name leads to, if it is another one by now.
 
-        Before anything was committed here, whoever puts a database in place of the empty file may expect that it is
-        used, and a file that was removed must not be written. Raises `FileNotFoundError` if it was.
+        Before anything was committed here, a program that puts a database in place of the empty file may expect that it
+        is used, and a file that was removed must not be written. Raises `FileNotFoundError` if it was.
         """
         return None if self.disk.linked() else self.volume.open(self.path, writable=not self.readonly)
 
@@ -528,7 +528,7 @@ class Store:
     def after_fork(self) -> None:
         """In a child process, in which the disk has changed to an open file of its own (see `disk`).
 
-        Locks that other threads of the parent held at that moment have nobody to release them here, so they are made
+        Locks that other threads of the parent held at that moment have no thread here to release them, so they are made
         anew. What is pinned is pinned by the parent; here it is pinned when it is read.
         """
         if self.closed:
@@ -539,6 +539,8 @@ class Store:
         if self.phase is not Phase.POISONED:
             self.phase = Phase.IDLE
         self.unsynced = None
+        # The disk keeps its number if it could open the file again, and then its `read`; else `read` is a function that
+        # raises, until `attend` opens the file. The iterator of stamps holds the old function, so it goes, too.
         self.stamp, self.stamps = UNKNOWN_STAMP, iter(())
         self.read = self.disk.read
         for reference in self._set_aside_readers:

@@ -6,7 +6,7 @@ two rules, here and in all modules that refer to this page:
 
 1. *Record before acquiring; clear the record after releasing.* So an interrupt in between leaves a record of something
    that is perhaps not held, never something held without a record.
-2. *Releasing twice is harmless.* So whoever cleans up releases whatever is recorded, without asking how far it got.
+2. *Releasing twice is harmless.* So a cleanup releases all that is recorded, without asking how far it got.
 
 A record is therefore made inside the `try` whose `finally` releases it, and releasing is the first statement of that
 `finally`, before which no interrupt can strike. Attributes that must change together are assigned in one statement,

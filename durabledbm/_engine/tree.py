@@ -1,32 +1,16 @@
-"""The tree as a reader sees it: one root, which never changes.
+"""The tree as a reader sees it: one root, which never changes. Look-ups, scans, and the one walk.
 
-Look-ups and scans in both directions. There is no cursor to keep valid: whoever writes makes a new tree (see `merge`),
-and this one stays what it was for as long as its pages are pinned. Descents are as deep as the meta page says and no
-deeper, so a damaged file cannot lead in circles; a scan goes through a leaf for each branch and checks that keys ascend
-from leaf to leaf, so it cannot lead through the same leaf a billion times either.
+There is no cursor to keep valid: a writer makes a new tree (see `merge`), and this one stays what it was for as long as
+its pages are pinned. Descents are as deep as the meta page says and no deeper, so a damaged file cannot lead in
+circles. A scan goes through a leaf for each branch and checks that keys ascend from leaf to leaf, so it cannot lead
+through the same leaf a billion times either.
 
-
-== pageset.py ==
-Which pages of a file are spoken for, and by whom: how a walk notices that it comes to a page for the second time.
-
-A file that was made to hurt may have a branch whose children are all one page, ten levels deep, or runs that overlap.
-Whoever goes through a tree claims each run; what is claimed already is damage. So no walk takes longer than reading the
-file once.
-
-Memory is taken where pages are claimed, about a byte for a page: few claims in a file of terabytes, most of which is
-a hole, cost little.
-
-
-== walk.py ==
-The one walk through a tree, for whatever must see all of it, or much of it.
-
-It goes from parents to children, in the order of the keys, reads and verifies each run anew, and holds what a parent
-says against what it finds: a run is inside the file, and no page of it belongs to another one; separators ascend, and
-stay within those above. So each page is visited once at most, whatever a file that was made to hurt says, and a walk
-takes no longer than reading the file.
-
-What is wrong with a run ends the walk with `CorruptionError`; or it is noted in the `Visit`, for those who look for
-damage, and the walk goes on beside it.
+`walk` is for everything that must see all of a tree, or much of it. It goes from parents to children, in the order of
+the keys, reads and verifies each run anew, and checks what a parent says against what it finds: a run is inside the
+file, and no page of it belongs to another one; separators ascend, and stay within those above. A walk claims the pages
+of each run in a `PageSet`, and a page that is claimed already is damage. So each page is visited at most once, whatever
+a forged file says, and a walk takes no longer than reading the file. Damage ends the walk with `CorruptionError`; or it
+is noted in the `Visit`, for those that look for damage, and the walk goes on beside it.
 """
 
 from __future__ import annotations
@@ -43,14 +27,7 @@ from .node import Branch, Overflow, decode_branch, decode_leaf, find_value, has_
 from .page import BRANCH, HEADER, LEAF, NO_REF, OVERFLOW, REF
 from .pager import MALFORMED, Pager
 
-__all__ = [
-    "Chunk",
-    "Flaw",
-    "PageSet",
-    "Tree",
-    "Visit",
-    "walk",
-]
+__all__ = ["Chunk", "Flaw", "PageSet", "Tree", "Visit", "walk"]
 
 Chunk = tuple[list[bytes], list[bytes], bool]
 """Keys, their values, and whether there may be an `Overflow` among these. Without values, the rest is to be ignored."""
@@ -176,7 +153,7 @@ _OWNED = bytes([0, *[1] * 255])
 
 
 class PageSet:
-    """The pages of a file from `first_page` on, each with a small number: who has claimed it, 0 for nobody."""
+    """The pages of a file from `first_page` on, each with a small number: its owner, or 0."""
 
     __slots__ = ("_parts", "first_page", "page_count")
 
@@ -230,7 +207,7 @@ class PageSet:
         return None
 
     def gaps(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
-        """The pages from `start` up to `stop` that nobody has claimed: page id of the first one, and how many."""
+        """The pages from `start` up to `stop` that are not claimed: page id of the first one, and how many."""
         blank = start
         """From here on nothing was met."""
         for index in sorted(index for index in self._parts if start >> _SHIFT <= index <= (stop - 1) >> _SHIFT):

@@ -1,12 +1,8 @@
-"""Views: a tree with layers of changes on top, read as one.
+"""Views: a tree with layers of changes on top, read as one; and committed states, each with its view.
 
-All that can be read is a view: a committed state (the tree, and the changes in its meta page), a transaction (its
-own changes on top of that), an iterator in the middle of either. A layer maps keys to new values, or to None for a
-deleted key. Once a view has been handed out its layers do not change: a writer that goes on adds a layer (`freeze`).
-
-
-== state.py ==
-A committed state: a meta page, and the view that it stands for.
+Everything that can be read is a view: a committed state (the tree, and the changes in its meta page), a transaction
+(its own changes on top of that), an iterator in the middle of either. A layer maps keys to new values, or to None for a
+deleted key. Once a view has been handed out its layers do not change: a writer that goes on adds a layer.
 
 States never change; a commit makes a new one. Readers hold the state that they read.
 """
@@ -27,14 +23,7 @@ from .page import NO_REF
 from .pager import MALFORMED, Pager
 from .tree import Chunk, PageSet, Tree
 
-__all__ = [
-    "EMPTY_LAYER",
-    "ENDLESS",
-    "Layer",
-    "Scope",
-    "State",
-    "View",
-]
+__all__ = ["EMPTY_LAYER", "ENDLESS", "Layer", "Scope", "State", "View"]
 
 _STRIDE = 256
 """Changes that are taken at a time where there is no leaf to set the pace."""
@@ -48,7 +37,7 @@ class Layer(dict[bytes, bytes | None]):
     __slots__ = ("_sorted", "shared")
     _sorted: list[bytes]
     shared: bool
-    """Somebody reads it: it must not change any more."""
+    """It is being read, and must not change any more."""
 
     def __init__(self, changes: Mapping[bytes, bytes | None] = _NO_CHANGES) -> None:
         super().__init__(changes)

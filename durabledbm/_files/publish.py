@@ -106,7 +106,7 @@ def permissions_of(source: os.stat_result | None) -> os.stat_result:
 
 
 def own_directory(path: str, source: os.stat_result | None) -> None:
-    """Give a new directory the permissions of the file `source`: whoever may read that may list the directory."""
+    """Give a new directory the permissions of the file `source`: who may read that may list the directory."""
     if sys.platform == "win32":
         return
     like = permissions_of(source)

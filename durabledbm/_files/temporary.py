@@ -7,8 +7,8 @@ The process that creates one holds a lock on it, at a byte that the engine uses 
 the lock when the process ends, in whatever container it ran. So the next run in the same directory can tell files in
 use from files of a killed run, and removes the latter (`sweep`). Where a file system keeps no locks, nothing is swept.
 
-While there are temporary files, SIGTERM and SIGHUP remove them before they end the process, and so does SIGBREAK on
-Windows (Ctrl-Break, or a closed console), unless the program handles or ignores the signal itself. Python installs
+While there are temporary files, SIGTERM and SIGHUP, and SIGBREAK on Windows (Ctrl-Break, or a console that is closed),
+remove them before they end the process, unless the program handles or ignores the signal itself. Python installs
 handlers only in the main thread; if other threads created all temporary files, the next run removes what a signal left.
 
 Modules that take time to import are not imported here: every open handle imports this module, for `backup`.
@@ -204,7 +204,7 @@ def _remove(path: str, disk: Disk | None) -> None:
 def _empty(directory: str, parent: int | None = None) -> None:
     """Remove all files in a directory, the lock file last: after a kill in between, a sweep can continue.
 
-    The directory and each directory in it are held open meanwhile, so nobody can replace them with a link.
+    The directory and each directory in it are held open meanwhile, so no process can replace them with a link.
     """
     if sys.platform == "win32":
         _empty_by_name(directory)

@@ -273,7 +273,7 @@ def _write_dbm(name: str, flag: str, path: str, entries: Iterable[Entry]) -> Non
 
 
 def _write_gnu(path: str, entries: Iterable[Entry]) -> None:
-    # "f": nothing is synced on the way; whoever calls this syncs the files in the end.
+    # "f": nothing is synced here; the caller syncs the files at the end.
     _write_dbm("dbm.gnu", "nf", path, entries)
 
 

@@ -36,7 +36,7 @@ __all__ = ["InputStream", "Label", "StreamReader", "StreamWriter", "codec_of", "
 
 _PIECE = 1 << 18
 _PATIENCE = 3.0
-"""Seconds to wait for somebody who writes to a pipe."""
+"""Seconds to wait for a writer of a pipe."""
 
 
 class Label(NamedTuple):
@@ -85,7 +85,7 @@ def _first_byte(fd: int, path: str) -> bytes:
         if first:
             break
         if time.monotonic() > deadline:
-            raise error(f"{path}: a pipe that nobody writes to")
+            raise error(f"{path}: a pipe without a writer")
         time.sleep(0.01)
     if sys.platform != "win32":
         os.set_blocking(fd, True)

@@ -222,7 +222,7 @@ def _lock_oldest(files: Files) -> Disk:
         try:
             disk = files.open(numbers[0], writable=True) if numbers else files.create(1)
         except (FileExistsError, FileNotFoundError):
-            continue  # somebody created the first file, or removed the oldest one, just now
+            continue  # the first file was created, or the oldest one removed, just now
         except OSError as exc:
             raise error.wrap(exc, files.directory) from exc
         try:

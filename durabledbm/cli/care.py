@@ -31,7 +31,7 @@ _SAMPLE = 20
 """Values that are looked at to tell whether a file is a shelf."""
 
 _OF_HANDLE = {"commits", "syncs", "pages_written", "cache_hits", "cache_misses"}
-"""Figures of the handle, not of the file: this command's own, which nobody wants to know."""
+"""Figures of the handle, not of the file: they are this command's own, and of no interest."""
 
 
 def _size(size: int) -> str:

@@ -27,7 +27,7 @@ _NEXT = {
 }
 
 _BEGINNERS = {"get", "del", "list", "stat"}
-"""Commands that somebody may try first, with no database there yet."""
+"""Commands that a user may try first, before there is a database."""
 
 
 _TEMPORARY = ".durabledbm-"

@@ -88,7 +88,7 @@ def _holder(pid: int, files: set[tuple[int, int]]) -> Holder | None:
         pins = [offset - PINS_OFFSET for offset in offsets if offset >= PINS_OFFSET]
         return Holder(pid, _command(pid), WRITER_OFFSET in offsets, min(pins, default=None))
     except OSError:
-        return None  # somebody else's process, or one that has ended
+        return None  # another user's process, or one that has ended
 
 
 def _descriptors(pid: int, files: set[tuple[int, int]]) -> Iterator[str]:

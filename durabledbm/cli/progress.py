@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["duration", "quantity", "shown"]
 
 _DELAY = 0.5
-"""Seconds of work before anything appears: a bar that flashes by tells nobody anything."""
+"""Seconds of work before anything appears: a bar that flashes by is of no use."""
 
 _INTERVAL = 0.1
 """Seconds between two looks of the line."""

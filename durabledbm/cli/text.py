@@ -163,7 +163,7 @@ def raw(data: bytes) -> None:
     """Write bytes to standard output."""
     buffer = getattr(sys.stdout, "buffer", None)
     try:
-        if buffer is None:  # somebody has put a stream of text there
+        if buffer is None:  # it was replaced by a stream of text
             sys.stdout.write(data.decode("utf-8", "replace"))
         else:
             buffer.write(data)

@@ -36,7 +36,7 @@ class Block:
 
 
 _active: ContextVar[tuple[weakref.ref[Block], ...]] = ContextVar("durabledbm_remote_blocks", default=())
-"""The blocks that were begun in this context, innermost last. Whoever began them keeps them."""
+"""The blocks that were begun in this context, innermost last. The code that began them keeps them alive."""
 
 
 def innermost(kind: type[B], database: object) -> B | None:

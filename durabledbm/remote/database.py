@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -10,8 +11,8 @@ from types import TracebackType
 from typing import Any, NamedTuple, TypeVar
 
 from .._files.arguments import Progress
+from .._messages import read_only
 from ..errors import BusyError, error
-from ..mapping import read_only
 from .blocks import ServerTransaction, Table, Transaction
 from .context import innermost
 from .faces import KeyRange, Operation, TableOperations, WritableTable
@@ -69,6 +70,19 @@ class RemoteDatabase(WritableTable):
         self._snapshots: weakref.WeakValueDictionary[int, Snapshot] = weakref.WeakValueDictionary()
         self._scope = Scope()
         self._pool = pool
+
+    def _opened(self: Self, flag: str, exists: Callable[[], bool]) -> Self:
+        """Check, create or empty the table, as `flag` says, and return this handle. If that fails, close it."""
+        try:
+            if flag in ("r", "w") and not exists():
+                raise error(errno.ENOENT, f"there is no table {self.name!r}", self.location)
+            self._made("")
+            if flag == "n":
+                self.clear()
+        except BaseException:
+            self.close()
+            raise
+        return self
 
     # What a subclass provides.
 

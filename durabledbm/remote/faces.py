@@ -1,7 +1,6 @@
-"""The mapping faces of a table on a server: what databases, blocks, snapshots and their tables have in common.
+"""The mapping methods of a table on a server, for databases, blocks, snapshots and their tables.
 
-A face knows its table, and hands each operation to whatever can carry it out, with a session or without one: `_read`
-and `_write`.
+A face knows its table, and passes each operation to `_read` or `_write`, which carry it out with or without a session.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
         mirror.load()                     # one state of the file
         while not ready_to_switch():
             mirror.catch_up()             # what was committed since, again and again
-        mirror.finish()                   # nobody writes to the file any more: the last changes
+        mirror.finish()                   # the file has no writers any more: the last changes
 
 Programs may go on using the file, and need not cooperate. The mirror holds a snapshot of what it has copied, and
 compares it with the present state. The trees of two states share everything that has not changed, so comparing costs
@@ -109,7 +109,7 @@ class Mirror:
         return _commit_of(after)
 
     def finish(self) -> Commit:
-        """Copy the last changes while nobody can write to the file, and return the file's last commit.
+        """Copy the last changes while the file is locked against writers, and return the file's last commit.
 
         Later writes to the file are not copied. Raises `BusyError` if another writer holds the file for longer than
         `timeout`, and `error` if the target has a different number of entries than the file, because then something
@@ -128,7 +128,7 @@ class Mirror:
     def verify(self, progress: Progress | None = None) -> int:
         """Compare every entry of the file with the target's, and return their number. Raises `error` at a difference.
 
-        Call it after `finish`, while nobody writes to either. `progress(done, total)` counts entries.
+        Call it after `finish`, while neither is written to. `progress(done, total)` counts entries.
         """
         with self._db.snapshot() as snapshot:
             meter, theirs = Meter(progress, len(snapshot)), iter(self.target.items())

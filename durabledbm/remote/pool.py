@@ -1,13 +1,12 @@
-"""The sessions of a handle: for all its threads, made when they are needed, replaced when they break.
+"""The sessions of a handle: shared by all its threads, made when needed, replaced when broken.
 
-A session is a connection to a server. It is *lent* to whoever has work for it and comes back idle. One whose server
-has gone away while it was idle is noticed before anything is sent, so replacing it loses nothing. When the connection
-breaks during a read, the read is done once more on a new one. A write is not: whether it was committed cannot be
-known, and that is what the caller is told.
+A session is a connection to a server. It is *lent* for an operation and comes back idle. A session whose server has
+gone away while it was idle is noticed before anything is sent, so replacing it loses nothing. If the connection breaks
+during a read, the read is repeated once on a new one. A write is not repeated: whether it was committed is unknown, and
+the caller is told so.
 
-Giving a session back happens in finalizers, too, which may run at any moment and in the middle of any function of
-this module on the same thread. So there is no lock here: what is shared are a set, deques and a `SimpleQueue`, whose
-single operations are whole.
+Finalizers also return sessions, at any moment and in the middle of any function of this module on the same thread. So
+there is no lock: the shared objects are a set, deques and a `SimpleQueue`, whose single operations are atomic.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from .waiting import Backoff
 __all__ = ["Pool", "PooledSession", "sessions"]
 
 _LOOK_AGAIN = 0.1
-"""Seconds after which somebody who waits for a session looks again, should the word that one is free be lost."""
+"""Seconds after which a thread that waits for a session looks again, in case a wake-up was lost."""
 
 
 class PooledSession(Protocol):
@@ -97,7 +96,7 @@ class Pool(Generic[S]):
     def _begin_empty(self) -> None:
         self._idle: dict[str, deque[S]] = {}
         self._lent: set[object] = set()
-        """Tickets: one for each session that is lent, and for each that somebody is about to get."""
+        """Tickets: one for each session that is lent, and for each that a thread is about to get."""
         self._waiting: set[object] = set()
         self._freed: SimpleQueue[None] = SimpleQueue()
 
@@ -144,8 +143,8 @@ class Pool(Generic[S]):
         try:
             while True:
                 self.check()
-                # Whoever comes notes it first and looks then: so there are never more than the limit, however many
-                # come at once. Those who were too many withdraw.
+                # A thread records its ticket first and counts then, so there are never more sessions than the limit,
+                # however many threads come at the same time. Those that are too many withdraw.
                 self._lent.add(ticket)
                 if len(self._lent) <= self.limit:
                     session = self._ready(kind)

@@ -75,7 +75,7 @@ class OwnedLock:
         return bool(self._lock._is_owned())  # type: ignore[attr-defined]
 
     def is_free(self) -> bool:
-        """Whether nobody holds it just now."""
+        """Whether it is free just now."""
         if self.held_here() or not self._lock.acquire(blocking=False):
             return False
         self._lock.release()

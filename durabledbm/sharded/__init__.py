@@ -23,11 +23,12 @@ from .._engine.threads import Lease
 from .._files.arguments import CountedProgress, Path
 from .._files.opening import DEFAULT_CACHE_SIZE, Flag, OpenOptions
 from .._foreign.kinds import refuse_for_shards
+from .._messages import counted, read_only, represented
 from ..database import Database
 from ..database import open as open_database
 from ..errors import BusyError, ClosedError, error
 from ..maintenance.check import Problem
-from ..mapping import Key, Writable, as_bytes, counted, read_only, represented
+from ..mapping import Key, Writable, as_bytes
 from ..transaction import own_transaction
 from . import manifest
 from .manifest import GOLDEN, make_whole, place, shard_path

@@ -96,7 +96,7 @@ def _first_shard(directory: str, shards: int) -> os.stat_result:
 def make_whole(path: str, shards: int, fill: Callable[[str], None]) -> None:
     """Let `fill` create all shards in a directory, which gets the name `path` when it is complete and on the disk.
 
-    Whoever may read the shards may list the directory.
+    Users who may read the shards may list the directory.
     """
     try:
         with publishing_directory(path) as whole:

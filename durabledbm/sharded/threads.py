@@ -173,7 +173,7 @@ def _work(inbox: SimpleQueue[Call | None], idle: _Idle) -> None:
         except Empty:
             try:
                 idle.remove(inbox)
-            except ValueError:  # somebody is about to put something into it, or was interrupted before that
+            except ValueError:  # a caller is about to put something into it, or was interrupted before that
                 if not forgotten:
                     forgotten = True
                     continue

@@ -28,9 +28,10 @@ from pickle import DEFAULT_PROTOCOL, dumps, loads
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
 
 from .._files.opening import Flag, OpenOptions
+from .._messages import not_copied, represented
 from ..database import open as open_database
 from ..errors import BusyError
-from ..mapping import COMPLETIONS, Readable, not_copied, represented
+from ..mapping import COMPLETIONS, Readable
 from .lock import CacheLock, Running
 from .writeback import ObjectCodec, WriteBackCache, close_at_exit
 

@@ -96,8 +96,8 @@ class WriteBackCache(dict[str, Any]):
         self.size = 0
         self._budget = limit
         self.free: set[str] | None = None
-        """While objects are being let go: those that nobody else refers to. An interrupting call takes out what it
-        asks for (see `touch`)."""
+        """While objects are dropped: those that nothing else refers to. An interrupting call removes the ones that
+        it returns (see `touch`)."""
 
     def put(self, key: str, value: object, raw: Any) -> None:
         """Keep `value`, whose serialized form is `raw`."""
@@ -179,7 +179,7 @@ class WriteBackCache(dict[str, Any]):
             try:
                 self.flush(mapping, codec, batch)
             except Exception:
-                # Not the fault of whoever reads some other entry: all stays, and sync() says it again.
+                # Not the fault of a caller that reads another entry: everything stays, and sync() raises it again.
                 break
             if self.size <= self.limit - self.limit // 4:
                 break
@@ -262,7 +262,7 @@ def is_held(owner: dict[str, Any], key: str) -> bool:
     parts, inside = _reachable(owner[key])
     if _any_held(parts, inside):
         return True
-    # Nobody held any of these parts when they were counted. So if they are still all, nobody can have had another.
+    # Nothing held any of these parts when they were counted. If the parts are still the same, nothing can hold one now.
     return _reachable(owner[key])[1] != inside
 
 
@@ -336,4 +336,4 @@ def _close_all() -> None:
         try:
             shelf.close()
         except Exception:
-            traceback.print_exc()  # there is nobody left to raise it to
+            traceback.print_exc()  # no caller is left to raise it to

@@ -35,7 +35,7 @@ def work_on(engine: Engine) -> ChangeSet:
 def applied(work: ChangeSet, base: dict[bytes, bytes]) -> dict[bytes, bytes]:
     """What committing the work would give."""
     result: dict[bytes, bytes | None] = {} if work.cleared else dict(base)
-    result.update(work.changes())
+    result.update(work.as_dict())
     return {key: value for key, value in result.items() if value is not None}
 
 
@@ -152,7 +152,7 @@ def test_a_view_that_was_handed_out_does_not_change(engine: Engine) -> None:
 
 def test_an_unchanged_work_has_no_changes(engine: Engine) -> None:
     work = work_on(engine)
-    assert work.changes() == {}
+    assert work.as_dict() == {}
     assert work.size == 0
     assert work.count() == len(IN_TREE)
     assert dict(work.view().items()) == IN_TREE
@@ -190,7 +190,7 @@ def test_going_on_from_a_base_that_contains_the_changes(engine: Engine) -> None:
     del content[b"00"]
     changed.merge(content)
     work.rebase(View(changed.tree), len(content))
-    assert (work.size, work.changes()) == (0, {})
+    assert (work.size, work.as_dict()) == (0, {})
     assert dict(work.view().items()) == content
     assert work.count() == len(content)
     work.put(b"98", b"two")
@@ -221,7 +221,7 @@ def test_clearing_and_releasing(engine: Engine) -> None:
     work.put(b"98", b"two")
     work.release(point)
     assert work.cleared
-    assert work.changes() == {b"98": b"two"}
+    assert work.as_dict() == {b"98": b"two"}
 
 
 def test_resetting_forgets_savepoints_that_nobody_released(engine: Engine) -> None:

@@ -19,6 +19,7 @@ from durabledbm._engine.freemap import FreeMap
 from durabledbm._engine.meta import META_AREA, META_SIZE, Meta, decode_meta, first_page
 from durabledbm._engine.page import REF
 from durabledbm._engine.pager import Pager
+from durabledbm._engine.store import Phase
 from durabledbm._engine.tree import PageSet, Tree, walk
 from durabledbm.database import open_on
 
@@ -557,3 +558,40 @@ def test_commits_are_numbered_one_by_one(volume: SimVolume) -> None:
     assert found[:5] == [2, 3, 4, 5, 6]
     assert found[5] >= 7
     assert first_page(4096) == 2
+
+
+# -- phases --------------------------------------------------------------------------------------------------------
+
+
+def test_the_table_of_phases_is_what_the_code_reads() -> None:
+    table = (commit_module.__doc__ or "").split("a crash leaves\n", 1)[1].split("\n\n", 1)[0].splitlines()[1:]
+    rows = {row.split()[0]: row.split()[1:3] for row in table}
+    assert list(rows) == [phase.name for phase in Phase]
+    for phase in Phase:
+        io_error, interrupt = rows[phase.name]
+        if phase is not Phase.IDLE:
+            assert io_error == commit_module._AFTER_IO_ERROR[phase].name
+            assert interrupt == ("POISONED" if phase is Phase.POISONED else "UNKNOWN")
+
+
+@pytest.mark.parametrize("cause", [OSError(errno.EIO, "no"), KeyboardInterrupt()], ids=["error", "interrupt"])
+@pytest.mark.parametrize("phase", [phase for phase in Phase if phase is not Phase.IDLE], ids=lambda phase: phase.name)
+def test_a_commit_that_fails_leaves_the_phase_of_the_table(
+    volume: SimVolume, phase: Phase, cause: BaseException
+) -> None:
+    """And but for POISONED the handle goes on: the next commit finds out from the file what there is."""
+    with opened(volume) as db:
+        db["before"] = b"1"
+        committer, store = db._pipeline.committer, db._store
+        store.phase = phase
+        committer._abandon(cause)
+        poisoned = phase is Phase.POISONED or (
+            isinstance(cause, OSError) and commit_module._AFTER_IO_ERROR[phase] is Phase.POISONED
+        )
+        assert store.phase is (Phase.POISONED if poisoned else Phase.UNKNOWN)
+        if not poisoned:
+            db["after"] = b"2"
+            assert store.phase is Phase.IDLE
+            assert dict(db) == {b"before": b"1", b"after": b"2"}
+        store.phase = Phase.IDLE
+        store.failure = None

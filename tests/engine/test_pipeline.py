@@ -514,7 +514,7 @@ def test_nothing_more_is_deferred_by_a_handle_that_is_done_for(store: Store) -> 
         pipeline.apply(putting(b"third"))
     work = pipeline.deferred()
     assert work is not None
-    assert set(work.changes()) == {b"first", b"second"}
+    assert set(work.as_dict()) == {b"first", b"second"}
     store.writer.reserved = False
 
 

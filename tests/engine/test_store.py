@@ -62,7 +62,7 @@ def put(store: Store, sync: bool = True, **changes: str | None) -> None:
                 work.delete(key.encode())
             else:
                 work.put(key.encode(), value.encode())
-        committer(store).commit(work.changes(), sync=sync)
+        committer(store).commit(work.as_dict(), sync=sync)
 
 
 def fill(store: Store, count: int = 300, value: bytes = b"x" * 100) -> None:
@@ -70,7 +70,7 @@ def fill(store: Store, count: int = 300, value: bytes = b"x" * 100) -> None:
         work = ChangeSet.on(store.state)
         for n in range(count):
             work.put(b"%04d" % n, value)
-        committer(store).commit(work.changes())
+        committer(store).commit(work.as_dict())
 
 
 @contextmanager

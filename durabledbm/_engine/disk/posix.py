@@ -45,7 +45,7 @@ _STANDARD = 3
 """Numbers below this are those of the standard streams."""
 
 _LOST, _CLOSED = -1, -2
-"""In place of a descriptor: somebody else has closed it, or we have."""
+"""In place of a descriptor: another part of the program has closed it, or we have."""
 
 _TAKEN = "another part of the program has closed the file's descriptor"
 
@@ -191,8 +191,8 @@ class FileDisk:
         """In a forked child: change to an open file of our own, which shares no lock with the parent.
 
         The number stays. Where the file cannot be opened again (no descriptor is left, or it has no name and there is
-        no /proc, or the process may not open it any more), the descriptor is closed all the same, and whoever uses the
-        disk next tries again.
+        no /proc, or the process may not open it any more), the descriptor is closed all the same, and the next user of
+        the disk next tries again.
         """
         inherited = self._fd
         if not self.held():
@@ -232,7 +232,7 @@ class FileDisk:
         except OSError as exc:
             if exc.errno in (errno.EAGAIN, errno.EACCES):
                 return False
-            # Where there are no locks nobody opens for writing (see `locks.locks_work`), so readers need none.
+            # Where there are no locks files are not opened for writing (see `locks.locks_work`), so readers need none.
             if exc.errno not in NO_LOCKS or self.writable:
                 raise
         return True
@@ -247,7 +247,7 @@ class FileDisk:
                 raise
 
     def lowest_lock(self, start: int, stop: int) -> LockOwner | None:
-        # The kernel names one lock in the way, not the lowest: narrow the question until nobody answers.
+        # The kernel names one lock in the way, not the lowest: narrow the question until there is none.
         fd = self._own()
         lowest = None
         while stop > start:
@@ -326,7 +326,7 @@ def take_owner(fd: int, like: os.stat_result) -> None:
 
 
 def _give_name_owner(path: str, like: os.stat_result) -> None:
-    """`take_owner` of a file that is not open; but whoever may write the directory must not divert it to another."""
+    """`take_owner` of a file that is not open. Other users of the directory must not divert it to another file."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except PermissionError:

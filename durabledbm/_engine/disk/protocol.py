@@ -18,8 +18,8 @@ The contract that durability rests on:
 A `Disk` refers to its file through a number of the operating system, and others can take that number away: a daemon
 closes every descriptor that it does not know, and opens its logs. So a `Disk` never writes to, syncs, locks or closes
 a number that has become another file's; those calls raise `OSError` instead. `held` tells, and `regain` opens the file
-again by its name. Reading does not ask each time, since that would cost half as much as the read: whoever uses the
-bytes verifies them, and asks `held` when they are not what they should be.
+again by its name. Reading does not ask each time, since that would cost half as much as the read: the user
+of the bytes verifies them, and asks `held` when they are not what they should be.
 
 After a fork a `Disk` of the child refers to an open file of its own, so that the child shares no lock with its parent.
 """
@@ -134,7 +134,7 @@ class Disk(Protocol):
     def lowest_lock(self, start: int, stop: int) -> LockOwner | None:
         """The lowest byte in [start, stop) that another `Disk` has locked, in whatever process, or None.
 
-        Never an offset above a lock that is held throughout the call. It may be below, where nobody has a lock, if
+        Never an offset above a lock that is held throughout the call. It may be below, where there is no lock, if
         others ask at the same time; and a byte that this `Disk` has locked too may be left out (both: see `windows`).
         """
 

@@ -4,15 +4,15 @@
 logic here is tested everywhere. Nothing in this module needs Windows to be imported.
 
 Locks are the hard part. `LockFileEx` keeps other open files out, also those of the same process, and the system
-releases what a killed process held: that is what pins and the writer lock need. (They are mandatory, so nobody could
-read or write locked bytes; ours lie beyond the end of the file, where nothing is read or written.) But nobody can ask
+releases what a killed process held: that is what pins and the writer lock need. (They are mandatory, so locked bytes
+cannot be read or written; ours lie beyond the end of the file, where nothing is read or written.) But no call tells
 who holds a lock. So `lowest_lock` tries to lock a range for itself, exclusively, and lets go at once: if that succeeds,
-nobody else had a lock in the range at that moment. Such an attempt, a *probe*, is in the way of others for as long as
+no other lock was in the range at that moment. Such an attempt, a *probe*, is in the way of others for as long as
 it takes, some microseconds, which has two consequences:
 
 * `lock` may fail because of a probe and not of a lock. It tries again: a shared lock for as long as `_PATIENCE`, since
   the engine never locks exclusively what it pins, so only a probe can be in the way; an exclusive one a few times, for
-  a holder of the writer lock may really be there, and then whoever waits asks again anyway.
+  a holder of the writer lock may really be there, and then the waiting writer asks again anyway.
 * A probe may fail because of another probe. Then `lowest_lock` takes for locked what is not. The engine may be told
   too much, never too little: a pin that does not exist keeps pages from being reused until the next look; a writer who
   does not exist makes a reader look again.
@@ -206,7 +206,7 @@ class WindowsDisk:
             return False
 
     def held(self) -> bool:
-        """Nobody closes handles that he does not know here. Should it happen all the same, this tells."""
+        """Programs on Windows do not close handles that they do not know. If it happens, this tells."""
         try:  # by the file's number alone: Wine does not tell the volume of a file that was renamed while it was open
             return self._handle is not None and self._kernel.identity(self._handle)[1] == self._identity[1]
         except OSError:
@@ -301,11 +301,11 @@ class WindowsDisk:
             if not self._is_free(low, high):
                 self._hint = low
                 return low
-            low, step = high, 1  # somebody's probe was in the way, and is not any more: there is nothing here
+            low, step = high, 1  # another's probe was in the way, and is not any more: there is nothing here
         return None
 
     def _is_free(self, start: int, stop: int) -> bool:
-        """Whether, at a moment during this call, nobody else had a lock in [start, stop). May say no for no reason."""
+        """Whether, at a moment during this call, there was no other lock in [start, stop). May say no for no reason."""
         handle = self._open_handle()
         free: bool | None = None
         try:

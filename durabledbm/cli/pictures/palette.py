@@ -1,6 +1,6 @@
 """The colours and signs of the kinds of pages: Okabe and Ito's, which nearly everybody can tell apart.
 
-Damage has a sign of its own as well, so that nobody depends on seeing red.
+Damage also has a sign of its own, so that it can be seen without colours.
 """
 
 from __future__ import annotations

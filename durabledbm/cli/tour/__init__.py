@@ -1,12 +1,12 @@
-"""tour: half a minute in which a visitor sees what durabledbm does, beside the standard library.
+"""tour: half a minute that shows what durabledbm does, compared with the standard library.
 
-The data are the source files of the running Python's own standard library: names as keys, contents as values.
-Every figure is measured while it runs and every claim is checked against the data; what the standard library
-does is found out by doing it, with the backend that `dbm.open` chooses here, not told from memory. If
-something is not as it should be, the tour says so and fails.
+The data are the source files of the running Python's own standard library: names as keys, contents as values. Every
+figure is measured while the tour runs, and every claim is checked against the data. What the standard library does is
+found out by doing it, with the backend that `dbm.open` chooses here. If something is not as it should be, the tour says
+so and fails.
 
-`steps` are the stations, `rivals` the standard library's side, `killing` the process that is killed, `speed`
-the table at the end, `stage` how it all looks.
+`steps` are the stations, `rivals` the standard library's side, `killing` the process that is killed, `speed` the table
+at the end, and `stage` the output.
 """
 
 from __future__ import annotations

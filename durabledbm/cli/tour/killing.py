@@ -1,9 +1,8 @@
-"""A process that writes, and is killed in the middle of it: what is in the file afterwards?
+"""A process that writes, and is killed meanwhile: what does the file contain afterwards?
 
-The child does what a store of sessions or counters does: it sets some keys again and again. It acknowledges
-each write through a pipe after it has returned, as a server would answer its client. The parent kills it with
-SIGKILL at a random moment, which no program can prepare for, and then compares the file with what was
-acknowledged.
+The child does what a store of sessions or counters does: it sets some keys again and again. It acknowledges each write
+through a pipe after the write has returned, as a server would answer its client. The parent kills it with SIGKILL at a
+random moment, for which no program can prepare, and then compares the file with what was acknowledged.
 """
 
 from __future__ import annotations
@@ -97,7 +96,7 @@ def _compared(module: str, path: str, acknowledged: int) -> Aftermath:
     try:
         with opened.open(path, "r") as db:
             for number in range(max(acknowledged - KEYS, 0), acknowledged):
-                # The write that was interrupted may have happened, too: nobody was told either way.
+                # The interrupted write may have happened, too: it was not acknowledged.
                 right = {value_of(number)} | (
                     {value_of(acknowledged)} if key_of(acknowledged) == key_of(number) else set()
                 )

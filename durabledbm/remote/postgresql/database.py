@@ -5,7 +5,6 @@ The entries are the rows of one table (`sqltable`), and further tables of the da
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -51,16 +50,7 @@ def open_postgresql(
         lambda kind: connect(parameters, kind, where, timeout), psycopg.Error, where, max_connections, timeout
     )
     database = PostgresDatabase(pool, sql_table, flag == "r")
-    try:
-        if flag in ("r", "w") and not pool.run(READING, sql_table.exists, harmless=True):
-            raise error(errno.ENOENT, f"there is no table {table!r}", where)
-        database._made("")
-        if flag == "n":
-            database.clear()
-    except BaseException:
-        database.close()
-        raise
-    return database
+    return database._opened(flag, lambda: pool.run(READING, sql_table.exists, harmless=True))
 
 
 def _location(parameters: dict[str, Any]) -> str:

@@ -1,11 +1,11 @@
 """Iterators over a table: lazy, over one state, in bounded memory.
 
-The first page is asked for at once, and mostly it is all: then one round trip was enough, and no session is kept.
-Otherwise a cursor is opened on the server, before the call that made the iterator returns, in a transaction that sees
-one state: one of its own, or the snapshot or the block that the iterator belongs to. What is written in a block later
-does not reach its cursors: PostgreSQL's are insensitive.
+The first page is fetched immediately, and is usually all: one round trip, and no session is kept. Otherwise a cursor is
+opened on the server before the call that made the iterator returns, in a transaction that sees one state: its own, or
+the snapshot or block that the iterator belongs to. Later writes in a block do not reach its cursors, because
+PostgreSQL's are insensitive.
 
-A page has at most `PAGE` rows, each of `WHOLE_MAX` bytes at most. Larger entries are left out of it and come from a
+A page has at most `PAGE` rows of at most `WHOLE_MAX` bytes each. Larger entries are left out of it and come from a
 second cursor over the same state, one at a time.
 """
 

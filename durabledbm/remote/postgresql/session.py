@@ -1,6 +1,6 @@
 """A session: one connection to a PostgreSQL server, and how statements are sent over it.
 
-Results come in binary form. Exceptions of psycopg go through as they are: who asked knows what they mean.
+Results come in binary form. Exceptions of psycopg propagate unchanged: the caller knows what they mean.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ WRITING = "serializable"
 """The kind of sessions that write, and their isolation: what they do is as if it had been done one after another."""
 
 _UNUSED_MAX = 50
-"""So many cursors that nobody wants any more are left open on the server."""
+"""So many abandoned cursors are left open on the server."""
 
 _KEPT_ROWS = 100
 _KEPT_BYTES = 2**16

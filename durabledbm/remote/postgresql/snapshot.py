@@ -1,10 +1,10 @@
-"""Snapshots: a table as of one instant, for as long as wanted.
+"""Snapshots: a table at one instant, for as long as it is needed.
 
-A snapshot is a read-only transaction of the server's that sees one state ("repeatable read"). It waits for nobody, and
-nobody waits for it. What it costs is space on the server: rows that are replaced meanwhile cannot be cleaned up.
+A snapshot is a read-only transaction of the server that sees one state ("repeatable read"). It never waits, and nothing
+waits for it. It costs space on the server: rows that are replaced meanwhile cannot be cleaned up.
 
-It has one session, and more when several threads read at once: the first one exports what it sees, and the others
-import it. Where a server cannot do that, threads take turns.
+It has one session, and more when several threads read at the same time: the first one exports what it sees, and the
+others import it. Where a server cannot do that, threads take turns.
 """
 
 from __future__ import annotations

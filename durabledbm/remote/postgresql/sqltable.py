@@ -1,10 +1,10 @@
-"""One table on a PostgreSQL server: its SQL, and what each statement does to it.
+"""One table on a PostgreSQL server: its SQL, and the effect of each statement.
 
-Nothing here begins a transaction, retries, or knows where its session comes from. Each method is one statement, or
-says that it needs to be atomic (`Session.atomic`).
+Nothing here begins a transaction or retries. Each method is one statement, or says that it must be atomic
+(`Session.atomic`).
 
-The table is as plain as it can be, so that other programs may use it: `SELECT value FROM app WHERE key = 'user:1'`.
-`keys` tells why there are the columns `rest` and `digest`.
+The table is as plain as possible, so that other programs can use it: `SELECT value FROM app WHERE key = 'user:1'`.
+`keys` explains the columns `rest` and `digest`.
 """
 
 from __future__ import annotations
@@ -246,7 +246,7 @@ class SqlTable:
             value = self.find(session, key)
             if value is not None:
                 return value
-            # Somebody has deleted it in between.
+            # It was deleted in between.
         return default
 
     def apply(self, session: Session, changes: Mapping[bytes, bytes | None]) -> None:

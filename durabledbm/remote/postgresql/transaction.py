@@ -1,8 +1,8 @@
 """The steps of a transaction on a PostgreSQL server, on a session of its own.
 
-The server's transactions are serializable. It does not make them wait for each other where it can help it: it lets
-them go on, and refuses one where their results could not have come one after another. That is a `BusyError`, from
-whatever statement or from the end of the block. Nothing was committed then, and the whole block may be run again.
+The server's transactions are serializable. It lets them run concurrently where possible, and refuses one whose result
+is not serializable. That is a `BusyError`, from any statement or from the end of the block. Nothing was committed then,
+and the whole block may be repeated.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class PostgresTransaction(ServerTransaction):
         super().__init__()
         self.session = session
         self._lent: Session | None = session
-        """To be given back once: from then on somebody else has it."""
+        """To be returned once: after that it belongs to others."""
         self._give = give
         self._owner = owner
         self._failure: error | None = None

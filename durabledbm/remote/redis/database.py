@@ -1,14 +1,12 @@
-"""A database on a Redis server: what `remote.open("redis://...")` returns. `scripts` tells how it is kept there."""
+"""A database on a Redis server: what `remote.open("redis://...")` returns. `scripts` describes how it is stored."""
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import redis
 
-from ...errors import error
 from ..database import RemoteDatabase, Stats
 from ..faces import KeyRange
 from ..pool import Pool
@@ -40,16 +38,7 @@ def open_redis(
     place = b"{%b}" % table.encode()
     main = RedisTable(place, place, table)
     database = RedisDatabase(pool, main, flag == "r")
-    try:
-        if flag in ("r", "w") and not database._exists(main):
-            raise error(errno.ENOENT, f"there is no table {table!r}", where)
-        database._made("")
-        if flag == "n":
-            database.clear()
-    except BaseException:
-        database.close()
-        raise
-    return database
+    return database._opened(flag, lambda: database._exists(main))
 
 
 def _location(made: ConnectionPool) -> str:

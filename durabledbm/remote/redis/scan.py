@@ -12,11 +12,10 @@ __all__ = ["Scan"]
 
 
 class Scan(Iterator[Any]):
-    """Pairs of key and value, or, without `values`, keys.
+    """Pairs of key and value or, without `values`, keys.
 
-    `turn(bounds)` gets a further page, `done()` is called once when no more are wanted: at the end, or when nobody
-    refers to the iterator any more. So it may be called at any moment, and must not wait. `owner` exists as long as
-    the iterator is used.
+    `turn(bounds)` returns a further page. `done()` is called once, at the end or when the iterator is freed; so it may
+    be called at any moment, and must not wait. `owner` exists as long as the iterator is used.
     """
 
     __slots__ = ("_bounds", "_done", "_entries", "_owner", "_scope", "_turn", "_values")

@@ -1,26 +1,26 @@
-"""How a database is kept on a Redis server, and the scripts that read and write it there.
+"""How a database is stored on a Redis server, and the scripts that read and write it.
 
 Each table has a hash with its entries, and a sorted set of their keys in which all scores are equal, so that Redis
-keeps them in the order of bytes:
+keeps them in byte order:
 
     {app}:entries  {app}:order                  of the main table of the database `app`
     {app}/users:entries  {app}/users:order      of its table `users`
     {app}:tables                                a set of the names of the tables
 
-All names have the same hash tag, so in a cluster they are on one node. Each operation that is more than one command
-is a script, which Redis runs with nothing of others in between.
+All names have the same hash tag, so in a cluster they are on one node. An operation of more than one command is a
+script, which Redis runs atomically.
 
-*Readers.* Redis has no snapshots. So whoever reads for longer registers as a reader, and whoever writes keeps for each
-reader what the reader has not read yet: before a key changes for the first time since then, its old value is copied
-to a hash of that reader's, and the key noted in a sorted set. A reader finds changed keys there, and all others where
-they are. Writing costs more only while there are readers, and only for the first change of a key. What has changed
-since a reader began also tells a transaction, which is a reader, whether it may commit.
+*Readers.* Redis has no snapshots. So a longer read registers as a reader, and a writer keeps for each reader what it
+has not read yet: before a key changes for the first time since then, its old value is copied to a hash of the reader,
+and the key is recorded in a sorted set. A reader finds changed keys there, and all others in the table. Writing costs
+more only while there are readers, and only for the first change of a key. The record of changes also tells a
+transaction, which is a reader, whether it may commit.
 
-    {app}:readers                               a sorted set: reader -> when it is given up, in seconds since 1970
+    {app}:readers                               a sorted set: reader -> when it expires, in seconds since 1970
     {app}:touched:ID                            a set of the tables in which something changed since ID began
     {app}:old:ID  {app}:changed:ID              of the main table: old values, changed keys; {app}/users:... likewise
 
-A reader that has done nothing for `IDLE` seconds is given up: its process may have died.
+A reader that has done nothing for `IDLE` seconds expires: its process may have died.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ GONE = "GONE"
 """What the error begins with that a reader gets who was given up."""
 
 CONFLICT = b"CONFLICT"
-"""What `COMMIT` returns if somebody has changed what the transaction has read."""
+"""What `COMMIT` returns if others have changed what the transaction has read."""
 
 _ABSENT = 0xFFFFFFFF
 _BLOB = 2**24

@@ -1,4 +1,4 @@
-"""Snapshots of a database on a Redis server. `scripts` tells how they are kept."""
+"""Snapshots of a database on a Redis server. `scripts` describes how they are stored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One table on a Redis server: what can be done to it, now or as of the instant at which a reader began."""
+"""One table on a Redis server: its operations, now or as of the instant at which a reader began."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """The steps of a transaction on a Redis server.
 
-Redis has no transactions that read. So a block reads a snapshot, and keeps its changes, and what it has read, to
-itself. At its end one script looks whether anybody has changed what it has read since the snapshot, which the
-snapshot's own record tells (see `scripts`), and if not makes all its changes. So transactions are serializable, and
-none waits for another; one that others have overtaken ends with `BusyError`, and nothing of it is there.
+Redis has no transactions that read. So a block reads a snapshot, and keeps its changes, and the keys that it has read,
+in this process. At its end one script checks whether others have changed what it has read since the snapshot, which the
+snapshot's own record tells (see `scripts`), and if not makes all its changes. So transactions are serializable and
+never wait for each other; one that conflicts ends with `BusyError`, and nothing of it is written.
 """
 
 from __future__ import annotations
