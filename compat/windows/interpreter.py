@@ -10,7 +10,6 @@ Everything stands below one directory, with a stamp that is written last; what i
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import shutil
 import subprocess
@@ -27,9 +26,12 @@ VERSIONS = ("3.10", "3.11", "3.12", "3.13")
 # With what they need: pip decides by the machine it runs on which dependencies of other systems and versions apply.
 _WHEELS = (
     "colorama", "crc32c>=2.4", "exceptiongroup", "hypothesis>=6.90", "iniconfig", "lmdb>=1.4", "packaging", "pluggy",
-    "pygments", "pytest>=7.4", "pytest-cov", "pytest-timeout", "pytest-xdist>=3.5",
-    "sortedcontainers", "tomli", "typing-extensions",
+    "pygments", "pytest>=7.4", "pytest-cov", "pytest-timeout", "pytest-xdist>=3.5", "sortedcontainers", "tomli",
+    "typing-extensions",
 )  # fmt: skip
+
+_LAYOUT = 1
+"""To be counted up when `_lay_out` changes: then the interpreters in the cache are made anew."""
 
 _IN_HOME = (".exe", ".cat", ".txt")
 """What stays beside `python.exe`, with the interpreter's own libraries; the rest are extension modules, for `DLLs`."""
@@ -49,7 +51,7 @@ def prepare(version: str) -> Path:
     """The path of `python.exe` of that version, made if it is not there yet. Raises `Unavailable`."""
     _need_wine()
     home = cache() / version
-    recipe = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+    recipe = f"layout {_LAYOUT}, {' '.join(_WHEELS)}\n"
     stamp = home / "made-by"
     if not stamp.exists() or stamp.read_text() != recipe:
         shutil.rmtree(home, ignore_errors=True)
@@ -73,8 +75,9 @@ def environment() -> dict[str, str]:
 def drive(letter: str, directory: Path) -> None:
     """Let a directory of this machine be a drive."""
     link = cache() / "wine" / "dosdevices" / f"{letter}:"
-    link.unlink(missing_ok=True)
-    link.symlink_to(directory)
+    if not link.is_symlink() or os.readlink(link) != str(directory):  # another run may be at work on it
+        link.unlink(missing_ok=True)
+        link.symlink_to(directory)
 
 
 def _need_wine() -> None:
