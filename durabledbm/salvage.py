@@ -110,14 +110,15 @@ def salvage(
 
 
 def _salvaged(disk: Disk, target: str, progress: Progress | None) -> Report:
-    like = permissions_of(disk.status())
-    with publishing(target, like=like) as fresh, new_file(target, like=like) as ranks:
+    with publishing(target) as fresh, new_file(target) as ranks:
         initialise(FileVolume(), fresh.disk, _page_size(disk))
         with (
             open_database(fresh.path, "w", durability="manual") as entries,
             open_database(ranks.path, "w", durability="manual") as versions,
         ):
             report = _Salvage(disk, _Sink(entries, versions), progress).run()
+        # Only now: permissions that let nobody write would have kept this process from opening the file by its name.
+        fresh.disk.take_owner(permissions_of(disk.status()))
     return report
 
 

@@ -156,6 +156,32 @@ def test_the_directory_of_a_log_that_was_there_is_left_as_it_is(tmp_path: Path) 
     assert {mode_of(entry) for entry in (tmp_path / "log").iterdir()} == {0o600}
 
 
+@needs_mode
+def test_what_nobody_may_write_can_be_copied_in_every_way() -> None:
+    """The copy is filled before it gets the permissions of the original, which would be in the way."""
+    with open_directory() as directory:
+        directory.chmod(0o777)
+        make(directory / "db", 0o444)
+        with durabledbm.open_sharded(directory / "shards", "c", shards=2) as db:
+            db["key"] = "value"
+        for shard in (directory / "shards").glob("shard-*"):
+            shard.chmod(0o444)
+        unprivileged("""
+with durabledbm.open("db") as db:
+    db.backup("backup")
+    durabledbm.dump.dump(db, "dump")
+    durabledbm.dump.dump(db, "log", max_file_size=4096)
+durabledbm.restore.restore("restored", "db")
+durabledbm.salvage.salvage("db", "salvaged")
+durabledbm.reshard.reshard("shards", "resharded", shards=3)
+""", directory)
+        made = ["backup", "dump", "log/00000001.log", "restored", "salvaged"]
+        files = [directory / name for name in made] + list((directory / "resharded").glob("shard-*"))
+        assert {path.name: oct(mode_of(path)) for path in files} == {path.name: "0o444" for path in files}
+        with durabledbm.open(directory / "salvaged") as db:
+            assert dict(db.items()) == {b"key": b"value"}
+
+
 def test_a_file_that_cannot_be_replaced_is_written_where_it_is() -> None:
     with open_directory() as directory:
         make(directory / "db", 0o644)

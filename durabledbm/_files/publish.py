@@ -106,11 +106,14 @@ def permissions_of(source: os.stat_result | None) -> os.stat_result:
 
 
 def own_directory(path: str, source: os.stat_result | None) -> None:
-    """Give a new directory the permissions of the file `source`: who may read that may list the directory."""
+    """Give a new directory the permissions of the file `source`: who may read that may list the directory.
+
+    Its owner may always change it: files are still to be made in it.
+    """
     if sys.platform == "win32":
         return
     like = permissions_of(source)
-    mode = like.st_mode | (like.st_mode & 0o444) >> 2
+    mode = like.st_mode | (like.st_mode & 0o444) >> 2 | 0o700
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         take_owner(fd, os.stat_result((mode, 0, 0, 0, like.st_uid, like.st_gid, 0, 0, 0, 0)))
