@@ -36,7 +36,7 @@ from ._engine.recovery import newest, read_slots
 from ._engine.threads import Lease
 from ._files.arguments import Meter, Path, Progress
 from ._files.opening import DEFAULT_PAGE_SIZE
-from ._files.publish import publishing, take_name
+from ._files.publish import publishing, real_target, take_name
 from ._files.sorting import in_key_order
 from ._files.temporary import Temporary, blame_target, new_file, sweep
 from ._foreign.kinds import FILES, OURS, Found, beside, migrate_command, refuse_beside, shell_word
@@ -135,6 +135,7 @@ def _check_names(old: Found, target: str | None) -> None:
             return
         target = old.name
     else:
+        real_target(target)
         refuse_beside(FileVolume(), target)
     if os.path.lexists(target):
         raise error(errno.EEXIST, os.strerror(errno.EEXIST), target)

@@ -27,7 +27,7 @@ from ._engine.pager import MALFORMED, Pager
 from ._engine.tree import PageSet, Tree, walk
 from ._files.arguments import Path, Progress
 from ._files.intact_pages import IntactRun, guess_page_size, intact_runs
-from ._files.publish import permissions_of, publishing
+from ._files.publish import permissions_of, publishing, real_target
 from ._files.temporary import blame_target, new_file
 from ._messages import plural
 from .database import Database
@@ -103,7 +103,7 @@ def salvage(
         raise error(errno.EEXIST, os.strerror(errno.EEXIST), target)
     try:
         with closing(FileVolume().open(source, writable=False)) as disk:
-            return _salvaged(disk, os.path.realpath(target), progress)
+            return _salvaged(disk, real_target(target), progress)
     except OSError as exc:
         blame_target(exc, target)
         raise error.wrap(exc, source if exc.filename is None else None) from exc

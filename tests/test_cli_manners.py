@@ -5,6 +5,7 @@ The commands themselves are tested in `test_cli`.
 
 from __future__ import annotations
 
+import dbm.dumb
 import errno
 import os
 import shlex
@@ -71,6 +72,31 @@ def with_names(words: list[str], file: str, target: str) -> list[str]:
 
 
 # -- files that are there ----------------------------------------------------------------------------
+
+
+CREATING = [
+    ["salvage", "F", "T"], ["load", "T", "F"], ["load", "T", "dump"], ["migrate", "old", "T"], ["put", "T", "a", "b"],
+]  # fmt: skip
+"""Commands that create the file T."""
+
+
+@only_posix("the system strips the end of such a name")
+@pytest.mark.parametrize("target", ["new/", "new/.", "f/", "missing/../new", "f/../new"])
+@pytest.mark.parametrize("words", [*WRITING, *CREATING], ids=" ".join)
+def test_a_name_that_no_file_can_have_is_not_changed_into_one(
+    run: Run, place: Path, words: list[str], target: str
+) -> None:
+    Path("f").write_text("other")
+    with dbm.dumb.open("old", "n") as old:
+        old["k"] = "v"
+    run("dump", "n", "dump")
+    before = sorted(os.listdir())
+    status, out, err = run(*with_names(words, "n", target))
+    assert (status, out) == (2, "")
+    assert err.count("\n") == 1
+    assert target in err
+    assert sorted(os.listdir()) == before
+    assert Path("f").read_text() == "other"
 
 
 @pytest.mark.parametrize("words", [*WRITING, ["salvage", "F", "T"]], ids=" ".join)

@@ -14,10 +14,12 @@ from contextlib import contextmanager
 
 from .._engine.disk import FileVolume, take_owner
 from .._engine.disk.protocol import Disk
+from ..errors import error
+from .arguments import Path
 from .temporary import Temporary, blame_target, new_directory, new_file
 
 __all__ = [
-    "own_directory", "permissions_of", "publishing", "publishing_directory", "replacing", "take_name",
+    "own_directory", "permissions_of", "publishing", "publishing_directory", "real_target", "replacing", "take_name",
 ]  # fmt: skip
 
 
@@ -75,6 +77,24 @@ def publishing_directory(target: str) -> Iterator[str]:
     except OSError as exc:
         blame_target(exc, target)
         raise
+
+
+def real_target(target: Path) -> str:
+    """The absolute path of a file that is to be made or replaced. Links are followed.
+
+    Raises `error` if the name can only be a directory's, or leads through what is no directory.
+    """
+    name = os.fsdecode(target)
+    directory, base = os.path.split(name)
+    if base in ("", ".", ".."):
+        if not name:
+            raise error(errno.ENOENT, os.strerror(errno.ENOENT), name)
+        raise error(errno.EISDIR, "only a directory can have this name", name)
+    try:
+        os.stat(os.path.join(directory, "."))  # `realpath` knows only names: to it "missing/.." is this directory
+    except OSError as exc:
+        raise error.wrap(exc, name) from exc
+    return os.path.realpath(name)
 
 
 def take_name(fresh: str, target: str) -> None:

@@ -239,11 +239,11 @@ def _target(file: str) -> Iterator[str]:
     from .._engine.disk import FileVolume
     from .._engine.files import initialise
     from .._files.opening import DEFAULT_PAGE_SIZE
-    from .._files.publish import publishing
+    from .._files.publish import publishing, real_target
     from .._foreign.kinds import refuse_beside
 
     refuse_beside(FileVolume(), file)
-    path = os.path.abspath(file)
+    path = real_target(file)
     with publishing(path, 0o666) as fresh:
         initialise(FileVolume(), fresh.disk, DEFAULT_PAGE_SIZE)
         yield fresh.path
