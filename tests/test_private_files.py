@@ -111,6 +111,21 @@ def test_what_is_made_from_a_database_has_its_permissions(tmp_path: Path, name: 
 
 
 @needs_mode
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o644, 0o444])
+@pytest.mark.parametrize("name", ["dump", "directory of a dump", "log"])
+def test_what_is_loaded_is_as_private_as_what_it_is_loaded_from(tmp_path: Path, name: str, mode: int) -> None:
+    make(tmp_path / "db", 0o644)
+    MAKERS[name](tmp_path / "db", tmp_path / "made")
+    for file in [tmp_path / "made"] if (tmp_path / "made").is_file() else (tmp_path / "made").iterdir():
+        file.chmod(mode)
+    assert main(["load", str(tmp_path / "new"), str(tmp_path / "made")]) == 0
+    assert mode_of(tmp_path / "new") == mode | 0o200
+    (tmp_path / "new").chmod(0o666)
+    assert main(["load", str(tmp_path / "new"), str(tmp_path / "made")]) == 0
+    assert mode_of(tmp_path / "new") == 0o666
+
+
+@needs_mode
 @pytest.mark.parametrize("name", ["backup", "dump", "picture", "page", "value"])
 def test_what_is_replaced_keeps_its_permissions(tmp_path: Path, name: str) -> None:
     path, target = tmp_path / "db", tmp_path / "made"
