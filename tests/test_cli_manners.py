@@ -296,6 +296,31 @@ def test_a_key_that_is_not_there_is_not_deleted_and_not_waited_for(run: Run, pla
     assert run("del", "n", "x", "k") == (1, "", "durabledbm del: n: there is no key 'x'; the others were deleted\n")
 
 
+GUARD = """
+import fcntl, sys
+with open("n", "r+b") as file:
+    fcntl.lockf(file, fcntl.LOCK_EX)
+    print(flush=True)
+    sys.stdin.read()
+"""
+
+
+@only_posix("Windows does not tell who has locked a file")
+def test_a_program_that_has_locked_the_file_is_named_and_no_option_that_is_not_there(run: Run, place: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", GUARD], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        process.stdout.readline()
+        for words in ("stat n", "list n", "check n", "backup n copy", "put n a b --timeout 0.1"):
+            status, _, err = run(*words.split())
+            assert status == 2
+            assert f"n: process {process.pid} (" in err
+            assert ") has locked the file, with lockf() or fcntl()" in err
+            assert ("--timeout" in err) is ("--timeout" in words)
+        process.communicate()
+
+
 # -- several files, and names ------------------------------------------------------------------------
 
 
