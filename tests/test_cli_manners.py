@@ -296,6 +296,16 @@ def test_a_key_that_is_not_there_is_not_deleted_and_not_waited_for(run: Run, pla
     assert run("del", "n", "x", "k") == (1, "", "durabledbm del: n: there is no key 'x'; the others were deleted\n")
 
 
+@only_posix("Windows has no such names")
+@pytest.mark.parametrize("name", ["pipe", "/dev/null"])
+@pytest.mark.parametrize("words", ["compact F", "salvage F T", "check F", "stat F", "migrate F T"])
+def test_pipes_and_devices_are_no_empty_files(run: Run, place: Path, words: str, name: str) -> None:
+    os.mkfifo("pipe")
+    status, out, err = run(*with_names(words.split(), name, "new"))
+    assert (status, out) == (2, "")
+    assert err == f"durabledbm {words.split()[0]}: {name}: not a regular file\n"
+
+
 GUARD = """
 import fcntl, sys
 with open("n", "r+b") as file:
