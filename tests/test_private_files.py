@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
+import sqlite3
 import stat
 import subprocess
 import sys
@@ -12,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from children import open_directory, unprivileged
-from systems import ENDINGS, KILL, WINDOWS, needs_mode, needs_root
+from systems import ENDINGS, KILL, WINDOWS, needs_mode, needs_root, only_posix
 
 import durabledbm
 from durabledbm.changelog import ChangeLog
@@ -207,6 +209,45 @@ def test_a_file_that_cannot_be_replaced_is_written_where_it_is() -> None:
 durabledbm.cli.targets.write_file("out", b"value", "db", force=True)
 """, directory)
         assert (directory / "out").read_text() == "value"
+
+
+# -- mounts --------------------------------------------------------------------------------------------------------
+
+
+@only_posix("only there can a file be a mount point")
+@pytest.mark.parametrize("early", [True, False])
+@pytest.mark.parametrize("name", ["backup", "dump", "migrate"])
+def test_a_mount_point_cannot_be_replaced_and_that_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, early: bool
+) -> None:
+    """Before the work. Where second names are not to be had anyway, at its end."""
+    path, target = tmp_path / "db", tmp_path / "mounted"
+    make(path, 0o600)
+    target.write_bytes(b"older")
+    if name == "migrate":
+        sqlite3.connect(target.with_name("old")).execute("CREATE TABLE Dict (key BLOB, value BLOB)").connection.close()
+        target = target.rename(tmp_path / "unused").with_name("old")
+    before = target.read_bytes()
+
+    def refuse(number: int) -> Callable[..., None]:
+        def refused(source: object, destination: object, **_: object) -> None:
+            if str(target) in (source, destination):
+                raise OSError(number, os.strerror(number), source, None, destination)
+
+        return refused
+
+    progress: list[object] = []
+    monkeypatch.setattr(os, "link", refuse(errno.EXDEV if early else errno.EPERM))
+    monkeypatch.setattr(os, "replace", refuse(errno.EBUSY))
+    with pytest.raises(durabledbm.error, match="mount point, which cannot be replaced") as caught:
+        if name == "migrate":
+            durabledbm.migrate(target, progress=lambda *_: progress.append(1))
+        else:
+            MAKERS[name](path, target)
+    assert (caught.value.errno, caught.value.filename) == (errno.EBUSY, str(target))
+    assert not progress or not early
+    assert target.read_bytes() == before
+    assert not list(tmp_path.glob(".durabledbm-*"))
 
 
 # -- killed --------------------------------------------------------------------------------------------------------

@@ -14,13 +14,18 @@ from contextlib import contextmanager
 
 from .._engine.disk import FileVolume, take_owner
 from .._engine.disk.protocol import Disk
+from .._engine.files import temporary_name
 from ..errors import error
 from .arguments import Path
 from .temporary import Temporary, blame_target, new_directory, new_file
 
 __all__ = [
-    "own_directory", "permissions_of", "publishing", "publishing_directory", "real_target", "replacing", "take_name",
+    "check_not_mounted", "mounts_told", "own_directory", "permissions_of", "publishing", "publishing_directory",
+    "real_target", "replacing", "take_name",
 ]  # fmt: skip
+
+
+_MOUNTED = "a mount point, which cannot be replaced: give another name for the new file"
 
 
 @contextmanager
@@ -37,7 +42,8 @@ def publishing(
             yield temporary
             temporary.disk.sync()
             if replace:
-                FileVolume().replace(temporary.path, target)
+                with mounts_told(target):
+                    FileVolume().replace(temporary.path, target)
             else:
                 take_name(temporary.path, target)
         if replace:
@@ -77,6 +83,34 @@ def publishing_directory(target: str) -> Iterator[str]:
     except OSError as exc:
         blame_target(exc, target)
         raise
+
+
+def check_not_mounted(path: str) -> None:
+    """Raise `error` if the file, which exists, is a mount point, as in a container: no other file can take its name.
+
+    It can have no second name either, and that can be tried without changing anything.
+    """
+    if sys.platform == "win32":
+        return
+    probe = temporary_name(path)
+    try:
+        os.link(path, probe)
+    except OSError as exc:
+        if exc.errno == errno.EXDEV:
+            raise error(errno.EBUSY, _MOUNTED, path) from exc
+    else:
+        os.unlink(probe)
+
+
+@contextmanager
+def mounts_told(target: str) -> Iterator[None]:
+    """A block that lets another file take the name `target`. Says so if that is a mount point."""
+    try:
+        yield
+    except OSError as exc:
+        if exc.errno != errno.EBUSY:
+            raise
+        raise error(errno.EBUSY, _MOUNTED, target) from exc
 
 
 def real_target(target: Path) -> str:

@@ -25,7 +25,7 @@ from .._engine.meta import Meta
 from .._engine.store import Store
 from .._engine.view import State
 from .._files.arguments import CountedProgress, Path
-from .._files.publish import real_target, replacing
+from .._files.publish import check_not_mounted, real_target, replacing
 from ..errors import error
 
 __all__ = ["Pace", "backup", "check_target", "write_whole"]
@@ -132,3 +132,4 @@ def check_target(path: str, source: tuple[int, int] | None) -> None:
         raise error(errno.EINVAL, "is the database itself", path)
     if not stat.S_ISREG(status.st_mode):
         raise error(errno.EINVAL, "is not a regular file", path)
+    check_not_mounted(path)
