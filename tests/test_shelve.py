@@ -1255,6 +1255,13 @@ def test_a_bsddb_shelf_uses_the_cursor_methods_of_a_mapping_that_has_them() -> N
     assert shelf.set_location("x") == ("x", 3)
 
 
+def test_dir_shows_what_is_for_users(path: str) -> None:
+    with shelve.open(path) as shelf, stdlib_shelve.Shelf({}) as other:
+        public = {name for name in dir(shelf) if not name.startswith("_")}
+        more = {"transaction", "rollback", "snapshot", "reorganize"}
+        assert public - {name for name in dir(other) if not name.startswith("_")} <= {*more, "serializer", "deserializer"}
+
+
 # -- closed by a signal handler
 
 
