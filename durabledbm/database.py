@@ -467,14 +467,21 @@ class Database(Writable):
         handle stays open. A call from a signal handler or finalizer that interrupted an operation of this handle
         returns immediately, and takes effect when that operation has ended.
         """
-        if self._store.inside.here():
-            self._store.inside.postpone(self.close)
-        else:
-            try:
-                self._store.inside.call(self._close, True)
-            finally:
-                if self._scope.ended and self._pipeline.flusher is not None:
-                    self._pipeline.flusher.join(_FAREWELL)
+        if self._postpone(self.close):
+            return
+        try:
+            self._store.inside.call(self._close, True)
+        finally:
+            if self._scope.ended and self._pipeline.flusher is not None:
+                self._pipeline.flusher.join(_FAREWELL)
+
+    def _postpone(self, action: Callable[[], None]) -> bool:
+        """If this thread is inside an operation of the handle, have `action` called after it. Whether it is."""
+        inside = self._store.inside
+        if not inside.here():
+            return False
+        inside.postpone(action)
+        return True
 
     def _close(self, tidy: bool) -> None:
         if self._scope.ended:
