@@ -27,6 +27,7 @@ from ._engine.threads import Lease
 from ._engine.view import Scope, View
 from ._files.arguments import CountedProgress, Path
 from ._files.opening import DEFAULT_CACHE_SIZE, DEFAULT_PAGE_SIZE, Durability, Flag, checked, open_store
+from ._interrupts import is_interrupt
 from ._messages import counted, represented
 from ._process.handles import Registry, began, ended
 from .errors import BusyError, ClosedError, error
@@ -301,7 +302,7 @@ class Database(Writable):
     def _error(self, cause: OSError) -> error:
         """What to raise for an operating system error: `ClosedError` if the handle was closed meanwhile."""
         try:
-            return ClosedError() if self._store.closed else error.wrap(cause, self.path)
+            return error.wrap(cause, self.path) if is_interrupt(cause) or not self._store.closed else ClosedError()
         finally:
             del cause  # see `wrap`
 

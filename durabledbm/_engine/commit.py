@@ -48,6 +48,7 @@ import time
 from collections.abc import Mapping
 from math import inf
 
+from .._interrupts import is_interrupt
 from ..errors import BusyError, CorruptionError, error
 from .files import initialise, random_bytes
 from .merge import Touch
@@ -117,8 +118,8 @@ class Committer:
         store.inside.check_file()
         try:
             store.writer.acquire(lease, store.disk, timeout)
-        except OSError:
-            if store.closed or store.disk.held():
+        except OSError as exc:
+            if is_interrupt(exc) or store.closed or store.disk.held():
                 raise
             store.attend()
             store.writer.acquire(lease, store.disk, timeout)
@@ -149,8 +150,9 @@ class Committer:
             store.inside.check_file()
             store.writer.acquire(lease, store.disk, 0.0)
             self.reconcile()
-        except BusyError:
-            pass
+        except BusyError as exc:
+            if is_interrupt(exc):
+                raise
         except BaseException:
             if read_slots(store.disk).uninitialised:
                 store.volume.remove(store.path)
@@ -316,7 +318,9 @@ class Committer:
         """
         try:
             self.store.disk.resize(meta.page_count * meta.page_size)
-        except OSError:
+        except OSError as exc:
+            if is_interrupt(exc):
+                raise
             return False
         return True
 
@@ -436,7 +440,7 @@ class Committer:
         """A commit has failed, or was interrupted: the phase says with what consequence. Wraps an I/O error."""
         with self.store.mutex:
             self._abandon(cause)
-        if isinstance(cause, OSError):
+        if isinstance(cause, OSError) and not is_interrupt(cause):
             raise error.wrap(cause, self.store.path) from cause
 
     def _abandon(self, cause: BaseException | None) -> None:
@@ -445,8 +449,9 @@ class Committer:
         store.writer.doubt()
         store.stamp = UNKNOWN_STAMP
         store.lost = store.lost or store.unsynced is not None
-        if isinstance(cause, OSError) and _AFTER_IO_ERROR[store.phase] is Phase.POISONED:
-            store.poison(cause)
+        failed = isinstance(cause, OSError) and not is_interrupt(cause)
+        if failed and _AFTER_IO_ERROR[store.phase] is Phase.POISONED:
+            store.poison(cause)  # type: ignore[arg-type]
         elif store.phase is not Phase.POISONED:
             store.phase = Phase.UNKNOWN
         store.unsynced = None
@@ -466,7 +471,8 @@ class Committer:
         try:
             self.store.disk.sync()
         except OSError as exc:
-            self.store.poison(exc)
+            if not is_interrupt(exc):
+                self.store.poison(exc)
             raise
 
     def sync_file(self) -> None:

@@ -27,6 +27,7 @@ from time import monotonic, sleep
 from types import SimpleNamespace
 from typing import Any, Protocol, TypeVar
 
+from .._interrupts import is_from_handler
 from ..errors import BusyError
 
 __all__ = ["FairLock", "Inside", "Lease", "Patience", "forget_threads", "held_here"]
@@ -173,13 +174,15 @@ class FairLock:
         queue = self.queue
         try:
             queue.remove(entry)  # type: ignore[arg-type]
-        except ValueError:
-            pass
+        except ValueError as exc:
+            if is_from_handler(exc):
+                raise
         try:
             if queue and (first := queue[0]()) is not None and first.wakeup is not None:
                 first.wakeup.release()
-        except (IndexError, RuntimeError):
-            pass  # the queue is empty by now, or the first one is awake
+        except (IndexError, RuntimeError) as exc:  # the queue is empty by now, or the first one is awake
+            if is_from_handler(exc):
+                raise
 
 
 # -- calls that interrupt their own thread ------------------------------------------------------
@@ -301,6 +304,8 @@ class Inside:
         try:
             postponed[1]()
         except Exception as exc:
+            if is_from_handler(exc):
+                raise
             report: Any = SimpleNamespace(
                 exc_type=type(exc),
                 exc_value=exc,
