@@ -540,13 +540,20 @@ class Database(Writable):
 
     def _finish(self) -> None:
         """At the end of the interpreter: write what is pending, wait only briefly for others, and stop the flusher."""
-        self._pipeline.hurry()
+        flusher, store = self._pipeline.flusher, self._store
+        pending = store.lost or store.unsynced is not None or self._pipeline.deferred() is not None
         try:
+            self._pipeline.hurry()
+            if flusher is not None:
+                flusher.failure = None  # this flush tells whether it still matters
             self.sync()
+        except OSError as exc:
+            if is_interrupt(exc) or (pending and not self._scope.ended):
+                raise
         finally:
-            if self._pipeline.flusher is not None:
-                self._pipeline.flusher.stop()
-                self._pipeline.flusher.join(_FAREWELL)
+            if flusher is not None:
+                flusher.stop()
+                flusher.join(_FAREWELL)
 
     def _before_fork(self) -> None:
         """Write what is pending if that is possible without waiting: a child sees only what is in the file."""

@@ -257,6 +257,40 @@ def test_a_program_that_does_not_close_its_handle_ends_and_loses_nothing(
         assert db["opened late"] == b"1"
 
 
+@only_posix("Windows removes no file that is open")
+@pytest.mark.parametrize("mode", MODES)
+def test_a_flush_that_fails_at_the_end_is_told_if_something_is_lost(tmp_path: Path, mode: str) -> None:
+    run(
+        tmp_path,
+        f"""
+        told = []
+        sys.unraisablehook = lambda unraisable: told.append(type(unraisable.exc_value))
+        x, y = (durabledbm.open(name, "c", durability={mode!r}, interval=3600) for name in "xy")
+        x["a"] = "1"; x.sync(); y["a"] = "1"
+        os.unlink("x"); os.unlink("y")
+        durabledbm._process.handles._at_exit()
+        assert told == [durabledbm.error] * ({mode!r} != "full"), told
+        os._exit(0)
+        """,
+    )
+
+
+def test_closing_that_was_put_off_and_fails_is_told(tmp_path: Path) -> None:
+    """By the hook that Python has for that, whichever one is in place."""
+    done = subprocess.run(
+        [
+            sys.executable, "-c",
+            "from durabledbm._engine.threads import Inside\n"
+            "def fail(): raise OSError('the disk is full')\n"
+            "inside = Inside('/db', 1); inside.postpone(fail); inside.call(int); print('went on')",
+        ],
+        cwd=tmp_path, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout == "went on\n"
+    assert "/db: closing was put off, and failed" in done.stderr
+    assert done.stderr.endswith("OSError: the disk is full\n")
+
+
 @pytest.mark.parametrize("mode", ["process", "interval"])
 def test_a_write_does_not_fail_for_want_of_a_thread(tmp_path: Path, mode: str) -> None:
     run(

@@ -10,7 +10,8 @@ from typing import Generic, Protocol, TypeVar
 
 from .._engine.flusher import start_no_more
 from .._engine.locks import forget_owners
-from .._engine.threads import forget_threads
+from .._engine.threads import forget_threads, report
+from .._interrupts import is_from_handler, is_interrupt
 
 __all__ = ["OpenHandle", "Registry", "began", "ended"]
 
@@ -21,7 +22,7 @@ class OpenHandle(Protocol):
     """What a handle does when its process ends or forks. These methods are not for users."""
 
     def _finish(self) -> None:
-        """The interpreter ends."""
+        """The interpreter ends. Raises `OSError` if something that was acknowledged could not be written."""
 
     def _before_fork(self) -> None:
         """The process is about to fork."""
@@ -83,11 +84,31 @@ def _at_exit() -> None:
     # What was deferred must not be lost with the process. Closing is left to the handles: others may still use them,
     # so what is written from now on is flushed at once. All this is over before daemon threads are frozen.
     start_no_more()
-    for handle in _handles.all():
-        try:
-            handle._finish()
-        except OSError:
-            pass
+    _finish_all(_handles.all(), _TRIES)
+
+
+_TRIES = 10
+"""How often what is done at the end of the interpreter may be interrupted, and is taken up again."""
+
+
+def _finish_all(handles: list[OpenHandle], tries: int) -> None:
+    """Finish each of them, whatever happens to the others. Another SIGTERM or Ctrl-C is raised when that is done."""
+    try:
+        while handles:
+            try:
+                handles[0]._finish()
+            except OSError as exc:
+                if is_interrupt(exc):
+                    raise
+                report("the flush at the end of the interpreter", exc)
+            del handles[0]
+    except BaseException as exc:
+        if tries <= 0 or (isinstance(exc, Exception) and not is_from_handler(exc)):
+            del handles[:1]
+        raise
+    finally:
+        if handles:
+            _finish_all(handles, tries - 1)
 
 
 _LIBRARIES = ("multiprocessing", "billiard")
@@ -114,8 +135,10 @@ def _before_fork() -> None:
     for handle in _handles.all():
         try:
             handle._before_fork()
-        except OSError:
-            pass  # the next call, or close(), meets the same trouble and says so
+        except OSError as exc:
+            if is_interrupt(exc):
+                raise
+            # else the next call, or close(), meets the same trouble and says so
 
 
 def _after_fork() -> None:
