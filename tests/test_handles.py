@@ -6,6 +6,7 @@ import gc
 import multiprocessing.process
 import multiprocessing.util
 import os
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -49,9 +50,21 @@ def test_nothing_is_left_of_what_is_gone_and_nothing_is_held() -> None:
         registry: Registry[Thing] = Registry()
         for _ in range(100):
             registry.add(Thing())
-        assert registry._references == {}
+        assert registry._references == set()
     finally:
         gc.enable()
+
+
+def test_removing_what_is_gone_runs_no_python_code_that_a_signal_could_interrupt() -> None:
+    registry: Registry[Thing] = Registry()
+    thing = Thing()
+    registry.add(thing)
+    called: list[str] = []
+    sys.setprofile(lambda frame, event, _: called.append(event))
+    del thing
+    sys.setprofile(None)
+    assert "call" not in called
+    assert registry.all() == []
 
 
 def test_a_thing_may_outlive_its_list() -> None:

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 from model import MODES
+from simdisk import SimVolume
 from systems import only_posix
 from test_interrupts import (
     OPERATIONS,
@@ -142,6 +143,42 @@ def test_a_handler_may_close_at_any_moment(operation: Callable[[Any], None], mod
                 assert again.check() == []
             allowed = [case.after] if returned and operation in WRITES else [case.before, case.after]
             assert found in allowed, interrupter.where
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_handler_may_close_and_exit_when_a_transaction_just_has_its_lease(
+    mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_on(SimVolume(), PATH, "c", durability=mode, timeout=None) as db:
+        begin = db._pipeline.begin
+
+        def interrupted(lease: Any) -> None:
+            begin(lease)
+            db.close()
+            raise SystemExit
+
+        monkeypatch.setattr(db._pipeline, "begin", interrupted)
+        with pytest.raises(SystemExit), db.transaction():
+            pass
+        assert db.closed
+
+
+def test_a_write_that_interrupts_the_beginning_of_a_block_inside_is_refused_as_busy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with open_on(SimVolume(), PATH, "c", timeout=None) as db, db.transaction():
+        inner = db.transaction()
+        take_hold = type(inner)._take_hold
+
+        def interrupted(self: Any) -> None:
+            take_hold(self)
+            with pytest.raises(durabledbm.BusyError):
+                db[HANDLER] = b"1"
+
+        monkeypatch.setattr(type(inner), "_take_hold", interrupted)
+        with inner:
+            db[b"k"] = b"v"
+        assert dict(db) == {b"k": b"v"}
 
 
 # -- in processes of their own

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import itertools
 import os
 import sys
 import weakref
+from collections.abc import Callable
+from operator import attrgetter
 from typing import Generic, Protocol, TypeVar
 
 from .._engine.flusher import start_no_more
@@ -31,27 +34,46 @@ class OpenHandle(Protocol):
         """The process has forked, and this is the child."""
 
 
+_numbers = itertools.count()
+
+
+class _Reference(weakref.ref[T]):
+    """A weak reference that is equal to itself alone."""
+
+    __slots__ = ("number",)
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    def __init__(self, thing: T, callback: Callable[[weakref.ref[T]], None]) -> None:
+        super().__init__(thing, callback)  # type: ignore[call-arg]
+        self.number = next(_numbers)
+
+
 class Registry(Generic[T]):
-    """Weak references to objects: a WeakValueDictionary with less work per opened file."""
+    """Weak references to objects. What removes them runs no Python code: a signal whose handler raises could strike
+    there, and the exception would be lost, since a finalizer has no caller.
+    """
 
     __slots__ = ("_references",)
 
     def __init__(self) -> None:
-        self._references: dict[int, weakref.ref[T]] = {}
+        self._references: set[_Reference[T]] = set()
 
     def add(self, thing: T) -> None:
         """Register an object for as long as it exists."""
-        number, references = id(thing), self._references
-        references[number] = weakref.ref(thing, lambda _: references.pop(number, None))
+        self._references.add(_Reference(thing, self._references.discard))
 
     def discard(self, thing: T) -> None:
         """Remove an object."""
-        self._references.pop(id(thing), None)
+        for reference in self._references.copy():
+            if reference() is thing:
+                self._references.discard(reference)
 
     def all(self) -> list[T]:
-        """The registered objects that still exist."""
-        found = [reference() for reference in self._references.copy().values()]
-        return [thing for thing in found if thing is not None]
+        """The registered objects that still exist, in the order of registering."""
+        references = sorted(self._references.copy(), key=attrgetter("number"))
+        found = {id(thing): thing for reference in references if (thing := reference()) is not None}
+        return list(found.values())
 
 
 _handles: Registry[OpenHandle] = Registry()
