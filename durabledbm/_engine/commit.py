@@ -363,16 +363,9 @@ class Committer:
         that are free here may be in use there.
         """
         store = self.store
-        try:
-            same = store.read(STAMP_SIZE, STAMP_OFFSET) == store.stamp
-        except OSError as exc:
-            if not store.may_pass(exc):
-                raise
-            same = False
-        if not same:
-            if store.disk.held():
-                raise store.replaced()
-            store.attend()
+        store.attend()  # the number may be another open file's by now, even one of this very file
+        if store.read(STAMP_SIZE, STAMP_OFFSET) != store.stamp:
+            raise store.replaced()
 
     def _lists(self, prepared: Prepared, *, spilled: bool) -> bool:
         """Whether the meta may list the pages of its commit; else they are synced before it is written."""
