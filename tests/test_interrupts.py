@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import dis
+import errno
 import os
 import queue
 import random
@@ -234,11 +235,13 @@ class Case:
             raise error
 
         twin = Case(self.mode, self.operation) if sys.version_info >= (3, 13) else self
+        raised = False
         with Interrupter(strike, at, lambda: self.operation(twin.db)) as interrupter:
             try:
                 self.operation(self.db)
             except error:
                 sys.settrace(None)
+                raised = True
                 try:
                     self.look()
                 except Exception as exc:
@@ -246,6 +249,7 @@ class Case:
         if twin is not self:
             twin.db.close()
             twin.other.close()
+        assert raised or not interrupter.where, f"what was raised at {interrupter.where} got lost"
         try:
             self.end()
         except Exception as exc:
@@ -349,10 +353,41 @@ def test_memory_that_runs_out_leaves_a_usable_handle_and_free_locks(operation: C
     assert interrupt("full", operation, MemoryError, 3, 29) > 100
 
 
+class TooSlow(TimeoutError):
+    """What a handler may raise that has set itself a limit."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.ENOSPC, "too slow")
+
+
+class Refused(durabledbm.BusyError):
+    """What a handler may let pass that has tried to write."""
+
+    def __init__(self) -> None:
+        super().__init__("refused")
+
+
+class Malformed(ValueError):
+    """What a handler may raise that was given something wrong."""
+
+
+FAMILIAR = (TooSlow, Refused, Malformed, RuntimeError)
+"""Exceptions of handlers that look like those of a disk, of another writer, of damage and of a lock."""
+
+
+@pytest.mark.parametrize("error", FAMILIAR)
+@pytest.mark.parametrize("mode", ["full", "interval"])
+@pytest.mark.parametrize("operation", [put, transaction, sync, get], ids=lambda operation: operation.__name__)
+def test_what_a_handler_raises_is_taken_for_nothing_else(
+    operation: Callable[[Any], None], mode: str, error: type[Exception]
+) -> None:
+    interrupt(mode, operation, error, 1 + FAMILIAR.index(error), 149 if operation in (put, transaction) else 83)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.__name__)
-@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, *FAMILIAR])
 def test_every_interrupt_leaves_a_usable_handle_and_free_locks(
     operation: Callable[[Any], None], mode: str, error: type[BaseException]
 ) -> None:

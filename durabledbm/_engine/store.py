@@ -21,6 +21,7 @@ from enum import Enum
 from functools import partial
 from itertools import repeat
 
+from .._interrupts import is_from_handler, is_interrupt
 from ..errors import ClosedError, CorruptionError, ReadOnlyError, error
 from .cache import RowCache
 from .changeset import Observer
@@ -151,6 +152,8 @@ class Store:
 
     def may_pass(self, cause: OSError) -> bool:
         """Whether a read that has failed is worth another try: writers overtook it, or the descriptor is gone."""
+        if is_interrupt(cause):
+            return False
         return isinstance(cause, CorruptionError) or not (self.closed or self.disk.held())
 
     def refresh(self) -> State:
@@ -340,6 +343,8 @@ class Store:
             except FileNotFoundError as exc:
                 raise displaced(self.path) from exc
             except OSError as exc:
+                if is_interrupt(exc):
+                    raise
                 raise unavailable(self.path, exc) from exc
             self.read, self.stamps = self.disk.read, iter(())
             writing = self.writer.is_current
@@ -448,7 +453,9 @@ class Store:
                         self._drain()
                 finally:
                     self.mutex.release()  # the first thing in the `finally`: no interrupt comes before it
-            except RuntimeError:
+            except RuntimeError as exc:
+                if is_from_handler(exc):
+                    raise
                 break  # another thread has it, and comes here, too
         if self.inside.postponed:
             self.inside.came_out()
