@@ -7,9 +7,10 @@ to act on it, or to raise another in its place, asks here first. Interrupts pass
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import FrameType
 
-__all__ = ["is_from_handler", "is_interrupt"]
+__all__ = ["Late", "is_from_handler", "is_interrupt"]
 
 
 def is_interrupt(cause: BaseException) -> bool:
@@ -33,6 +34,25 @@ def is_from_handler(cause: BaseException) -> bool:
             return True
         step = called
     return False
+
+
+class Late:
+    """Returns an interrupt that was raised where nobody could receive it: once. Then, what `otherwise` returns."""
+
+    __slots__ = ("_interrupt", "_otherwise")
+
+    def __init__(self, cause: BaseException, otherwise: Callable[[], BaseException | None] | None) -> None:
+        """If `cause` is not an interrupt, it is raised."""
+        if isinstance(cause, Exception) and not is_from_handler(cause):
+            raise cause
+        self._interrupt: BaseException | None = cause
+        self._otherwise = otherwise
+
+    def __call__(self) -> BaseException | None:
+        interrupt, self._interrupt = self._interrupt, None
+        if interrupt is not None or self._otherwise is None:
+            return interrupt
+        return self._otherwise()
 
 
 def _has(frame: FrameType, interrupted: FrameType) -> bool:

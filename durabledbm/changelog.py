@@ -407,7 +407,8 @@ class ChangeLog:
                 self._writer.release()
                 self._writer = None
             self._renew()
-        return self._inside.call(self._with_lock, operation, *arguments)
+        result: T = self._inside.call(self._with_lock, operation, *arguments)
+        return result
 
     def _with_lock(self, operation: Callable[..., T], *arguments: Any) -> T:
         with self._lock:

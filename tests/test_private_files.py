@@ -239,11 +239,9 @@ def test_a_mount_point_cannot_be_replaced_and_that_is_told(
     progress: list[object] = []
     monkeypatch.setattr(os, "link", refuse(errno.EXDEV if early else errno.EPERM))
     monkeypatch.setattr(os, "replace", refuse(errno.EBUSY))
+    make_one = MAKERS.get(name, lambda _, target: durabledbm.migrate(target, progress=lambda *_: progress.append(1)))
     with pytest.raises(durabledbm.error, match="mount point, which cannot be replaced") as caught:
-        if name == "migrate":
-            durabledbm.migrate(target, progress=lambda *_: progress.append(1))
-        else:
-            MAKERS[name](path, target)
+        make_one(path, target)
     assert (caught.value.errno, caught.value.filename) == (errno.EBUSY, str(target))
     assert not progress or not early
     assert target.read_bytes() == before
