@@ -25,8 +25,8 @@ from mapping_spec import CLOSING, KEYED, READ_ONLY, READING, WRITING
 from systems import KILL, WINDOWS, needs_fork, needs_immediate_removal, needs_mode
 
 import durabledbm
-from durabledbm._engine.changeset import ChangeSet
 import durabledbm.shelve
+from durabledbm._engine.changeset import ChangeSet
 from durabledbm.errors import BusyError, ClosedError, CorruptionError, ReadOnlyError, error
 from durabledbm.reshard import reshard
 from durabledbm.sharded import ShardedDatabase, open_sharded
