@@ -44,12 +44,14 @@ class CacheLock:
 
     def __enter__(self) -> None:
         self.moment.acquire()
+        operations = self._operations
         try:
             patience = Patience(self.timeout)
             while (other := self._other()) is not None:
                 self._wait(other, patience)
-            self._operations += 1
+            self._operations = operations + 1
         except BaseException:
+            self._operations = operations  # an interrupt may have come last of all
             self.moment.release()
             raise
 
