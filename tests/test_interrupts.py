@@ -52,6 +52,9 @@ TRACED = (PACKAGE, contextlib.__file__)
 UNRAISABLE = ("__del__", "_statement_left", "_dropped")
 """What is raised in these, and below, the interpreter prints and forgets."""
 
+CALLBACKS = ("_given_up", "_abandoned")
+"""The same is true of these. They are traced all the same."""
+
 Content = dict[bytes, bytes]
 
 _LOOKS = ("RESUME", "CALL", "JUMP_BACKWARD", "POP_JUMP_BACKWARD", "JUMP_ABSOLUTE")
@@ -79,6 +82,8 @@ class Interrupter:
         self.strike, self.at, self.moments = strike, at, 0
         self.rehearse = rehearse
         self.where = ""
+        self.has_caller = False
+        """Something was raised where it cannot get lost."""
         self._before: dict[FrameType, int] = {}
 
     def __enter__(self) -> Interrupter:
@@ -98,16 +103,16 @@ class Interrupter:
 
     def _call(self, frame: FrameType, event: str, argument: object) -> Callable[..., Any] | None:
         code = frame.f_code
-        if not code.co_filename.startswith(TRACED) or code.co_name in UNRAISABLE or self._below(frame):
+        if not code.co_filename.startswith(TRACED) or code.co_name in UNRAISABLE or self._below(frame, UNRAISABLE):
             return None
         frame.f_trace_opcodes = True
         frame.f_trace_lines = False
         self._before[frame] = 0
         return self._opcode
 
-    def _below(self, frame: FrameType) -> bool:
+    def _below(self, frame: FrameType, names: tuple[str, ...]) -> bool:
         back = frame.f_back
-        while back is not None and back.f_code.co_name not in UNRAISABLE:
+        while back is not None and back.f_code.co_name not in names:
             back = back.f_back
         return back is not None
 
@@ -123,6 +128,7 @@ class Interrupter:
                 self.moments += 1
                 if self.moments == self.at:
                     sys.settrace(None)
+                    self.has_caller = code.co_name not in CALLBACKS and not self._below(frame, CALLBACKS)
                     self.where = f"{os.path.basename(code.co_filename)}:{frame.f_lineno} {code.co_name}"
                     self.strike()
         elif event == "return":
@@ -249,7 +255,7 @@ class Case:
         if twin is not self:
             twin.db.close()
             twin.other.close()
-        assert raised or not interrupter.where, f"what was raised at {interrupter.where} got lost"
+        assert raised or not interrupter.has_caller, f"what was raised at {interrupter.where} got lost"
         try:
             self.end()
         except Exception as exc:
