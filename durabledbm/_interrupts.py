@@ -7,8 +7,10 @@ to act on it, or to raise another in its place, asks here first. Interrupts pass
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from types import FrameType
+TYPE_CHECKING = False  # the name that type checkers know; its module would take longer to import than all of this
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
 
 __all__ = ["Late", "is_from_handler", "is_interrupt"]
 

@@ -3,8 +3,7 @@
 A handle puts the engine's parts together: the store (one file and its committed state), a pipeline (how writes reach
 the disk, by durability mode) and the methods of a mapping. `_files.opening` finds or creates the file. `transaction`
 and `snapshot` define what a handle returns. The modules of `maintenance` implement `check`, `stats`, `reorganize` and
-`backup`. They are imported here and not on first use: by then the process may have changed its root directory, or may
-have no file descriptor left to read a module with.
+`backup`, and are imported here: at first use a process may have no file descriptor left, or another root directory.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ._engine.changeset import ChangeSet
@@ -478,11 +476,7 @@ class Database(Writable):
 
     def _postpone(self, action: Callable[[], None]) -> bool:
         """If this thread is inside an operation of the handle, have `action` called after it. Whether it is."""
-        inside = self._store.inside
-        if not inside.here():
-            return False
-        inside.postpone(action)
-        return True
+        return self._store.inside.put_off(action)
 
     def _close(self, tidy: bool) -> None:
         if self._scope.ended:
@@ -540,9 +534,7 @@ class Database(Writable):
     def __enter__(self) -> Database:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def _finish(self) -> None:

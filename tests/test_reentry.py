@@ -260,7 +260,7 @@ def test_a_handle_in_a_cycle_is_finalized_wherever_the_collector_runs(tmp_path: 
     )
 
 
-@pytest.mark.parametrize("mode", ["process", "interval"])
+@pytest.mark.parametrize("mode", ["process", "interval", "manual"])
 @pytest.mark.parametrize("ending", ["", "sys.exit(0)", "t = threading.Thread(target=db.get, args=['k']); t.start()"])
 def test_a_program_that_does_not_close_its_handle_ends_and_loses_nothing(
     tmp_path: Path, mode: str, ending: str

@@ -14,6 +14,7 @@ from .._interrupts import is_interrupt
 from ..errors import BusyError
 from .changeset import ChangeSet
 from .commit import Committer
+from .flusher import may_start
 from .pipeline import Pipeline
 from .spill import Spill
 from .threads import Lease, held_here
@@ -98,7 +99,7 @@ class DeferredCommit(Pipeline):
             try:
                 if changes is not None and (
                     changes.size > _DEFERRED_MAX
-                    or (flusher is not None and (flusher.overdue or not flusher.wake()))
+                    or (not may_start() if flusher is None else flusher.overdue or not flusher.wake())
                 ):
                     self._commit()
             finally:

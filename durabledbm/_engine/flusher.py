@@ -18,7 +18,7 @@ from ..errors import BusyError
 from .locks import someone_waits
 from .store import Store
 
-__all__ = ["Flusher", "Flushes", "start_no_more"]
+__all__ = ["Flusher", "Flushes", "may_start", "start_no_more"]
 
 _PEEK = 0.02
 """Seconds between looks whether another process waits for what this handle holds back."""
@@ -40,6 +40,11 @@ def start_no_more() -> None:
     """From now on no flusher of this process has a thread: what is written is flushed at once."""
     global _threads_end
     _threads_end = True
+
+
+def may_start() -> bool:
+    """Whether the interpreter goes on, so that there will be a time for a flush, and a thread may be started for it."""
+    return not (_threads_end or sys.is_finalizing())
 
 
 class Flushes(Protocol):
@@ -92,7 +97,7 @@ class Flusher:
         return True
 
     def _start(self) -> bool:
-        if _threads_end or sys.is_finalizing():
+        if not may_start():
             return False
         try:
             thread = threading.Thread(

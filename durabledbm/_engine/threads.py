@@ -316,6 +316,13 @@ class Inside:
         """Have `action` called when this thread is outside again, or by the next thread that is."""
         self._postponed = None if by_any else threading.get_ident(), action
 
+    def put_off(self, action: Callable[[], None]) -> bool:
+        """If this thread is inside, have `action` called when it is outside again. Whether it is."""
+        if not self.here():
+            return False
+        self.postpone(action)
+        return True
+
     @property
     def postponed(self) -> bool:
         """Whether something is."""
