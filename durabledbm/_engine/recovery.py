@@ -35,6 +35,9 @@ __all__ = ["Slots", "Visible", "extent_arrived", "newest", "read_slots", "visibl
 _PATIENCE = 200
 """How often to read again a slot that seems to be in the middle of being written."""
 
+_PATIENCE_NEW = 20_000
+"""The same for a file of which nothing can be read yet, while a writer is at work: it may be making it a database."""
+
 _MISSING = 1 << 14
 """Pages that a commit may have added to a small file."""
 
@@ -59,7 +62,7 @@ class Slots(NamedTuple):
 
 def read_slots(disk: Disk) -> Slots:
     """Read both slots. While a writer is at work a slot may be read half written: then it is read again."""
-    for attempt in range(_PATIENCE):
+    for attempt in range(_PATIENCE_NEW):
         area = disk.read(META_AREA, 0)
         slot0, slot1 = area[:META_SIZE], area[META_SIZE:]
         metas = decode_meta(slot0), decode_meta(slot1)
@@ -72,6 +75,8 @@ def read_slots(disk: Disk) -> Slots:
                 break
         elif attempt:
             time.sleep(50e-6)
+        if attempt >= _PATIENCE and (any(metas) or is_uninitialised(area, disk.size())):
+            break
     settled = not writer_present(disk)
     ours = has_magic(slot0) or has_magic(slot1)
     return Slots(metas, stamp_of(slot0, slot1) if settled else b"", ours, is_uninitialised(area, disk.size()))

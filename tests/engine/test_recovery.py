@@ -248,6 +248,24 @@ def test_a_slot_read_in_the_middle_of_being_written_is_read_again() -> None:
     assert reads == 4
 
 
+def test_a_file_that_is_being_made_a_database_is_waited_for_longer() -> None:
+    """Its writer may get no processor for a while. To say meanwhile that the file is of another kind would be wrong."""
+    volume = SimVolume({PATH: b"half made" * 1000})
+    disk = volume.open(PATH, writable=True)
+    locked(disk)
+    reads = 0
+
+    def finish_the_creation(operation: object) -> None:
+        nonlocal reads
+        reads += 1
+        if reads == 1000:
+            volume.before = None
+            disk.write(0, [encode_meta(meta(1)) * 2])
+
+    volume.before = finish_the_creation
+    assert chosen(disk)[0] == 1
+
+
 def test_a_slot_that_stays_torn_while_somebody_writes_is_not_trusted_to_stay() -> None:
     """No look is remembered, so the next reader looks again."""
     disk = disk_with(meta(7), TORN)
