@@ -57,9 +57,14 @@ if not TYPE_CHECKING:
         try:
             module = import_module(f".{_LAZY[name] or name}", __name__)
         except ImportError as exc:
-            if exc.name != "crc32c":
-                raise
-            raise exc.with_traceback(None) from None  # the message says what to do; the traceback would not help
+            if exc.name == "crc32c":
+                raise exc.with_traceback(None) from None  # the message says what to do; the traceback would not help
+            if (exc.name or "").startswith(f"{__name__}."):
+                lost = "this process no longer finds the files of the package, as after os.chroot(): use it once before"
+                raise error(f"durabledbm.{name} cannot be imported: {lost}") from exc
+            raise
+        except OSError as exc:  # no descriptor is left, for example
+            raise error.because(exc, f"durabledbm.{name} cannot be imported", __file__) from exc
         value = getattr(module, name) if _LAZY[name] else module
         globals()[name] = value
         return value

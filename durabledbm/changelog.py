@@ -16,13 +16,14 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from ._engine.disk import FileVolume
 from ._engine.disk.protocol import Volume
 from ._engine.meta import now_ns
+from ._engine.threads import Inside
 from ._files.arguments import Path
 from ._log.files import BATCH, Files, Reading, Tail, last_note, read_end
 from ._log.records import (
@@ -51,6 +52,8 @@ if TYPE_CHECKING:
     from ._engine.commit import Committer
 
 __all__ = ["Change", "ChangeLog", "Commit", "Moment", "Span", "Tail"]
+
+T = TypeVar("T")
 
 
 class Span(NamedTuple):
@@ -110,8 +113,9 @@ class ChangeLog:
     prefix of what was appended, with each commit complete or absent.
 
     Appending makes this object the only writer of the directory until `close()`; `BusyError` if there is another.
-    Reading needs no lock and may happen anywhere at the same time. Any thread may use the object. In a child after
-    `fork` it can read, and append once the parent has closed it. Errors are `durabledbm.error`s.
+    Reading needs no lock and may happen anywhere at the same time. Any thread may use the object. A signal handler or
+    finalizer that interrupts a call of it gets `BusyError` from any other but those that read and `close()`. In a child
+    after `fork` it can read, and append once the parent has closed it. Errors are `durabledbm.error`s.
     """
 
     tail: Tail | None = None
@@ -142,8 +146,7 @@ class ChangeLog:
         self._files = Files(self.directory, FileVolume() if volume is None else volume)
         self._files.make_directory()
         self._writer: LogWriter | None = None
-        self._lock = threading.Lock()
-        self._pid = os.getpid()
+        self._renew()
 
     def __repr__(self) -> str:
         return represented(self, repr(self.directory), self.codec, "closed" if self.closed else "open")
@@ -181,28 +184,7 @@ class ChangeLog:
         self._check(COMMIT, end, b"")
         if note:
             self._check(MARK, note, b"")
-        with self._own_lock():
-            writer = self._ready()
-            if txid <= writer.txid:
-                raise ValueError(f"commit {txid} cannot follow commit {writer.txid}")
-            flags = GROUPED | FIRST
-            try:
-                for key, value in changes:
-                    kind, data = (DELETE, b"") if value is None else (PUT, as_bytes(value, "value"))
-                    name = as_bytes(key, "key")
-                    self._check(kind, name, data)
-                    writer.append(kind, flags, name, data)
-                    flags = GROUPED
-                writer.append(COMMIT, flags, end, b"")
-                writer.flush()
-                writer.txid, writer.time_ns = txid, moment
-                if note:
-                    writer.append(MARK, 0, note, b"")
-                    writer.flush()
-            except BaseException:
-                writer.drop()
-                raise
-            writer.sync(self._sync_after)
+        self._alone(self._commit, changes, txid, moment, end, note)
 
     def note(self, note: bytes) -> None:
         """Append a mark that holds `note`. Replaying ignores it. Binary codec only."""
@@ -224,8 +206,7 @@ class ChangeLog:
             raise ValueError("an identity is 16 bytes, not all zero")
         if not self._codec.header_size:
             raise ValueError(f"the {self._codec.name} codec cannot say which database a log is of")
-        with self._own_lock():
-            return self._ready().bind(identity, txid)
+        return self._alone(lambda: self._ready().bind(identity, txid))
 
     def last_note(self) -> tuple[bytes, set[bytes]] | None:
         """The newest note, and the keys of all changes after it; None if there is no note."""
@@ -237,26 +218,38 @@ class ChangeLog:
 
         Its time is 0 if the last file contains no commit; its txid is 0 if there never was one.
         """
-        with self._own_lock():
-            writer = self._ready()
-            return writer.number, Commit(writer.txid, writer.time_ns)
+        return self._alone(self._newest)
+
+    def _newest(self) -> tuple[int, Commit]:
+        writer = self._ready()
+        return writer.number, Commit(writer.txid, writer.time_ns)
 
     def sync(self) -> None:
         """Return when everything that was appended is on the disk."""
-        with self._own_lock():
-            self._check_open()
-            writer = self._kept()
-            if writer is not None and writer.sync(0.0):
-                writer.mark()
+        self._alone(self._sync)
+
+    def _sync(self) -> None:
+        self._check_open()
+        writer = self._kept()
+        if writer is not None and writer.sync(0.0):
+            writer.mark()
 
     def close(self) -> None:
         """Sync, and let others append. Closing twice is harmless. If the sync raises, the log is closed all the same.
+
+        A call from a signal handler or finalizer that interrupted another call of this object returns immediately, and
+        takes effect when that one has ended.
         """
-        with self._own_lock():
-            self.closed = True
-            writer, self._writer = self._kept(), None
-            if writer is not None:
-                writer.close()
+        if self._inside.here():
+            self._inside.postpone(self.close)
+        else:
+            self._alone(self._close)
+
+    def _close(self) -> None:
+        self.closed = True
+        writer, self._writer = self._kept(), None
+        if writer is not None:
+            writer.close()
 
     def replay(self) -> Iterator[Change]:
         """Each change `(op, key, value)`, oldest first: `op` is "put" or "delete", `value` is None for a delete.
@@ -358,15 +351,42 @@ class ChangeLog:
 
     def _append(self, kind: int, key: bytes, value: bytes) -> None:
         self._check(kind, key, value)
-        with self._own_lock():
-            writer = self._ready()
-            try:
-                writer.append(kind, 0, key, value)
+        self._alone(self._append_one, kind, key, value)
+
+    def _append_one(self, kind: int, key: bytes, value: bytes) -> None:
+        writer = self._ready()
+        try:
+            writer.append(kind, 0, key, value)
+            writer.flush()
+        except BaseException:
+            writer.drop()
+            raise
+        writer.sync(self._sync_after)
+
+    def _commit(
+        self, changes: Iterable[tuple[Key, Value | None]], txid: int, moment: int, end: bytes, note: bytes
+    ) -> None:
+        writer = self._ready()
+        if txid <= writer.txid:
+            raise ValueError(f"commit {txid} cannot follow commit {writer.txid}")
+        flags = GROUPED | FIRST
+        try:
+            for key, value in changes:
+                kind, data = (DELETE, b"") if value is None else (PUT, as_bytes(value, "value"))
+                name = as_bytes(key, "key")
+                self._check(kind, name, data)
+                writer.append(kind, flags, name, data)
+                flags = GROUPED
+            writer.append(COMMIT, flags, end, b"")
+            writer.flush()
+            writer.txid, writer.time_ns = txid, moment
+            if note:
+                writer.append(MARK, 0, note, b"")
                 writer.flush()
-            except BaseException:
-                writer.drop()
-                raise
-            writer.sync(self._sync_after)
+        except BaseException:
+            writer.drop()
+            raise
+        writer.sync(self._sync_after)
 
     def _check(self, kind: int, key: bytes, value: bytes) -> None:
         size = self._codec.size(kind, key, value)
@@ -377,15 +397,27 @@ class ChangeLog:
         if self.closed:
             raise ClosedError("the log of changes has already been closed")
 
-    def _own_lock(self) -> threading.Lock:
-        """The lock over `_writer`. A forked child gets its own, and releases its copy of the parent's writer."""
+    def _alone(self, operation: Callable[..., T], *arguments: Any) -> T:
+        """Call `operation(*arguments)` while no other thread uses `_writer`. Raises `BusyError` if this thread does.
+
+        A forked child starts anew, and releases its copy of the parent's writer.
+        """
         if self._pid != os.getpid():
-            self._lock = threading.Lock()
             if self._writer is not None:
                 self._writer.release()
                 self._writer = None
-            self._pid = os.getpid()
-        return self._lock
+            self._renew()
+        result: T = self._inside.call(self._with_lock, operation, *arguments)
+        return result
+
+    def _with_lock(self, operation: Callable[..., T], *arguments: Any) -> T:
+        with self._lock:
+            return operation(*arguments)
+
+    def _renew(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = Inside(self.directory, None)
+        self._pid = os.getpid()
 
     def _ready(self) -> LogWriter:
         self._check_open()

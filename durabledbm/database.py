@@ -27,6 +27,7 @@ from ._engine.threads import Lease
 from ._engine.view import Scope, View
 from ._files.arguments import CountedProgress, Path
 from ._files.opening import DEFAULT_CACHE_SIZE, DEFAULT_PAGE_SIZE, Durability, Flag, checked, open_store
+from ._interrupts import is_interrupt
 from ._messages import counted, represented
 from ._process.handles import Registry, began, ended
 from .errors import BusyError, ClosedError, error
@@ -301,7 +302,7 @@ class Database(Writable):
     def _error(self, cause: OSError) -> error:
         """What to raise for an operating system error: `ClosedError` if the handle was closed meanwhile."""
         try:
-            return ClosedError() if self._store.closed else error.wrap(cause, self.path)
+            return error.wrap(cause, self.path) if is_interrupt(cause) or not self._store.closed else ClosedError()
         finally:
             del cause  # see `wrap`
 
@@ -467,14 +468,21 @@ class Database(Writable):
         handle stays open. A call from a signal handler or finalizer that interrupted an operation of this handle
         returns immediately, and takes effect when that operation has ended.
         """
-        if self._store.inside.here():
-            self._store.inside.postpone(self.close)
-        else:
-            try:
-                self._store.inside.call(self._close, True)
-            finally:
-                if self._scope.ended and self._pipeline.flusher is not None:
-                    self._pipeline.flusher.join(_FAREWELL)
+        if self._postpone(self.close):
+            return
+        try:
+            self._store.inside.call(self._close, True)
+        finally:
+            if self._scope.ended and self._pipeline.flusher is not None:
+                self._pipeline.flusher.join(_FAREWELL)
+
+    def _postpone(self, action: Callable[[], None]) -> bool:
+        """If this thread is inside an operation of the handle, have `action` called after it. Whether it is."""
+        inside = self._store.inside
+        if not inside.here():
+            return False
+        inside.postpone(action)
+        return True
 
     def _close(self, tidy: bool) -> None:
         if self._scope.ended:
@@ -539,13 +547,20 @@ class Database(Writable):
 
     def _finish(self) -> None:
         """At the end of the interpreter: write what is pending, wait only briefly for others, and stop the flusher."""
-        self._pipeline.hurry()
+        flusher, store = self._pipeline.flusher, self._store
+        pending = store.lost or store.unsynced is not None or self._pipeline.deferred() is not None
         try:
+            self._pipeline.hurry()
+            if flusher is not None:
+                flusher.failure = None  # this flush tells whether it still matters
             self.sync()
+        except OSError as exc:
+            if is_interrupt(exc) or (pending and not self._scope.ended):
+                raise
         finally:
-            if self._pipeline.flusher is not None:
-                self._pipeline.flusher.stop()
-                self._pipeline.flusher.join(_FAREWELL)
+            if flusher is not None:
+                flusher.stop()
+                flusher.join(_FAREWELL)
 
     def _before_fork(self) -> None:
         """Write what is pending if that is possible without waiting: a child sees only what is in the file."""

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol
 from ._engine.disk import FileVolume
 from ._engine.meta import now_ns
 from ._files.arguments import Meter, Path, Progress
-from ._files.publish import publishing_directory, replacing
+from ._files.publish import publishing_directory, real_target, replacing
 from ._log.records import CODECS, COMMIT, DELETE, FIRST, GROUPED, NO_IDENTITY, PUT, UNDATED, Record
 from ._log.streams import InputStream, Label, StreamReader, StreamWriter, codec_of, open_stream
 from .changelog import ChangeLog, Commit, Tail
@@ -84,7 +84,7 @@ def dump(
                     raise ValueError("max_file_size is for a directory, not for a file object")
                 _write_stream(entries, target.write, codec, label)
             elif max_file_size is None:
-                path = os.path.realpath(os.fsdecode(target))
+                path = real_target(target)
                 check_target(path, _identity(source))
                 _write_file(entries, path, codec, label, file)
             else:

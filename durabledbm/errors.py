@@ -16,6 +16,8 @@ and `ValueError` are raised where a dict would raise them. What durabledbm's own
 
 from __future__ import annotations
 
+from ._interrupts import is_interrupt
+
 __all__ = ["BusyError", "ClosedError", "CorruptionError", "ReadOnlyError", "error"]
 
 
@@ -26,10 +28,10 @@ class error(OSError):  # noqa: N801 - the name that every dbm module uses
     def wrap(cls, cause: OSError, path: str | None = None) -> error:
         """Return an operating system error as one of ours, with its errno and file name.
 
-        If it is one of ours already, it is raised. `raise error.wrap(exc) from exc` would otherwise make it its own
-        cause: a reference cycle that keeps alive everything its traceback refers to, snapshots included.
+        If it is one of ours already, or an interrupt, it is raised. `raise error.wrap(exc) from exc` would otherwise
+        make it its own cause: a reference cycle that keeps alive everything its traceback refers to.
         """
-        if isinstance(cause, error):
+        if isinstance(cause, error) or is_interrupt(cause):
             try:
                 raise cause
             finally:

@@ -36,7 +36,7 @@ from ._engine.recovery import newest, read_slots
 from ._engine.threads import Lease
 from ._files.arguments import Meter, Path, Progress
 from ._files.opening import DEFAULT_PAGE_SIZE
-from ._files.publish import publishing, take_name
+from ._files.publish import check_not_mounted, mounts_told, publishing, real_target, take_name
 from ._files.sorting import in_key_order
 from ._files.temporary import Temporary, blame_target, new_file, sweep
 from ._foreign.kinds import FILES, OURS, Found, beside, migrate_command, refuse_beside, shell_word
@@ -130,11 +130,14 @@ def _check_names(old: Found, target: str | None) -> None:
     if target is None:
         if os.path.isdir(old.name):
             raise error(errno.EISDIR, "a directory can't be replaced in one step: give a target", old.name)
+        for file in _files(old):
+            check_not_mounted(file)
         _check_backup(old)
         if "" in _present(old) or _is_unwritten(old.name):
             return
         target = old.name
     else:
+        real_target(target)
         refuse_beside(FileVolume(), target)
     if os.path.lexists(target):
         raise error(errno.EEXIST, os.strerror(errno.EEXIST), target)
@@ -285,7 +288,8 @@ def _swap(old: Found, fresh: Temporary) -> None:
                 undo.callback(_unlink, backup)
         volume.sync_directory(old.name)
         if "" in suffixes:
-            os.replace(fresh.path, old.name)
+            with mounts_told(old.name):
+                os.replace(fresh.path, old.name)
         elif os.path.lexists(old.name):
             with _unwritten(old.name) as disk:
                 disk.resize(0)

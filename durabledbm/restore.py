@@ -21,6 +21,7 @@ from ._engine.disk import FileVolume
 from ._engine.meta import Meta, first_page, has_magic
 from ._files.arguments import Meter, Path, Progress
 from ._files.opening import DEFAULT_PAGE_SIZE
+from ._files.publish import real_target
 from ._log.overlay import folded, laid_over
 from ._log.records import COMMIT, GROUPED, NO_IDENTITY, PUT
 from ._log.streams import Label, StreamReader
@@ -72,8 +73,8 @@ def restore(
     Raises `error` if the target exists, if snapshot and log belong to different databases, if the log does not continue
     the snapshot, or if it does not say what the database was at that commit or time; `CorruptionError` for damage.
     """
-    path = os.path.abspath(os.fsdecode(target))
-    if os.path.lexists(path):
+    path = real_target(target)
+    if os.path.lexists(os.fsdecode(target)):
         raise error(errno.EEXIST, os.strerror(errno.EEXIST), path)
     if snapshot is None and log is None:
         raise ValueError("there is nothing to restore from: neither a snapshot nor a log")

@@ -27,7 +27,7 @@ from ._engine.pager import MALFORMED, Pager
 from ._engine.tree import PageSet, Tree, walk
 from ._files.arguments import Path, Progress
 from ._files.intact_pages import IntactRun, guess_page_size, intact_runs
-from ._files.publish import permissions_of, publishing
+from ._files.publish import permissions_of, publishing, real_target
 from ._files.temporary import blame_target, new_file
 from ._messages import plural
 from .database import Database
@@ -103,21 +103,22 @@ def salvage(
         raise error(errno.EEXIST, os.strerror(errno.EEXIST), target)
     try:
         with closing(FileVolume().open(source, writable=False)) as disk:
-            return _salvaged(disk, os.path.realpath(target), progress)
+            return _salvaged(disk, real_target(target), progress)
     except OSError as exc:
         blame_target(exc, target)
         raise error.wrap(exc, source if exc.filename is None else None) from exc
 
 
 def _salvaged(disk: Disk, target: str, progress: Progress | None) -> Report:
-    like = permissions_of(disk.status())
-    with publishing(target, like=like) as fresh, new_file(target, like=like) as ranks:
+    with publishing(target) as fresh, new_file(target) as ranks:
         initialise(FileVolume(), fresh.disk, _page_size(disk))
         with (
             open_database(fresh.path, "w", durability="manual") as entries,
             open_database(ranks.path, "w", durability="manual") as versions,
         ):
             report = _Salvage(disk, _Sink(entries, versions), progress).run()
+        # Only now: permissions that let nobody write would have kept this process from opening the file by its name.
+        fresh.disk.take_owner(permissions_of(disk.status()))
     return report
 
 

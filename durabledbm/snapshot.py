@@ -40,8 +40,8 @@ class Pin:
             self._store = None
 
     def __del__(self) -> None:
-        if hasattr(self, "_store"):  # else it was interrupted before it began
-            self.release()
+        if hasattr(self, "_store") and self._store is not None:  # else it was interrupted before it began, or released
+            self._store.unpin_dropped(self._reader)
 
 
 class _Rows(dict[bytes, bytes | None]):

@@ -162,8 +162,12 @@ class Transaction(Writable):
         return self
 
     def _begin(self) -> None:
-        self._take_hold()
-        _active.set((*_still_in(), weakref.ref(self)))
+        try:
+            self._take_hold()
+            _active.set((*_still_in(), weakref.ref(self)))
+        except BaseException:
+            self._drop()  # still inside: closing that was put off comes next, and waits for the lease
+            raise
 
     def _take_hold(self) -> None:
         database, block = self.database, self._block
@@ -379,6 +383,9 @@ class Transaction(Writable):
         if self._block.rolled_back:
             raise error("the transaction was rolled back: nothing can be written in the rest of its block")
         if context.top is not self._block:
+            if self.database._store.inside.here():
+                raise self._interrupted()  # amid the beginning or the end of the block inside
+            self._open_context()  # which a handler may have ended since
             raise error("nothing can be written in this block while a block inside it is open")
         return context.work
 

@@ -1482,3 +1482,59 @@ def test_every_public_name_is_exported_and_documented() -> None:
         assert getattr(changelog, name).__doc__
     names = [name for name in dir(ChangeLog) if not name.startswith("_") and name != "tail"]
     assert all(getattr(ChangeLog, name).__doc__ for name in names)
+
+
+# -- closed by a signal handler
+
+
+@pytest.mark.parametrize("call", ["put", "commit", "sync", "bind"])
+def test_a_log_does_not_wait_for_its_own_thread(
+    place: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """What interrupts a call of it is told so; it may close the log, which happens when the call has ended."""
+    log = ChangeLog(place, sync="manual")
+    if call == "sync":
+        log.put("first", "1")
+    name = "sync" if call == "sync" else "write"
+    original, seen = getattr(FileDisk, name), []
+
+    def interrupted(*args: Any) -> Any:
+        monkeypatch.undo()
+        for use in (lambda: log.put("k", "2"), log.sync, log.newest, lambda: log.note(b"n")):
+            with pytest.raises(BusyError, match="inside an operation"):
+                use()
+        log.close()
+        seen.append(log.closed)
+        return original(*args)
+
+    monkeypatch.setattr(FileDisk, name, interrupted)
+    {
+        "put": lambda: log.put("k", "1"), "commit": lambda: log.commit([("k", "1")], 1), "sync": log.sync,
+        "bind": lambda: log.bind(bytes(range(16)), 5),
+    }[call]()  # fmt: skip
+    assert (seen, log.closed) == ([False], True)
+    with ChangeLog(place) as again:
+        found = [(change.key, change.value) for change in again.replay()]
+    assert found == {"put": [(b"k", b"1")], "commit": [(b"k", b"1")], "sync": [(b"first", b"1")], "bind": []}[call]
+
+
+def test_a_log_that_was_interrupted_is_closed_without_a_complaint(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was appended before is synced: nothing is wrong with the disk."""
+    log = ChangeLog(place, sync="manual")
+    log.put("k", "1")
+    write, sync, synced = FileDisk.write, FileDisk.sync, []
+
+    def interrupted(*_: Any) -> None:
+        monkeypatch.setattr(FileDisk, "write", write)
+        monkeypatch.setattr(FileDisk, "sync", lambda disk: (synced.append(disk), sync(disk)))
+        log.close()
+        raise SystemExit
+
+    monkeypatch.setattr(FileDisk, "write", interrupted)
+    monkeypatch.setattr(sys, "unraisablehook", lambda report: pytest.fail(f"{report.exc_value}"))
+    with pytest.raises(SystemExit):
+        log.put("k", "2")
+    assert log.closed
+    assert synced
+    with ChangeLog(place) as again:
+        assert [change.value for change in again.replay()] == [b"1"]

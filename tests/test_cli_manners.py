@@ -5,6 +5,7 @@ The commands themselves are tested in `test_cli`.
 
 from __future__ import annotations
 
+import dbm.dumb
 import errno
 import os
 import shlex
@@ -71,6 +72,31 @@ def with_names(words: list[str], file: str, target: str) -> list[str]:
 
 
 # -- files that are there ----------------------------------------------------------------------------
+
+
+CREATING = [
+    ["salvage", "F", "T"], ["load", "T", "F"], ["load", "T", "dump"], ["migrate", "old", "T"], ["put", "T", "a", "b"],
+]  # fmt: skip
+"""Commands that create the file T."""
+
+
+@only_posix("the system strips the end of such a name")
+@pytest.mark.parametrize("target", ["new/", "new/.", "f/", "missing/../new", "f/../new"])
+@pytest.mark.parametrize("words", [*WRITING, *CREATING], ids=" ".join)
+def test_a_name_that_no_file_can_have_is_not_changed_into_one(
+    run: Run, place: Path, words: list[str], target: str
+) -> None:
+    Path("f").write_text("other")
+    with dbm.dumb.open("old", "n") as old:
+        old["k"] = "v"
+    run("dump", "n", "dump")
+    before = sorted(os.listdir())
+    status, out, err = run(*with_names(words, "n", target))
+    assert (status, out) == (2, "")
+    assert err.count("\n") == 1
+    assert target in err
+    assert sorted(os.listdir()) == before
+    assert Path("f").read_text() == "other"
 
 
 @pytest.mark.parametrize("words", [*WRITING, ["salvage", "F", "T"]], ids=" ".join)
@@ -268,6 +294,41 @@ def test_a_key_that_is_not_there_is_not_deleted_and_not_waited_for(run: Run, pla
         assert run("del", "n", "x") == (1, "", "durabledbm del: n: there is no key 'x'\n")
     assert Path("n").read_bytes() == before
     assert run("del", "n", "x", "k") == (1, "", "durabledbm del: n: there is no key 'x'; the others were deleted\n")
+
+
+@only_posix("Windows has no such names")
+@pytest.mark.parametrize("name", ["pipe", "/dev/null"])
+@pytest.mark.parametrize("words", ["compact F", "salvage F T", "check F", "stat F", "migrate F T"])
+def test_pipes_and_devices_are_no_empty_files(run: Run, place: Path, words: str, name: str) -> None:
+    os.mkfifo("pipe")
+    status, out, err = run(*with_names(words.split(), name, "new"))
+    assert (status, out) == (2, "")
+    assert err == f"durabledbm {words.partition(' ')[0]}: {name}: not a regular file\n"
+
+
+GUARD = """
+import fcntl, sys
+with open("n", "r+b") as file:
+    fcntl.lockf(file, fcntl.LOCK_EX)
+    print(flush=True)
+    sys.stdin.read()
+"""
+
+
+@only_posix("Windows does not tell who has locked a file")
+def test_a_program_that_has_locked_the_file_is_named_and_no_option_that_is_not_there(run: Run, place: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", GUARD], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        process.stdout.readline()
+        for words in ("stat n", "list n", "check n", "backup n copy", "put n a b --timeout 0.1"):
+            status, _, err = run(*words.split())
+            assert status == 2
+            assert f"n: process {process.pid} (" in err
+            assert ") has locked the file, with lockf() or fcntl()" in err
+            assert ("--timeout" in err) is ("--timeout" in words)
+        process.communicate()
 
 
 # -- several files, and names ------------------------------------------------------------------------

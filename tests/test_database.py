@@ -155,6 +155,25 @@ def test_a_file_name_need_not_be_text(tmp_path: Path) -> None:
     assert os.listdir(os.fsencode(tmp_path)) == [b"\xff\xfe"]
 
 
+NO_FILE = ["new/", "new/.", "f/", "f/.", "f/..", "missing/../f", "f/../f", "folder/../new/"]
+
+
+@only_posix("the system strips the end of such a name")
+@pytest.mark.parametrize("absolute", [False, True])
+@pytest.mark.parametrize("name", NO_FILE)
+def test_what_the_system_opens_no_file_under_is_the_name_of_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, absolute: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    os.mkdir("folder")
+    durabledbm.open("f", "c").close()
+    for flag in "rwcn":
+        with pytest.raises(error) as caught:
+            durabledbm.open(f"{tmp_path}/{name}" if absolute else name, flag)
+        assert caught.value.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+    assert sorted(os.listdir()) == ["f", "folder"]
+
+
 def test_a_relative_name_means_the_same_file_after_a_change_of_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -137,7 +137,7 @@ def power_failures(durability: str, seed: str, interval: float) -> None:
 @pytest.mark.parametrize("durability", MODES)
 def test_a_power_failure_loses_no_more_than_the_mode_says(durability: str) -> None:
     for trial in range(2):
-        power_failures(durability, f"{durability} {trial}", 0.2)
+        power_failures(durability, f"{durability} {trial}", 0.4)
 
 
 @pytest.mark.long

@@ -6,6 +6,7 @@ import gc
 import multiprocessing.process
 import multiprocessing.util
 import os
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -49,9 +50,21 @@ def test_nothing_is_left_of_what_is_gone_and_nothing_is_held() -> None:
         registry: Registry[Thing] = Registry()
         for _ in range(100):
             registry.add(Thing())
-        assert registry._references == {}
+        assert registry._references == set()
     finally:
         gc.enable()
+
+
+def test_removing_what_is_gone_runs_no_python_code_that_a_signal_could_interrupt() -> None:
+    registry: Registry[Thing] = Registry()
+    thing = Thing()
+    registry.add(thing)
+    called: list[str] = []
+    sys.setprofile(lambda frame, event, _: called.append(event))
+    del thing
+    sys.setprofile(None)
+    assert "call" not in called
+    assert registry.all() == []
 
 
 def test_a_thing_may_outlive_its_list() -> None:
@@ -87,6 +100,18 @@ class Told:
         self._notes.append(f"{self._name} is a child's")
 
 
+class Interrupted(Told):
+    """One that a signal interrupts the first time."""
+
+    interrupts = 1
+
+    def _finish(self) -> None:
+        if self.interrupts:
+            self.interrupts = 0
+            raise SystemExit(3)
+        super()._finish()
+
+
 @pytest.fixture
 def notes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What the handles of a test are told, and no others."""
@@ -95,7 +120,9 @@ def notes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return []
 
 
-def test_every_open_handle_is_told_of_the_end_whatever_happens_to_the_others(notes: list[str]) -> None:
+def test_every_open_handle_is_told_of_the_end_whatever_happens_to_the_others(
+    notes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     names = "first", "second", "third"
     handles = [Told(notes, name, OSError("full") if name == "second" else None) for name in names]
     closed, dropped = Told(notes, "closed"), Told(notes, "dropped")
@@ -103,8 +130,31 @@ def test_every_open_handle_is_told_of_the_end_whatever_happens_to_the_others(not
         process_handles.began(handle)
     process_handles.ended(closed)
     del dropped, handle
+    told: list[Any] = []
+    monkeypatch.setattr("sys.unraisablehook", told.append)
     process_handles._at_exit()
     assert notes == ["first ends", "second ends", "third ends"]
+    assert [type(unraisable.exc_value) for unraisable in told] == [OSError], "a loss is told"
+
+
+@pytest.mark.parametrize("name", ["first", "second", "third"])
+def test_a_second_signal_at_the_end_loses_nothing(notes: list[str], name: str) -> None:
+    """The handle that it interrupts is finished all the same, and so are the others; then it is raised."""
+    handles = [Interrupted(notes, each) if each == name else Told(notes, each) for each in ("first", "second", "third")]
+    for handle in handles:
+        process_handles.began(handle)
+    with pytest.raises(SystemExit):
+        process_handles._at_exit()
+    assert notes == ["first ends", "second ends", "third ends"]
+
+
+def test_a_handle_that_is_interrupted_for_ever_does_not_keep_the_process(notes: list[str]) -> None:
+    handles = [Told(notes, "first", KeyboardInterrupt()), Told(notes, "second")]
+    for handle in handles:
+        process_handles.began(handle)
+    with pytest.raises(KeyboardInterrupt):
+        process_handles._at_exit()
+    assert notes[-2:] == ["first ends", "second ends"]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")

@@ -116,6 +116,13 @@ with db.snapshot() as snapshot:
 assert db.check() == []
 db.reorganize()
 db.sync()
+for name in ("whichdb", "migrate"):
+    try:
+        getattr(durabledbm, name)
+    except durabledbm.error as exc:
+        assert f"durabledbm.{name} cannot be imported" in str(exc), exc
+    else:
+        raise AssertionError("it can be imported")
 """
 
 FILES = """

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import dis
+import errno
 import os
 import queue
 import random
@@ -51,6 +52,9 @@ TRACED = (PACKAGE, contextlib.__file__)
 UNRAISABLE = ("__del__", "_statement_left", "_dropped")
 """What is raised in these, and below, the interpreter prints and forgets."""
 
+CALLBACKS = ("_given_up", "_abandoned")
+"""The same is true of these. They are traced all the same."""
+
 Content = dict[bytes, bytes]
 
 _LOOKS = ("RESUME", "CALL", "JUMP_BACKWARD", "POP_JUMP_BACKWARD", "JUMP_ABSOLUTE")
@@ -78,6 +82,8 @@ class Interrupter:
         self.strike, self.at, self.moments = strike, at, 0
         self.rehearse = rehearse
         self.where = ""
+        self.has_caller = False
+        """Something was raised where it cannot get lost."""
         self._before: dict[FrameType, int] = {}
 
     def __enter__(self) -> Interrupter:
@@ -97,16 +103,16 @@ class Interrupter:
 
     def _call(self, frame: FrameType, event: str, argument: object) -> Callable[..., Any] | None:
         code = frame.f_code
-        if not code.co_filename.startswith(TRACED) or code.co_name in UNRAISABLE or self._below(frame):
+        if not code.co_filename.startswith(TRACED) or code.co_name in UNRAISABLE or self._below(frame, UNRAISABLE):
             return None
         frame.f_trace_opcodes = True
         frame.f_trace_lines = False
         self._before[frame] = 0
         return self._opcode
 
-    def _below(self, frame: FrameType) -> bool:
+    def _below(self, frame: FrameType, names: tuple[str, ...]) -> bool:
         back = frame.f_back
-        while back is not None and back.f_code.co_name not in UNRAISABLE:
+        while back is not None and back.f_code.co_name not in names:
             back = back.f_back
         return back is not None
 
@@ -122,6 +128,7 @@ class Interrupter:
                 self.moments += 1
                 if self.moments == self.at:
                     sys.settrace(None)
+                    self.has_caller = code.co_name not in CALLBACKS and not self._below(frame, CALLBACKS)
                     self.where = f"{os.path.basename(code.co_filename)}:{frame.f_lineno} {code.co_name}"
                     self.strike()
         elif event == "return":
@@ -234,11 +241,13 @@ class Case:
             raise error
 
         twin = Case(self.mode, self.operation) if sys.version_info >= (3, 13) else self
+        raised = False
         with Interrupter(strike, at, lambda: self.operation(twin.db)) as interrupter:
             try:
                 self.operation(self.db)
             except error:
                 sys.settrace(None)
+                raised = True
                 try:
                     self.look()
                 except Exception as exc:
@@ -246,6 +255,7 @@ class Case:
         if twin is not self:
             twin.db.close()
             twin.other.close()
+        assert raised or not interrupter.has_caller, f"what was raised at {interrupter.where} got lost"
         try:
             self.end()
         except Exception as exc:
@@ -349,10 +359,41 @@ def test_memory_that_runs_out_leaves_a_usable_handle_and_free_locks(operation: C
     assert interrupt("full", operation, MemoryError, 3, 29) > 100
 
 
+class TooSlow(TimeoutError):
+    """What a handler may raise that has set itself a limit."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.ENOSPC, "too slow")
+
+
+class Refused(durabledbm.BusyError):
+    """What a handler may let pass that has tried to write."""
+
+    def __init__(self) -> None:
+        super().__init__("refused")
+
+
+class Malformed(ValueError):
+    """What a handler may raise that was given something wrong."""
+
+
+FAMILIAR = (TooSlow, Refused, Malformed, RuntimeError)
+"""Exceptions of handlers that look like those of a disk, of another writer, of damage and of a lock."""
+
+
+@pytest.mark.parametrize("error", FAMILIAR)
+@pytest.mark.parametrize("mode", ["full", "interval"])
+@pytest.mark.parametrize("operation", [put, transaction, sync, get], ids=lambda operation: operation.__name__)
+def test_what_a_handler_raises_is_taken_for_nothing_else(
+    operation: Callable[[Any], None], mode: str, error: type[Exception]
+) -> None:
+    interrupt(mode, operation, error, 1 + FAMILIAR.index(error), 149 if operation in (put, transaction) else 83)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.__name__)
-@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, *FAMILIAR])
 def test_every_interrupt_leaves_a_usable_handle_and_free_locks(
     operation: Callable[[Any], None], mode: str, error: type[BaseException]
 ) -> None:

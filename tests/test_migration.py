@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from children import run_apart
+from children import open_directory, run_apart, unprivileged
 from make_old import DATA
 from make_old import ENTRIES as OLD_ENTRIES
 from systems import KILL, WINDOWS, needs_mode, needs_pipe_files, needs_root, needs_symlinks, only_posix
@@ -130,6 +130,30 @@ def test_a_new_file_gets_every_entry(kind: str, path: str, tmp_path: Path) -> No
     assert ours(target) == entries
     assert content_of(path, kind) == entries
     assert {entry.name for entry in tmp_path.iterdir()} == before | {"new"}
+
+
+@needs_mode
+def test_what_may_not_be_looked_at_is_not_called_missing() -> None:
+    with open_directory() as directory:
+        directory.chmod(0o777)
+        (directory / "closed").mkdir(0o700)
+        (directory / "closed" / "old").write_bytes(b"x")
+        unprivileged("""
+for names in (["closed/old"], ["closed/old", "new"], ["closed"], ["closed", "new"]):
+    try:
+        durabledbm.migration.migrate(*names)
+    except durabledbm.error as exc:
+        assert exc.errno == 13, (names, exc)
+    else:
+        assert False
+""", directory)
+
+
+def test_a_name_that_leads_through_a_file_is_told_so(path: str) -> None:
+    Path(path).write_text("a file")
+    with pytest.raises(durabledbm.error) as caught:
+        migrate(os.path.join(path, "old"))
+    assert caught.value.errno == (errno.ENOENT if WINDOWS else errno.ENOTDIR)
 
 
 def test_in_place_the_old_database_is_kept_as_bak(kind: str, path: str, tmp_path: Path) -> None:

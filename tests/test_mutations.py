@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -218,13 +218,21 @@ def test_there_are_at_least_twelve_mutations() -> None:
     assert len(MUTATIONS) >= 12
 
 
-@pytest.mark.parametrize("probe", PROBES.values(), ids=PROBES)
+LONG = {GIVEN_UP}
+"""Probes that take many seconds."""
+
+
+def marked(name: str, probe: str) -> Any:
+    return pytest.param(name, marks=pytest.mark.long) if probe in LONG else name
+
+
+@pytest.mark.parametrize("probe", [marked(name, probe) for name, probe in PROBES.items()])
 def test_without_a_mutation_nothing_is_found(probe: str) -> None:
-    result = verdict(PACKAGE.parent, probe)
+    result = verdict(PACKAGE.parent, PROBES[probe])
     assert result.returncode == 0, result.stderr[-2000:]
 
 
-@pytest.mark.parametrize("name", MUTATIONS)
+@pytest.mark.parametrize("name", [marked(name, mutation.probe) for name, mutation in MUTATIONS.items()])
 def test_a_planted_bug_is_found(name: str, tmp_path: Path) -> None:
     mutation = MUTATIONS[name]
     shutil.copytree(PACKAGE, tmp_path / "durabledbm")

@@ -505,6 +505,25 @@ def test_whatever_the_descriptor_became_it_is_not_the_handles(
 
 
 @posix_only
+@pytest.mark.parametrize("mode", ["manual", "interval"])
+@pytest.mark.parametrize("writable", [False, True])
+def test_what_is_pending_is_written_though_the_descriptor_became_another_of_the_same_file(
+    tmp_path: Path, mode: Any, *, writable: bool
+) -> None:
+    path = tmp_path / "db"
+    db = durabledbm.open(path, "c", durability=mode, interval=3600, timeout=0)
+    db["a"] = "pending"
+    fd = descriptor(db)
+    os.close(fd)
+    assert os.open(path, os.O_RDWR if writable else os.O_RDONLY) == fd
+    db["b"] = "pending too"
+    db.sync()
+    assert len(db) == 2
+    db.close()
+    os.close(fd)
+
+
+@posix_only
 def test_two_handles_of_which_one_got_the_number_of_the_other(tmp_path: Path) -> None:
     path = tmp_path / "db"
     first = durabledbm.open(path, "c", timeout=0)

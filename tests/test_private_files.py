@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
+import sqlite3
 import stat
 import subprocess
 import sys
@@ -12,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from children import open_directory, unprivileged
-from systems import ENDINGS, KILL, WINDOWS, needs_mode, needs_root
+from systems import ENDINGS, KILL, WINDOWS, needs_mode, needs_root, only_posix
 
 import durabledbm
 from durabledbm.changelog import ChangeLog
@@ -111,6 +113,21 @@ def test_what_is_made_from_a_database_has_its_permissions(tmp_path: Path, name: 
 
 
 @needs_mode
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o644, 0o444])
+@pytest.mark.parametrize("name", ["dump", "directory of a dump", "log"])
+def test_what_is_loaded_is_as_private_as_what_it_is_loaded_from(tmp_path: Path, name: str, mode: int) -> None:
+    make(tmp_path / "db", 0o644)
+    MAKERS[name](tmp_path / "db", tmp_path / "made")
+    for file in [tmp_path / "made"] if (tmp_path / "made").is_file() else (tmp_path / "made").iterdir():
+        file.chmod(mode)
+    assert main(["load", str(tmp_path / "new"), str(tmp_path / "made")]) == 0
+    assert mode_of(tmp_path / "new") == mode | 0o200
+    (tmp_path / "new").chmod(0o666)
+    assert main(["load", str(tmp_path / "new"), str(tmp_path / "made")]) == 0
+    assert mode_of(tmp_path / "new") == 0o666
+
+
+@needs_mode
 @pytest.mark.parametrize("name", ["backup", "dump", "picture", "page", "value"])
 def test_what_is_replaced_keeps_its_permissions(tmp_path: Path, name: str) -> None:
     path, target = tmp_path / "db", tmp_path / "made"
@@ -156,6 +173,32 @@ def test_the_directory_of_a_log_that_was_there_is_left_as_it_is(tmp_path: Path) 
     assert {mode_of(entry) for entry in (tmp_path / "log").iterdir()} == {0o600}
 
 
+@needs_mode
+def test_what_nobody_may_write_can_be_copied_in_every_way() -> None:
+    """The copy is filled before it gets the permissions of the original, which would be in the way."""
+    with open_directory() as directory:
+        directory.chmod(0o777)
+        make(directory / "db", 0o444)
+        with durabledbm.open_sharded(directory / "shards", "c", shards=2) as db:
+            db["key"] = "value"
+        for shard in (directory / "shards").glob("shard-*"):
+            shard.chmod(0o444)
+        unprivileged("""
+with durabledbm.open("db") as db:
+    db.backup("backup")
+    durabledbm.dump.dump(db, "dump")
+    durabledbm.dump.dump(db, "log", max_file_size=4096)
+durabledbm.restore.restore("restored", "db")
+durabledbm.salvage.salvage("db", "salvaged")
+durabledbm.reshard.reshard("shards", "resharded", shards=3)
+""", directory)
+        made = ["backup", "dump", "log/00000001.log", "restored", "salvaged"]
+        files = [directory / name for name in made] + list((directory / "resharded").glob("shard-*"))
+        assert {path.name: oct(mode_of(path)) for path in files} == {path.name: "0o444" for path in files}
+        with durabledbm.open(directory / "salvaged") as db:
+            assert dict(db.items()) == {b"key": b"value"}
+
+
 def test_a_file_that_cannot_be_replaced_is_written_where_it_is() -> None:
     with open_directory() as directory:
         make(directory / "db", 0o644)
@@ -166,6 +209,43 @@ def test_a_file_that_cannot_be_replaced_is_written_where_it_is() -> None:
 durabledbm.cli.targets.write_file("out", b"value", "db", force=True)
 """, directory)
         assert (directory / "out").read_text() == "value"
+
+
+# -- mounts --------------------------------------------------------------------------------------------------------
+
+
+@only_posix("only there can a file be a mount point")
+@pytest.mark.parametrize("early", [True, False])
+@pytest.mark.parametrize("name", ["backup", "dump", "migrate"])
+def test_a_mount_point_cannot_be_replaced_and_that_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, early: bool
+) -> None:
+    """Before the work. Where second names are not to be had anyway, at its end."""
+    path, target = tmp_path / "db", tmp_path / "mounted"
+    make(path, 0o600)
+    target.write_bytes(b"older")
+    if name == "migrate":
+        sqlite3.connect(target.with_name("old")).execute("CREATE TABLE Dict (key BLOB, value BLOB)").connection.close()
+        target = target.rename(tmp_path / "unused").with_name("old")
+    before = target.read_bytes()
+
+    def refuse(number: int) -> Callable[..., None]:
+        def refused(source: object, destination: object, **_: object) -> None:
+            if str(target) in (source, destination):
+                raise OSError(number, os.strerror(number), source, None, destination)
+
+        return refused
+
+    progress: list[object] = []
+    monkeypatch.setattr(os, "link", refuse(errno.EXDEV if early else errno.EPERM))
+    monkeypatch.setattr(os, "replace", refuse(errno.EBUSY))
+    make_one = MAKERS.get(name, lambda _, target: durabledbm.migrate(target, progress=lambda *_: progress.append(1)))
+    with pytest.raises(durabledbm.error, match="mount point, which cannot be replaced") as caught:
+        make_one(path, target)
+    assert (caught.value.errno, caught.value.filename) == (errno.EBUSY, str(target))
+    assert not progress or not early
+    assert target.read_bytes() == before
+    assert not list(tmp_path.glob(".durabledbm-*"))
 
 
 # -- killed --------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 from model import MODES
+from simdisk import SimVolume
 from systems import only_posix
 from test_interrupts import (
     OPERATIONS,
@@ -144,6 +145,42 @@ def test_a_handler_may_close_at_any_moment(operation: Callable[[Any], None], mod
             assert found in allowed, interrupter.where
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_a_handler_may_close_and_exit_when_a_transaction_just_has_its_lease(
+    mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_on(SimVolume(), PATH, "c", durability=mode, timeout=None) as db:
+        begin = db._pipeline.begin
+
+        def interrupted(lease: Any) -> None:
+            begin(lease)
+            db.close()
+            raise SystemExit
+
+        monkeypatch.setattr(db._pipeline, "begin", interrupted)
+        with pytest.raises(SystemExit), db.transaction():
+            pass
+        assert db.closed
+
+
+def test_a_write_that_interrupts_the_beginning_of_a_block_inside_is_refused_as_busy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with open_on(SimVolume(), PATH, "c", timeout=None) as db, db.transaction():
+        inner = db.transaction()
+        take_hold = type(inner)._take_hold
+
+        def interrupted(self: Any) -> None:
+            take_hold(self)
+            with pytest.raises(durabledbm.BusyError):
+                db[HANDLER] = b"1"
+
+        monkeypatch.setattr(type(inner), "_take_hold", interrupted)
+        with inner:
+            db[b"k"] = b"v"
+        assert dict(db) == {b"k": b"v"}
+
+
 # -- in processes of their own
 
 
@@ -255,6 +292,40 @@ def test_a_program_that_does_not_close_its_handle_ends_and_loses_nothing(
         assert db["first"] == b"1"
     with durabledbm.open(str(tmp_path / "z")) as db:
         assert db["opened late"] == b"1"
+
+
+@only_posix("Windows removes no file that is open")
+@pytest.mark.parametrize("mode", MODES)
+def test_a_flush_that_fails_at_the_end_is_told_if_something_is_lost(tmp_path: Path, mode: str) -> None:
+    run(
+        tmp_path,
+        f"""
+        told = []
+        sys.unraisablehook = lambda unraisable: told.append(type(unraisable.exc_value))
+        x, y = (durabledbm.open(name, "c", durability={mode!r}, interval=3600) for name in "xy")
+        x["a"] = "1"; x.sync(); y["a"] = "1"
+        os.unlink("x"); os.unlink("y")
+        durabledbm._process.handles._at_exit()
+        assert told == [durabledbm.error] * ({mode!r} != "full"), told
+        os._exit(0)
+        """,
+    )
+
+
+def test_closing_that_was_put_off_and_fails_is_told(tmp_path: Path) -> None:
+    """By the hook that Python has for that, whichever one is in place."""
+    done = subprocess.run(
+        [
+            sys.executable, "-c",
+            "from durabledbm._engine.threads import Inside\n"
+            "def fail(): raise OSError('the disk is full')\n"
+            "inside = Inside('/db', 1); inside.postpone(fail); inside.call(int); print('went on')",
+        ],
+        cwd=tmp_path, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout == "went on\n"
+    assert "/db: closing was put off, and failed" in done.stderr
+    assert done.stderr.endswith("OSError: the disk is full\n")
 
 
 @pytest.mark.parametrize("mode", ["process", "interval"])

@@ -26,6 +26,7 @@ from systems import KILL, WINDOWS, needs_fork, needs_immediate_removal, needs_mo
 
 import durabledbm
 import durabledbm.shelve
+from durabledbm._engine.changeset import ChangeSet
 from durabledbm.errors import BusyError, ClosedError, CorruptionError, ReadOnlyError, error
 from durabledbm.reshard import reshard
 from durabledbm.sharded import ShardedDatabase, open_sharded
@@ -721,3 +722,25 @@ def test_the_old_directory_may_be_replaced_by_the_new_one(directory: str) -> Non
     with open_sharded(directory) as db:
         assert db.shards == 5
         assert db == ENTRIES
+
+
+@pytest.mark.parametrize("durability", ["full", "interval"])
+def test_a_handler_may_close_it_amid_an_operation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durability: Any
+) -> None:
+    """It is closed when the operation has ended, which counts."""
+    db = durabledbm.open_sharded(tmp_path / "db", "c", shards=2, durability=durability)
+    db.update({str(number): "before" for number in range(8)})
+    original = ChangeSet.put
+
+    def interrupted(*args: Any) -> None:
+        monkeypatch.undo()
+        db.close()
+        assert not db.closed
+        original(*args)
+
+    monkeypatch.setattr(ChangeSet, "put", interrupted)
+    db["k"] = "v"
+    assert db.closed
+    with durabledbm.open_sharded(tmp_path / "db") as again:
+        assert (again["k"], len(again)) == (b"v", 9)

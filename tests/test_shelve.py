@@ -37,6 +37,7 @@ from systems import WINDOWS
 
 import durabledbm
 from durabledbm import shelve
+from durabledbm._engine.changeset import ChangeSet
 from durabledbm.shelve import writeback as writeback_module
 from durabledbm.shelve.writeback import WriteBackCache, is_held
 
@@ -1252,3 +1253,83 @@ def test_a_bsddb_shelf_uses_the_cursor_methods_of_a_mapping_that_has_them() -> N
     assert shelf.first() == shelf.last() == shelf.previous() == ("k", 1)
     assert shelf.next() == ("n", 2)
     assert shelf.set_location("x") == ("x", 3)
+
+
+def test_dir_shows_what_is_for_users(path: str) -> None:
+    with shelve.open(path) as shelf, stdlib_shelve.Shelf({}) as other:
+        more = {name for name in set(dir(shelf)) - set(dir(other)) if not name.startswith("_")}
+        known = {"transaction", "rollback", "snapshot", "reorganize", "serializer", "deserializer"}
+        assert more <= known
+
+
+# -- closed by a signal handler
+
+
+def closed(shelf: Any) -> bool:
+    try:
+        len(shelf)
+    except ValueError:
+        return True
+    return False
+
+
+AMID: dict[str, Callable[[Any], object]] = {
+    "put": lambda shelf: shelf.__setitem__("a", [1]), "discard": lambda shelf: shelf.__delitem__("a"),
+    "clear": lambda shelf: shelf.clear(), "update": lambda shelf: shelf.update({"a": [1]}),
+    "flush": lambda shelf: shelf.sync(),
+}  # fmt: skip
+"""Operations of a shelf, by the method that one calls in the engine."""
+
+
+@pytest.mark.parametrize("durability", ["full", "interval", "manual"])
+@pytest.mark.parametrize("writeback", [False, True])
+@pytest.mark.parametrize("name", AMID)
+def test_a_handler_may_close_a_shelf_amid_an_operation(
+    path: str, monkeypatch: pytest.MonkeyPatch, name: str, writeback: bool, durability: Any
+) -> None:
+    """It is closed when the operation has ended: what that did stays done, and what was changed before is written."""
+    shelf = shelve.open(path, writeback=writeback, durability=durability)
+    shelf.update({"a": [0], "b": [0], "c": [0]})
+    shelf.sync()
+    shelf["c"] = [1]
+    held = [shelf["a"], shelf["b"]]
+    for value in held:
+        value.append("changed")
+    where = type(shelf.dict._pipeline) if name == "flush" else ChangeSet
+    original = getattr(where, name)
+
+    def interrupted(*args: Any) -> Any:
+        monkeypatch.undo()
+        shelf.close()
+        assert shelf.dict is not None
+        assert not closed(shelf)
+        return original(*args)
+
+    monkeypatch.setattr(where, name, interrupted)
+    AMID[name](shelf)
+    assert closed(shelf)
+    kept = [0, "changed"] if writeback else [0]
+    after = {"a": kept, "b": kept, "c": [1]}
+    change: dict[str, Any] = {"put": {**after, "a": [1]}, "discard": {"b": kept, "c": [1]}, "clear": {}}
+    change["update"] = change["put"]
+    with shelve.open(path) as again:
+        assert dict(again) == change.get(name, after)
+
+
+def test_a_handler_may_close_a_shelf_while_its_cache_is_written(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    shelf = shelve.open(path, writeback=True)
+    shelf["k"] = [0]
+    held = shelf["k"]
+    held.append(1)
+
+    def serializer(value: object, protocol: int) -> bytes:
+        shelf.serializer = pickle.dumps
+        shelf.close()
+        assert not closed(shelf)
+        return pickle.dumps(value, protocol)
+
+    shelf.serializer = serializer
+    shelf.sync()
+    assert closed(shelf)
+    with shelve.open(path) as again:
+        assert dict(again) == {"k": [0, 1]}

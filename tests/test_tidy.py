@@ -18,6 +18,7 @@ LINES_OF_A_FILE = 600
 LINES_OF_A_FUNCTION = 60
 
 LAYERS = """
+_interrupts
 errors  _files.arguments  _process.caller_context  sharded.threads
 _messages
 _engine.allocator  _engine.cache  _engine.checksum  _engine.disk.protocol

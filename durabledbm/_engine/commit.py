@@ -48,6 +48,7 @@ import time
 from collections.abc import Mapping
 from math import inf
 
+from .._interrupts import is_interrupt
 from ..errors import BusyError, CorruptionError, error
 from .files import initialise, random_bytes
 from .merge import Touch
@@ -117,8 +118,8 @@ class Committer:
         store.inside.check_file()
         try:
             store.writer.acquire(lease, store.disk, timeout)
-        except OSError:
-            if store.closed or store.disk.held():
+        except OSError as exc:
+            if is_interrupt(exc) or store.closed or store.disk.held():
                 raise
             store.attend()
             store.writer.acquire(lease, store.disk, timeout)
@@ -149,8 +150,9 @@ class Committer:
             store.inside.check_file()
             store.writer.acquire(lease, store.disk, 0.0)
             self.reconcile()
-        except BusyError:
-            pass
+        except BusyError as exc:
+            if is_interrupt(exc):
+                raise
         except BaseException:
             if read_slots(store.disk).uninitialised:
                 store.volume.remove(store.path)
@@ -316,7 +318,9 @@ class Committer:
         """
         try:
             self.store.disk.resize(meta.page_count * meta.page_size)
-        except OSError:
+        except OSError as exc:
+            if is_interrupt(exc):
+                raise
             return False
         return True
 
@@ -359,16 +363,9 @@ class Committer:
         that are free here may be in use there.
         """
         store = self.store
-        try:
-            same = store.read(STAMP_SIZE, STAMP_OFFSET) == store.stamp
-        except OSError as exc:
-            if not store.may_pass(exc):
-                raise
-            same = False
-        if not same:
-            if store.disk.held():
-                raise store.replaced()
-            store.attend()
+        store.attend()  # the number may be another open file's by now, even one of this very file
+        if store.read(STAMP_SIZE, STAMP_OFFSET) != store.stamp:
+            raise store.replaced()
 
     def _lists(self, prepared: Prepared, *, spilled: bool) -> bool:
         """Whether the meta may list the pages of its commit; else they are synced before it is written."""
@@ -436,7 +433,7 @@ class Committer:
         """A commit has failed, or was interrupted: the phase says with what consequence. Wraps an I/O error."""
         with self.store.mutex:
             self._abandon(cause)
-        if isinstance(cause, OSError):
+        if isinstance(cause, OSError) and not is_interrupt(cause):
             raise error.wrap(cause, self.store.path) from cause
 
     def _abandon(self, cause: BaseException | None) -> None:
@@ -445,8 +442,9 @@ class Committer:
         store.writer.doubt()
         store.stamp = UNKNOWN_STAMP
         store.lost = store.lost or store.unsynced is not None
-        if isinstance(cause, OSError) and _AFTER_IO_ERROR[store.phase] is Phase.POISONED:
-            store.poison(cause)
+        failed = isinstance(cause, OSError) and not is_interrupt(cause)
+        if failed and _AFTER_IO_ERROR[store.phase] is Phase.POISONED:
+            store.poison(cause)  # type: ignore[arg-type]
         elif store.phase is not Phase.POISONED:
             store.phase = Phase.UNKNOWN
         store.unsynced = None
@@ -466,7 +464,8 @@ class Committer:
         try:
             self.store.disk.sync()
         except OSError as exc:
-            self.store.poison(exc)
+            if not is_interrupt(exc):
+                self.store.poison(exc)
             raise
 
     def sync_file(self) -> None:

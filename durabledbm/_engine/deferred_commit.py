@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+from .._interrupts import is_interrupt
 from ..errors import BusyError
 from .changeset import ChangeSet
 from .commit import Committer
@@ -181,8 +182,9 @@ class DeferredCommit(Pipeline):
     def before_fork(self) -> None:
         try:
             self._flush(0.0)
-        except BusyError:
-            pass
+        except BusyError as exc:
+            if is_interrupt(exc):
+                raise
 
     def after_fork(self) -> None:
         super().after_fork()
@@ -225,7 +227,9 @@ class DeferredCommit(Pipeline):
             self.committer.begin(lease, timeout)
             with self._mutex:
                 self._commit()
-        except BusyError:
+        except BusyError as exc:
+            if is_interrupt(exc):
+                raise
             return not self.committer.in_progress  # else another thread has the lease, and releases the lock at its end
         except BaseException:
             self._end(lease)

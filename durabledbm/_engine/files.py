@@ -28,6 +28,7 @@ from __future__ import annotations
 import errno
 import os
 
+from .._interrupts import is_interrupt
 from ..errors import CorruptionError, error
 from .disk.protocol import ELSEWHERE, Disk, Volume
 from .locks import TEMPORARY_OFFSET, WriterLock
@@ -153,7 +154,9 @@ def displaced(path: str) -> error:
 
 
 def unavailable(path: str, cause: OSError) -> error:
-    """There is no open file, and the name cannot be opened."""
+    """There is no open file, and the name cannot be opened. If `cause` is an interrupt, it is raised."""
+    if is_interrupt(cause):
+        raise cause
     what = "the file must be opened again, after a fork or because its descriptor was closed, and cannot be"
     return error(cause.errno, f"{what}: {cause.strerror}", path)
 

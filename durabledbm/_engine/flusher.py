@@ -13,6 +13,7 @@ import weakref
 from math import inf
 from typing import Protocol
 
+from .._interrupts import is_from_handler
 from ..errors import BusyError
 from .locks import someone_waits
 from .store import Store
@@ -106,8 +107,9 @@ class Flusher:
     def _ring(self) -> None:
         try:
             self._bell.release()
-        except RuntimeError:
-            pass
+        except RuntimeError as exc:
+            if is_from_handler(exc):
+                raise
 
     def flush_once(self) -> bool:
         """Wait for the interval to pass and flush once; False when the thread is to end."""

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from copy import copy
 from typing import Any, TypeVar
 
+from .._interrupts import is_from_handler, is_interrupt
 from ..errors import BusyError, error
 from .changeset import ChangeSet
 from .commit import Committer
@@ -59,8 +60,9 @@ class _Batch:
         """Wake the next one that waits. Doing it twice is harmless."""
         try:
             self.done.release()
-        except RuntimeError:
-            pass
+        except RuntimeError as exc:
+            if is_from_handler(exc):
+                raise
 
 
 class GroupCommit(Pipeline):
@@ -115,7 +117,7 @@ class GroupCommit(Pipeline):
             batch.committed = True
             lease.end()
         except BaseException as exc:
-            if batch.committed is None and _is_interrupt(exc):
+            if batch.committed is None and is_interrupt(exc):
                 batch.committed = self._arrived(before)
             lease.end()
             self._fail(batch, exc)
@@ -169,7 +171,7 @@ class GroupCommit(Pipeline):
                 continue
             if number == 0:
                 request.failure = cause
-            elif not _is_interrupt(cause):
+            elif not is_interrupt(cause):
                 request.failure = _copy(cause)
             elif batch.committed is None:
                 request.failure = error(
@@ -247,7 +249,9 @@ class GroupCommit(Pipeline):
         try:
             committer.begin(lease, timeout)
             committer.make_durable()
-        except BusyError:
+        except BusyError as exc:
+            if is_interrupt(exc):
+                raise
             if committer.in_progress:
                 return False
             committer.sync_file()
@@ -257,14 +261,6 @@ class GroupCommit(Pipeline):
             finally:  # an interrupt may have struck in there, and another handle of the file be used next
                 lease.end()
         return True
-
-
-def _is_interrupt(cause: BaseException) -> bool:
-    """Whether an exception was raised in a thread from outside, as far as can be told: by a signal handler, or by
-    `PyThreadState_SetAsyncExc`, which makes exceptions without arguments. What goes wrong in a commit is an `OSError`
-    that says what.
-    """
-    return not isinstance(cause, (OSError, MemoryError)) or not cause.args
 
 
 def _copy(cause: BaseException) -> BaseException:

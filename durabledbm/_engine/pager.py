@@ -13,6 +13,7 @@ import struct
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 
+from .._interrupts import is_from_handler, is_interrupt
 from ..errors import CorruptionError, error
 from .cache import Generations
 from .checksum import crc32c
@@ -161,7 +162,9 @@ class Pager:
                 places.append((page_id, count))
             try:
                 run = self._disk.read((high - low) * size, low * size)
-            except OSError:
+            except OSError as exc:
+                if is_interrupt(exc):
+                    raise
                 run = b""  # reading them one by one tells what is wrong
             for page_id, count in places:
                 leaf = run[(page_id - low) * size : (page_id - low + count) * size]
@@ -225,6 +228,8 @@ class Pager:
         except OSError as exc:
             raise error.wrap(exc, self._disk.path) from exc
         except MALFORMED as exc:
+            if is_from_handler(exc):
+                raise
             raise CorruptionError(str(exc), path=self._disk.path) from exc
 
     def _value(self, overflow: Overflow, key: bytes) -> bytes:
@@ -271,6 +276,8 @@ class Pager:
         except OSError as exc:
             raise error.wrap(exc, self._disk.path) from exc
         except MALFORMED as exc:
+            if is_from_handler(exc):
+                raise
             raise CorruptionError(str(exc), path=self._disk.path) from exc
 
     def _check_head(self, overflow: Overflow, key: bytes, head: bytes) -> None:
@@ -333,5 +340,7 @@ class Pager:
             offset += len(piece)
 
     def malformed(self, ref: bytes, what: object) -> CorruptionError:
-        """The error for a run, or something below it, that makes no sense."""
+        """The error for a run, or something below it, that makes no sense. If `what` is an interrupt, it is raised."""
+        if isinstance(what, BaseException) and is_from_handler(what):
+            raise what
         return CorruptionError(str(what), path=self._disk.path, page_id=REF.unpack(ref)[0])

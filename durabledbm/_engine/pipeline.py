@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+from .._interrupts import is_interrupt
 from ..errors import BusyError
 from .changeset import ChangeSet
 from .commit import Committer
@@ -117,8 +118,10 @@ class Pipeline(ABC):
             try:
                 with self.writing():
                     self.committer.shrink(max(store.pages_written, 1), seconds=_TIDYING)
-            except BusyError:
-                pass  # the one that writes now will give it back
+            except BusyError as exc:
+                if is_interrupt(exc):
+                    raise
+                # else the one that writes now will give it back
 
     def before_fork(self) -> None:
         """Write the deferred changes if that is possible at once: a child sees only what is in the file."""

@@ -10,6 +10,7 @@ import errno
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
+from .._interrupts import is_from_handler, is_interrupt
 from ..errors import CorruptionError
 from .freemap import FreeMap
 from .merge import Change, Merged, merge
@@ -107,7 +108,7 @@ class Preparer:
         try:
             return Prepared(self._in_tree(old, batch, sync=sync), None, sync, True)
         except OSError as exc:
-            if exc.errno not in _NO_SPACE or self._store.phase is Phase.POISONED or batch.cleared:
+            if exc.errno not in _NO_SPACE or is_interrupt(exc) or self._store.phase is Phase.POISONED or batch.cleared:
                 raise
             meta = self._in_little_space(old, changes)
             if meta is None:
@@ -197,6 +198,8 @@ class Preparer:
         try:
             space_ref = free_map.save(writer.txid, writer.write, fold=fold, log_pages=1 if frugal else None)
         except ValueError as exc:
+            if is_from_handler(exc):
+                raise
             raise CorruptionError(str(exc), path=store.path) from exc
         writer.pad(reserved, free_map.pages.page_count)
         extents = writer.finish()
@@ -233,7 +236,7 @@ class Preparer:
             try:
                 meta = self._in_tree(old, Batch(merged, sparing=True), sync=True)
             except OSError as exc:
-                if exc.errno not in _NO_SPACE:
+                if exc.errno not in _NO_SPACE or is_interrupt(exc):
                     raise
             else:
                 return meta._replace(entry_count=count, changes=rest)

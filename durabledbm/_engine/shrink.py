@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from .._interrupts import is_from_handler
 from ..errors import CorruptionError
 from .disk.protocol import Disk
 from .freemap import FreeMap
@@ -74,7 +75,9 @@ def _is_live(tree: Tree, key: bytes, page_id: int) -> bool:
         if type(value) is Overflow and REF.unpack(value.ref)[0] == page_id:
             tree.pager.check_value(value, key)
             return True
-    except (*MALFORMED, CorruptionError):
+    except (*MALFORMED, CorruptionError) as exc:
+        if is_from_handler(exc):
+            raise
         return False  # damage elsewhere is not for a commit to find
     return met
 
@@ -101,7 +104,9 @@ def _key_of(disk: Disk, tree: Tree, page_id: int) -> tuple[bytes, Touch] | None:
         return None
     try:
         keys = leaf_keys(run) if kind == LEAF else decode_branch(run).separators
-    except MALFORMED:
+    except MALFORMED as exc:
+        if is_from_handler(exc):
+            raise
         return None
     return (keys[0], TOUCH) if keys else None
 

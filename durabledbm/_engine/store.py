@@ -21,6 +21,7 @@ from enum import Enum
 from functools import partial
 from itertools import repeat
 
+from .._interrupts import Late, is_from_handler, is_interrupt
 from ..errors import ClosedError, CorruptionError, ReadOnlyError, error
 from .cache import RowCache
 from .changeset import Observer
@@ -83,8 +84,8 @@ class Store:
         self.writer = WriterLock(self.file)
         self.pins = PinTable()
         self.closed = False
-        self._refusal: Callable[[], error] | None = None
-        """What every use of the handle raises, since its file is not what it was."""
+        self._refusal: Callable[[], BaseException | None] | None = None
+        """What every use of the handle raises, since its file is not what it was; or the next one (see `Late`)."""
         self.observer: Observer | None = None
         # Commits of this handle, as `commit` keeps the books.
         self.phase = Phase.IDLE
@@ -151,7 +152,8 @@ class Store:
 
     def may_pass(self, cause: OSError) -> bool:
         """Whether a read that has failed is worth another try: writers overtook it, or the descriptor is gone."""
-        return isinstance(cause, CorruptionError) or not (self.closed or self.disk.held())
+        passing = isinstance(cause, CorruptionError) or not (self.closed or self.disk.held())
+        return passing and not is_interrupt(cause)
 
     def refresh(self) -> State:
         """Look again for newer commits. While this handle writes, no other can have committed."""
@@ -221,8 +223,9 @@ class Store:
             except CorruptionError:
                 if read_slots(self.disk).metas == slots.metas:
                     raise
-                continue  # a writer was faster: what it overwrote meanwhile was not missing
-            return
+                # else a writer was faster: what it overwrote meanwhile was not missing
+            else:
+                return
         raise error(f"{self.path}: the file changes too fast to be read")
 
     def load_from(self, slots: Slots) -> None:
@@ -244,8 +247,7 @@ class Store:
 
     def _uninitialised(self) -> State:
         """The state of a file that was not initialised yet."""
-        meta = Meta(0, self.page_size, bytes(16), first_page(self.page_size))
-        return State.make(meta, 0, self.pager)
+        return State.make(Meta(0, self.page_size, bytes(16), first_page(self.page_size)), 0, self.pager)
 
     def install(self, state: State, changes: Mapping[bytes, object] | None) -> None:
         """Make `state` current. What it changes leaves the row cache first, and cannot be put back meanwhile."""
@@ -266,10 +268,8 @@ class Store:
 
         Raises `error` also if the pages of that state have been reused meanwhile: then there is a newer one.
         """
-        state = self.state
-        rows = self.rows
-        value = rows.old.get(key)
-        if value is not None and self.state is state:
+        state, rows = self.state, self.rows
+        if (value := rows.old.get(key)) is not None and self.state is state:
             self._keep_row(state, key, value)
             return value
         view = state.view
@@ -361,7 +361,10 @@ class Store:
         """
         old, this = self.pager, weakref.ref(self)
         self.pager = old.successor()
-        guard = Unpinned(old, self.disk, txid, readers, reason, partial(_adopt, this), partial(_newest, this))
+        guard = Unpinned(
+            old, self.disk, txid, readers, reason, partial(_adopt, this),
+            lambda: 0 if (store := this()) is None else store.state.meta.txid,
+        )  # fmt: skip
         self._set_aside_readers = [ref for ref in self._set_aside_readers if ref() is not None] + [weakref.ref(guard)]
         self.state = State.make(self.state.meta, self.state.slot, self.pager)
 
@@ -427,7 +430,7 @@ class Store:
     def hold(self) -> Hold:
         """Keep the pages of the current state. The writer lock must be held, so the file needs no lock for it."""
         with self.mutex:
-            return Hold(self.pins, self.state.meta.txid, self.unpin)
+            return Hold(self.pins, self.state.meta.txid, self.unpin_dropped)
 
     def unpin(self, reader: Reader) -> None:
         """End a `pin`, if it began. May be called at any moment, also by the garbage collector; it never waits."""
@@ -439,6 +442,13 @@ class Store:
         reader.txid = 0
         self._released()
 
+    def unpin_dropped(self, reader: Reader) -> None:
+        """`unpin` in a finalizer. An interrupt would be lost there, so the next use of the handle raises it."""
+        try:
+            self.unpin(reader)
+        except BaseException as exc:
+            self._refusal = Late(exc, self._refusal)
+
     def _released(self) -> None:
         """The mutex was let go of: see to what came in meanwhile from those who could not wait for it."""
         while self.pins.ended and not self.inside.holds_lock():
@@ -448,7 +458,9 @@ class Store:
                         self._drain()
                 finally:
                     self.mutex.release()  # the first thing in the `finally`: no interrupt comes before it
-            except RuntimeError:
+            except RuntimeError as exc:
+                if is_from_handler(exc):
+                    raise
                 break  # another thread has it, and comes here, too
         if self.inside.postponed:
             self.inside.came_out()
@@ -493,10 +505,11 @@ class Store:
 
     def check(self) -> None:
         """Raise if the handle is not usable any more."""
+        refused = None if self._refusal is None else self._refusal()
+        if refused is not None and not (self.closed and isinstance(refused, error)):
+            raise refused
         if self.closed:
             raise ClosedError
-        if self._refusal is not None:
-            raise self._refusal()
         if self.failure is not None:
             what = "an earlier write failed; close the handle and open the file again to see what is on the disk"
             raise error.because(self.failure, what, self.path) from self.failure
@@ -585,8 +598,3 @@ def _adopt(store: weakref.ref[Store], readers: list[Reader]) -> None:
                 this.pins.add(reader, txid)
                 this.pins.locked.add(txid)
                 pin(this.disk, txid)
-
-
-def _newest(store: weakref.ref[Store]) -> int:
-    this = store()
-    return 0 if this is None else this.state.meta.txid

@@ -17,19 +17,18 @@ which no interrupt divides.
 
 from __future__ import annotations
 
-import sys
 import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from math import inf
 from time import monotonic, sleep
-from types import SimpleNamespace
 from typing import Any, Protocol, TypeVar
 
+from .._interrupts import is_from_handler
 from ..errors import BusyError
 
-__all__ = ["FairLock", "Inside", "Lease", "Patience", "forget_threads", "held_here"]
+__all__ = ["FairLock", "Inside", "Lease", "Patience", "forget_threads", "held_here", "report"]
 
 T = TypeVar("T")
 
@@ -173,13 +172,43 @@ class FairLock:
         queue = self.queue
         try:
             queue.remove(entry)  # type: ignore[arg-type]
-        except ValueError:
-            pass
+        except ValueError as exc:
+            if is_from_handler(exc):
+                raise
         try:
             if queue and (first := queue[0]()) is not None and first.wakeup is not None:
                 first.wakeup.release()
-        except (IndexError, RuntimeError):
-            pass  # the queue is empty by now, or the first one is awake
+        except (IndexError, RuntimeError) as exc:  # the queue is empty by now, or the first one is awake
+            if is_from_handler(exc):
+                raise
+
+
+# -- failures that no caller waits for ----------------------------------------------------------
+
+
+class _Report:
+    """Raises `failure` when it is called, and is shown as `what`."""
+
+    def __init__(self, what: str, failure: BaseException) -> None:
+        self.what, self.failure = what, failure
+
+    def __call__(self, _: object) -> None:
+        raise self.failure
+
+    def __repr__(self) -> str:
+        return self.what
+
+
+class _Nothing:
+    """Something to refer to weakly."""
+
+
+def report(what: str, failure: BaseException) -> None:
+    """Have `sys.unraisablehook` tell of a failure, which prints it. Only the interpreter can make what the hook takes,
+    so it is made to meet the failure where it cannot raise it.
+    """
+    reference = weakref.ref(_Nothing(), _Report(what, failure))  # freed at once, but for interpreters that wait
+    del reference
 
 
 # -- calls that interrupt their own thread ------------------------------------------------------
@@ -301,11 +330,6 @@ class Inside:
         try:
             postponed[1]()
         except Exception as exc:
-            report: Any = SimpleNamespace(
-                exc_type=type(exc),
-                exc_value=exc,
-                exc_traceback=exc.__traceback__,
-                err_msg=f"{self._path}: closing was put off, and failed",
-                object=None,
-            )
-            sys.unraisablehook(report)
+            if is_from_handler(exc):
+                raise
+            report(f"{self._path}: closing was put off, and failed", exc)

@@ -22,6 +22,7 @@ from itertools import chain
 from operator import lt
 from typing import NamedTuple
 
+from .._interrupts import is_from_handler
 from ..errors import CorruptionError, error
 from .node import Branch, Overflow, decode_branch, decode_leaf, find_value, has_overflow, leaf_keys
 from .page import BRANCH, HEADER, LEAF, NO_REF, OVERFLOW, REF
@@ -293,6 +294,8 @@ class Visit:
                 return None
             self.branch = decode_branch(run)
         except MALFORMED as exc:
+            if is_from_handler(exc):
+                raise
             return Flaw(3, f"the content makes no sense: {exc}")
         bounds = self.lows() if self.high is None else [*self.lows(), self.high]
         return None if all(map(lt, bounds, bounds[1:])) else Flaw(2, "the separators are out of order")

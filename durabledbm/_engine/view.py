@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, islice
 from typing import Any
 
+from .._interrupts import is_from_handler
 from ..errors import ClosedError, error
 from .freemap import FreeMap
 from .meta import Meta, first_page
@@ -281,6 +282,8 @@ class State:
         try:
             free_map = FreeMap.load(meta.space, meta.page_size, first, meta.page_count, pager.read)
         except MALFORMED as exc:
+            if is_from_handler(exc):
+                raise
             raise pager.malformed(meta.space, f"the free-space map makes no sense: {exc}") from exc
         # Between two free runs stands something; so there are no more of them than pages that are really there. In a
         # sparse file a few bytes of the map could claim otherwise.

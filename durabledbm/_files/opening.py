@@ -87,13 +87,17 @@ def checked(
 
 
 def _real_path(name: str) -> str:
-    """The file's absolute path, independent of later changes of the working directory. A link is followed."""
+    """The file's absolute path, independent of later changes of the working directory. Links are followed.
+
+    What the system opens under no name it gets no other name for: "file/", "missing/../file".
+    """
+    directory, base = os.path.split(name)
     if os.path.isabs(name):
         path = name
-    elif not os.path.dirname(name):
-        path = os.path.join(os.getcwd(), name)
+    elif directory and os.path.isdir(directory):
+        path = os.path.join(os.path.realpath(directory), base)
     else:
-        return os.path.realpath(name)
+        path = os.path.join(os.getcwd(), name)
     # Resolving every directory on the way takes longer than all else that opening the file needs of the system.
     return os.path.realpath(path) if os.path.islink(path) else path
 

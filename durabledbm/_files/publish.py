@@ -14,11 +14,18 @@ from contextlib import contextmanager
 
 from .._engine.disk import FileVolume, take_owner
 from .._engine.disk.protocol import Disk
+from .._engine.files import temporary_name
+from ..errors import error
+from .arguments import Path
 from .temporary import Temporary, blame_target, new_directory, new_file
 
 __all__ = [
-    "own_directory", "permissions_of", "publishing", "publishing_directory", "replacing", "take_name",
+    "check_not_mounted", "mounts_told", "own_directory", "permissions_of", "publishing", "publishing_directory",
+    "real_target", "replacing", "take_name",
 ]  # fmt: skip
+
+
+_MOUNTED = "a mount point, which cannot be replaced: give another name for the new file"
 
 
 @contextmanager
@@ -35,7 +42,8 @@ def publishing(
             yield temporary
             temporary.disk.sync()
             if replace:
-                FileVolume().replace(temporary.path, target)
+                with mounts_told(target):
+                    FileVolume().replace(temporary.path, target)
             else:
                 take_name(temporary.path, target)
         if replace:
@@ -77,6 +85,52 @@ def publishing_directory(target: str) -> Iterator[str]:
         raise
 
 
+def check_not_mounted(path: str) -> None:
+    """Raise `error` if the file, which exists, is a mount point, as in a container: no other file can take its name.
+
+    It can have no second name either, and that can be tried without changing anything.
+    """
+    if sys.platform == "win32":
+        return
+    probe = temporary_name(path)
+    try:
+        os.link(path, probe)
+    except OSError as exc:
+        if exc.errno == errno.EXDEV:
+            raise error(errno.EBUSY, _MOUNTED, path) from exc
+    else:
+        os.unlink(probe)
+
+
+@contextmanager
+def mounts_told(target: str) -> Iterator[None]:
+    """A block that lets another file take the name `target`. Says so if that is a mount point."""
+    try:
+        yield
+    except OSError as exc:
+        if exc.errno != errno.EBUSY:
+            raise
+        raise error(errno.EBUSY, _MOUNTED, target) from exc
+
+
+def real_target(target: Path) -> str:
+    """The absolute path of a file that is to be made or replaced. Links are followed.
+
+    Raises `error` if the name can only be a directory's, or leads through what is no directory.
+    """
+    name = os.fsdecode(target)
+    directory, base = os.path.split(name)
+    if base in ("", ".", ".."):
+        if not name:
+            raise error(errno.ENOENT, os.strerror(errno.ENOENT), name)
+        raise error(errno.EISDIR, "only a directory can have this name", name)
+    try:
+        os.stat(os.path.join(directory, "."))  # `realpath` knows only names: to it "missing/.." is this directory
+    except OSError as exc:
+        raise error.wrap(exc, name) from exc
+    return os.path.realpath(name)
+
+
 def take_name(fresh: str, target: str) -> None:
     """Give the file `fresh` the name `target`, durably. Raises FileExistsError if the name is not free."""
     volume = FileVolume()
@@ -106,11 +160,14 @@ def permissions_of(source: os.stat_result | None) -> os.stat_result:
 
 
 def own_directory(path: str, source: os.stat_result | None) -> None:
-    """Give a new directory the permissions of the file `source`: who may read that may list the directory."""
+    """Give a new directory the permissions of the file `source`: who may read that may list the directory.
+
+    Its owner may always change it: files are still to be made in it.
+    """
     if sys.platform == "win32":
         return
     like = permissions_of(source)
-    mode = like.st_mode | (like.st_mode & 0o444) >> 2
+    mode = like.st_mode | (like.st_mode & 0o444) >> 2 | 0o700
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         take_owner(fd, os.stat_result((mode, 0, 0, 0, like.st_uid, like.st_gid, 0, 0, 0, 0)))

@@ -62,10 +62,15 @@ def locate(path: str) -> Found:
     for stem in (path, os.path.splitext(path)[0]):
         if os.path.isfile(stem + ".dat") and os.path.isfile(stem + ".dir"):
             return Found("dbm.dumb", stem)  # with an index that is damaged from its first byte on
+    try:
+        os.lstat(path)  # unlike `os.path.exists` it tells what is missing from what may not be looked at
+        if os.path.isdir(path):
+            with suppress(FileNotFoundError):
+                os.stat(os.path.join(path, "data.mdb"))
+    except OSError as exc:
+        raise error.wrap(exc, path) from exc
     if os.path.isdir(path):
         raise error(errno.EISDIR, "a directory, but not an LMDB database", path)
-    if not os.path.lexists(path):
-        raise error(errno.ENOENT, os.strerror(errno.ENOENT), path)
     if not os.path.isfile(path):
         raise error(errno.EINVAL, "not a regular file", path)
     with _ours(path, "reading"):

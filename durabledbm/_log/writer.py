@@ -41,6 +41,8 @@ class LogWriter:
         self._codec = codec
         self._max_file_size = max_file_size
         self._failed: str | None = None
+        self._interrupted = False
+        """Whether that was by something else than an error of the disk."""
         self._unsynced_since: float | None = None  # the oldest record that is not known to be on the disk
         self._unmarked = False  # records were written that no later record vouches for
         self._guard = self._disk = _lock_oldest(files)
@@ -150,7 +152,9 @@ class LogWriter:
     def close(self) -> None:
         """Sync, mark, and release. Raises if something acknowledged could not be synced."""
         try:
-            if self._failed is None or self._unsynced_since is not None:
+            if self._unsynced_since is not None and self._interrupted:
+                self._disk.sync()  # what came before the interrupt can still be kept
+            elif self._unsynced_since is not None or self._failed is None:
                 self.sync(0.0)
                 self.mark()
         finally:
@@ -196,7 +200,7 @@ class LogWriter:
         try:
             call(*args)
         except BaseException as exc:
-            self._failed = str(exc) or type(exc).__name__
+            self._failed, self._interrupted = str(exc) or type(exc).__name__, not isinstance(exc, OSError)
             _raise_ours(exc, self._disk.path)
             raise
 

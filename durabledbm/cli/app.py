@@ -95,7 +95,8 @@ def _dispatch(arguments: list[str]) -> int:
             raise
         if debug or args.debug:
             traceback.print_exc()
-        text = explain(exc, command.name, [] if isinstance(exc, Usage) else _names(args))
+        names = [] if isinstance(exc, Usage) else _names(args)
+        text = explain(exc, command.name, names, may_wait=hasattr(args, "timeout"))
         if not isinstance(exc, NegativeResult) or str(exc):
             complain(f"{PROGRAM} {command.name}", text)
         return 1 if isinstance(exc, NegativeResult) else 2

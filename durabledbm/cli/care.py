@@ -240,13 +240,18 @@ def _salvage(args: argparse.Namespace) -> int:
         raise Usage(f"{args.file}: is the directory of a sharded database: salvage the broken one of its files")
     if os.path.isdir(args.file):
         raise error(errno.EISDIR, os.strerror(errno.EISDIR), args.file)
-    if size_of(args.file) == 0:
+    if _is_empty(args.file):
         raise Usage(f"{args.file}: is empty: a database that nothing was written to, or a file that lost everything")
     with shown("salvage") as meter:
         report = salvage(args.file, args.target, progress=meter)
     for line in str(report).splitlines()[: 1 if args.quiet else None]:
         message(f"{args.target}: {line}")
     return 1 if report.unreadable or report.commit is None else 0
+
+
+def _is_empty(file: str) -> bool:
+    """Whether it is a file without content. Pipes and devices have no size, and are no files."""
+    return os.path.isfile(file) and not os.path.getsize(file)
 
 
 # -- compact ---------------------------------------------------------------------------------------
@@ -259,7 +264,7 @@ def _compact_arguments(parser: Parser) -> None:
 
 def _compact(args: argparse.Namespace) -> int:
     before = size_of(args.file)
-    if before == 0 and not os.path.isdir(args.file):
+    if _is_empty(args.file):
         message(f"{args.file}: empty, it can't be smaller")
         return 0
     with open_store(args.file, "w", args.timeout) as db:

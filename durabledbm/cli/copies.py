@@ -9,11 +9,14 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import reduce
+from operator import and_
 from typing import TYPE_CHECKING, Any
 
 from .command import Command, Parser, file_argument, timeout_option
 from .console import message
 from .faults import Usage
+from .holders import files_of
 from .opening import is_sharded, open_remote, open_store, size_of
 from .progress import quantity, shown
 from .targets import check_directory, check_target, force_option, is_stream
@@ -192,7 +195,7 @@ def _load(args: argparse.Namespace) -> int:
     ):
         return _restore(args, until)
     source = _stream_or_name(args.source)
-    with _target(args.file) as file:
+    with _target(args.file, None if source is sys.stdin.buffer else source) as file:
         loaded = _loaded(args, open_store(file, "c", args.timeout), source, until)
     _report_loaded(args.file, loaded)
     return 0
@@ -231,22 +234,31 @@ def _load_remote(args: argparse.Namespace, until: Until) -> int:
 
 
 @contextmanager
-def _target(file: str) -> Iterator[str]:
-    """The file to load into. A new one gets its name when all is in it: a failure leaves none."""
+def _target(file: str, source: str | None) -> Iterator[str]:
+    """The file to load into. A new one gets its name when all is in it: a failure leaves none.
+
+    It is as private as `source`, the dump or log that it is made from.
+    """
     if os.path.lexists(file):
         yield file
         return
     from .._engine.disk import FileVolume
     from .._engine.files import initialise
     from .._files.opening import DEFAULT_PAGE_SIZE
-    from .._files.publish import publishing
+    from .._files.publish import publishing, real_target
     from .._foreign.kinds import refuse_beside
 
     refuse_beside(FileVolume(), file)
-    path = os.path.abspath(file)
-    with publishing(path, 0o666) as fresh:
+    path = real_target(file)
+    with publishing(path, 0o666 if source is None else _mode(source)) as fresh:
         initialise(FileVolume(), fresh.disk, DEFAULT_PAGE_SIZE)
         yield fresh.path
+
+
+def _mode(source: str) -> int:
+    """The permissions for a file that is made from a dump or the files of a log. Its owner may always write it."""
+    files = [source, *files_of(source)] if os.path.exists(source) else []
+    return reduce(and_, (os.stat(file).st_mode for file in files), 0o666) | 0o600
 
 
 def _restore(args: argparse.Namespace, until: Until) -> int:

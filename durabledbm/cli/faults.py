@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 
 from ..errors import BusyError, CorruptionError, error
-from .holders import writer
+from .holders import obstacle
 from .text import printable
 
 __all__ = ["NegativeResult", "Usage", "explain", "quoted"]
@@ -49,8 +49,11 @@ def quoted(path: str) -> str:
     return shell_word(path)
 
 
-def explain(exc: BaseException, command: str, names: Sequence[str]) -> str:
-    """One line about `exc`, which befell `command` on the files `names`, the one that it is about first."""
+def explain(exc: BaseException, command: str, names: Sequence[str], *, may_wait: bool = False) -> str:
+    """One line about `exc`, which befell `command` on the files `names`, the one that it is about first.
+
+    `may_wait`: the command has the option --timeout.
+    """
     path = names[0] if names else None
     if isinstance(exc, OSError) and _is_address(exc.filename or str(exc)):  # of a server, not of a file
         said = f"{exc.filename}: {exc.strerror}" if exc.filename else str(exc)
@@ -59,7 +62,7 @@ def explain(exc: BaseException, command: str, names: Sequence[str]) -> str:
         path = _as_given(exc.path, names)
     elif isinstance(exc, OSError) and isinstance(exc.filename, (str, bytes)):
         path = _as_given(os.fsdecode(exc.filename), names)
-    text = _said(exc, command, path)
+    text = _busy(path, exc, may_wait=may_wait) if isinstance(exc, BusyError) else _said(exc, command, path)
     head, colon, rest = text.partition(": ")
     if colon and (head == path or _as_given(head, names) != head or head in names):
         path, text = _as_given(head, names), rest  # it begins with a name of its own
@@ -89,8 +92,6 @@ def _as_given(path: str, names: Sequence[str]) -> str:
 def _said(exc: BaseException, command: str, path: str | None) -> str:
     if isinstance(exc, CorruptionError):
         return _damaged(exc, path)
-    if isinstance(exc, BusyError):
-        return _busy(path, exc)
     if isinstance(exc, OSError) and type(exc).__name__ == "OtherKindError":
         return exc.strerror or str(exc)
     if type(exc).__name__ == "UnknownVersionError":
@@ -185,9 +186,9 @@ def _is_ours(path: str) -> bool:
     return kind_of(FileVolume(), path) == OURS or has_our_pages(FileVolume(), path)
 
 
-def _busy(path: str | None, exc: BusyError) -> str:
-    who = (writer(path) if path else None) or "another process"
+def _busy(path: str | None, exc: BusyError, *, may_wait: bool) -> str:
+    why = (obstacle(path) if path else None) or "another process is writing to it"
     text = str(exc)
     waited = text.rsplit(" for more than ", 1)[-1] if " for more than " in text else ""
     done = f", and was not done within {waited}" if waited else ""
-    return f"{who} is writing to it{done}; wait for it to finish, or wait longer with --timeout"
+    return f"{why}{done}; wait for it to finish{', or wait longer with --timeout' if may_wait else ''}"

@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from .._engine.disk import FileVolume
+from .._engine.disk.protocol import LockOwner
 from .._engine.locks import PINS_OFFSET, WRITER_OFFSET
 
-__all__ = ["Holder", "files_of", "holders", "writer"]
+__all__ = ["Holder", "files_of", "holders", "obstacle"]
 
 _LOCK = re.compile(r"^lock:.* (?:READ|WRITE) .* (\d+) (?:\d+|EOF)$", re.MULTILINE)
 
@@ -48,29 +49,39 @@ def holders(path: str) -> list[Holder]:
     return [holder for holder in found if holder is not None]
 
 
-def writer(path: str) -> str | None:
-    """Which other process writes to the file, in words: "another process" where the system does not tell which."""
+def obstacle(path: str) -> str | None:
+    """Which other process keeps this one from writing, and how: "process 7 (python app.py) is writing to it".
+
+    "another process" where the system does not tell which. None if there is none.
+    """
     try:
-        if not any(map(_is_locked, files_of(path))):
+        owner = _lock_owner(path)
+        if owner is None:
             return None
+        if owner.pid is not None:  # the system names only the owners of other locks than ours
+            return f"process {owner.pid} ({_command(owner.pid)}) has locked the file, with lockf() or fcntl()"
         this = _holder(os.getpid(), _identities(path))
     except OSError:
         return None
     if this is not None and this.writing:
         return None
     who = next((holder for holder in holders(path) if holder.writing), None)
-    if who is None and not any(map(_is_locked, files_of(path))):
+    if who is None and _lock_owner(path) is None:
         return None  # it was this process, which has let go of it meanwhile
-    return "another process" if who is None else f"process {who.pid} ({who.command})"
+    return f"{'another process' if who is None else f'process {who.pid} ({who.command})'} is writing to it"
 
 
-def _is_locked(file: str) -> bool:
-    """Whether any process at all has the writer lock."""
-    disk = FileVolume().open(file, writable=False)
-    try:
-        return disk.lowest_lock(WRITER_OFFSET, WRITER_OFFSET + 1) is not None
-    finally:
-        disk.close()
+def _lock_owner(path: str) -> LockOwner | None:
+    """Who has a lock where the writer lock of a file is, if anybody has."""
+    for file in files_of(path):
+        disk = FileVolume().open(file, writable=False)
+        try:
+            owner = disk.lowest_lock(WRITER_OFFSET, WRITER_OFFSET + 1)
+        finally:
+            disk.close()
+        if owner is not None:
+            return owner
+    return None
 
 
 def _identities(path: str) -> set[tuple[int, int]]:
@@ -107,7 +118,10 @@ def _locks(pid: int, fd: str) -> Iterator[int]:
 
 
 def _command(pid: int) -> str:
-    with open(f"/proc/{pid}/cmdline", "rb") as file:
-        words = file.read(300).decode("utf-8", "replace").split("\0")
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            words = file.read(300).decode("utf-8", "replace").split("\0")
+    except OSError:
+        return "unknown"
     text = " ".join(" ".join(words).split())
     return text if len(text) <= 50 else text[:49] + "…"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import open as open_database
 from .console import message
-from .holders import writer
+from .holders import obstacle
 
 if TYPE_CHECKING:
     from ..database import Database, Flag
@@ -69,10 +69,10 @@ def _waiting_told(file: str, timeout: float | None) -> Iterator[None]:
     def watch() -> None:
         pause = _SILENT
         while not done.wait(pause):
-            who = writer(file)
-            if who is not None:
+            why = obstacle(file)
+            if why is not None:
                 limit = "" if timeout is None else f" for at most {timeout:g} second{'s' * (timeout != 1)}"
-                message(f"{file}: {who} is writing to it; waiting{limit}")
+                message(f"{file}: {why}; waiting{limit}")
                 return
             pause *= 2
 

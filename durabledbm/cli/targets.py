@@ -10,7 +10,7 @@ import errno
 import os
 import stat
 
-from .._files.publish import replacing
+from .._files.publish import real_target, replacing
 from ..errors import error
 from .command import Parser
 from .faults import Usage
@@ -62,7 +62,7 @@ def write_file(target: str, data: bytes, source: str, *, force: bool) -> None:
     check_target(target, source, force=force)
     if not is_stream(target):
         try:
-            with replacing(os.path.realpath(target), os.stat(files_of(source)[0])) as disk:
+            with replacing(real_target(target), os.stat(files_of(source)[0])) as disk:
                 disk.write(0, (data,))
             return
         except OSError as exc:

@@ -25,7 +25,7 @@ from .._engine.meta import Meta
 from .._engine.store import Store
 from .._engine.view import State
 from .._files.arguments import CountedProgress, Path
-from .._files.publish import replacing
+from .._files.publish import check_not_mounted, real_target, replacing
 from ..errors import error
 
 __all__ = ["Pace", "backup", "check_target", "write_whole"]
@@ -55,7 +55,7 @@ def backup(
     of the database's file. `progress(done, total)` counts entries; if it raises, there is no copy. Raises `error` if
     the target cannot be written or is the database itself, and `CorruptionError` if the database is damaged.
     """
-    path = os.path.realpath(os.fsdecode(target))
+    path = real_target(target)
     check_target(path, store.disk.identity())
     meta = state.meta if state.meta.txid else first_meta(state.meta.page_size)  # it was not initialised yet
     write_whole(path, meta, store.disk.status(), lambda builder: _copy(store, state, builder, progress))
@@ -132,3 +132,4 @@ def check_target(path: str, source: tuple[int, int] | None) -> None:
         raise error(errno.EINVAL, "is the database itself", path)
     if not stat.S_ISREG(status.st_mode):
         raise error(errno.EINVAL, "is not a regular file", path)
+    check_not_mounted(path)

@@ -371,8 +371,11 @@ class ShardedDatabase(Writable):
 
         The caller's open transactions are rolled back. If a final flush fails, the files are released and the error
         raised. If another thread's transaction does not finish within `timeout`, raises `BusyError` and at least that
-        shard stays open: call `close()` again.
+        shard stays open: call `close()` again. A call from a signal handler or finalizer that interrupted an operation
+        of a shard returns immediately, and takes effect when that operation has ended.
         """
+        if self._postpone(self.close):
+            return
         others = [n for n in range(self._count) if not (self._shards[n].closed or self._is_callers(n))]
         try:
             self._threads.make((), (partial(self._flush, number) for number in others))
@@ -396,6 +399,10 @@ class ShardedDatabase(Writable):
                 raise failure
             finally:
                 del failure
+
+    def _postpone(self, action: Callable[[], None]) -> bool:
+        """If this thread is inside an operation of a shard, have `action` called after it. Whether it is."""
+        return any(shard._postpone(action) for shard in self._shards)
 
     def __enter__(self) -> ShardedDatabase:
         return self

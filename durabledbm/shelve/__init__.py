@@ -108,9 +108,9 @@ class Shelf(_stdlib.Shelf[_V]):
         self._protocol = DEFAULT_PROTOCOL if protocol is None else protocol
         self.keyencoding = keyencoding
         self.cache = WriteBackCache(writeback_size)
-        self._lock = CacheLock(_TIMEOUT)
-        self._running: list[Running] = []
         self._path = [repr(dict.path)] if hasattr(dict, "path") else []
+        self._lock = CacheLock(_TIMEOUT, self._name())
+        self._running: list[Running] = []
         self.writeback = writeback  # last: the stdlib's __del__ closes what has this attribute
         close_at_exit(self)
 
@@ -122,6 +122,10 @@ class Shelf(_stdlib.Shelf[_V]):
             return represented(self, *mapping._said())
         over = repr(mapping) if isinstance(mapping, Readable) else f"a {type(mapping).__name__}"
         return represented(self, f"over {over}", "open")
+
+    def _name(self) -> str:
+        """What reports call the shelf."""
+        return self._path[0] if self._path else "a shelf"
 
     def __reduce__(self) -> Any:
         raise not_copied(self)
@@ -353,9 +357,14 @@ class Shelf(_stdlib.Shelf[_V]):
         After BusyError the shelf stays open and keeps its changes: call `close()` again. After any other error the
         shelf is closed, and changes that could not be written are lost. Call `sync()` first where that matters: it
         keeps them.
+
+        A call from a signal handler or finalizer that interrupted an operation of this shelf returns immediately, and
+        takes effect when that operation has ended.
         """
         mapping = self.dict
         if mapping is None or isinstance(mapping, _ClosedMapping):
+            return
+        if self._lock.postpone(self.close) or (hasattr(mapping, "_postpone") and mapping._postpone(self.close)):
             return
         with self._lock:
             closed = True
@@ -385,9 +394,9 @@ class Shelf(_stdlib.Shelf[_V]):
             raise
         close()
 
-    def after_fork(self) -> None:
+    def _after_fork(self) -> None:
         """In a child process: replace the lock, which a thread of the parent may have held."""
-        self._lock = CacheLock(self._lock.timeout)
+        self._lock = CacheLock(self._lock.timeout, self._name())
 
 
 class _Values(ValuesView[_V]):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import RLock
 from typing import Any
 
-from .._engine.threads import Patience
+from .._engine.threads import Inside, Patience, held_here
 from .._process.caller_context import CallerContext
 from ..errors import BusyError
 
@@ -23,10 +23,15 @@ class CacheLock:
 
     As a context manager it covers one operation. While a transaction is open, others wait at most `timeout` seconds
     (None: for ever) and then raise `BusyError`. A caller that would wait for itself raises it at once.
+
+    `name` is what reports call the shelf.
     """
 
-    def __init__(self, timeout: float | None) -> None:
+    def __init__(self, timeout: float | None, name: str) -> None:
         self.timeout = timeout
+        self._operations = 0
+        """Those that the thread that has it is in, each in the one before: a signal handler's, say."""
+        self._inside = Inside(name, None)
         self.moment = RLock()
         """Who has it looks whether there is a `holder`."""
         self.holder: weakref.ref[CallerContext] | None = None
@@ -39,16 +44,30 @@ class CacheLock:
 
     def __enter__(self) -> None:
         self.moment.acquire()
+        operations = self._operations
         try:
             patience = Patience(self.timeout)
             while (other := self._other()) is not None:
                 self._wait(other, patience)
+            self._operations = operations + 1
         except BaseException:
+            self._operations = operations  # an interrupt may have come last of all
             self.moment.release()
             raise
 
     def __exit__(self, *_: object) -> None:
+        self._operations -= 1
+        outermost = not self._operations
         self.moment.release()
+        if outermost and self._inside.postponed:
+            self._inside.came_out()
+
+    def postpone(self, action: Callable[[], None]) -> bool:
+        """If this thread is inside an operation of the shelf, have `action` called after it. Whether it is."""
+        if not held_here(self.moment) or not self._operations:
+            return False
+        self._inside.postpone(action)
+        return True
 
     def _wait(self, other: CallerContext, patience: Patience) -> None:
         """Let others use the lock for a moment."""

@@ -323,7 +323,7 @@ def close_at_exit(shelf: Any) -> None:
 
 def _renew_locks() -> None:
     for shelf in list(_shelves.values()):
-        shelf.after_fork()
+        shelf._after_fork()
 
 
 if hasattr(os, "register_at_fork"):

@@ -547,3 +547,30 @@ def test_two_writer_locks_of_the_same_file_know_each_other(opened: Opener) -> No
     with writing(first), pytest.raises(BusyError, match="this thread already writes"):
         committer(second).begin(Lease(), None)
     assert not WriterLock(first.file).kept
+
+
+@pytest.mark.parametrize("closing", [False, True])
+def test_what_a_handler_raises_in_a_finalizer_is_raised_by_the_next_use(
+    opened: Opener, monkeypatch: pytest.MonkeyPatch, *, closing: bool
+) -> None:
+    """There it has no caller, so Python would print it and go on."""
+    store = opened()
+    reader = Reader()
+    store.pin(reader)
+
+    def interrupted() -> None:
+        monkeypatch.undo()
+        if closing:
+            store.close()
+        raise SystemExit
+
+    monkeypatch.setattr(store, "_released", interrupted)
+    store.unpin_dropped(reader)
+    with pytest.raises(SystemExit):
+        store.check()
+    if closing:
+        with pytest.raises(ClosedError):
+            store.check()
+    else:
+        store.check()
+        put(store, k="v")

@@ -57,8 +57,8 @@ def open_directory() -> Iterator[Path]:
 
 _UNPRIVILEGED = """
 import os, sys, durabledbm
-import durabledbm.attach, durabledbm.database, durabledbm.dump, durabledbm.salvage
-import durabledbm.cli.targets
+import durabledbm.attach, durabledbm.database, durabledbm.dump, durabledbm.reshard, durabledbm.restore
+import durabledbm.cli.targets, durabledbm.migration, durabledbm.salvage
 if not os.getuid():
     os.setgroups([])
     os.setgid(65534)

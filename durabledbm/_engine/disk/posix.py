@@ -25,6 +25,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from ..._interrupts import is_interrupt
 from ...errors import ClosedError
 from .protocol import ELSEWHERE, LockOwner
 
@@ -85,6 +86,8 @@ class FileDisk:
             first = os.lseek(fd, start, _SEEK_DATA)
             return (first, min(os.lseek(fd, first, _SEEK_HOLE), stop)) if first < stop else (stop, stop)
         except OSError as exc:
+            if is_interrupt(exc):
+                raise
             return (stop, stop) if exc.errno == errno.ENXIO else (start, stop)
         finally:
             os.lseek(fd, self._mark, os.SEEK_SET)
@@ -115,10 +118,11 @@ class FileDisk:
             status = os.stat(self.path)
             if (status.st_dev, status.st_ino) == self._identity:
                 return True
-        except (FileNotFoundError, NotADirectoryError):
-            pass
-        except OSError:
-            return True  # a directory on the way has become unreadable to this process, or a server is away
+        except OSError as exc:
+            if is_interrupt(exc):
+                raise
+            if not isinstance(exc, (FileNotFoundError, NotADirectoryError)):
+                return True  # a directory on the way has become unreadable to this process, or a server is away
         # Below another root the name means another file, or none. Then all that can be told is whether there is a name.
         return self._root != _root() and os.fstat(self._own()).st_nlink > 0
 
@@ -135,7 +139,9 @@ class FileDisk:
     def held(self) -> bool:
         try:
             return self._fd >= 0 and (os.lseek(self._fd, 0, os.SEEK_CUR) == self._mark or bool(self._seeking))
-        except OSError:
+        except OSError as exc:
+            if is_interrupt(exc):
+                raise
             return False  # closed, or a pipe by now
 
     def _let_go(self, fd: int) -> None:
@@ -175,8 +181,9 @@ class FileDisk:
         if self.held():
             try:
                 return _open(f"/proc/self/fd/{self._fd}", flags)
-            except OSError:
-                pass
+            except OSError as exc:
+                if is_interrupt(exc):
+                    raise
         fd = _open(self.path, flags)
         try:
             status = os.fstat(fd)
@@ -230,6 +237,8 @@ class FileDisk:
         try:
             fcntl.fcntl(self._own(), _SETLK, _flock(kind, offset, 1))
         except OSError as exc:
+            if is_interrupt(exc):
+                raise
             if exc.errno in (errno.EAGAIN, errno.EACCES):
                 return False
             # Where there are no locks files are not opened for writing (see `locks.locks_work`), so readers need none.
@@ -243,7 +252,7 @@ class FileDisk:
         try:
             fcntl.fcntl(self._fd, _SETLK, _flock(fcntl.F_UNLCK, offset, 1))
         except OSError as exc:
-            if exc.errno not in NO_LOCKS or self.writable:
+            if exc.errno not in NO_LOCKS or self.writable or is_interrupt(exc):
                 raise
 
     def lowest_lock(self, start: int, stop: int) -> LockOwner | None:
@@ -254,7 +263,7 @@ class FileDisk:
             try:
                 answer = fcntl.fcntl(fd, _GETLK, _flock(fcntl.F_WRLCK, start, stop - start))
             except OSError as exc:
-                if exc.errno not in NO_LOCKS or self.writable:
+                if exc.errno not in NO_LOCKS or self.writable or is_interrupt(exc):
                     raise
                 return None
             kind, _, offset, _, pid = _FLOCK.unpack(answer)
@@ -294,13 +303,14 @@ class FileVolume:
         try:
             _sync_names(os.path.dirname(path) or ".")
         except OSError as exc:
-            if exc.errno not in _NO_SYNC:
+            if exc.errno not in _NO_SYNC or is_interrupt(exc):
                 raise
             # A journal has the names of a file, too, when it has the file.
             try:
                 _sync_names(path)
-            except OSError:
-                pass
+            except OSError as exc:
+                if is_interrupt(exc):
+                    raise
 
     def identity_of(self, path: str) -> tuple[int, int]:
         """`Disk.identity` of the file of that name, which may also be a directory."""
