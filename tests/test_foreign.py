@@ -123,7 +123,7 @@ def test_damage_is_told_or_raised_and_never_more_than_an_error(reader: Any, tmp_
 def test_a_file_that_was_cut_off_is_damaged_and_the_rest_is_read(reader: Any, tmp_path: Path) -> None:
     path = PUT[reader](tmp_path)
     victim = Path(path + ".dat") if reader is DumbSource else Path(path)
-    data = victim.read_bytes()
+    data = victim.read_bytes().rstrip(b"\0")  # LMDB's file is as long as its map on Windows
     victim.write_bytes(data[: 2 * len(data) // 3])
     entries, said = read(reader, path)
     assert said

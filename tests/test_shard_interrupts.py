@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from crew import Crew, wait_until
 from simdisk import SimVolume
-from systems import WINDOWS, alarm, only_posix
+from systems import WINDOWS, alarm, needs_fork, only_posix
 from test_interrupts import Interrupter, raise_interrupt, traced
 
 import durabledbm
@@ -181,6 +181,7 @@ def test_every_interrupt_leaves_a_usable_sharded_database(
     search(operation, durability, 1, 1)
 
 
+@needs_fork
 @traced
 @pytest.mark.parametrize("flag", ["c", "n"])
 def test_an_interrupted_opening_can_be_done_again(tmp_path: Any, flag: str) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from crew import Crew, wait_until
+from systems import only_posix
 
 from durabledbm.sharded import threads as shard_threads
 from durabledbm.sharded.threads import Call, Cancelled, Threads
@@ -149,6 +150,7 @@ def _interrupts() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
+@only_posix("there no signal interrupts a thread that waits for a lock")
 @pytest.mark.usefixtures("_interrupts")
 def test_what_has_not_begun_when_the_caller_is_interrupted_does_not_begin_any_more(threads: Threads) -> None:
     waits, go_on, cancelled = threading.Event(), threading.Event(), threading.Event()
@@ -175,6 +177,7 @@ def test_what_has_not_begun_when_the_caller_is_interrupted_does_not_begin_any_mo
     assert len(notes) == 4
 
 
+@only_posix("there no signal interrupts a thread that waits for a lock")
 @pytest.mark.usefixtures("_interrupts")
 def test_what_has_begun_when_the_caller_is_interrupted_is_waited_for(threads: Threads) -> None:
     begun, ended = threading.Event(), threading.Event()

@@ -78,6 +78,6 @@ needs_immediate_removal = pytest.mark.skipif(
 HAS_SYMLINKS = _has_symlinks()
 needs_symlinks = pytest.mark.skipif(not HAS_SYMLINKS, reason="this system or this user makes no symbolic links")
 needs_sources = pytest.mark.skipif(
-    not os.__file__.endswith(".py"), reason="this Python comes without the sources of its standard library"
+    not os.path.exists(os.__file__), reason="this Python comes without the sources of its standard library"
 )
 needs_replacing_open = only_posix("Windows lets no file take the name of one that is open")
