@@ -995,3 +995,56 @@ def test_a_forked_child_that_used_the_handle_has_the_file_open_once(db: durabled
         return sum(os.path.exists(place) and os.path.realpath(place) == db_path for place in places)
 
     assert Fork(work).result() == 1
+
+
+# -- a fork by a signal handler -----------------------------------------------------------------------------------------
+
+FORKING = """
+import os, sys, time, durabledbm
+path, mode, number = sys.argv[1], sys.argv[2], int(sys.argv[3])
+db = durabledbm.open(path, "c", durability=mode, interval=3600, timeout=5)
+db["before"] = "1"; db.sync()
+parent, calls, child, write = os.getpid(), 0, 0, os.pwrite
+
+def forking(*arguments):  # as a handler does, of a signal that comes during this system call
+    global calls, child
+    calls += 1
+    written = write(*arguments)
+    if calls == number:
+        child = os.fork()
+        if not child:
+            time.sleep(0.3)  # meanwhile the parent goes on, and its pages are used again
+    return written
+
+os.pwrite = forking
+try:
+    db["amid"] = "x" * 3000; db.sync()
+    told = "nothing"
+except durabledbm.error as exc:
+    told = str(exc)
+os.pwrite = write
+if os.getpid() != parent:
+    os._exit(0)
+assert told == "nothing", told
+for turn in range(30): db["after"] = str(turn); db["large"] = str(turn) * 3000; db.sync()
+if child: assert os.waitpid(child, 0)[1] == 0
+assert db["after"] == b"29"
+db.close()
+with durabledbm.open(path) as db:
+    assert db["before"] == b"1" and db["after"] == b"29" and db["amid"] == b"x" * 3000 and db["large"] == b"29" * 3000
+    assert db.check() == []
+os._exit(0 if child else 3)
+"""
+
+
+@pytest.mark.parametrize("mode", ["full", "process", "interval", "manual"])
+def test_the_child_of_a_fork_amid_a_commit_of_its_own_thread_does_not_go_on_with_it(tmp_path: Path, mode: str) -> None:
+    codes = []
+    for number in range(1, 10):
+        command = [sys.executable, "-W", "ignore", "-c", FORKING, str(tmp_path / f"{number}"), mode, str(number)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
+        codes.append(done.returncode)
+        assert done.returncode in (0, 3), done.stderr
+        if done.returncode == 3:  # there was no such write any more
+            break
+    assert 0 in codes

@@ -198,9 +198,11 @@ class Committer:
             if other is None or other.txid > meta.txid:
                 # A commit stands there of which something is missing. What is written from now on, even half of it,
                 # could complete it, so nothing of it may be left: noise agrees with no sector of anything.
+                self._check_lock()
                 store.disk.write((1 - slot) * META_SIZE, (random_bytes(META_SIZE),))
                 self.sync()
             page = steady_copy(store.read(META_SIZE, slot * META_SIZE))
+            self._check_lock()
             store.disk.write((1 - slot) * META_SIZE, (page,))
             stamp = stamp_with(stamp, 1 - slot, page)
         if meta.txid != store.state.meta.txid or slot != store.state.slot:
@@ -260,7 +262,7 @@ class Committer:
     def _carry_out(self, batch: Batch, rows: Mapping[bytes, object] | None, *, sync: bool) -> State:
         """Make one commit and make its result current. `rows` are the keys it changes; None: they are not known."""
         store = self.store
-        assert store.writer.kept
+        self._check_lock()
         store.check()
         if store.observer is not None:
             store.observer.expect(store.state)
@@ -286,6 +288,7 @@ class Committer:
 
                 # Write: the meta goes over the slot that does not hold the last durable commit. A crash leaves the old
                 # meta, the new one, or a torn one, which its checksum tells; the other slot is not touched.
+                self._check_lock()
                 store.phase = Phase.WRITTEN
                 writes: list[tuple[int, bytes]] = []
                 if sync:
@@ -294,6 +297,7 @@ class Committer:
                     # Sync: until it returns, the meta may be on the disk without some of its pages; the list in it
                     # tells. After it the commit survives anything.
                     self.sync()
+                    self._check_lock()
                     self._note_durable(meta)
                     store.phase = Phase.SYNCED
 
@@ -329,7 +333,7 @@ class Committer:
         store = self.store
         if store.unsynced is None:
             return
-        assert store.writer.kept
+        self._check_lock()
         store.check()
         if store.observer is not None:
             store.observer.expect(store.state)
@@ -340,6 +344,7 @@ class Committer:
                 state, page = store.state, store.unsynced
                 assert page is not None
                 self.sync()
+                self._check_lock()
                 self._note_durable(state.meta)
                 store.phase = Phase.SYNCED
                 self._publish(state, 1 - state.slot, steady_copy(page), [], {})
@@ -349,6 +354,13 @@ class Committer:
         if store.observer is not None:
             store.observer.committed({})
         store.check_name()
+
+    def _check_lock(self) -> None:
+        """Raise if the writer lock is not this process's: a signal handler has forked, and this is the child, in which
+        the parent's commit must not go on. Pages are not written either, since the child has another `Disk`.
+        """
+        if not self.store.writer.kept:
+            raise error(f"{self.store.path}: the process was forked amid this commit, which is the parent's")
 
     def _start(self) -> None:
         store = self.store
@@ -396,6 +408,7 @@ class Committer:
         return slot, meta
 
     def _write_slot(self, slot: int, page: bytes, writes: list[tuple[int, bytes]]) -> None:
+        self._check_lock()
         writes.append((slot, page))
         self.store.disk.write(slot * META_SIZE, (page,))
 

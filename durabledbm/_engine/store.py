@@ -17,6 +17,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from enum import Enum
 from functools import partial
 from itertools import repeat
@@ -539,23 +540,22 @@ class Store:
         old.close()
 
     def after_fork(self) -> None:
-        """In a child process, in which the disk has changed to an open file of its own (see `disk`).
-
-        Locks that other threads of the parent held at that moment have no thread here to release them, so they are made
-        anew. What is pinned is pinned by the parent; here it is pinned when it is read.
+        """In a child process. The disk has become an open file of its own (see `disk`). The parent's threads keep their
+        locks, so they are made anew here, and what the parent has pinned is pinned here when it is read.
         """
         if self.closed:
             return
         self._make_locks()
+        if self.writer.taken and self.disk.held():  # what a handler that forked has interrupted must not go on writing
+            with suppress(OSError):
+                self._use(self.disk.reopen())
         self.writer.forget()
         self.writer = WriterLock(self.file)
         if self.phase is not Phase.POISONED:
             self.phase = Phase.IDLE
         self.unsynced = None
-        # The disk keeps its number if it could open the file again, and then its `read`; else `read` is a function that
-        # raises, until `attend` opens the file. The iterator of stamps holds the old function, so it goes, too.
-        self.stamp, self.stamps = UNKNOWN_STAMP, iter(())
-        self.read = self.disk.read
+        # If the disk could not open the file again, `read` raises until `attend` does. So does the iterator of stamps.
+        self.stamp, self.stamps, self.read = UNKNOWN_STAMP, iter(()), self.disk.read
         for reference in self._set_aside_readers:
             if (guard := reference()) is not None:
                 guard.part()

@@ -148,11 +148,13 @@ class FairLock:
         entry = lease.entry = weakref.ref(lease, dropped)
         queue = self.queue
         queue.append(entry)
-        if queue[0] is entry:
+        if queue and queue[0] is entry:
             return True
         wakeup = lease.wakeup = threading.Lock()
         wakeup.acquire()
-        while (first := queue[0]) is not entry:
+        while (first := queue[0] if queue else None) is not entry:
+            if first is None:
+                return False  # a signal handler has forked, and this is the child: the leases are the parent's
             holder = first()
             if holder is None:
                 self.leave(first)
