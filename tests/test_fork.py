@@ -997,7 +997,7 @@ def test_a_forked_child_that_used_the_handle_has_the_file_open_once(db: durabled
     assert Fork(work).result() == 1
 
 
-# -- a fork by a signal handler -----------------------------------------------------------------------------------------
+# -- a fork by a signal handler
 
 FORKING = """
 import os, sys, time, durabledbm
