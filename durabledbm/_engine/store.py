@@ -17,7 +17,6 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from enum import Enum
 from functools import partial
 from itertools import repeat
@@ -546,9 +545,6 @@ class Store:
         if self.closed:
             return
         self._make_locks()
-        if self.writer.taken and self.disk.held():  # what a handler that forked has interrupted must not go on writing
-            with suppress(OSError):
-                self._use(self.disk.reopen())
         self.writer.forget()
         self.writer = WriterLock(self.file)
         if self.phase is not Phase.POISONED:

@@ -138,7 +138,11 @@ class FileDisk:
 
     def held(self) -> bool:
         try:
-            return self._fd >= 0 and (os.lseek(self._fd, 0, os.SEEK_CUR) == self._mark or bool(self._seeking))
+            if self._fd < 0:
+                return False
+            # More than one look: another thread that seeks puts the position back before it is taken off the list, and
+            # may have done both between the two questions.
+            return any(os.lseek(self._fd, 0, os.SEEK_CUR) == self._mark or self._seeking for _ in range(4))
         except OSError as exc:
             if is_interrupt(exc):
                 raise
