@@ -166,7 +166,8 @@ MUTATIONS = {
         "_engine/commit.py", "            steady=False,\n", "            steady=True,\n", FULL
     ),
     "show a commit before it is synced": Mutation(
-        "_engine/commit.py", "                    self.sync()\n                    self._note_durable(meta)\n",
+        "_engine/commit.py",
+        "                    self.sync()\n                    self._check_lock()\n                    self._note_durable(meta)\n",  # noqa: E501
         "                    store.disk.write((1 - slot) * META_SIZE, (steady_copy(page),))\n                    self.sync()\n                    self._note_durable(meta)\n", FULL,  # noqa: E501
     ),
     "trust the cache after a failed sync": Mutation(
