@@ -300,8 +300,6 @@ class Database(Writable):
     def _error(self, cause: OSError) -> error:
         """What to raise for an operating system error: `ClosedError` if the handle was closed meanwhile."""
         try:
-            if type(cause) is ClosedError and not self._store.closed:  # the `Disk` is closed, not the handle
-                return error(f"{self.path}: the process was forked amid this operation, which is the parent's")
             return error.wrap(cause, self.path) if is_interrupt(cause) or not self._store.closed else ClosedError()
         finally:
             del cause  # see `wrap`

@@ -262,10 +262,7 @@ class Committer:
     def _carry_out(self, batch: Batch, rows: Mapping[bytes, object] | None, *, sync: bool) -> State:
         """Make one commit and make its result current. `rows` are the keys it changes; None: they are not known."""
         store = self.store
-        self._check_lock()
-        store.check()
-        if store.observer is not None:
-            store.observer.expect(store.state)
+        self._admit()
         with store.committing:
             self._start()
             try:
@@ -309,9 +306,7 @@ class Committer:
             except BaseException as exc:
                 self._fail(exc)
                 raise
-        if store.observer is not None:
-            store.observer.committed(rows)
-        store.check_name()  # what cannot be found again is not acknowledged
+        self._acknowledge(rows)
         return state
 
     def _cut_off(self, meta: Meta) -> bool:
@@ -333,10 +328,7 @@ class Committer:
         store = self.store
         if store.unsynced is None:
             return
-        self._check_lock()
-        store.check()
-        if store.observer is not None:
-            store.observer.expect(store.state)
+        self._admit()
         with store.committing:
             self._start()
             try:
@@ -351,13 +343,26 @@ class Committer:
             except BaseException as exc:
                 self._fail(exc)
                 raise
+        self._acknowledge({})
+
+    def _admit(self) -> None:
+        """Before a commit is made: raise if it may not be, and tell the observer."""
+        store = self.store
+        self._check_lock()
+        store.check()
         if store.observer is not None:
-            store.observer.committed({})
+            store.observer.expect(store.state)
+
+    def _acknowledge(self, rows: Mapping[bytes, object] | None) -> None:
+        """After it was made: tell the observer. What cannot be found again under its name is not acknowledged."""
+        store = self.store
+        if store.observer is not None:
+            store.observer.committed(rows)
         store.check_name()
 
     def _check_lock(self) -> None:
         """Raise if the writer lock is not this process's: a signal handler has forked, and this is the child, in which
-        the parent's commit must not go on. Pages are not written either, since the child has another `Disk`.
+        the parent's commit must not be published.
         """
         if not self.store.writer.kept:
             raise error(f"{self.store.path}: the process was forked amid this commit, which is the parent's")

@@ -216,7 +216,7 @@ class DeferredCommit(Pipeline):
                 return
             self._commit()
         wanted = committer.in_progress or self.deferred() is not None
-        if not self._flushed(timeout if wanted else 0.0) and not self._flushed(timeout):
+        if (wanted or not self._flushed(0.0)) and not self._flushed(timeout):
             raise BusyError(f"{self.store.path}: a commit of another thread did not end in time")
 
     def _flushed(self, timeout: float | None) -> bool:

@@ -199,11 +199,6 @@ class WriterLock:
         """Whether it is, and the handle's state is the newest."""
         return self.stage is Stage.CURRENT
 
-    @property
-    def taken(self) -> bool:
-        """Whether a thread has a lease or waits for one."""
-        return bool(self._leases.queue)
-
     def check_self(self, path: str) -> None:
         """Raise `BusyError` if the caller has the lock itself, through whatever handle: it would wait for ever.
 

@@ -228,42 +228,35 @@ def test_no_slot_no_commit() -> None:
     assert visible(disk, read_slots(disk)) is None
 
 
+class SlowWriter:
+    """Has the writer lock of a file with that content, and writes the rest at the `count`-th operation of a reader."""
+
+    def __init__(self, content: bytes, count: int, offset: int, rest: bytes) -> None:
+        self.volume = SimVolume({PATH: content})
+        self.disk = self.volume.open(PATH, writable=True)
+        locked(self.disk)
+        self.left, self._offset, self._rest = count, offset, rest
+        self.volume.before = self._step
+
+    def _step(self, operation: object) -> None:
+        self.left -= 1
+        if not self.left:
+            self.volume.before = None
+            self.disk.write(self._offset, [self._rest])
+
+
 def test_a_slot_read_in_the_middle_of_being_written_is_read_again() -> None:
-    volume = SimVolume({PATH: encode_meta(meta(7)) + TORN})
-    disk = volume.open(PATH, writable=True)
-    locked(disk)
-    reads = 0
-
-    def finish_the_write(operation: object) -> None:
-        nonlocal reads
-        reads += 1
-        if reads == 4:
-            volume.before = None
-            disk.write(META_SIZE, [encode_meta(meta(8))])
-
-    volume.before = finish_the_write
-    slots = read_slots(disk)
+    writer = SlowWriter(encode_meta(meta(7)) + TORN, 4, META_SIZE, encode_meta(meta(8)))
+    slots = read_slots(writer.disk)
     assert [decoded.txid for decoded in slots.metas if decoded is not None] == [7, 8]
     assert slots.stamp
-    assert reads == 4
+    assert writer.left == 0
 
 
 def test_a_file_that_is_being_made_a_database_is_waited_for_longer() -> None:
     """Its writer may get no processor for a while. To say meanwhile that the file is of another kind would be wrong."""
-    volume = SimVolume({PATH: b"half made" * 1000})
-    disk = volume.open(PATH, writable=True)
-    locked(disk)
-    reads = 0
-
-    def finish_the_creation(operation: object) -> None:
-        nonlocal reads
-        reads += 1
-        if reads == 1000:
-            volume.before = None
-            disk.write(0, [encode_meta(meta(1)) * 2])
-
-    volume.before = finish_the_creation
-    assert chosen(disk)[0] == 1
+    writer = SlowWriter(b"half made" * 1000, 1000, 0, encode_meta(meta(1)) * 2)
+    assert chosen(writer.disk)[0] == 1
 
 
 def test_a_slot_that_stays_torn_while_somebody_writes_is_not_trusted_to_stay() -> None:

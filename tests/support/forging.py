@@ -90,6 +90,12 @@ class Forgery:
     def branch(self, refs: list[bytes], separators: list[bytes], **where: Any) -> bytes:
         return self.run(BRANCH, 0, len(refs), b"".join(refs), encode_branch(separators, self.page_size), **where)
 
+    def tower(self, ref: bytes, levels: int, prefix: bytes = b"") -> bytes:
+        """Branches above a page, so many levels: all 150 children of each are the page below it."""
+        for _ in range(levels):
+            ref = self.branch([ref] * 150, [prefix + b"%04d" % number for number in range(1, 150)])
+        return ref
+
     def value(self, key: bytes, value: bytes, **where: Any) -> Overflow:
         return Overflow.make(self.run(OVERFLOW, 0, len(key), key, value, **where), len(value))
 
@@ -141,8 +147,7 @@ def aliased() -> Forgery:
     """All children of a branch are one page, nine levels deep."""
     file = Forgery()
     ref = file.leaf(SOME)
-    for _ in range(9):
-        ref = file.branch([ref] * 150, [b"%04d" % number for number in range(1, 150)])
+    ref = file.tower(ref, 9)
     file.tree(ref, 10, 10)
     return file
 
@@ -158,8 +163,7 @@ def descending() -> Forgery:
     """A leaf whose last key is smaller than its first: behind it, it seems to come again in order."""
     file = Forgery()
     ref = file.leaf([(b"z", b"1"), (b"a", b"2")])
-    for _ in range(9):
-        ref = file.branch([ref] * 150, [b"%04d" % number for number in range(1, 150)])
+    ref = file.tower(ref, 9)
     file.tree(ref, 10, 2)
     return file
 
@@ -168,8 +172,7 @@ def barren() -> Forgery:
     """Separators out of order, between which no child can be, under branches of one page, eight levels deep."""
     file = Forgery()
     ref = file.branch([file.leaf(SOME)] * 3, [b"y", b"b"])
-    for _ in range(8):
-        ref = file.branch([ref] * 150, [b"c%04d" % number for number in range(1, 150)])
+    ref = file.tower(ref, 8, b"c")
     file.tree(ref, 10, 10)
     return file
 
