@@ -20,7 +20,7 @@ from enum import IntEnum
 from functools import partial
 
 from ..errors import BusyError, error
-from .disk.protocol import Disk, LockOwner
+from .disk.protocol import PARENTS, Disk, LockOwner, Writes
 from .threads import FairLock, Lease, Patience
 
 __all__ = [
@@ -175,12 +175,15 @@ class WriterLock:
     until it was unlocked.
     """
 
-    __slots__ = ("_disk", "_file", "_leases", "lasting", "reserved", "stage", "thread")
+    __slots__ = ("_disk", "_file", "_leases", "_parents", "_writes", "lasting", "reserved", "stage", "thread")
 
     def __init__(self, file: tuple[int, int]) -> None:
         self._leases = FairLock()
         self._file = file
         self._disk: Disk | None = None
+        self._writes: Writes | None = None
+        self._parents = False
+        """This is a child process, and the lock was the parent's."""
         self.stage = Stage.FREE
         self.reserved = False
         """The lock in the file stays when a lease ends: the handle has changes in memory that come before others'."""
@@ -198,6 +201,15 @@ class WriterLock:
     def is_current(self) -> bool:
         """Whether it is, and the handle's state is the newest."""
         return self.stage is Stage.CURRENT
+
+    def writes(self, path: str) -> Writes:
+        """What writes to the file, for who has the lock.
+
+        Raises `error` in the child of a signal handler that has forked amid a commit, which is the parent's.
+        """
+        if self._writes is None or self._parents or not self.kept:
+            raise error(f"{path}: {PARENTS}")
+        return self._writes
 
     def check_self(self, path: str) -> None:
         """Raise `BusyError` if the caller has the lock itself, through whatever handle: it would wait for ever.
@@ -255,12 +267,18 @@ class WriterLock:
                 if not disk.lock(WRITER_OFFSET, exclusive=True):
                     _wait(disk, WRITER_OFFSET, patience, timeout)
                 disk.unlock(GATE_OFFSET)
+                self._writes = disk.writes()
                 self.stage = Stage.HELD
+            self.thread = threading.get_ident()
+            _owners[self._file] = lease.stuck or partial(_is_this_thread, self.thread)
+            if self._parents:  # the process was forked meanwhile: what was locked is this child's, who asked is not
+                raise error(f"{disk.path}: {PARENTS}")
         except BaseException:
             lease.end()
+            if self._parents:
+                _owners.pop(self._file, None)
+                self._unlock()
             raise
-        self.thread = threading.get_ident()
-        _owners[self._file] = lease.stuck or partial(_is_this_thread, self.thread)
 
     def release(self, entry: weakref.ref[Lease] | None) -> None:
         """Let the next writer in: any, or only one of this handle if the lock is reserved.
@@ -312,11 +330,13 @@ class WriterLock:
             return True
         assert self._disk is not None
         locked = self._disk.lock(WRITER_OFFSET, exclusive=True)
+        self._writes = self._disk.writes()
         self.stage = max(stage, Stage.HELD) if locked else Stage.FREE
         return locked
 
     def forget(self) -> None:
         """In a child process: the lock is the parent's, and so are the leases that end here."""
+        self._parents = True
         self._leases.queue.clear()
 
 
