@@ -24,7 +24,7 @@ from durabledbm._engine.locks import someone_waits
 
 
 def locks_on(path: str) -> set[str]:
-    """The kernel's list of locks on the file, of all processes. It may list one twice, if the list changes meanwhile."""
+    """The kernel's locks on the file, of all processes. It may list one twice, if the list changes meanwhile."""
     inode = str(os.stat(path).st_ino)
     with open("/proc/locks", encoding="ascii") as file:
         lines = (line.partition(":")[2].strip() for line in file)
