@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from .._interrupts import is_from_handler, is_interrupt
 from ..errors import BusyError, error
-from .changeset import ChangeSet
+from .changeset import ENTRY_MAX, ChangeSet
 from .commit import Committer
 from .pipeline import Pipeline
 from .spill import Spill
@@ -73,6 +73,22 @@ class GroupCommit(Pipeline):
         self._sync = sync
         self._mutex = threading.Lock()
         self._open: _Batch | None = None
+
+    def put(self, key: bytes, value: bytes) -> bool:
+        # Nobody else of this handle writes or waits: then one change needs neither a request nor a batch.
+        store = self.store
+        if self._open is not None or store.writer.busy or store.observer is not None:
+            return False
+        if len(key) + len(value) > ENTRY_MAX:
+            return False
+        lease = Lease()
+        try:
+            self.committer.begin(lease, self.timeout)
+            self.committer.commit({key: value}, sync=self._sync)
+            self._wake_flusher()
+        finally:
+            lease.end()
+        return True
 
     def apply(self, operation: Callable[[ChangeSet], T]) -> T:
         self.store.writer.check_self(self.store.path)
@@ -212,11 +228,15 @@ class GroupCommit(Pipeline):
         return result
 
     def _commit(self, changes: ChangeSet, spill: Spill | None = None) -> None:
-        flusher = self.flusher
         if spill is None:
             self.committer.commit(changes.as_dict(), cleared=changes.cleared, sync=self._sync)
         else:
             self.committer.commit_spill(spill, changes.as_dict(), sync=self._sync)
+        self._wake_flusher()
+
+    def _wake_flusher(self) -> None:
+        """Something was committed: it is on the disk, or the flusher sees to it in time, or this does."""
+        flusher = self.flusher
         if flusher is not None and (flusher.overdue or not flusher.wake()):
             self.committer.make_durable()
             flusher.mark_flushed()

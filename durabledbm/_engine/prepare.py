@@ -17,13 +17,19 @@ from .merge import Change, Merged, merge
 from .meta import CHANGE_OVERHEAD, Meta, encode_changes, first_page, room_for
 from .page import NO_REF
 from .page_writer import PageWriter
-from .shrink import is_wasteful, tail_runs
+from .shrink import is_half_empty, is_wasteful, tail_runs
 from .spill import Spill
 from .store import Phase, Store
 from .tree import Tree, walk
-from .view import State
+from .view import Layer, State
 
-__all__ = ["Batch", "Prepared", "Preparer", "has_room"]
+__all__ = ["MOST_EXTENTS", "MOST_PAGES", "Batch", "Prepared", "Preparer", "has_room"]
+
+MOST_PAGES = 256
+"""A commit with more pages syncs twice instead of listing them: verifying them after a crash would take long."""
+
+MOST_EXTENTS = 64
+"""So does one whose pages are in more places."""
 
 _RESERVE = 8
 """A file has so many pages that hold nothing, and one for each level of its tree, so that something can be deleted when
@@ -105,6 +111,9 @@ class Preparer:
         meta = self._emptied(old, changes) if batch.cleared else self._in_meta(old, changes)
         if meta is not None:
             return Prepared(meta, self._encoded[1], sync, False)
+        # Where the list is about to get too long, a sync is due anyway. Then this commit may as well become durable, so
+        # that the pages which were freed meanwhile are reused.
+        sync = sync or self._list_is_long(old.meta)
         try:
             return Prepared(self._in_tree(old, batch, sync=sync), None, sync, True)
         except OSError as exc:
@@ -114,6 +123,13 @@ class Preparer:
             if meta is None:
                 raise
             return Prepared(meta, None, True, True)  # synced: the next one needs the pages that it has freed
+
+    def _list_is_long(self, meta: Meta) -> bool:
+        """Whether another merge may make the list of pages too long for a meta page."""
+        if meta.txid <= self._store.durable_txid:
+            return False
+        extents = meta.extents
+        return len(extents) > MOST_EXTENTS // 2 or sum(extent.page_count for extent in extents) > MOST_PAGES
 
     def _in_meta(self, old: State, changes: Mapping[bytes, bytes | None]) -> Meta | None:
         """The successor with the changes in its meta page, or None if they do not fit."""
@@ -126,7 +142,7 @@ class Preparer:
         if len(encoded) > room:
             return None
         self._encoded = waiting, encoded
-        return old.meta._replace(entry_count=count, changes=waiting, extents=extents)
+        return old.meta.with_changes(count, extents, waiting)
 
     def _emptied(self, old: State, changes: Mapping[bytes, bytes | None]) -> Meta | None:
         """The successor with an empty tree and the changes in its meta page, or None if they do not fit.
@@ -173,8 +189,8 @@ class Preparer:
         return self._sealed(old, batch, merged, count, free_map, writer, sync=sync)
 
     def _with_tail(self, tree: Tree, free_map: FreeMap, changes: Mapping[bytes, Change]) -> Mapping[bytes, Change]:
-        """The changes, and, if much of the file is free, what stands at its end, so that it can be cut off."""
-        if not is_wasteful(free_map.pages.free_count, free_map.pages.used_count, self._written):
+        """The changes, and, if most of the file is free, what stands at its end, so that it can be cut off."""
+        if not is_half_empty(free_map.pages.free_count, free_map.pages.used_count, self._written):
             return changes
         free_map.pages.cut_tail(all_of_it=True)
         tail, start = tail_runs(self._store.disk, tree, free_map, len(changes) // 2 + _LEAST_MOVED)
@@ -302,11 +318,11 @@ class Preparer:
 
 def _waiting(
     old: State, changes: Mapping[bytes, bytes | None], *, appending: bool = False
-) -> tuple[dict[bytes, bytes | None], int, bool]:
+) -> tuple[Layer, int, bool]:
     """All changes that are not in the tree with `changes` among them, the number of entries then, and whether encoding
     `changes` behind the others is encoding all of them, if there is something encoded to append to.
     """
-    waiting = dict(old.meta.changes)
+    waiting = Layer(old.meta.changes)
     tree = old.view.tree
     count = old.meta.entry_count
     for key, value in changes.items():

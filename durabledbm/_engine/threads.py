@@ -270,7 +270,7 @@ class Inside:
             return operation(*arguments)
         finally:
             mark.over = True  # no interrupt can strike between the start of the `finally` and this
-            self._leave()
+            self._leave(mark)
 
     def _enter(self, mark: _Mark) -> None:
         if self.here():
@@ -278,10 +278,12 @@ class Inside:
         thread = threading.get_ident()
         _marks[thread] = (*_marks.get(thread, ()), weakref.ref(mark))
 
-    def _leave(self) -> None:
+    def _leave(self, mark: _Mark) -> None:
         thread = threading.get_ident()
-        left = tuple(weakref.ref(mark) for mark in _going_on(thread))
-        if left:
+        marks = _marks.get(thread, ())
+        if len(marks) == 1 and marks[0]() is mark:
+            _marks.pop(thread, None)
+        elif left := tuple(weakref.ref(mark) for mark in _going_on(thread)):
             _marks[thread] = left
         else:
             _marks.pop(thread, None)
@@ -303,7 +305,9 @@ class Inside:
 
     def here(self) -> bool:
         """Whether the calling thread is inside an operation, or holds a lock of the handle."""
-        return any(mark.inside is self for mark in _going_on(threading.get_ident())) or self.holds_lock()
+        thread = threading.get_ident()
+        inside = thread in _marks and any(mark.inside is self for mark in _going_on(thread))
+        return inside or self.holds_lock()
 
     @property
     def occupied(self) -> bool:
@@ -312,7 +316,10 @@ class Inside:
 
     def holds_lock(self) -> bool:
         """Whether the calling thread holds a lock of the handle."""
-        return any(map(held_here, self.locks))
+        for lock in self.locks:
+            if lock._is_owned():
+                return True
+        return False
 
     def postpone(self, action: Callable[[], None], *, by_any: bool = False) -> None:
         """Have `action` called when this thread is outside again, or by the next thread that is."""

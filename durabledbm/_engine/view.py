@@ -266,7 +266,8 @@ class State:
     @classmethod
     def make(cls, meta: Meta, slot: int, pager: Pager) -> State:
         """The state that `meta`, in `slot`, stands for."""
-        layers = (Layer(meta.changes),) if meta.changes else ()
+        changes = meta.changes
+        layers = (changes if type(changes) is Layer else Layer(changes),) if changes else ()
         return cls(meta, slot, View(Tree(pager, meta.root, meta.depth), layers))
 
     def pages(self) -> PageSet:
