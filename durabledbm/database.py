@@ -329,8 +329,18 @@ class Database(Writable):
     def _put(self, key: bytes, value: bytes) -> None:
         if self._transactions and (transaction := own_transaction(self, to_write=True)) is not None:
             transaction._put(key, value)
-        elif not (self._pipeline.defers and self._pipeline.put(key, value)):
+        elif not (self._pipeline.put(key, value) if self._pipeline.defers else self._put_alone(key, value)):
             self._run(lambda changes: changes.put(key, value))
+
+    def _put_alone(self, key: bytes, value: bytes) -> bool:
+        store, pipeline = self._store, self._pipeline
+        store.check_writable()
+        if pipeline.flusher is not None:
+            self._raise_background_failure()
+        try:
+            return store.inside.call(pipeline.put, key, value)
+        except OSError as exc:
+            raise self._error(exc) from exc
 
     def _delete(self, key: bytes) -> bool:
         return self._change(ChangeSet.discard, key)
