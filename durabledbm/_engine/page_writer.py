@@ -52,6 +52,8 @@ class PageWriter:
         self._pages = free_map.pages
         self._grow = grow
         self._place: Run = (0, 0)
+        self._places: list[Run] = []
+        """Where to go on after that, the first place last."""
         self._buffer: list[bytes] = []
         self._buffer_start = 0
         self._buffer_end = 0
@@ -89,8 +91,13 @@ class PageWriter:
             return hole
         start, left = self._place
         if left < page_count:
-            self.release_place()
-            start, left = self._pages.take(max(self.expected, page_count), grow=self._grow)
+            if left:
+                self._pages.give_back(start, left)
+                self._place = (0, 0)
+            if not self._places:
+                self._places = self._pages.take(max(self.expected, page_count), grow=self._grow)
+                self._places.reverse()
+            start, left = self._places.pop()
             if left < page_count:
                 self._pages.give_back(start, left)
                 start, left = self._pages.take_run(page_count)
@@ -100,9 +107,10 @@ class PageWriter:
 
     def release_place(self) -> None:
         """Give back what was allocated but not used."""
-        if self._place[1]:
-            self._pages.give_back(*self._place)
-        self._place = (0, 0)
+        for start, left in (self._place, *self._places):
+            if left:
+                self._pages.give_back(start, left)
+        self._place, self._places = (0, 0), []
 
     def free(self, ref: bytes) -> None:
         """The commit no longer needs the run at `ref`."""
