@@ -21,6 +21,7 @@ _POWERS = 13
 
 _NOWHERE = 1 << 62
 
+_TAKEN = b"\0"
 _HOLE = b"\0\1\0"
 
 Run = tuple[int, int]
@@ -97,10 +98,15 @@ class Allocator:
         while want > 0 and at >= 0:
             end = flags.find(0, at, at + want)
             end = min(at + want, len(flags)) if end < 0 else end
-            runs.append(self._claimed(at, end - at))
+            runs.append((at, end - at))
             want -= end - at
             at = flags.find(1, end)
         self._hand = sum(runs[-1])
+        for at, count in runs:
+            flags[at : at + count] = _TAKEN if count == 1 else bytes(count)
+            self.free_count -= count
+            self.touch(at, count)
+        self.taken += runs
         return runs
 
     def take_hole(self) -> int:
@@ -178,9 +184,9 @@ class Allocator:
         self._holes_from = min(self._holes_from, page_id - 1)
 
     def touch(self, page_id: int, page_count: int) -> None:
-        first, last = page_id // self.span, (page_id + page_count - 1) // self.span
+        first = page_id // self.span
         self.dirty.add(first)
-        if first != last:
+        if page_count > 1 and (last := (page_id + page_count - 1) // self.span) != first:
             self.dirty.update(range(first + 1, last + 1))
 
     def close_from(self, page_id: int) -> None:
