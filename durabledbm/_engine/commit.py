@@ -54,7 +54,7 @@ from .files import initialise, random_bytes
 from .merge import Touch
 from .meta import META_SIZE, STAMP_OFFSET, STAMP_SIZE, Meta, encode_meta, flaw_of, now_ns, stamp_with, steady_copy
 from .page import NO_REF
-from .prepare import MOST_EXTENTS, MOST_PAGES, Batch, Prepared, Preparer, has_room
+from .prepare import MOST_EXTENTS, MOST_PAGES, MOST_PAGES_RELAXED, Batch, Prepared, Preparer, has_room
 from .recovery import Slots, newest, read_slots
 from .shrink import is_wasteful, tail_runs
 from .spill import Spill
@@ -74,9 +74,6 @@ _AFTER_IO_ERROR = {
     Phase.POISONED: Phase.POISONED,
 }
 """The table above, for I/O errors. An interrupt leads to `UNKNOWN` from every phase but `POISONED`."""
-
-_MOST_PAGES_RELAXED = 512
-"""Commits that were not synced list so many pages together (see `prepare.MOST_PAGES`)."""
 
 _MOST_MOVED = 1024
 """Runs that one commit moves at most."""
@@ -385,7 +382,7 @@ class Committer:
         if not prepared.merged:
             return True
         extents = prepared.meta.extents
-        most = MOST_PAGES if prepared.sync else _MOST_PAGES_RELAXED
+        most = MOST_PAGES if prepared.sync else MOST_PAGES_RELAXED
         fits = sum(extent.page_count for extent in extents) <= most and len(extents) <= MOST_EXTENTS
         return fits and not spilled and has_room(prepared.meta.changes, len(extents))
 

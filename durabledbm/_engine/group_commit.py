@@ -93,7 +93,10 @@ class GroupCommit(Pipeline):
             self.committer.commit({key: value}, sync=self._sync)
             self._wake_flusher()
         finally:
-            lease.end()
+            try:
+                lease.end()
+            finally:  # an interrupt may have struck in there
+                lease.end()
         return True
 
     def apply(self, operation: Callable[[ChangeSet], T]) -> T:

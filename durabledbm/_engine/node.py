@@ -278,8 +278,7 @@ def edit_leaf(
     # Three tables, one behind the other: a fingerprint for each key, the offsets of all keys and values and of the end,
     # the cells. Each change is made to all three, and moves the offsets behind it.
     before, payload_size = _COUNT_AND_PAYLOAD(leaf)
-    table = _START + before
-    cells = table + 4 * before + 2
+    cells = (table := _START + before) + 4 * before + 2
     offsets = unpack_numbers(_U16, leaf, table, 2 * before + 1)
     fingerprints, numbers, body = leaf[_START:table], leaf[table:cells], leaf[cells : _START + payload_size]
     count = at = before
@@ -314,8 +313,6 @@ def edit_leaf(
             # The next cell's offset becomes the new key's. Behind it: the new value's, then the next cell's, moved.
             size = len(key)
             body = b"".join((body[:a], key, value, body[a:]))
-            if len(body) > limits[1]:
-                return None
             new = _TWO.pack(a + size, a + size + len(value))
             numbers = b"".join((numbers[: 4 * at + 2], new, _shifted(numbers[4 * at + 2 :], size + len(value))))
             fingerprints = b"".join((fingerprints[:at], _BYTES[crc32(key) & 0xFF], fingerprints[at:]))

@@ -23,10 +23,13 @@ from .store import Phase, Store
 from .tree import Tree, walk
 from .view import Layer, State
 
-__all__ = ["MOST_EXTENTS", "MOST_PAGES", "Batch", "Prepared", "Preparer", "has_room"]
+__all__ = ["MOST_EXTENTS", "MOST_PAGES", "MOST_PAGES_RELAXED", "Batch", "Prepared", "Preparer", "has_room"]
 
 MOST_PAGES = 256
 """A commit with more pages syncs twice instead of listing them: verifying them after a crash would take long."""
+
+MOST_PAGES_RELAXED = 512
+"""Commits that were not synced list so many together."""
 
 MOST_EXTENTS = 64
 """So does one whose pages are in more places."""
@@ -99,6 +102,8 @@ class Preparer:
         """Pages that the commit before the last one needed."""
         self._written = 0
         """Pages the last merging commit wrote. The next may need as many, so keep that much free."""
+        self._places = 0
+        """In how many places it wrote them."""
 
     def prepare(self, old: State, batch: Batch, *, sync: bool) -> Prepared:
         """Prepare the successor of `old`: write its pages, and return its meta."""
@@ -125,11 +130,11 @@ class Preparer:
             return Prepared(meta, None, True, True)  # synced: the next one needs the pages that it has freed
 
     def _list_is_long(self, meta: Meta) -> bool:
-        """Whether another merge may make the list of pages too long for a meta page."""
+        """Whether another merge like the last one would make the list of pages too long for a meta page."""
         if meta.txid <= self._store.durable_txid:
             return False
-        extents = meta.extents
-        return len(extents) > MOST_EXTENTS // 2 or sum(extent.page_count for extent in extents) > MOST_PAGES
+        pages = sum(extent.page_count for extent in meta.extents)
+        return len(meta.extents) + self._places > MOST_EXTENTS or pages + self._written > MOST_PAGES_RELAXED
 
     def _in_meta(self, old: State, changes: Mapping[bytes, bytes | None]) -> Meta | None:
         """The successor with the changes in its meta page, or None if they do not fit."""
@@ -222,7 +227,7 @@ class Preparer:
         self._free_map = free_map
         store.pages_written += writer.pages_written
         if not fold:
-            self._written = writer.pages_written
+            self._written, self._places = writer.pages_written, len(extents)
         if old.meta.txid > store.durable_txid:
             extents = old.meta.extents + extents
         return old.meta._replace(
