@@ -520,8 +520,10 @@ class Database(Writable):
         writer, lease = self._store.writer, Lease()
         try:
             writer.take_lease(lease, self.path, self._pipeline.timeout)
-            while flushed and self._pipeline.deferred() is not None:  # left by a transaction that ended only now
-                lease.end()
+            while True:
+                if not flushed or self._pipeline.deferred() is None:
+                    break
+                lease.end()  # what is deferred was left by a transaction that ended only now
                 self._pipeline.flush()
                 writer.take_lease(lease, self.path, self._pipeline.timeout)
             self._close_files()

@@ -60,11 +60,11 @@ def _fill(source: ShardedDatabase, directory: str, shards: int, progress: Progre
         for entry in meter.watch(snapshot.items()):
             number = place(entry[0], shards)
             batch = batches[number]
-            batch.append(entry)
             if len(batch) >= _BATCH:
                 builders[number].add(batch)
                 builders[number].sync_at(_SYNC_BYTES)
                 batch.clear()
+            batch.append(entry)
         for number, builder in enumerate(builders):
             builder.add(batches[number])
             builder.finish()

@@ -47,7 +47,8 @@ class Builder:
         self._meta = meta
         page_size = meta.page_size
         self._free_map = FreeMap(page_size, first_page(page_size), first_page(page_size))
-        self._writer = PageWriter(disk, Pager(disk, page_size, 0), self._free_map, meta.txid)
+        self._writes = disk.writes()
+        self._writer = PageWriter(self._writes, Pager(disk, page_size, 0), self._free_map, meta.txid)
         self._inline_max = inline_max(page_size)
         self._splitter = Splitter(page_size, packing=False)
         self._keys: list[bytes] = []
@@ -91,8 +92,8 @@ class Builder:
             tree_count=self.count, root=root, depth=depth, space=ref, steady_txid=old.txid, steady=True,
             time_ns=old.time_ns,
         )  # fmt: skip
-        self._disk.write(0, (encode_meta(meta) * SLOTS,))
-        self._disk.resize(meta.page_count * meta.page_size)
+        self._writes.write(0, (encode_meta(meta) * SLOTS,))
+        self._writes.resize(meta.page_count * meta.page_size)
         self._disk.sync()
         return meta
 

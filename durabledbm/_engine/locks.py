@@ -21,7 +21,7 @@ from enum import IntEnum
 from time import monotonic
 
 from ..errors import BusyError, error
-from .disk.protocol import Disk, LockOwner
+from .disk.protocol import PARENTS, Disk, LockOwner, Writes
 from .threads import FairLock, Lease, Patience
 
 __all__ = [
@@ -179,7 +179,10 @@ class WriterLock:
     until it was unlocked.
     """
 
-    __slots__ = ("_disk", "_file", "_leases", "_passed", "_reentries", "lasting", "reserved", "stage", "thread")
+    __slots__ = (
+        "_disk", "_file", "_leases", "_parents", "_passed", "_reentries", "_writes", "lasting", "reserved", "stage",
+        "thread",
+    )  # fmt: skip
 
     def __init__(self, file: tuple[int, int]) -> None:
         self._leases = FairLock()
@@ -189,6 +192,9 @@ class WriterLock:
         """How often the lock may still be taken without passing the gate."""
         self._passed = 0.0
         """When the gate was passed, by the monotonic clock."""
+        self._writes: Writes | None = None
+        self._parents = False
+        """This is a child process, and the lock was the parent's."""
         self.stage = Stage.FREE
         self.reserved = False
         """The lock in the file stays when a lease ends: the handle has changes in memory that come before others'."""
@@ -211,6 +217,15 @@ class WriterLock:
     def is_current(self) -> bool:
         """Whether it is, and the handle's state is the newest."""
         return self.stage is Stage.CURRENT
+
+    def writes(self, path: str) -> Writes:
+        """What writes to the file, for who has the lock.
+
+        Raises `error` in the child of a signal handler that has forked amid a commit, which is the parent's.
+        """
+        if self._writes is None or self._parents or not self.kept:
+            raise error(f"{path}: {PARENTS}")
+        return self._writes
 
     def check_self(self, path: str) -> None:
         """Raise `BusyError` if the caller has the lock itself, through whatever handle: it would wait for ever.
@@ -263,19 +278,30 @@ class WriterLock:
             if self.stage < Stage.HELD:
                 self._disk = disk
                 self.stage = Stage.ASKING
-                if not self._reenter(disk):
-                    if not disk.lock(GATE_OFFSET, exclusive=True):
-                        _wait(disk, GATE_OFFSET, patience, timeout)
-                    if not disk.lock(WRITER_OFFSET, exclusive=True):
-                        _wait(disk, WRITER_OFFSET, patience, timeout)
-                    disk.unlock(GATE_OFFSET)
-                    self._reentries, self._passed = _REENTRIES, monotonic()
-                self.stage = Stage.HELD
+                self._lock(patience, timeout)
+            self.thread = threading.get_ident()
+            _owners[self._file] = lease.stuck or self.thread
+            if self._parents:  # the process was forked meanwhile: what was locked is this child's, who asked is not
+                raise error(f"{disk.path}: {PARENTS}")
         except BaseException:
             lease.end()
+            if self._parents:
+                _owners.pop(self._file, None)
+                self._unlock()
             raise
-        self.thread = threading.get_ident()
-        _owners[self._file] = lease.stuck or self.thread
+
+    def _lock(self, patience: Patience, timeout: float | None) -> None:
+        disk = self._disk
+        assert disk is not None
+        if not self._reenter(disk):
+            if not disk.lock(GATE_OFFSET, exclusive=True):
+                _wait(disk, GATE_OFFSET, patience, timeout)
+            if not disk.lock(WRITER_OFFSET, exclusive=True):
+                _wait(disk, WRITER_OFFSET, patience, timeout)
+            disk.unlock(GATE_OFFSET)
+            self._reentries, self._passed = _REENTRIES, monotonic()
+        self._writes = disk.writes()
+        self.stage = Stage.HELD
 
     def _reenter(self, disk: Disk) -> bool:
         """Take the lock in the file without passing the gate, if this handle may and no other has it."""
@@ -334,11 +360,13 @@ class WriterLock:
             return True
         assert self._disk is not None
         locked = self._disk.lock(WRITER_OFFSET, exclusive=True)
+        self._writes = self._disk.writes()
         self.stage = max(stage, Stage.HELD) if locked else Stage.FREE
         return locked
 
     def forget(self) -> None:
         """In a child process: the lock is the parent's, and so are the leases that end here."""
+        self._parents = True
         self._leases.queue.clear()
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from .checksum import crc32c
-from .disk.protocol import Disk
+from .disk.protocol import Writes
 from .freemap import FreeMap, Run
 from .meta import Extent
 from .node import Branch, Overflow, encode_branch, encode_leaf
@@ -34,8 +34,8 @@ class Mark(NamedTuple):
 class PageWriter:
     """Writes the runs of commit `txid`. After `finish` everything is written, though not synced."""
 
-    def __init__(self, disk: Disk, pager: Pager, free_map: FreeMap, txid: int, *, grow: bool = True) -> None:
-        self._disk = disk
+    def __init__(self, writes: Writes, pager: Pager, free_map: FreeMap, txid: int, *, grow: bool = True) -> None:
+        self._write = writes.write
         self._pager = pager
         self._free_map = free_map
         self._pages = free_map.pages
@@ -208,7 +208,7 @@ class PageWriter:
     def flush(self) -> None:
         """Hand to the disk what is still collected here."""
         if self._buffer:
-            self._disk.write(self._buffer_start * self.page_size, self._buffer)
+            self._write(self._buffer_start * self.page_size, self._buffer)
             self._buffer = []
         self._buffer_start = self._buffer_end = 0
 

@@ -73,8 +73,8 @@ class Pipeline(ABC):
 
     def spill(self, changes: ChangeSet) -> Spill:
         """Begin to write the changes of a transaction to pages of their own. It must have the lease."""
-        store = self.store
-        return Spill(store.disk, store.state, self.committer.preparer.take_free_map(), cleared=changes.cleared)
+        free_map = self.committer.preparer.take_free_map()
+        return Spill(self.committer.writes(), self.store.state, free_map, cleared=changes.cleared)
 
     @abstractmethod
     def flush(self) -> None:

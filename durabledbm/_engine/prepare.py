@@ -175,7 +175,8 @@ class Preparer:
         changes = batch.changes
         free_map = self.free_map()
         self._free_map = None  # until this commit is through, a failure leaves it unknown
-        writer = PageWriter(self._store.disk, pager, free_map, old.meta.txid + 1, grow=not batch.frugal)
+        writes = self._store.writer.writes(self._store.path)
+        writer = PageWriter(writes, pager, free_map, old.meta.txid + 1, grow=not batch.frugal)
         if batch.cleared:
             free_map.free_all()
             tree = Tree(pager)

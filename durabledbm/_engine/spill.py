@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .disk.protocol import Disk
+from .disk.protocol import Writes
 from .freemap import FreeMap
 from .merge import Change, Merged, merge
 from .page import NO_REF
@@ -23,11 +23,11 @@ __all__ = ["Spill"]
 class Spill:
     """The tree of a transaction on top of `state` that has outgrown memory."""
 
-    def __init__(self, disk: Disk, state: State, free_map: FreeMap, *, cleared: bool) -> None:
+    def __init__(self, writes: Writes, state: State, free_map: FreeMap, *, cleared: bool) -> None:
         self._pager = pager = state.view.tree.pager
         self._state = state
         self._free_map = free_map
-        self._writer = PageWriter(disk, pager, free_map, state.meta.txid + 1)
+        self._writer = PageWriter(writes, pager, free_map, state.meta.txid + 1)
         self._writer.own = set()
         if cleared:
             self._free_map.free_all()

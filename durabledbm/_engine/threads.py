@@ -12,6 +12,10 @@ A record is therefore made inside the `try` whose `finally` releases it, and rel
 `finally`, before which no interrupt can strike. Attributes that must change together are assigned in one statement,
 which no interrupt divides.
 
+From Python 3.12 on, a loop may return to its start by a jump that no `try` around it covers: if it is a `while` with a
+condition, or if its body ends with an `if`. An interrupt at that jump skips the cleanup. So no loop in a `with`, or in
+a `try` that cleans up, has that form; a test examines the bytecode.
+
 `Patience` waits with a limit. `FairLock` is a queue of `Lease`s. `Inside` finds calls that interrupt their own thread.
 """
 

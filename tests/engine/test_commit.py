@@ -584,8 +584,9 @@ def test_a_commit_that_fails_leaves_the_phase_of_the_table(
     with opened(volume) as db:
         db["before"] = b"1"
         committer, store = db._pipeline.committer, db._store
-        store.phase = phase
-        committer._abandon(cause)
+        with db._pipeline.writing():
+            store.phase = phase
+            committer._abandon(cause)
         poisoned = phase is Phase.POISONED or (
             isinstance(cause, OSError) and commit_module._AFTER_IO_ERROR[phase] is Phase.POISONED
         )
