@@ -154,8 +154,8 @@ class GroupCommit(Pipeline):
         batch.wake()
 
     def _linger(self, batch: _Batch) -> None:
-        """Wait a moment for those that wrote together lately: who was in the last batch is only just being woken. Without
-        that there would be two batches that take turns, each of half of the threads.
+        """Wait a moment for those that wrote together lately: who was in the last batch is only just being woken.
+        Without that there would be two batches that take turns, each of half of the threads.
         """
         crowd, requests = self._crowd, batch.requests
         if len(requests) < crowd:

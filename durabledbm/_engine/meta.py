@@ -139,13 +139,21 @@ class Meta(NamedTuple):
         self, entry_count: int, extents: tuple[Extent, ...], changes: Mapping[bytes, bytes | None]
     ) -> Meta:
         """The same tree with other changes."""
-        return Meta(*self[:4], entry_count, *self[5:-2], extents, changes)
+        return Meta(
+            self.txid, self.page_size, self.database_id, self.page_count, entry_count, self.tree_count, self.root,
+            self.depth, self.space, self.steady_txid, self.steady, self.relaxed, self.time_ns, self.generation,
+            self.generation_txid, extents, changes,
+        )  # fmt: skip
 
     def numbered(
         self, txid: int, steady_txid: int, time_ns: int, generation: bytes, generation_txid: int, *, relaxed: bool
     ) -> Meta:
         """The same content as another commit, which is not steady yet."""
-        return Meta(txid, *self[1:9], steady_txid, False, relaxed, time_ns, generation, generation_txid, *self[-2:])
+        return Meta(
+            txid, self.page_size, self.database_id, self.page_count, self.entry_count, self.tree_count, self.root,
+            self.depth, self.space, steady_txid, False, relaxed, time_ns, generation, generation_txid, self.extents,
+            self.changes,
+        )  # fmt: skip
 
 
 def now_ns() -> int:

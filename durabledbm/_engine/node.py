@@ -342,6 +342,7 @@ def _edited_once(
             high = middle
             there = other == key
     at = table + 4 * low
+    parts: tuple[bytes, ...]
     if value is not None and (type(value) is not bytes or len(value) > limits[2]):
         return None
     if there:

@@ -26,6 +26,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from math import inf
+from operator import methodcaller
 from time import monotonic, sleep
 from typing import Any, Protocol, TypeVar
 
@@ -234,9 +235,12 @@ _marks: dict[int, tuple[weakref.ref[_Mark], ...]] = {}
 """The operations that each thread is inside of, the innermost last."""
 
 
+_is_owned = methodcaller("_is_owned")
+
+
 def held_here(lock: Any) -> bool:
     """Whether the calling thread holds the lock, an `RLock`."""
-    return bool(lock._is_owned())
+    return bool(_is_owned(lock))
 
 
 def forget_threads() -> None:
@@ -320,10 +324,7 @@ class Inside:
 
     def holds_lock(self) -> bool:
         """Whether the calling thread holds a lock of the handle."""
-        for lock in self.locks:
-            if lock._is_owned():
-                return True
-        return False
+        return any(map(_is_owned, self.locks))
 
     def postpone(self, action: Callable[[], None], *, by_any: bool = False) -> None:
         """Have `action` called when this thread is outside again, or by the next thread that is."""
