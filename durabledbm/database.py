@@ -333,14 +333,9 @@ class Database(Writable):
             self._run(lambda changes: changes.put(key, value))
 
     def _put_alone(self, key: bytes, value: bytes) -> bool:
-        store, pipeline = self._store, self._pipeline
-        store.check_writable()
-        if pipeline.flusher is not None:
-            self._raise_background_failure()
-        try:
-            return store.inside.call(pipeline.put, key, value)
-        except OSError as exc:
-            raise self._error(exc) from exc
+        self._store.check_writable()
+        self._raise_background_failure()
+        return self._guarded(self._store.inside.call, self._pipeline.put, key, value)
 
     def _delete(self, key: bytes) -> bool:
         return self._change(ChangeSet.discard, key)

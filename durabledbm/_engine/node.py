@@ -275,8 +275,8 @@ def edit_leaf(
         return None
     if len(keys) == 1:
         return _edited_once(leaf, keys[0], changes[keys[0]], limits)
-    # Three tables, one behind the other: a fingerprint for each key, the offsets of all keys and values and of the end,
-    # the cells. Each change is made to all three, and moves the offsets behind it.
+    # Three tables: a fingerprint for each key, the offsets of all keys and values and of the end, the cells. Each change
+    # is made to all three, and moves the offsets behind it.
     before, payload_size = _COUNT_AND_PAYLOAD(leaf)
     cells = (table := _START + before) + 4 * before + 2
     offsets = unpack_numbers(_U16, leaf, table, 2 * before + 1)
@@ -293,8 +293,7 @@ def edit_leaf(
             else:
                 high = middle
                 there = other == key
-        at = low
-        a = offsets[2 * at]
+        a = offsets[2 * (at := low)]
         if value is None:
             if there:
                 c = offsets[2 * at + 2]
@@ -305,7 +304,7 @@ def edit_leaf(
         elif type(value) is not bytes or len(value) > limits[2]:
             return None
         elif there:
-            b, c = offsets[2 * at + 1], offsets[2 * at + 2]  # of the old value, which the new one replaces
+            b, c = offsets[2 * at + 1 : 2 * at + 3]  # of the old value, which the new one replaces
             body = b"".join((body[:b], value, body[c:]))
             if b + len(value) != c:
                 numbers = numbers[: 4 * at + 4] + _shifted(numbers[4 * at + 4 :], b + len(value) - c)
@@ -313,6 +312,8 @@ def edit_leaf(
             # The next cell's offset becomes the new key's. Behind it: the new value's, then the next cell's, moved.
             size = len(key)
             body = b"".join((body[:a], key, value, body[a:]))
+            if len(body) > limits[1]:
+                return None
             new = _TWO.pack(a + size, a + size + len(value))
             numbers = b"".join((numbers[: 4 * at + 2], new, _shifted(numbers[4 * at + 2 :], size + len(value))))
             fingerprints = b"".join((fingerprints[:at], _BYTES[crc32(key) & 0xFF], fingerprints[at:]))
@@ -362,6 +363,8 @@ def _edited_once(
     else:
         (a,) = _ONE_NARROW(leaf, at)
         middle, delta = a + len(key), len(key) + len(value)
+        if payload_size + delta > limits[1]:
+            return None
         parts = leaf[_START : _START + low], _BYTES[crc32(key) & 0xFF], leaf[_START + low : at + 2]
         parts += _TWO.pack(middle, a + delta), _shifted(leaf[at + 2 : cells], delta)
         parts += leaf[cells : cells + a], key, value, leaf[cells + a : stop]
