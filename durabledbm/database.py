@@ -335,7 +335,8 @@ class Database(Writable):
     def _put_alone(self, key: bytes, value: bytes) -> bool:
         self._store.check_writable()
         self._raise_background_failure()
-        return self._guarded(self._store.inside.call, self._pipeline.put, key, value)
+        done: bool = self._guarded(self._store.inside.call, self._pipeline.put, key, value)
+        return done
 
     def _delete(self, key: bytes) -> bool:
         return self._change(ChangeSet.discard, key)
