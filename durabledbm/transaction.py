@@ -492,13 +492,13 @@ class Transaction(Writable):
         reuse = not work.has_savepoints and not context.uses
         try:
             self.database._pipeline.committer.check_place()
-            tree, count = context.spill.add(work.as_dict(), reuse=reuse)
+            view, count = context.spill.add(work.as_dict(), reuse=reuse)
         except BaseException as exc:
             context.doomed = exc
             if isinstance(exc, OSError):
                 raise error.wrap(exc, self.database.path) from exc
             raise
-        work.rebase(View(tree), count)
+        work.rebase(view, count)
 
     def __repr__(self) -> str:
         fate = self._block.fate

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 from .._interrupts import is_from_handler
 from ..errors import CorruptionError
+from .catalog import TableKey
 from .disk.protocol import Disk
 from .freemap import FreeMap
 from .merge import MOVE, TOUCH, Touch
@@ -42,11 +43,14 @@ def is_wasteful(spare: int, used: int, written: int = 0) -> bool:
     return spare > max(used * _WASTEFUL, min(written * 5 // 4, used)) + _WASTEFUL_PAGES
 
 
-def tail_runs(disk: Disk, tree: Tree, free_map: FreeMap, limit: int) -> tuple[dict[bytes, Touch], int]:
+def tail_runs(
+    disk: Disk, trees: tuple[Tree, Tree], free_map: FreeMap, limit: int
+) -> tuple[dict[bytes, Touch], int]:
     """Keys that lead to the last runs in the file, about `limit` of them, and the page from which on these stand.
 
     They are found by reading the last pages in use, down to where the file could end. A run that the tree has replaced
-    lately, and that may not be overwritten yet, looks like the rest: so each is looked for in the tree.
+    lately, and that may not be overwritten yet, looks like the rest: so each is looked for in the `trees`: the main one, and that
+    of tables, whose keys are returned as `TableKey`s.
     """
     touches: dict[bytes, Touch] = {}
     page_id = free_map.pages.page_count - 1
@@ -55,9 +59,11 @@ def tail_runs(disk: Disk, tree: Tree, free_map: FreeMap, limit: int) -> tuple[di
     while page_id >= end and len(touches) < limit and looked < 4 * limit + _LONGEST_RUN:
         looked += 1
         if not free_map.pages.is_free(page_id):
-            touch = _key_of(disk, tree, page_id)
-            if touch is not None and _is_live(tree, touch[0], page_id):
+            touch = _key_of(disk, trees[0].pager.page_size, page_id)
+            if touch is not None and _is_live(trees[0], touch[0], page_id):
                 touches[touch[0]] = touch[1]
+            elif touch is not None and _is_live(trees[1], touch[0], page_id):
+                touches[TableKey(touch[0])] = touch[1]
         page_id -= 1
     return touches, page_id + 1
 
@@ -82,9 +88,8 @@ def _is_live(tree: Tree, key: bytes, page_id: int) -> bool:
     return met
 
 
-def _key_of(disk: Disk, tree: Tree, page_id: int) -> tuple[bytes, Touch] | None:
-    """A key that leads to the run that starts at the page, if it looks like one of the tree. Reads little of it."""
-    page_size = tree.pager.page_size
+def _key_of(disk: Disk, page_size: int, page_id: int) -> tuple[bytes, Touch] | None:
+    """A key that leads to the run that starts at the page, if it looks like one of a tree. Reads little of it."""
     head = disk.read(page_size, page_id * page_size)
     if len(head) < page_size:
         return None
