@@ -15,10 +15,12 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ._engine import tables
 from ._engine.changeset import ChangeSet
 from ._engine.disk import FileVolume
 from ._engine.disk.protocol import Volume
 from ._engine.durability import make_pipeline
+from ._engine.pager import Pager
 from ._engine.pipeline import Pipeline
 from ._engine.store import Store
 from ._engine.threads import Lease
@@ -35,6 +37,7 @@ from .maintenance.reorganize import reorganize
 from .maintenance.stats import Stats, gather
 from .mapping import Key, Writable, as_bytes
 from .snapshot import Pin, Snapshot
+from .table import Table, checked_name
 from .transaction import Transaction, own_transaction
 
 if TYPE_CHECKING:
@@ -113,7 +116,7 @@ def open_on(
     database = Database(store, name, make_pipeline(store, durability, interval, timeout))
     if flag == "n" and store.state.meta.txid > 1:
         try:
-            database.clear()
+            database._run(tables.erase)
         except BaseException:
             database.close()
             raise
@@ -261,17 +264,17 @@ class Database(Writable):
         return self._guarded(self._store.current).meta.entry_count
 
     def _items(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
-        view, scope, pin = self._view()
+        view, scope, pin = self._scoped_view()
         return view.items(start, stop, reverse=reverse, scope=scope, pin=pin)
 
     def _keys(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[bytes]:
-        view, scope, pin = self._view()
+        view, scope, pin = self._scoped_view()
         return view.keys(start, stop, reverse=reverse, scope=scope, pin=pin)
 
-    def _view(self) -> tuple[View, Scope, object]:
+    def _scoped_view(self) -> tuple[View, Scope, object]:
         """The present content, what ends iterators over it, and what they must keep alive."""
         if (transaction := self._own_transaction()) is not None:
-            return transaction._view()
+            return transaction._scoped_view()
         view, pin = self._pinned()
         return view, self._scope, (pin, self)
 
@@ -348,7 +351,7 @@ class Database(Writable):
         self._change(ChangeSet.update, changes)
 
     def clear(self) -> None:
-        """Delete all entries in one atomic commit."""
+        """Delete all entries of the main table in one atomic commit. Other tables stay."""
         if (transaction := self._own_transaction(to_write=True)) is not None:
             transaction.clear()
         else:
@@ -367,6 +370,43 @@ class Database(Writable):
         snapshot = Snapshot(pin, view, self)
         self._snapshots.add(snapshot)
         return snapshot
+
+    # -- other tables ------------------------------------------------------------------------------
+
+    def table(self, name: str) -> Table:
+        """The table of that name: a mapping with keys of its own, in the same file (see `Table`).
+
+        The first write to it makes it. Any text but the empty one is a name. Raises `TypeError` or `ValueError` for
+        anything else.
+        """
+        self._store.check()
+        return Table(self, name)
+
+    def tables(self) -> list[str]:
+        """The names of all tables, ascending. The main table, which is the database itself, has no name."""
+        view, _, pin = self._scoped_view()
+        try:
+            return [name for name, _ in tables.names(view)]
+        finally:
+            del pin
+
+    def drop_table(self, name: str) -> None:
+        """Delete a table and all its entries, in one atomic commit that frees their pages.
+
+        Raises `KeyError` if there is no table of that name.
+        """
+        if not self._change_table(tables.drop, checked_name(name)):
+            raise KeyError(name)
+
+    def _change_table(self, operation: Callable[..., T], name: str, *arguments: Any) -> T:
+        """Make an atomic change to a table, `operation(changes, name, *arguments)`, as `_change` does."""
+        if (transaction := self._own_transaction(to_write=True)) is not None:
+            return transaction._change_table(operation, name, *arguments)
+        return self._run(lambda changes: operation(changes, name, *arguments))
+
+    @property
+    def _pager(self) -> Pager:
+        return self._store.pager
 
     # -- for transactions --------------------------------------------------------------------------
 

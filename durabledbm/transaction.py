@@ -19,7 +19,9 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from ._engine import tables
 from ._engine.changeset import ChangeSet
+from ._engine.pager import Pager
 from ._engine.pipeline import Pipeline
 from ._engine.store import Store
 from ._engine.threads import Lease
@@ -28,6 +30,7 @@ from ._process.caller_context import CallerContext
 from ._transaction_context import BLOCK_OVER, Block, Fate, TransactionContext, Use
 from .errors import BusyError, ClosedError, error
 from .mapping import Key, Value, Writable, as_bytes
+from .table import TransactionTable, checked_name
 
 __all__ = ["Transaction", "own_transaction"]
 
@@ -400,16 +403,16 @@ class Transaction(Writable):
     def _has(self, key: bytes) -> bool:
         return self._find(key, whole=False) is not None
 
-    def _view(self) -> tuple[View, Scope, Use]:
+    def _scoped_view(self) -> tuple[View, Scope, Use]:
         context = self._open_context()
         return context.work.view(), context.scope, Use(context)
 
     def _items(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
-        view, scope, use = self._view()
+        view, scope, use = self._scoped_view()
         return view.items(start, stop, reverse=reverse, scope=scope, pin=use)
 
     def _keys(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[bytes]:
-        view, scope, use = self._view()
+        view, scope, use = self._scoped_view()
         return view.keys(start, stop, reverse=reverse, scope=scope, pin=use)
 
     def __len__(self) -> int:
@@ -461,8 +464,43 @@ class Transaction(Writable):
             self._spill()
         return result
 
+    def table(self, name: str) -> TransactionTable:
+        """The table of that name, in this transaction (see `Database.table`)."""
+        self._check()
+        return TransactionTable(self, name)
+
+    def tables(self) -> list[str]:
+        """The names of all tables, ascending."""
+        return [name for name, _ in tables.names(self._scoped_view()[0])]
+
+    def drop_table(self, name: str) -> None:
+        """Delete a table and all its entries. Raises `KeyError` if there is no table of that name."""
+        if not self._change_table(tables.drop, checked_name(name)):
+            raise KeyError(name)
+
+    def _change_table(self, operation: Callable[..., T], name: str, *arguments: Any) -> T:
+        """Make a change to a table, `operation(changes, name, *arguments)`, which no other write comes between."""
+        work, context = self._writing(), self._open_context()
+        context.busy = True
+        try:
+            result = operation(work, name, *arguments)
+        finally:
+            context.busy = False
+        if work.size > SPILL_SIZE:
+            self._spill()
+        return result
+
+    @property
+    def path(self) -> str:
+        """The name of the file."""
+        return self.database.path
+
+    @property
+    def _pager(self) -> Pager:
+        return self.database._store.pager
+
     def clear(self) -> None:
-        """Delete all entries."""
+        """Delete all entries of the main table. Other tables stay."""
         work, context = self._writing(), self._open_context()
         if context.spill is None or not (work.has_savepoints or context.uses):
             work.clear()

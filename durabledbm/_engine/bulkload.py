@@ -35,27 +35,18 @@ class _Level:
         self.size = 0
 
 
-class Builder:
-    """Writes a database into the empty file `disk`, as it was after one of its commits.
+class _TreeBuilder:
+    """One tree that is being built."""
 
-    `meta` is that commit: its number, time and the database's identity are kept; entries, pages and root are the
-    copy's.
-    """
-
-    def __init__(self, disk: Disk, meta: Meta) -> None:
-        self._disk = disk
-        self._meta = meta
-        page_size = meta.page_size
-        self._free_map = FreeMap(page_size, first_page(page_size), first_page(page_size))
-        self._writer = PageWriter(disk, Pager(disk, page_size, 0), self._free_map, meta.txid)
-        self._inline_max = inline_max(page_size)
-        self._splitter = Splitter(page_size, packing=False)
+    def __init__(self, writer: PageWriter) -> None:
+        self._writer = writer
+        self._inline_max = inline_max(writer.page_size)
+        self._splitter = Splitter(writer.page_size, packing=False)
         self._keys: list[bytes] = []
         self._values: list[bytes] = []
         self._size = 0
         self._last_key: bytes | None = None
         self._levels: list[_Level] = []
-        self._synced = 0
         self.count = 0
         """Entries so far."""
 
@@ -70,31 +61,6 @@ class Builder:
             self._values.append(stored)
             self._size += size
             self.count += 1
-
-    def sync_at(self, size: int) -> None:
-        """Sync if more than `size` bytes were written since the last sync."""
-        pages = self._writer.pages_written
-        if (pages - self._synced) * self._meta.page_size > size:
-            self._synced = pages
-            self._disk.sync()
-
-    def finish(self) -> Meta:
-        """Write the remaining nodes, sync, and write the meta pages. Returns the meta."""
-        root, depth = self._finish_tree()
-        free_map, writer, old = self._free_map, self._writer, self._meta
-        writer.release_place()
-        free_map.pages.cut_tail()
-        ref = free_map.save(writer.txid, writer.write) if depth else NO_REF
-        writer.finish()
-        meta = Meta(
-            old.txid, old.page_size, old.database_id, free_map.pages.page_count, entry_count=self.count,
-            tree_count=self.count, root=root, depth=depth, space=ref, steady_txid=old.txid, steady=True,
-            time_ns=old.time_ns,
-        )  # fmt: skip
-        self._disk.write(0, (encode_meta(meta) * SLOTS,))
-        self._disk.resize(meta.page_count * meta.page_size)
-        self._disk.sync()
-        return meta
 
     def _value(self, key: bytes, value: bytes) -> bytes:
         self._take_place()
@@ -131,7 +97,8 @@ class Builder:
         level.size = sum(map(len, level.lows)) + BRANCH_OVERHEAD * len(level.lows)
         self._add_child(number + 1, low, ref)
 
-    def _finish_tree(self) -> tuple[bytes, int]:
+    def finish(self) -> tuple[bytes, int]:
+        """Write the remaining nodes; the root and the depth."""
         if self._keys:
             self._end_leaf()
         number = 0
@@ -142,3 +109,60 @@ class Builder:
             self._end_branch(number, len(level.refs))
             number += 1
         return NO_REF, 0
+
+
+class Builder:
+    """Writes a database into the empty file `disk`, as it was after one of its commits.
+
+    `meta` is that commit: its number, time and the database's identity are kept; entries, pages and roots are the
+    copy's.
+    """
+
+    def __init__(self, disk: Disk, meta: Meta) -> None:
+        self._disk = disk
+        self._meta = meta
+        page_size = meta.page_size
+        self._free_map = FreeMap(page_size, first_page(page_size), first_page(page_size))
+        self._writer = PageWriter(disk, Pager(disk, page_size, 0), self._free_map, meta.txid)
+        self._main, self._tables = _TreeBuilder(self._writer), _TreeBuilder(self._writer)
+        self._synced = 0
+
+    @property
+    def count(self) -> int:
+        """Entries so far, of all tables and the catalog."""
+        return self._main.count + self._tables.count
+
+    def add(self, entries: Iterable[tuple[bytes, bytes]]) -> None:
+        """Append entries to the main table. Their keys must ascend, and be greater than all before."""
+        self._main.add(entries)
+
+    def add_to_tables(self, entries: Iterable[tuple[bytes, bytes]]) -> None:
+        """The same for the tree of tables, with its keys as they are there."""
+        self._tables.add(entries)
+
+    def sync_at(self, size: int) -> None:
+        """Sync if more than `size` bytes were written since the last sync."""
+        pages = self._writer.pages_written
+        if (pages - self._synced) * self._meta.page_size > size:
+            self._synced = pages
+            self._disk.sync()
+
+    def finish(self) -> Meta:
+        """Write the remaining nodes, sync, and write the meta pages. Returns the meta."""
+        main, tables = self._main, self._tables
+        root, depth = main.finish()
+        tables_root, tables_depth = tables.finish()
+        free_map, writer, old = self._free_map, self._writer, self._meta
+        writer.release_place()
+        free_map.pages.cut_tail()
+        ref = free_map.save(writer.txid, writer.write) if depth or tables_depth else NO_REF
+        writer.finish()
+        meta = Meta(
+            old.txid, old.page_size, old.database_id, free_map.pages.page_count, entry_count=main.count,
+            tree_count=main.count, root=root, depth=depth, tables_count=tables.count, tables_root=tables_root,
+            tables_depth=tables_depth, space=ref, steady_txid=old.txid, steady=True, time_ns=old.time_ns,
+        )  # fmt: skip
+        self._disk.write(0, (encode_meta(meta) * SLOTS,))
+        self._disk.resize(meta.page_count * meta.page_size)
+        self._disk.sync()
+        return meta

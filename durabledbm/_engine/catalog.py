@@ -4,11 +4,11 @@ A database has two trees. The main table has one to itself, with its keys as the
 has a number, its id, and a key there is the id in 6 bytes (its *prefix*) and then the user's key. So a thousand small
 tables take no more pages than one large one, and one commit, one merge and one list of waiting changes serve them all.
 
-The table with id 0 is the catalog. It holds, by name, each table's id and number of entries. The number is changed
-together with the entries, in one step, so it is part of every state that can be read, rolled back to or found after a
-crash. Ids are never used twice: a table that is emptied or dropped leaves its id, and the entries under it are garbage
-that the same commit removes (see `cut`). So an entry found under an id is one of the table that had the id, or there is
-none.
+The catalog is a table, too, the one with the greatest id, so that a copy can write it when it has written all others.
+It holds, by name, each table's id and number of entries. The number is changed together with the entries, in one step,
+so it is part of every state that can be read, rolled back to or found after a crash. Ids are never used twice: a table
+that is emptied or dropped leaves its id, and the entries under it are garbage that the same commit removes (see
+`tables`). So what is found under an id belongs to the one table that ever had it.
 
 In memory, a key of this tree is a `TableKey`. It is not equal to a key of the main tree with the same bytes, so changes
 to both trees stand in one dict. Pure: bytes in, bytes out.
@@ -21,8 +21,22 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple, TypeVar
 
 __all__ = [
-    "CATALOG", "LAST_ID", "MAX_ID", "NAMES", "PREFIX_SIZE", "Record", "TableKey", "dropped_prefix", "dropping_key", "name_key",
-    "has_table_keys", "next_prefix", "pack_id", "prefix_of", "split", "unpack_id",
+    "CATALOG",
+    "LAST_ID",
+    "MAX_ID",
+    "NAMES",
+    "PREFIX_SIZE",
+    "Record",
+    "TableKey",
+    "dropped_prefix",
+    "dropping_key",
+    "has_table_keys",
+    "name_key",
+    "next_prefix",
+    "pack_id",
+    "prefix_of",
+    "split",
+    "unpack_id",
 ]  # fmt: skip
 
 PREFIX_SIZE = 6
@@ -50,8 +64,8 @@ class TableKey(bytes):
         return ~bytes.__hash__(self)
 
 
-CATALOG = bytes(PREFIX_SIZE)
-"""The prefix of the catalog."""
+CATALOG = b"\xff" * PREFIX_SIZE
+"""The prefix of the catalog: the greatest."""
 
 _NAME, _LAST_ID, _DROPPED = b"t", b"n", b"x"
 """What a key of the catalog begins with, behind the prefix."""
@@ -69,8 +83,8 @@ class Record(NamedTuple):
     """What the catalog says of a table."""
 
     table_id: int
-    count: int
-    """Its entries."""
+    entries: int
+    """How many it has."""
 
     @property
     def prefix(self) -> bytes:
@@ -125,9 +139,9 @@ def prefix_of(key: bytes) -> bytes:
     return key[:PREFIX_SIZE]
 
 
-def next_prefix(prefix: bytes) -> bytes:
-    """The first key behind those of a table."""
-    return (int.from_bytes(prefix, "big") + 1).to_bytes(PREFIX_SIZE, "big")
+def next_prefix(prefix: bytes) -> bytes | None:
+    """The first key behind those of a table; None: there is none, or no prefix."""
+    return None if prefix == CATALOG or not prefix else (int.from_bytes(prefix, "big") + 1).to_bytes(PREFIX_SIZE, "big")
 
 
 def split(changes: Mapping[bytes, V]) -> tuple[Mapping[bytes, V], dict[bytes, V]]:
@@ -142,6 +156,11 @@ def split(changes: Mapping[bytes, V]) -> tuple[Mapping[bytes, V], dict[bytes, V]
         else:
             main[key] = value
     return main, tables
+
+
+def of_tables(changes: Mapping[bytes, V]) -> dict[bytes, V]:
+    """The changes without those of the main tree."""
+    return {key: value for key, value in changes.items() if type(key) is TableKey}
 
 
 def has_table_keys(keys: Iterable[bytes]) -> bool:

@@ -1,9 +1,9 @@
 """Change sets: changes being made on top of a committed state, in memory, for one writer.
 
-It is a stack of layers over a view, whose keys are those of the main table and, as `TableKey`s, those of all others: so
-a savepoint, a roll-back and a commit are of all tables. Writing goes to the top layer; a savepoint is one more layer; handing out a view,
+It is a stack of layers over a view. Writing goes to the top layer; a savepoint is one more layer; handing out a view,
 to iterate over it, makes the present layers final and starts a new one. So nothing that was handed out ever changes,
-and rolling back means dropping layers.
+and rolling back means dropping layers. The keys of a layer are those of the main table and, as `TableKey`s, those of
+all others: savepoints, rolling back and commits are of all tables.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
-from .catalog import TableKey
+from .catalog import of_tables
 from .node import Overflow
 from .tree import Tree
 from .view import Layer, State, View
@@ -133,7 +133,7 @@ class ChangeSet:
         return View(self.base.tree, layers + self.base.layers, self.base.tables)
 
     def count(self) -> int:
-        """How many entries the main table has. The first call looks up every changed key; after that it is kept up to date."""
+        """How many entries the main table has. The first call looks up every changed key; then it is kept current."""
         if self._present is None:
             changes = self.as_dict()
             self._growth = self._growth_by(changes)
@@ -328,8 +328,8 @@ class ChangeSet:
     def clear(self) -> None:
         """Delete everything in the main table."""
         base = self.base
-        kept = View(Tree(base.tree.pager), tuple(filter(None, map(_of_tables, base.layers))), base.tables)
-        changes = _of_tables(self.as_dict())
+        kept = View(Tree(base.tree.pager), tuple(Layer(of_tables(layer)) for layer in base.layers), base.tables)
+        changes = Layer(of_tables(self.as_dict()))
         size = sum(len(key) + len(value or b"") for key, value in changes.items()) + CHANGE_MEMORY * (len(changes) + 1)
         layers = (changes,) if changes else ()
         self._become(kept, _nothing, layers, size, [0] * len(self._floors), cleared=True)
@@ -337,11 +337,6 @@ class ChangeSet:
     def rebase(self, base: View, count: int) -> None:
         """Go on from a base that contains all changes made so far."""
         self._become(base, lambda: count, floors=[0] * len(self._floors), cleared=self.cleared)
-
-
-def _of_tables(layer: Mapping[bytes, bytes | None]) -> Layer:
-    """The changes of a layer without those of the main table."""
-    return Layer({key: value for key, value in layer.items() if type(key) is TableKey})
 
 
 def _nothing() -> int:

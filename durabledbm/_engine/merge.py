@@ -78,8 +78,9 @@ class _Merge:
     """The state of one pass."""
 
     def __init__(
-        self, pager: Pager, writer: PageWriter, changes: Mapping[bytes, Change], *, packing: bool, cut: Mapping[bytes, int]
-    ) -> None:
+        self, pager: Pager, writer: PageWriter, changes: Mapping[bytes, Change], *, packing: bool,
+        cut: Mapping[bytes, int],
+    ) -> None:  # fmt: skip
         self._pager = pager
         self._cut = cut
         self._writer = writer

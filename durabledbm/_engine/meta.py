@@ -265,7 +265,8 @@ def decode_meta(slot: bytes) -> Meta | None:
         change_count, tables_count, tables_root, _,
     ) = _FIXED.unpack_from(slot)  # fmt: skip
     if version != FORMAT_VERSION:
-        raise UnknownVersionError(f"the file has format version {version}; this durabledbm reads version {FORMAT_VERSION}")
+        known = f"this durabledbm reads version {FORMAT_VERSION}"
+        raise UnknownVersionError(f"the file has format version {version}; {known}")
     if features:
         raise UnknownVersionError(f"the file uses features that this durabledbm does not know: {features:#x}")
     if not (MIN_PAGE_SIZE <= page_size <= MAX_PAGE_SIZE) or page_size & (page_size - 1):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from .._interrupts import is_from_handler, is_interrupt
 from ..errors import CorruptionError
-from .catalog import NAMES, TableKey
+from .catalog import NAMES, TableKey, of_tables
 from .freemap import FreeMap
 from .merge import Change
 from .meta import CHANGE_OVERHEAD, Meta, encode_changes, first_page, room_for
@@ -138,8 +138,8 @@ class Preparer:
         """
         if old.meta.tables_depth or drops_table(changes):
             return None
-        tables = {key: value for key, value in old.meta.changes.items() if type(key) is TableKey}
-        waiting = {key: value for key, value in {**tables, **changes}.items() if value is not None}
+        changes = {**of_tables(old.meta.changes), **changes}
+        waiting = {key: value for key, value in changes.items() if value is not None}
         if not _fit(waiting, room_for(0)):
             return None
         self._encoded = waiting, encode_changes(waiting)
@@ -151,8 +151,7 @@ class Preparer:
         meta = old.meta
         self._free_map = FreeMap.emptied(meta.page_size, first_page(meta.page_size), page_count, meta.txid + 1)
         return meta._replace(
-            page_count=page_count, entry_count=0, tree_count=0, root=NO_REF, depth=0, tables_count=0, tables_root=NO_REF,
-            tables_depth=0, space=NO_REF, extents=(), changes={},
+            **Trees()._asdict(), page_count=page_count, entry_count=0, space=NO_REF, extents=(), changes={},
         )  # fmt: skip
 
     def _in_tree(self, old: State, batch: Batch, *, sync: bool) -> Meta:
@@ -165,7 +164,7 @@ class Preparer:
         trees = Trees.of(old.meta)
         if batch.cleared:
             trees = trees.without_main(pager, free_map)
-            changes = {**{key: value for key, value in old.meta.changes.items() if type(key) is TableKey}, **changes}
+            changes = {**of_tables(old.meta.changes), **changes}
         elif batch.moving or batch.packing:
             free_map.pages.cut_tail(all_of_it=True)  # as in `_with_tail`
             changes = {**changes, **old.meta.changes}
@@ -333,7 +332,9 @@ def _waiting(
 
 def _adds(changes: Mapping[bytes, bytes | None]) -> bool:
     """Whether changes do anything but to delete entries, and to note in the catalog that this was done."""
-    return any(value is not None and not (type(key) is TableKey and key.startswith(NAMES)) for key, value in changes.items())
+    return any(
+        value is not None and not (type(key) is TableKey and key.startswith(NAMES)) for key, value in changes.items()
+    )
 
 
 def _by_leaf(view: View, changes: Mapping[bytes, bytes | None]) -> Iterator[list[list[bytes]]]:

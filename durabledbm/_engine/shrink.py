@@ -49,8 +49,8 @@ def tail_runs(
     """Keys that lead to the last runs in the file, about `limit` of them, and the page from which on these stand.
 
     They are found by reading the last pages in use, down to where the file could end. A run that the tree has replaced
-    lately, and that may not be overwritten yet, looks like the rest: so each is looked for in the `trees`: the main one, and that
-    of tables, whose keys are returned as `TableKey`s.
+    lately, and that may not be overwritten yet, looks like the rest: so each is looked for in the `trees`, the main
+    one and that of tables. Keys of the latter are `TableKey`s.
     """
     touches: dict[bytes, Touch] = {}
     page_id = free_map.pages.page_count - 1

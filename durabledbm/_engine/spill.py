@@ -1,15 +1,15 @@
 """Spilling: a transaction larger than its memory budget merges early, into pages that no meta page names yet.
 
-The trees under construction are the transaction's alone. A crash leaves its pages unreachable, so they are free; rolling
-back forgets them. Pages that a later spill replaces are used again at once, unless an iterator or a savepoint of the
-transaction may still want them.
+The trees under construction are the transaction's alone. A crash leaves its pages unreachable, so they are free;
+rolling back forgets them. Pages that a later spill replaces are used again at once, unless an iterator or a savepoint
+of the transaction may still want them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .catalog import TableKey
+from .catalog import of_tables
 from .disk.protocol import Disk
 from .freemap import FreeMap
 from .merge import Change
@@ -33,7 +33,7 @@ class Spill:
         self._trees = Trees.of(state.meta)
         if cleared:
             self._trees = self._trees.without_main(pager, free_map)
-            self._waiting = {key: value for key, value in self._waiting.items() if type(key) is TableKey}
+            self._waiting = of_tables(self._waiting)
 
     def add(self, changes: Mapping[bytes, bytes | None], *, reuse: bool) -> tuple[View, int]:
         """Merge changes; return the trees and the entry count. `reuse` allows to overwrite what it replaces."""

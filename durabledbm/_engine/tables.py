@@ -13,8 +13,19 @@ from typing import NamedTuple, Protocol
 from .._interrupts import is_from_handler
 from ..errors import error
 from .catalog import (
-    LAST_ID, MAX_ID, NAMES, PREFIX_SIZE, Record, TableKey, dropped_prefix, dropping_key, name_key, next_prefix, pack_id,
-    split, unpack_id,
+    LAST_ID,
+    MAX_ID,
+    NAMES,
+    PREFIX_SIZE,
+    Record,
+    TableKey,
+    dropped_prefix,
+    dropping_key,
+    name_key,
+    next_prefix,
+    pack_id,
+    split,
+    unpack_id,
 )  # fmt: skip
 from .changeset import CHANGE_MEMORY, ChangeSet
 from .freemap import FreeMap
@@ -115,7 +126,7 @@ def put(changes: ChangeSet, name: str, key: bytes, value: bytes) -> None:
     record, made = _opened(changes, name)
     at = TableKey(record.prefix + key)
     made[at] = value
-    _make(changes, made, name, record._replace(count=record.count + (changes.find(at) is None)))
+    _make(changes, made, name, record._replace(entries=record.entries + (changes.find(at) is None)))
 
 
 def update(changes: ChangeSet, name: str, values: Mapping[bytes, bytes]) -> None:
@@ -124,15 +135,15 @@ def update(changes: ChangeSet, name: str, values: Mapping[bytes, bytes]) -> None
     prefix = record.prefix
     for key, value in values.items():
         made[TableKey(prefix + key)] = value
-    count = record.count + len(values) - _number_present(changes, record, values)
-    _make(changes, made, name, record._replace(count=count))
+    count = record.entries + len(values) - _number_present(changes, record, values)
+    _make(changes, made, name, record._replace(entries=count))
 
 
 def _number_present(changes: ChangeSet, record: Record, keys: Mapping[bytes, object]) -> int:
     """How many of the keys the table has."""
-    if not record.count:
+    if not record.entries:
         return 0
-    if len(keys) * _FEW < record.count:
+    if len(keys) * _FEW < record.entries:
         return sum(changes.find(TableKey(record.prefix + key)) is not None for key in keys)
     present = TableView(changes.view(), record.prefix).keys(min(keys), max(keys) + b"\0")
     return sum(key in keys for key in present)
@@ -143,7 +154,7 @@ def discard(changes: ChangeSet, name: str, key: bytes) -> bool:
     record = _record(changes, name)
     if record is None or changes.find(at := TableKey(record.prefix + key)) is None:
         return False
-    _make(changes, {at: None}, name, record._replace(count=record.count - 1))
+    _make(changes, {at: None}, name, record._replace(entries=record.entries - 1))
     return True
 
 
@@ -180,7 +191,7 @@ def set_default(changes: ChangeSet, name: str, key: bytes, default: bytes) -> by
 def clear(changes: ChangeSet, name: str) -> None:
     """Delete everything in the table. It gets a new id, and what is under the old one goes with the commit."""
     record = _record(changes, name)
-    if record is not None and record.count:
+    if record is not None and record.entries:
         emptied, made = _numbered(changes)
         made[dropping_key(record.prefix)] = b""
         _make(changes, made, name, emptied)
@@ -192,7 +203,7 @@ def drop(changes: ChangeSet, name: str) -> bool:
     if record is None:
         return False
     gone: dict[bytes, bytes | None] = {name_key(name): None}
-    if record.count:
+    if record.entries:
         gone[dropping_key(record.prefix)] = b""
     changes.add(gone, sum(map(len, gone)) + CHANGE_MEMORY * len(gone))
     return True
@@ -285,6 +296,8 @@ def _mark(tree: Tree, prefix: bytes, changes: dict[bytes, Change], cut: dict[byt
     leaves at their ends key by key. Only the branches above those are read.
     """
     low, high = prefix, next_prefix(prefix)
+    if high is None:
+        raise tree.pager.malformed(tree.root, "the catalog of tables makes no sense")
     pager = tree.pager
     nodes: list[tuple[bytes, int, bytes, bytes | None]] = [(tree.root, tree.depth, b"", None)] if tree.depth else []
     while nodes:

@@ -20,7 +20,7 @@ from typing import Any
 
 from .._interrupts import is_from_handler
 from ..errors import ClosedError, error
-from .catalog import PREFIX_SIZE, TableKey, has_table_keys, next_prefix
+from .catalog import TableKey, has_table_keys, next_prefix
 from .freemap import FreeMap
 from .meta import Meta, first_page
 from .node import Overflow
@@ -118,12 +118,14 @@ ENDLESS = Scope()
 class View:
     """`tree`, and the tree of `tables`, under `layers`, the newest layer first."""
 
-    __slots__ = ("layers", "tables", "tree")
+    __slots__ = ("_skipped", "layers", "tables", "tree")
 
     def __init__(self, tree: Tree, layers: tuple[Layer, ...] = (), tables: Tree | None = None) -> None:
         self.tree = tree
         self.layers = layers
         self.tables = Tree(tree.pager) if tables is None else tables
+        self._skipped = 0
+        """Bytes of each key that an iterator leaves out."""
 
     def tree_of(self, key: bytes) -> Tree:
         """The tree that a key belongs to."""
@@ -168,9 +170,6 @@ class View:
         """The keys with `start <= key < stop`, as `items` gives entries."""  # fmt: skip
         return chain.from_iterable(self._batches(start, stop, reverse, scope, pin, with_values=False))
 
-    _skipped = 0
-    """Bytes of each key that an iterator leaves out."""
-
     def _batches(
         self, start: bytes | None, stop: bytes | None, reverse: bool, scope: Scope, pin: object, *, with_values: bool
     ) -> Iterator[Iterable[Any]]:
@@ -212,20 +211,26 @@ class View:
     def _chunks(self, start: bytes | None, stop: bytes | None, reverse: bool, *, with_values: bool) -> Iterator[Chunk]:
         """The tree's chunks with the layers' changes made to them, and then the changes after the last chunk."""
         chunks = self.tree.chunks(start, stop, reverse=reverse, with_values=with_values)
-        cursors = [_Cursor(layer, layer.sorted_keys(), start, stop, reverse) for layer in reversed(self.layers) if layer]
+        layers = ((layer, layer.sorted_keys()) for layer in reversed(self.layers) if layer)
+        cursors = [_Cursor(layer, keys, start, stop, reverse) for layer, keys in layers if keys]
         return _merged(chunks, cursors, reverse, with_values=with_values) if cursors else chunks
 
 
 class TableView(View):
-    """A view that iterates over the table whose keys have the given prefix, and does so without that."""
+    """A view that iterates over the table whose keys have the given prefix, and does so without that. With an empty
+    prefix it iterates over all of the tree of tables.
+    """
 
     __slots__ = ("_prefix",)
 
     def __init__(self, view: View, prefix: bytes) -> None:
         super().__init__(view.tree, view.layers, view.tables)
         self._prefix = prefix
+        self._skipped = len(prefix)
 
-    _skipped = PREFIX_SIZE
+    def key(self, key: bytes) -> TableKey:
+        """The key of the tree that a key of the table is."""
+        return TableKey(self._prefix + key)
 
     def _chunks(self, start: bytes | None, stop: bytes | None, reverse: bool, *, with_values: bool) -> Iterator[Chunk]:
         first = self._prefix if start is None else self._prefix + start

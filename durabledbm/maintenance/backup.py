@@ -23,7 +23,7 @@ from .._engine.disk import FileVolume
 from .._engine.files import first_meta
 from .._engine.meta import Meta
 from .._engine.store import Store
-from .._engine.view import State
+from .._engine.view import State, TableView
 from .._files.arguments import CountedProgress, Path
 from .._files.publish import check_not_mounted, real_target, replacing
 from ..errors import error
@@ -77,16 +77,17 @@ def write_whole(path: str, meta: Meta, source: os.stat_result | None, fill: Call
 
 
 def _copy(store: Store, state: State, builder: Builder, progress: CountedProgress | None) -> None:
-    """Append all entries of `state` slice by slice, pausing for others."""
-    total = state.meta.entry_count
+    """Append all entries of `state`, of all tables, slice by slice, pausing for others."""
+    total = state.meta.entry_count + max(state.meta.tables_count, 0)
     pace = Pace(store)
-    entries = state.view.items()
-    while entries_of_slice := list(_slice(entries)):
-        builder.add(entries_of_slice)
-        pace.rest()
-        builder.sync_at(_SYNC_BYTES)
-        if progress is not None:
-            progress(builder.count, total)
+    for view, add in (state.view, builder.add), (TableView(state.view, b""), builder.add_to_tables):
+        entries = view.items()
+        while entries_of_slice := list(_slice(entries)):
+            add(entries_of_slice)
+            pace.rest()
+            builder.sync_at(_SYNC_BYTES)
+            if progress is not None:
+                progress(builder.count, max(total, builder.count))
 
 
 def _slice(entries: Iterator[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:
