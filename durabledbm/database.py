@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from . import closing
 from ._engine import tables
 from ._engine.changeset import ChangeSet
 from ._engine.disk import FileVolume
@@ -30,14 +31,14 @@ from ._files.opening import DEFAULT_CACHE_SIZE, DEFAULT_PAGE_SIZE, Durability, F
 from ._interrupts import is_interrupt
 from ._messages import counted, represented
 from ._process.handles import Registry, began, ended
-from .errors import BusyError, ClosedError, error
+from .errors import ClosedError, error
 from .maintenance.backup import backup
 from .maintenance.check import Problem, check_state
 from .maintenance.reorganize import reorganize
 from .maintenance.stats import Stats, gather
-from .mapping import Key, Writable, as_bytes
+from .mapping import Key, as_bytes
 from .snapshot import Pin, Snapshot
-from .table import Table, checked_name
+from .table import Table, WithTables
 from .transaction import Transaction, own_transaction
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def open_on(
     return database
 
 
-class Database(Writable):
+class Database(WithTables):
     """A dict of bytes to bytes in one file, ordered by key. Made by `open`.
 
     Each single write is an atomic commit; `transaction()` combines many writes into one. Any thread may use a handle,
@@ -272,7 +273,6 @@ class Database(Writable):
         return view.keys(start, stop, reverse=reverse, scope=scope, pin=pin)
 
     def _scoped_view(self) -> tuple[View, Scope, object]:
-        """The present content, what ends iterators over it, and what they must keep alive."""
         if (transaction := self._own_transaction()) is not None:
             return transaction._scoped_view()
         view, pin = self._pinned()
@@ -374,32 +374,14 @@ class Database(Writable):
     # -- other tables ------------------------------------------------------------------------------
 
     def table(self, name: str) -> Table:
-        """The table of that name: a mapping with keys of its own, in the same file (see `Table`).
+        """The table of that name: a mapping with keys of its own in the file. Its first write makes it (see `Table`).
 
-        The first write to it makes it. Any text but the empty one is a name. Raises `TypeError` or `ValueError` for
-        anything else.
+        Any text but the empty one is a name: anything else raises `TypeError` or `ValueError`.
         """
         self._store.check()
         return Table(self, name)
 
-    def tables(self) -> list[str]:
-        """The names of all tables, ascending. The main table, which is the database itself, has no name."""
-        view, _, pin = self._scoped_view()
-        try:
-            return [name for name, _ in tables.names(view)]
-        finally:
-            del pin
-
-    def drop_table(self, name: str) -> None:
-        """Delete a table and all its entries, in one atomic commit that frees their pages.
-
-        Raises `KeyError` if there is no table of that name.
-        """
-        if not self._change_table(tables.drop, checked_name(name)):
-            raise KeyError(name)
-
     def _change_table(self, operation: Callable[..., T], name: str, *arguments: Any) -> T:
-        """Make an atomic change to a table, `operation(changes, name, *arguments)`, as `_change` does."""
         if (transaction := self._own_transaction(to_write=True)) is not None:
             return transaction._change_table(operation, name, *arguments)
         return self._run(lambda changes: operation(changes, name, *arguments))
@@ -519,44 +501,7 @@ class Database(Writable):
         return self._store.inside.put_off(action)
 
     def _close(self, tidy: bool) -> None:
-        if self._scope.ended:
-            self._store.close()  # closing may have been interrupted
-            return
-        for reference in reversed(self._transactions):
-            if (transaction := reference()) is not None and transaction.mine():
-                transaction.abandon()
-        try:
-            if self._store.failure is None:
-                self._pipeline.flush()
-                if tidy:
-                    self._pipeline.tidy()
-                    if self._store.observer is not None:
-                        self._store.observer.finish()
-        except BusyError:
-            raise
-        except BaseException as exc:
-            self._release(flushed=False)
-            if isinstance(exc, OSError):
-                raise error.wrap(exc, self.path) from exc
-            raise
-        failure = self._store.failure
-        self._release(flushed=failure is None)
-        self._raise_background_failure()
-        if failure is not None and (self._store.lost or self._pipeline.deferred() is not None):
-            raise error.because(failure, "closed, but pending writes could not be written", self.path) from failure
-
-    def _release(self, *, flushed: bool) -> None:
-        """Close the file, but not while a thread writes: its descriptor could be another file's a moment later."""
-        writer, lease = self._store.writer, Lease()
-        try:
-            writer.take_lease(lease, self.path, self._pipeline.timeout)
-            while flushed and self._pipeline.deferred() is not None:  # left by a transaction that ended only now
-                lease.end()
-                self._pipeline.flush()
-                writer.take_lease(lease, self.path, self._pipeline.timeout)
-            self._close_files()
-        finally:
-            lease.end()
+        closing.close(self, tidy=tidy)
 
     def _close_files(self) -> None:
         if self._pipeline.flusher is not None:
@@ -578,21 +523,7 @@ class Database(Writable):
         self.close()
 
     def _finish(self) -> None:
-        """At the end of the interpreter: write what is pending, wait only briefly for others, and stop the flusher."""
-        flusher, store = self._pipeline.flusher, self._store
-        pending = store.lost or store.unsynced is not None or self._pipeline.deferred() is not None
-        try:
-            self._pipeline.hurry()
-            if flusher is not None:
-                flusher.failure = None  # this flush tells whether it still matters
-            self.sync()
-        except OSError as exc:
-            if is_interrupt(exc) or (pending and not self._scope.ended):
-                raise
-        finally:
-            if flusher is not None:
-                flusher.stop()
-                flusher.join(_FAREWELL)
+        closing.finish(self, _FAREWELL)
 
     def _before_fork(self) -> None:
         """Write what is pending if that is possible without waiting: a child sees only what is in the file."""
@@ -620,16 +551,7 @@ class Database(Writable):
             pass  # as with files that are dropped, no caller is left to receive it
 
     def _after_fork(self) -> None:
-        """In a child process: start again with a file of its own. The parent's transactions are not the child's."""
-        for reference in self._transactions.copy():
-            if (transaction := reference()) is not None:
-                transaction.orphan()
-                if not transaction.mine():
-                    self._forget(transaction)
-        for snapshot in self._snapshots.all():
-            snapshot.after_fork()
-        self._store.after_fork()
-        self._pipeline.after_fork()
+        closing.start_again(self)
 
     def _raise_background_failure(self) -> None:
         flusher = self._pipeline.flusher

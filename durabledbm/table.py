@@ -17,7 +17,7 @@ from ._engine.pager import Pager
 from ._engine.view import Scope, View
 from .mapping import Readable, Writable
 
-__all__ = ["Table", "TableSnapshot", "TransactionTable", "checked_name"]
+__all__ = ["Table", "TableSnapshot", "TransactionTable", "WithTables", "checked_name"]
 
 T = TypeVar("T")
 
@@ -54,6 +54,36 @@ def checked_name(name: object) -> str:
         raise ValueError("the name of a table must not be empty: the main table is the database itself")
     name.encode()  # raises `UnicodeEncodeError`, which is a `ValueError`, for what is no text
     return str(name)
+
+
+class WithTables(Writable):
+    """What a database and a transaction have in common beside being a mapping, which is the main table."""
+
+    __slots__ = ()
+
+    def _change_table(self, operation: Callable[..., T], name: str, *arguments: Any) -> T:
+        """Make an atomic change to a table: `operation(changes, name, *arguments)`."""
+        raise NotImplementedError
+
+    def _scoped_view(self) -> tuple[View, Scope, object]:
+        """The present content, what ends iterators over it, and what they must keep alive."""
+        raise NotImplementedError
+
+    def tables(self) -> list[str]:
+        """The names of all tables, ascending. The main table has no name, and is not listed."""
+        view, _, pin = self._scoped_view()
+        try:
+            return [name for name, _ in tables.names(view)]
+        finally:
+            del pin
+
+    def drop_table(self, name: str) -> None:
+        """Delete a table and all its entries in one atomic change, whose commit frees their pages.
+
+        Raises `KeyError` if there is no table of that name.
+        """
+        if not self._change_table(tables.drop, checked_name(name)):
+            raise KeyError(name)
 
 
 class ReadableTable(Readable):

@@ -19,7 +19,6 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from ._engine import tables
 from ._engine.changeset import ChangeSet
 from ._engine.pager import Pager
 from ._engine.pipeline import Pipeline
@@ -29,8 +28,8 @@ from ._engine.view import Scope, View
 from ._process.caller_context import CallerContext
 from ._transaction_context import BLOCK_OVER, Block, Fate, TransactionContext, Use
 from .errors import BusyError, ClosedError, error
-from .mapping import Key, Value, Writable, as_bytes
-from .table import TransactionTable, checked_name
+from .mapping import Key, Value, as_bytes
+from .table import TransactionTable, WithTables
 
 __all__ = ["Transaction", "own_transaction"]
 
@@ -135,7 +134,7 @@ def _statement_left(transaction: weakref.ref[Transaction], _: object) -> None:
         left._drop()
 
 
-class Transaction(Writable):
+class Transaction(WithTables):
     """Made by `Database.transaction()`, used with `with`. Inside another transaction it is a savepoint of that.
 
     Leaving the block commits. An exception rolls back what the block did, and propagates. Raises what a commit may
@@ -468,15 +467,6 @@ class Transaction(Writable):
         """The table of that name, in this transaction (see `Database.table`)."""
         self._check()
         return TransactionTable(self, name)
-
-    def tables(self) -> list[str]:
-        """The names of all tables, ascending."""
-        return [name for name, _ in tables.names(self._scoped_view()[0])]
-
-    def drop_table(self, name: str) -> None:
-        """Delete a table and all its entries. Raises `KeyError` if there is no table of that name."""
-        if not self._change_table(tables.drop, checked_name(name)):
-            raise KeyError(name)
 
     def _change_table(self, operation: Callable[..., T], name: str, *arguments: Any) -> T:
         """Make a change to a table, `operation(changes, name, *arguments)`, which no other write comes between."""
