@@ -64,8 +64,8 @@ UNFINISHED = (MAGIC + b"the initialisation of this database has not finished\n")
 
 _FIXED = struct.Struct("<16sQIIIIQQQ16sII16sQQ16s8sQIHHQ16sQ")
 """magic, txid, version, features, page size, flags, page count, entry count, tree count, root, depth, tables depth,
-space, steady txid, time, database id, generation, generation txid, changes size, extent count, change count, tables
-count, tables root, checkpoint txid."""
+space, steady txid, time, database id, generation, generation txid, changes size, extent count, change count,
+tables count, tables root, reserved."""
 
 _FLAGS_OFFSET = 36
 

@@ -276,15 +276,16 @@ class TextCodec:
         for what, data in (("table", name), ("key", key), ("value", value)):
             if b"|" in data or b"\n" in data:
                 raise ValueError(f"the text codec cannot hold a {what} with '|' or a newline in it")
-        return len(name) + bool(name) + len(key) + (len(value) + 4 if kind == PUT else 3)
+        return (len(name) + 2 if name else 0) + len(key) + (len(value) + 4 if kind == PUT else 3)
 
     def encode(
         self, header: bytes, offset: int, kind: int, key: bytes, value: bytes, *, flags: int = 0
     ) -> bytes:
+        start = b""
         if flags & TABLE:
             table, key = unpacked_key(key)
-            key = table.encode() + b"|" + key
-        return b"P|%b|%b\n" % (key, value) if kind == PUT else b"D|%b\n" % key
+            start, key = b"T", table.encode() + b"|" + key
+        return start + (b"P|%b|%b\n" % (key, value) if kind == PUT else b"D|%b\n" % key)
 
     def decoder(self, name: str) -> TextDecoder:
         return TextDecoder(name)
@@ -416,13 +417,13 @@ class TextDecoder:
             fields = line.split(b"|")
             if fields[0] == b"P" and len(fields) == 3:
                 record = Record(PUT, 0, fields[1], fields[2], self.offset, len(line) + 1)
-            elif fields[0] in (b"P", b"D") and len(fields) == 3 + (fields[0] == b"P") and _is_text(fields[1]):
-                kind, key = (PUT if fields[0] == b"P" else DELETE), packed_key(fields[1].decode(), fields[2])
-                record = Record(kind, TABLE, key, fields[3] if kind == PUT else b"", self.offset, len(line) + 1)
             elif fields[0] == b"D" and len(fields) == 2:
                 record = Record(DELETE, 0, fields[1], b"", self.offset, len(line) + 1)
+            elif (fields[0], len(fields)) in ((b"TP", 4), (b"TD", 3)) and _is_name(fields[1]):
+                key, value = packed_key(fields[1].decode(), fields[2]), fields[3] if len(fields) == 4 else b""
+                record = Record(PUT if len(fields) == 4 else DELETE, TABLE, key, value, self.offset, len(line) + 1)
             else:
-                self.problem = f"a line that is neither P|key|value nor D|key, with a table or without: {line[:40]!r}"
+                self.problem = f"a line that is neither P|key|value nor D|key: {line[:40]!r}"
                 break
             records.append(record)
             self.offset += record.size
@@ -443,7 +444,7 @@ def _is_packed(key: bytes) -> bool:
         return False
 
 
-def _is_text(name: bytes) -> bool:
+def _is_name(name: bytes) -> bool:
     """Whether this is the name of a table."""
     return _is_packed(_NAME_SIZE.pack(len(name)) + name)
 
