@@ -20,7 +20,6 @@ from operator import itemgetter
 from typing import NamedTuple
 
 from ._engine.bulkload import Builder
-from ._engine.catalog import LAST_ID, Record, name_key, pack_id
 from ._engine.disk import FileVolume
 from ._engine.meta import Meta, first_page, has_magic
 from ._files.arguments import Meter, Path, Progress
@@ -219,18 +218,12 @@ def _content(view: Snapshot, tables: list[str]) -> Iterator[tuple[bytes, bytes]]
 
 
 def _fill(builder: Builder, entries: Iterator[tuple[bytes, bytes]]) -> None:
-    """Build the database. Its tables are numbered anew, in the order in which they come."""
-    catalog: list[tuple[bytes, bytes]] = []
     for name, group in groupby(((*unpacked_key(packed), value) for packed, value in entries), key=itemgetter(0)):
-        if not name:
-            builder.add((key, value) for _, key, value in group)
-            continue
-        before, number = builder.count, len(catalog) + 1
-        builder.add_to_tables((pack_id(number) + key, value) for _, key, value in group)
-        catalog.append((bytes(name_key(name)), Record(number, builder.count - before).pack()))
-    if catalog:
-        last = bytes(LAST_ID), pack_id(len(catalog))
-        builder.add_to_tables(sorted([*catalog, last]))
+        part = ((key, value) for _, key, value in group)
+        if name:
+            builder.add_to_table(name, part)
+        else:
+            builder.add(part)
 
 
 def _directory(log: ChangeLog) -> _Base:

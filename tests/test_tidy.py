@@ -99,7 +99,7 @@ OPEN_TO_ALL = {
 
 LOOKS_INTO_THE_ENGINE = """
 _files.*  _foreign.kinds  _process.handles  _transaction_context  attach  changelog  closing  database  maintenance.*
-migration  restore  salvage  sharded  shelve.lock  snapshot  table  transaction
+migration  salvage  sharded  shelve.lock  snapshot  table  transaction
 """
 """Modules above the engine that may import the rest of it."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from .balance import MIN_BRANCH, Splitter, inline_max
+from .catalog import LAST_ID, Record, name_key, pack_id
 from .disk.protocol import Disk
 from .freemap import FreeMap
 from .meta import SLOTS, Meta, encode_meta, first_page
@@ -36,10 +37,11 @@ class _Level:
 
 
 class _TreeBuilder:
-    """One tree that is being built."""
+    """One tree that is being built. `tree` is its number in the headers of its runs."""
 
-    def __init__(self, writer: PageWriter) -> None:
+    def __init__(self, writer: PageWriter, tree: int) -> None:
         self._writer = writer
+        self._tree = tree
         self._inline_max = inline_max(writer.page_size)
         self._splitter = Splitter(writer.page_size, packing=False)
         self._keys: list[bytes] = []
@@ -67,7 +69,7 @@ class _TreeBuilder:
         return self._writer.value(key, value)
 
     def _take_place(self) -> None:
-        self._writer.expected = _PLACE
+        self._writer.expected, self._writer.tree = _PLACE, self._tree
 
     def _end_leaf(self) -> None:
         low = b"" if self._last_key is None else separator(self._last_key, self._keys[0])
@@ -124,21 +126,29 @@ class Builder:
         page_size = meta.page_size
         self._free_map = FreeMap(page_size, first_page(page_size), first_page(page_size))
         self._writer = PageWriter(disk, Pager(disk, page_size, 0), self._free_map, meta.txid)
-        self._main, self._tables = _TreeBuilder(self._writer), _TreeBuilder(self._writer)
+        self._main, self._tables = _TreeBuilder(self._writer, 0), _TreeBuilder(self._writer, 1)
         self._synced = 0
+        self._records: dict[str, Record] = {}
+        """The catalog so far."""
 
     @property
     def count(self) -> int:
-        """Entries so far, of all tables and the catalog."""
+        """Entries so far, of all tables."""
         return self._main.count + self._tables.count
 
     def add(self, entries: Iterable[tuple[bytes, bytes]]) -> None:
         """Append entries to the main table. Their keys must ascend, and be greater than all before."""
         self._main.add(entries)
 
-    def add_to_tables(self, entries: Iterable[tuple[bytes, bytes]]) -> None:
-        """The same for the tree of tables, with its keys as they are there."""
-        self._tables.add(entries)
+    def add_to_table(self, name: str, entries: Iterable[tuple[bytes, bytes]]) -> None:
+        """The same for another table. Tables are built one after the other."""
+        record = self._records.get(name)
+        if record is None:
+            record = self._records[name] = Record(len(self._records) + 1, 0)
+        assert record.table_id == len(self._records), "tables are not built one after the other"
+        prefix, before = record.prefix, self._tables.count
+        self._tables.add((prefix + key, value) for key, value in entries)
+        self._records[name] = record._replace(entries=record.entries + self._tables.count - before)
 
     def sync_at(self, size: int) -> None:
         """Sync if more than `size` bytes were written since the last sync."""
@@ -150,6 +160,10 @@ class Builder:
     def finish(self) -> Meta:
         """Write the remaining nodes, sync, and write the meta pages. Returns the meta."""
         main, tables = self._main, self._tables
+        if self._records:
+            catalog = {name_key(name): record.pack() for name, record in self._records.items()}
+            catalog[LAST_ID] = pack_id(len(self._records))
+            tables.add((bytes(key), value) for key, value in sorted(catalog.items()))
         root, depth = main.finish()
         tables_root, tables_depth = tables.finish()
         free_map, writer, old = self._free_map, self._writer, self._meta

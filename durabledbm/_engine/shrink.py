@@ -60,10 +60,8 @@ def tail_runs(
         looked += 1
         if not free_map.pages.is_free(page_id):
             touch = _key_of(disk, trees[0].pager.page_size, page_id)
-            if touch is not None and _is_live(trees[0], touch[0], page_id):
+            if touch is not None and _is_live(trees[type(touch[0]) is TableKey], touch[0], page_id):
                 touches[touch[0]] = touch[1]
-            elif touch is not None and _is_live(trees[1], touch[0], page_id):
-                touches[TableKey(touch[0])] = touch[1]
         page_id -= 1
     return touches, page_id + 1
 
@@ -93,7 +91,8 @@ def _key_of(disk: Disk, page_size: int, page_id: int) -> tuple[bytes, Touch] | N
     head = disk.read(page_size, page_id * page_size)
     if len(head) < page_size:
         return None
-    kind, _, _, count, own_id, _, page_count, payload_size = HEADER.unpack_from(head)
+    kind, _, tree, count, own_id, _, page_count, payload_size = HEADER.unpack_from(head)
+    key_of = TableKey if tree else bytes
     if own_id != page_id or not 0 < page_count <= _LONGEST_RUN:
         return None
     if kind == OVERFLOW:
@@ -101,7 +100,7 @@ def _key_of(disk: Disk, page_size: int, page_id: int) -> tuple[bytes, Touch] | N
         if count > payload_size or size > min(page_count, _LONGEST_NODE) * page_size:
             return None
         run = head if size <= page_size else disk.read(size, page_id * page_size)
-        return run[HEADER.size : size], MOVE
+        return key_of(run[HEADER.size : size]), MOVE
     if kind not in (LEAF, BRANCH) or page_count > _LONGEST_NODE:
         return None
     run = head if page_count == 1 else disk.read(page_count * page_size, page_id * page_size)
@@ -113,7 +112,7 @@ def _key_of(disk: Disk, page_size: int, page_id: int) -> tuple[bytes, Touch] | N
         if is_from_handler(exc):
             raise
         return None
-    return (keys[0], TOUCH) if keys else None
+    return (key_of(keys[0]), TOUCH) if keys else None
 
 
 def leaf_batches(tree: Tree, pages: PageSet, after: bytes | None, limit: int) -> dict[bytes, bytes]:

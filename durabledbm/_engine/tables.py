@@ -259,7 +259,9 @@ def merge_trees(
     main, of_tables = split(changes)
     writer.expect(changes, max(trees.depth, trees.tables_depth))
     merged = merge(pager, writer, trees.root, trees.depth, main, packing=packing)
+    writer.tree = 1
     tables = _merge_tables(pager, writer, trees.tables_root, trees.tables_depth, of_tables, packing=packing)
+    writer.tree = 0
     return Trees(
         merged.root, merged.depth, trees.tree_count + merged.growth,
         tables.root, tables.depth, trees.tables_count + tables.growth,

@@ -15,15 +15,18 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import islice
+from operator import itemgetter
 
 from .._engine.bulkload import Builder
 from .._engine.disk import FileVolume
 from .._engine.files import first_meta
 from .._engine.meta import Meta
 from .._engine.store import Store
-from .._engine.view import State, TableView
+from .._engine.tables import names
+from .._engine.view import State, TableView, View
 from .._files.arguments import CountedProgress, Path
 from .._files.publish import check_not_mounted, real_target, replacing
 from ..errors import error
@@ -78,16 +81,20 @@ def write_whole(path: str, meta: Meta, source: os.stat_result | None, fill: Call
 
 def _copy(store: Store, state: State, builder: Builder, progress: CountedProgress | None) -> None:
     """Append all entries of `state`, of all tables, slice by slice, pausing for others."""
-    total = state.meta.entry_count + max(state.meta.tables_count, 0)
-    pace = Pace(store)
-    for view, add in (state.view, builder.add), (TableView(state.view, b""), builder.add_to_tables):
-        entries = view.items()
+    view, pace = state.view, Pace(store)
+    tables = sorted(names(view), key=itemgetter(1))
+    total = state.meta.entry_count + sum(record.entries for _, record in tables)
+    parts: list[tuple[View, Callable[[Iterable[tuple[bytes, bytes]]], None]]] = [(view, builder.add)]
+    parts += [(TableView(view, record.prefix), partial(builder.add_to_table, name)) for name, record in tables]
+    for part, add in parts:
+        entries = part.items()
+        add(())  # an empty table is one, too
         while entries_of_slice := list(_slice(entries)):
             add(entries_of_slice)
             pace.rest()
             builder.sync_at(_SYNC_BYTES)
             if progress is not None:
-                progress(builder.count, max(total, builder.count))
+                progress(builder.count, total)
 
 
 def _slice(entries: Iterator[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:

@@ -6,7 +6,8 @@ The invariants are those of docs/format.md; a `Problem` carries the number of th
    freed and may still be read; no page is two of these, and none is missing.
 2. Keys ascend strictly within a node and across the tree and lie between their parent's separators; all leaves are at
    the depth that the meta page says.
-3. A run's checksum, page id, type and length are those that its parent holds, and it was not written after its parent.
+3. A run's checksum, page id, type and length are those that its parent holds, it was not written after its parent, and
+   it names the tree that it belongs to.
 4. What the meta pages refer to is inside the file, and the older meta is the commit before or a copy of the newer.
 5. The entry counts in the meta page, and in the catalog of tables, are the numbers of entries; no two tables have the
    same id, and every entry in the tree of tables belongs to a table.
@@ -24,7 +25,7 @@ from operator import lt
 from typing import NamedTuple
 
 from .._engine.catalog import CATALOG, LAST_ID, NAMES, Record, TableKey, prefix_of
-from .._engine.page import NO_REF, ref_parts
+from .._engine.page import NO_REF, read_header, ref_parts
 from .._engine.pager import MALFORMED, Pager
 from .._engine.recovery import read_slots
 from .._engine.store import Store
@@ -71,7 +72,7 @@ class _Check:
     def run(self) -> Iterator[Problem]:
         yield from self._metas()
         meta, pager = self._meta, self._pager
-        main, tables = _Entries(), _Entries(by_table=True)
+        main, tables = _Entries(0), _Entries(1)
         for tree, entries in (
             (Tree(pager, meta.root, meta.depth), main),
             (Tree(pager, meta.tables_root, meta.tables_depth), tables),
@@ -110,6 +111,8 @@ class _Check:
                 yield from self._value(visit)
             else:
                 yield from self._age(visit, visit.txid)
+                if read_header(visit.run).tree != entries.tree:
+                    yield Problem(3, "it says that it belongs to the other tree", visit.page_id)
                 if visit.level == 1:
                     yield from entries.add(visit)
             self._tell(visit.page_count)
@@ -184,8 +187,9 @@ class _Check:
 class _Entries:
     """The entries of one tree, leaf by leaf: whether their keys are right, and how many there are."""
 
-    def __init__(self, *, by_table: bool = False) -> None:
-        self._by_table = by_table
+    def __init__(self, tree: int) -> None:
+        self.tree = tree
+        """Its number, as the headers of its runs have it."""
         self._last_key: bytes | None = None
         self.count = 0
         self.of_table: Counter[bytes] = Counter()
@@ -207,7 +211,7 @@ class _Entries:
         if keys[0] < visit.low or (visit.high is not None and keys[-1] >= visit.high):
             yield Problem(2, "keys lie outside of the parent's separators", visit.page_id)
         self.count += len(keys)
-        if self._by_table:
+        if self.tree:
             self.of_table.update(map(prefix_of, keys))
 
 
