@@ -48,6 +48,7 @@ changelog  maintenance.survey
 database  maintenance.inspect
 sharded.manifest  salvage  stdlib  remote.*
 sharded.views
+sharded.tables
 dump  sharded  shelve
 restore  migration  reshard
 export
@@ -99,7 +100,7 @@ OPEN_TO_ALL = {
 
 LOOKS_INTO_THE_ENGINE = """
 _files.*  _foreign.kinds  _process.handles  _transaction_context  attach  changelog  closing  database  maintenance.*
-migration  salvage  sharded  shelve.lock  snapshot  table  transaction
+migration  salvage  sharded  sharded.views  shelve.lock  snapshot  table  transaction
 """
 """Modules above the engine that may import the rest of it."""
 
