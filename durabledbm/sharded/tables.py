@@ -1,4 +1,4 @@
-"""Tables of a sharded database: each shard has a part of a table, and keys are placed as those of the main table are."""
+"""Tables of a sharded database: each shard has a part of each table. Keys are placed as those of the main table are."""
 
 from __future__ import annotations
 
