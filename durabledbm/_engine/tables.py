@@ -66,7 +66,7 @@ def record_of(value: bytes | None, pager: Pager) -> Record | None:
     except MALFORMED as exc:
         if is_from_handler(exc):
             raise
-        raise pager.malformed(b"", exc) from exc
+        raise pager.malformed(NO_REF, exc) from exc
 
 
 def table_view(view: View, name: str) -> TableView | None:
@@ -85,7 +85,7 @@ def names(view: View) -> Iterator[tuple[str, Record]]:
         try:
             yield key[len(kind) :].decode(), record
         except UnicodeDecodeError as exc:
-            raise view.tree.pager.malformed(b"", exc) from exc
+            raise view.tree.pager.malformed(NO_REF, exc) from exc
 
 
 # -- writing ---------------------------------------------------------------------------------------
@@ -108,7 +108,7 @@ def _numbered(changes: ChangeSet) -> tuple[Record, dict[bytes, bytes | None]]:
     try:
         table_id = 1 if last is None else unpack_id(last) + 1
     except ValueError as exc:
-        raise pager.malformed(b"", exc) from exc
+        raise pager.malformed(NO_REF, exc) from exc
     if table_id > MAX_ID:
         raise error("no more tables can be made in this file")
     return Record(table_id, 0), {LAST_ID: pack_id(table_id)}

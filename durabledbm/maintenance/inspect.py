@@ -109,6 +109,7 @@ def _way_in_tree(store: Store, state: State, key: bytes) -> tuple[list[Step], bo
         return [
             Step(page, 1, f"meta page of commit {meta.txid}: {what}, a change that is not in the tree yet")
         ], value is not None
+    key = bytes(key)  # as the tree has it
     root = f"the root is page {REF.unpack(tree.root)[0]}" if tree.depth else "the tree is empty"
     steps = [Step(page, 1, f"meta page of commit {meta.txid}: {root}")]
     pager = Pager(store.disk, meta.page_size, 0)
