@@ -519,7 +519,7 @@ class Committer:
             free_map = self.preparer.free_map()
             if not is_wasteful(free_map.pages.free_count, free_map.pages.used_count, room):
                 break
-            touches, _ = tail_runs(store.disk, store.state.view.tree, free_map, min(budget, _MOST_MOVED))
+            touches, _ = tail_runs(store.disk, store.state.view.trees(), free_map, min(budget, _MOST_MOVED))
             budget -= len(touches) + 1
             if self.rewrite(touches, packing=False).meta.page_count < smallest:
                 smallest, tries = store.state.meta.page_count, _FRUITLESS

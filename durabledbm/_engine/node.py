@@ -275,8 +275,8 @@ def edit_leaf(
         return None
     if len(keys) == 1:
         return _edited_once(leaf, keys[0], changes[keys[0]], limits)
-    # Three tables: a fingerprint for each key, the offsets of all keys and values and of the end, the cells. Each change
-    # is made to all three, and moves the offsets behind it.
+    # Three tables: fingerprints of the keys, the offsets of keys, values and the end, the cells. Each change is made to
+    # all three, and moves the offsets behind it.
     before, payload_size = _COUNT_AND_PAYLOAD(leaf)
     cells = (table := _START + before) + 4 * before + 2
     offsets = unpack_numbers(_U16, leaf, table, 2 * before + 1)

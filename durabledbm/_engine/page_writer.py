@@ -50,6 +50,8 @@ class PageWriter:
         """The refs of all runs, in the order in which they were written."""
         self.txid = txid
         self.page_size = pager.page_size
+        self.tree = 0
+        """Which tree the runs belong to that are written: 0 is the main tree, 1 the tree of tables."""
         self.expected = 1
         """How many more pages the commit will take, about: how long a free run to look for."""
         self.pages_written = 0
@@ -165,7 +167,7 @@ class PageWriter:
         """Give a run its place and write it; its ref, and its bytes."""
         page_count = pages_for(sum(map(len, payload)), self.page_size)
         page_id = self._allocate(page_count)
-        run = seal(kind, flags, entry_count, page_id, self.txid, self.page_size, *payload)
+        run = seal(kind, flags, entry_count, page_id, self.txid, self.page_size, *payload, tree=self.tree)
         return self.write(run, page_id, page_count), run
 
     def value(self, key: bytes, value: bytes) -> Overflow:
@@ -174,7 +176,7 @@ class PageWriter:
         page_count = -(-used // self.page_size)
         page_id = self._allocate(page_count)
         header = HEADER.pack(
-            OVERFLOW, 0, 0, len(key), page_id, self.txid, page_count, len(key) + len(value)
+            OVERFLOW, 0, self.tree, len(key), page_id, self.txid, page_count, len(key) + len(value)
         )
         padding = bytes(page_count * self.page_size - used)
         checksum = crc32c(padding, crc32c(value, crc32c(key, crc32c(header))))

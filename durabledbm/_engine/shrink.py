@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 from .._interrupts import is_from_handler
 from ..errors import CorruptionError
+from .catalog import TableKey
 from .disk.protocol import Disk
 from .freemap import FreeMap
 from .merge import MOVE, TOUCH, Touch
@@ -51,11 +52,14 @@ def is_half_empty(spare: int, used: int, written: int) -> bool:
     return spare > max(used, written * 5 // 4) + _WASTEFUL_PAGES
 
 
-def tail_runs(disk: Disk, tree: Tree, free_map: FreeMap, limit: int) -> tuple[dict[bytes, Touch], int]:
+def tail_runs(
+    disk: Disk, trees: tuple[Tree, Tree], free_map: FreeMap, limit: int
+) -> tuple[dict[bytes, Touch], int]:
     """Keys that lead to the last runs in the file, about `limit` of them, and the page from which on these stand.
 
-    They are found by reading the last pages in use, down to where the file could end. A run that this commit's tree has
-    replaced looks like the rest: so each is looked for in the tree.
+    They are found by reading the last pages in use, down to where the file could end. A run that this commit has
+    replaced looks like the rest: so each is looked for in the `trees`, the main one and that of tables. Keys of the
+    latter are `TableKey`s.
     """
     touches: dict[bytes, Touch] = {}
     page_id = free_map.pages.page_count - 1
@@ -67,8 +71,8 @@ def tail_runs(disk: Disk, tree: Tree, free_map: FreeMap, limit: int) -> tuple[di
     while page_id >= end and len(touches) < limit and looked < 4 * limit + _LONGEST_RUN:
         looked += 1
         if not free_map.pages.is_free(page_id) and page_id not in freed:
-            touch = _key_of(disk, tree, page_id)
-            if touch is not None and _is_live(tree, touch[0], page_id):
+            touch = _key_of(disk, trees[0].pager.page_size, page_id)
+            if touch is not None and _is_live(trees[type(touch[0]) is TableKey], touch[0], page_id):
                 touches[touch[0]] = touch[1]
         page_id -= 1
     return touches, page_id + 1
@@ -94,13 +98,13 @@ def _is_live(tree: Tree, key: bytes, page_id: int) -> bool:
     return met
 
 
-def _key_of(disk: Disk, tree: Tree, page_id: int) -> tuple[bytes, Touch] | None:
-    """A key that leads to the run that starts at the page, if it looks like one of the tree. Reads little of it."""
-    page_size = tree.pager.page_size
+def _key_of(disk: Disk, page_size: int, page_id: int) -> tuple[bytes, Touch] | None:
+    """A key that leads to the run that starts at the page, if it looks like one of a tree. Reads little of it."""
     head = disk.read(page_size, page_id * page_size)
     if len(head) < page_size:
         return None
-    kind, _, _, count, own_id, _, page_count, payload_size = HEADER.unpack_from(head)
+    kind, _, tree, count, own_id, _, page_count, payload_size = HEADER.unpack_from(head)
+    key_of = TableKey if tree else bytes
     if own_id != page_id or not 0 < page_count <= _LONGEST_RUN:
         return None
     if kind == OVERFLOW:
@@ -108,7 +112,7 @@ def _key_of(disk: Disk, tree: Tree, page_id: int) -> tuple[bytes, Touch] | None:
         if count > payload_size or size > min(page_count, _LONGEST_NODE) * page_size:
             return None
         run = head if size <= page_size else disk.read(size, page_id * page_size)
-        return run[HEADER.size : size], MOVE
+        return key_of(run[HEADER.size : size]), MOVE
     if kind not in (LEAF, BRANCH) or page_count > _LONGEST_NODE:
         return None
     run = head if page_count == 1 else disk.read(page_count * page_size, page_id * page_size)
@@ -120,7 +124,7 @@ def _key_of(disk: Disk, tree: Tree, page_id: int) -> tuple[bytes, Touch] | None:
         if is_from_handler(exc):
             raise
         return None
-    return (keys[0], TOUCH) if keys else None
+    return (key_of(keys[0]), TOUCH) if keys else None
 
 
 def leaf_batches(tree: Tree, pages: PageSet, after: bytes | None, limit: int) -> dict[bytes, bytes]:

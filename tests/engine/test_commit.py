@@ -500,7 +500,7 @@ def test_a_failure_of_our_own_in_a_commit_leaves_the_handle_sound(
     with opened(volume) as db:
         db.update(SMALL)
         with monkeypatch.context() as patch:
-            patch.setattr(prepare_module, "merge", interrupted)
+            patch.setattr(prepare_module, "merge_trees", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 db.update(LARGE)
         assert dict(db.items()) == SMALL

@@ -46,7 +46,7 @@ def way(tree: Tree, key: bytes) -> set[int]:
 
 
 def found(engine: Engine, limit: int = EVERYTHING) -> dict[bytes, Touch]:
-    return tail_runs(engine.disk, engine.tree, engine.space, limit)[0]
+    return tail_runs(engine.disk, (engine.tree, Tree(engine.tree.pager)), engine.space, limit)[0]
 
 
 def at_end(engine: Engine) -> set[int]:
