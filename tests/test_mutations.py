@@ -163,7 +163,7 @@ MUTATIONS = {
         "_engine/commit.py", "            self.store.poison(exc)\n            raise\n", "            pass\n", FAULTS
     ),
     "mark a commit steady before it is synced": Mutation(
-        "_engine/commit.py", "            steady=False,\n", "            steady=True,\n", FULL
+        "_engine/meta.py", "steady_txid, False, relaxed, time_ns", "steady_txid, True, relaxed, time_ns", FULL
     ),
     "show a commit before it is synced": Mutation(
         "_engine/commit.py",

@@ -55,7 +55,7 @@ from .files import initialise, random_bytes
 from .merge import Touch
 from .meta import META_SIZE, STAMP_OFFSET, STAMP_SIZE, Meta, encode_meta, flaw_of, now_ns, stamp_with, steady_copy
 from .page import NO_REF
-from .prepare import Batch, Prepared, Preparer, has_room
+from .prepare import MOST_EXTENTS, MOST_PAGES, MOST_PAGES_RELAXED, Batch, Prepared, Preparer, has_room
 from .recovery import Slots, newest, read_slots
 from .shrink import is_wasteful, tail_runs
 from .spill import Spill
@@ -75,12 +75,6 @@ _AFTER_IO_ERROR = {
     Phase.POISONED: Phase.POISONED,
 }
 """The table above, for I/O errors. An interrupt leads to `UNKNOWN` from every phase but `POISONED`."""
-
-_LISTED_PAGES = 256
-"""A commit with more pages syncs twice instead of listing them: verifying them after a crash would take long."""
-
-_LISTED_PAGES_RELAXED = 512
-_LISTED_EXTENTS = 64
 
 _MOST_MOVED = 1024
 """Runs that one commit moves at most."""
@@ -383,8 +377,8 @@ class Committer:
         if not prepared.merged:
             return True
         extents = prepared.meta.extents
-        most = _LISTED_PAGES if prepared.sync else _LISTED_PAGES_RELAXED
-        fits = sum(extent.page_count for extent in extents) <= most and len(extents) <= _LISTED_EXTENTS
+        most = MOST_PAGES if prepared.sync else MOST_PAGES_RELAXED
+        fits = sum(extent.page_count for extent in extents) <= most and len(extents) <= MOST_EXTENTS
         return fits and not spilled and has_room(prepared.meta.changes, len(extents))
 
     def _numbered(self, old: State, meta: Meta, *, relaxed: bool) -> tuple[int, Meta]:
@@ -392,15 +386,11 @@ class Committer:
         store = self.store
         durable = old.meta.txid <= store.durable_txid
         slot = 1 - old.slot if durable else old.slot
-        meta = meta._replace(
-            txid=old.meta.txid + 1,
-            steady_txid=store.durable_txid,
-            steady=False,
-            relaxed=relaxed,
-            time_ns=now_ns(),
-        )
+        txid = old.meta.txid + 1
+        generation = meta.generation, meta.generation_txid
         if not self._generation_begun:
-            meta = meta._replace(generation=random_bytes(8), generation_txid=meta.txid)
+            generation = random_bytes(8), txid
+        meta = meta.numbered(txid, store.durable_txid, now_ns(), *generation, relaxed=relaxed)
         if (flaw := flaw_of(meta)) is not None:  # following from what the one before said
             raise CorruptionError(f"after this commit, the meta page would say: {flaw}", path=store.path)
         self._cut_due = self._cut_due or meta.page_count < old.meta.page_count
@@ -529,7 +519,7 @@ class Committer:
             free_map = self.preparer.free_map()
             if not is_wasteful(free_map.pages.free_count, free_map.pages.used_count, room):
                 break
-            touches, _ = tail_runs(store.disk, store.state.view.tree, free_map, min(budget, _MOST_MOVED))
+            touches, _ = tail_runs(store.disk, store.state.view.trees(), free_map, min(budget, _MOST_MOVED))
             budget -= len(touches) + 1
             if self.rewrite(touches, packing=False).meta.page_count < smallest:
                 smallest, tries = store.state.meta.page_count, _FRUITLESS

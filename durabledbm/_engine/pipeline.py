@@ -38,7 +38,9 @@ T = TypeVar("T")
 
 
 class Pipeline(ABC):
-    """Applies operations and commits their changes. All but `put` are called inside an operation (see `threads`)."""
+    """Applies operations and commits their changes. All but the `put` of a pipeline that `defers` are called inside an
+    operation (see `threads`).
+    """
 
     defers = False
     """Whether `deferred` may be anything but None."""
@@ -56,7 +58,9 @@ class Pipeline(ABC):
         """Apply one operation as an atomic change; return when the durability mode says so."""
 
     def put(self, key: bytes, value: bytes) -> bool:
-        """Set the value of `key` without a lease, if that is possible. False if it was not: then use `apply`."""
+        """As `apply`, for the most common of all operations: set the value of `key` in a shorter way. False if there is
+        none now: then use `apply`.
+        """
         return False
 
     @abstractmethod

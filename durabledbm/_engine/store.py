@@ -253,7 +253,8 @@ class Store:
         """Make `state` current. What it changes leaves the row cache first, and cannot be put back meanwhile."""
         old = self.state.meta
         with self.rows.lock:
-            if changes is None and state.meta.root == old.root and state.meta.txid > old.txid > 0:
+            same_trees = state.meta.root == old.root and state.meta.tables_root == old.tables_root
+            if changes is None and same_trees and state.meta.txid > old.txid > 0:
                 changes = {**old.changes, **state.meta.changes}
             if changes is None or len(changes) > _FORESEEN:
                 self.rows.clear()
@@ -278,7 +279,7 @@ class Store:
                 return layer[key]
         pager = self.pager
         misses = pager.misses
-        value = view.tree.find(key)
+        value = view.tree_of(key).find(key)
         if pager.misses == misses:
             self.hits += 1
         if type(value) is Overflow:

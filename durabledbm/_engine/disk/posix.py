@@ -193,9 +193,11 @@ class FileDisk:
         try:
             if self._fd < 0:
                 return False
+            if os.lseek(self._fd, 0, 1) == self._mark:
+                return True
             # More than one look: another thread that seeks puts the position back before it is taken off the list, and
             # may have done both between the two questions.
-            return any(os.lseek(self._fd, 0, os.SEEK_CUR) == self._mark or self._seeking for _ in range(4))
+            return any(self._seeking or os.lseek(self._fd, 0, 1) == self._mark for _ in range(4))
         except OSError as exc:
             if is_interrupt(exc):
                 raise
