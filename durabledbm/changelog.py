@@ -330,12 +330,12 @@ class ChangeLog:
             for item in window:
                 if isinstance(item, Commit):
                     continue
-                batch[item.table, item.key] = item.value
-                count += 1
-                size += len(item.key) + len(item.value or b"")
                 if size > BATCH or len(batch) > 4096:
                     _apply(batch, db)
                     size = 0
+                batch[item.table, item.key] = item.value
+                count += 1
+                size += len(item.key) + len(item.value or b"")
             _apply(batch, db)
         return count
 

@@ -71,8 +71,10 @@ def _release(handle: Handle, *, flushed: bool) -> None:
     writer, lease = handle._store.writer, Lease()
     try:
         writer.take_lease(lease, handle.path, handle._pipeline.timeout)
-        while flushed and handle._pipeline.deferred() is not None:  # left by a transaction that ended only now
-            lease.end()
+        while True:
+            if not flushed or handle._pipeline.deferred() is None:
+                break
+            lease.end()  # what is deferred was left by a transaction that ended only now
             handle._pipeline.flush()
             writer.take_lease(lease, handle.path, handle._pipeline.timeout)
         handle._close_files()

@@ -332,8 +332,14 @@ class Database(WithTables):
     def _put(self, key: bytes, value: bytes) -> None:
         if self._transactions and (transaction := own_transaction(self, to_write=True)) is not None:
             transaction._put(key, value)
-        elif not (self._pipeline.defers and self._pipeline.put(key, value)):
+        elif not (self._pipeline.put(key, value) if self._pipeline.defers else self._put_alone(key, value)):
             self._run(lambda changes: changes.put(key, value))
+
+    def _put_alone(self, key: bytes, value: bytes) -> bool:
+        self._store.check_writable()
+        self._raise_background_failure()
+        done: bool = self._guarded(self._store.inside.call, self._pipeline.put, key, value)
+        return done
 
     def _delete(self, key: bytes) -> bool:
         return self._change(ChangeSet.discard, key)

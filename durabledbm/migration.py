@@ -23,7 +23,7 @@ from __future__ import annotations
 import errno
 import filecmp
 import os
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
 from itertools import zip_longest
@@ -296,10 +296,8 @@ def _swap(old: Found, fresh: Temporary) -> None:
     volume = FileVolume()
     suffixes = _present(old)
     with ExitStack() as undo:
-        for suffix in suffixes:
-            backup = old.name + BACKUP + suffix
-            if _second_name(old.name + suffix, backup):
-                undo.callback(_unlink, backup)
+        for backup in _backups(old.name, suffixes):
+            undo.callback(_unlink, backup)
         volume.sync_directory(old.name)
         if "" in suffixes:
             with mounts_told(old.name):
@@ -425,10 +423,18 @@ def _second_name(path: str, name: str) -> bool:
     return True
 
 
+def _backups(name: str, suffixes: Iterable[str]) -> Iterator[str]:
+    """Give these files of the old database names for the backup; those that did not have them yet."""
+    for suffix in suffixes:
+        backup = name + BACKUP + suffix
+        if _second_name(name + suffix, backup):
+            yield backup
+
+
 def _copy(path: str, name: str) -> None:
     """A complete copy, in place of a second name, on a file system without hard links."""
     with open(path, "rb") as file, publishing(name, like=os.stat(path), replace=True) as copy:
         offset = 0
-        while piece := file.read(_PIECE):
+        for piece in iter(partial(file.read, _PIECE), b""):
             copy.disk.write(offset, (piece,))
             offset += len(piece)

@@ -77,10 +77,10 @@ def _spread(entries: Iterable[Entry], builders: list[Builder], adds: list[Callab
     for entry in entries:
         number = place(entry[0], len(builders))
         batch = batches[number]
-        batch.append(entry)
         if len(batch) >= _BATCH:
             adds[number](batch)
             builders[number].sync_at(_SYNC_BYTES)
             batch.clear()
+        batch.append(entry)
     for add, batch in zip(adds, batches, strict=True):
         add(batch)

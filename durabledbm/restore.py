@@ -245,8 +245,7 @@ def _file(path: str, status: os.stat_result) -> _Base:
             if commit is not None or not record.flags & GROUPED or record.kind not in (PUT, COMMIT):
                 raise error(f"{path}: is not a dump")
             count += 1
-            if record.kind == COMMIT:
-                commit = record.commit()
+            commit = record.commit() if record.kind == COMMIT else None
         if commit is None:
             raise CorruptionError("the dump is not complete: its end is missing", path=path)
         label = Label(reader.identity, *commit)
@@ -255,9 +254,7 @@ def _file(path: str, status: os.stat_result) -> _Base:
 
 def _changes(path: str) -> Iterator[Change]:
     with open(path, "rb", buffering=0) as file:
-        for record in StreamReader(file, path):
-            if record.kind == PUT:
-                yield record.change()
+        yield from (record.change() for record in StreamReader(file, path) if record.kind == PUT)
 
 
 def _puts(changes: Iterator[Change], name: str) -> Iterator[tuple[bytes, bytes]]:

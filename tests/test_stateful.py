@@ -289,8 +289,8 @@ class Store(RuleBasedStateMachine):
         """While iterating over it; in one commit."""
         doomed = [key for key in sorted(self.model) if (start or b"") <= key and (stop is None or key < stop)]
         with self.db.transaction() as tx:
-            for key, _ in self.db.range(start, stop):
-                del tx[key]
+            for key, _ in self._in(self.db).range(start, stop):
+                del self._in(tx)[key]
         self._mirror(dict.fromkeys(doomed))
 
     @precondition(lambda self: self._writable())

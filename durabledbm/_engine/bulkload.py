@@ -125,7 +125,8 @@ class Builder:
         self._meta = meta
         page_size = meta.page_size
         self._free_map = FreeMap(page_size, first_page(page_size), first_page(page_size))
-        self._writer = PageWriter(disk, Pager(disk, page_size, 0), self._free_map, meta.txid)
+        self._writes = disk.writes()
+        self._writer = PageWriter(self._writes, Pager(disk, page_size, 0), self._free_map, meta.txid)
         self._main, self._tables = _TreeBuilder(self._writer, 0), _TreeBuilder(self._writer, 1)
         self._synced = 0
         self._records: dict[str, Record] = {}
@@ -176,7 +177,7 @@ class Builder:
             tree_count=main.count, root=root, depth=depth, tables_count=tables.count, tables_root=tables_root,
             tables_depth=tables_depth, space=ref, steady_txid=old.txid, steady=True, time_ns=old.time_ns,
         )  # fmt: skip
-        self._disk.write(0, (encode_meta(meta) * SLOTS,))
-        self._disk.resize(meta.page_count * meta.page_size)
+        self._writes.write(0, (encode_meta(meta) * SLOTS,))
+        self._writes.resize(meta.page_count * meta.page_size)
         self._disk.sync()
         return meta

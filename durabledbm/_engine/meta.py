@@ -141,6 +141,28 @@ class Meta(NamedTuple):
     extents: tuple[Extent, ...] = ()
     changes: Mapping[bytes, bytes | None] = _NO_CHANGES
 
+    # What follows does what `_replace` would, in a third of the time: it is on the way of every write.
+
+    def with_changes(
+        self, entry_count: int, extents: tuple[Extent, ...], changes: Mapping[bytes, bytes | None]
+    ) -> Meta:
+        """The same tree with other changes."""
+        return Meta(
+            self.txid, self.page_size, self.database_id, self.page_count, entry_count, self.tree_count, self.root,
+            self.depth, self.tables_count, self.tables_root, self.tables_depth, self.space, self.steady_txid,
+            self.steady, self.relaxed, self.time_ns, self.generation, self.generation_txid, extents, changes,
+        )  # fmt: skip
+
+    def numbered(
+        self, txid: int, steady_txid: int, time_ns: int, generation: bytes, generation_txid: int, *, relaxed: bool
+    ) -> Meta:
+        """The same content as another commit, which is not steady yet."""
+        return Meta(
+            txid, self.page_size, self.database_id, self.page_count, self.entry_count, self.tree_count, self.root,
+            self.depth, self.tables_count, self.tables_root, self.tables_depth, self.space, steady_txid, False, relaxed,
+            time_ns, generation, generation_txid, self.extents, self.changes,
+        )  # fmt: skip
+
 
 def now_ns() -> int:
     """Nanoseconds since 1970, as files hold them: 0, which means "unknown", if the clock shows an earlier time."""
@@ -165,9 +187,9 @@ def flaw_of(meta: Meta) -> str | None:
         return f"{meta.page_count} pages"
     if meta.tables_depth > MAX_DEPTH:
         return f"a tree of {meta.tables_depth} levels"
-    low, *_, high = sorted((meta.entry_count, meta.tree_count, meta.tables_count))
-    if low < 0 or high > meta.page_count * meta.page_size:
-        return f"{low if low < 0 else high} entries"
+    for count in (meta.entry_count, meta.tree_count, meta.tables_count):
+        if not 0 <= count <= meta.page_count * meta.page_size:
+            return f"{count} entries"
     if meta.extents and sum(extent.page_count for extent in meta.extents) > MAX_LISTED:
         return "a list of too many pages"
     return None
@@ -222,7 +244,7 @@ def encode_meta(meta: Meta, changes: bytes | None = None) -> bytes:
         meta.steady_txid, meta.time_ns, meta.database_id, meta.generation, meta.generation_txid,
         len(changes), len(meta.extents), len(meta.changes), meta.tables_count, meta.tables_root, 0,
     )  # fmt: skip
-    body = b"".join((fixed, *(_EXTENT.pack(*extent) for extent in meta.extents), changes))
+    body = b"".join((fixed, *[_EXTENT.pack(*extent) for extent in meta.extents], changes))
     assert len(body) <= STAMP_OFFSET, "the changes do not fit in a meta page"
     body = body.ljust(STAMP_OFFSET, b"\0") + meta.txid.to_bytes(8, "little")
     return body + crc32c(body).to_bytes(4, "little")

@@ -18,14 +18,23 @@ from .merge import Change
 from .meta import CHANGE_OVERHEAD, Meta, encode_changes, first_page, room_for
 from .page import NO_REF
 from .page_writer import PageWriter
-from .shrink import is_wasteful, tail_runs
+from .shrink import is_half_empty, is_wasteful, tail_runs
 from .spill import Spill
 from .store import Phase, Store
 from .tables import Trees, drops_table, merge_trees
 from .tree import walk
-from .view import State, View
+from .view import Layer, State, View
 
-__all__ = ["Batch", "Prepared", "Preparer", "has_room"]
+__all__ = ["MOST_EXTENTS", "MOST_PAGES", "MOST_PAGES_RELAXED", "Batch", "Prepared", "Preparer", "has_room"]
+
+MOST_PAGES = 256
+"""A commit with more pages syncs twice instead of listing them: verifying them after a crash would take long."""
+
+MOST_PAGES_RELAXED = 512
+"""Commits that were not synced list so many together."""
+
+MOST_EXTENTS = 64
+"""So does one whose pages are in more places."""
 
 _RESERVE = 8
 """A file has so many pages that hold nothing, and one for each level of its tree, so that something can be deleted when
@@ -95,6 +104,8 @@ class Preparer:
         """Pages that the commit before the last one needed."""
         self._written = 0
         """Pages the last merging commit wrote. The next may need as many, so keep that much free."""
+        self._places = 0
+        """In how many places it wrote them."""
 
     def prepare(self, old: State, batch: Batch, *, sync: bool) -> Prepared:
         """Prepare the successor of `old`: write its pages, and return its meta."""
@@ -107,6 +118,9 @@ class Preparer:
         meta = self._emptied(old, changes) if batch.cleared else self._in_meta(old, changes)
         if meta is not None:
             return Prepared(meta, self._encoded[1], sync, False)
+        # Where the list is about to get too long, a sync is due anyway. Then this commit may as well become durable, so
+        # that the pages which were freed meanwhile are reused.
+        sync = sync or self._list_is_long(old.meta)
         try:
             return Prepared(self._in_tree(old, batch, sync=sync), None, sync, True)
         except OSError as exc:
@@ -116,6 +130,13 @@ class Preparer:
             if meta is None:
                 raise
             return Prepared(meta, None, True, True)  # synced: the next one needs the pages that it has freed
+
+    def _list_is_long(self, meta: Meta) -> bool:
+        """Whether another merge like the last one would make the list of pages too long for a meta page."""
+        if meta.txid <= self._store.durable_txid:
+            return False
+        pages = sum(extent.page_count for extent in meta.extents)
+        return len(meta.extents) + self._places > MOST_EXTENTS or pages + self._written > MOST_PAGES_RELAXED
 
     def _in_meta(self, old: State, changes: Mapping[bytes, bytes | None]) -> Meta | None:
         """The successor with the changes in its meta page, or None if they do not fit."""
@@ -128,7 +149,7 @@ class Preparer:
         if len(encoded) > room:
             return None
         self._encoded = waiting, encoded
-        return old.meta._replace(entry_count=count, changes=waiting, extents=extents)
+        return old.meta.with_changes(count, extents, waiting)
 
     def _emptied(self, old: State, changes: Mapping[bytes, bytes | None]) -> Meta | None:
         """The successor with empty trees and the changes in its meta page, or None if they do not fit, or if there are
@@ -160,7 +181,8 @@ class Preparer:
         changes = batch.changes
         free_map = self.free_map()
         self._free_map = None  # until this commit is through, a failure leaves it unknown
-        writer = PageWriter(self._store.disk, pager, free_map, old.meta.txid + 1, grow=not batch.frugal)
+        writes = self._store.writer.writes(self._store.path)
+        writer = PageWriter(writes, pager, free_map, old.meta.txid + 1, grow=not batch.frugal)
         trees = Trees.of(old.meta)
         if batch.cleared:
             trees = trees.without_main(pager, free_map)
@@ -176,8 +198,8 @@ class Preparer:
         return self._sealed(old, batch, trees, free_map, writer, sync=sync)
 
     def _with_tail(self, view: View, free_map: FreeMap, changes: Mapping[bytes, Change]) -> Mapping[bytes, Change]:
-        """The changes, and, if much of the file is free, what stands at its end, so that it can be cut off."""
-        if not is_wasteful(free_map.pages.free_count, free_map.pages.used_count, self._written):
+        """The changes, and, if most of the file is free, what stands at its end, so that it can be cut off."""
+        if not is_half_empty(free_map.pages.free_count, free_map.pages.used_count, self._written):
             return changes
         free_map.pages.cut_tail(all_of_it=True)
         tail, start = tail_runs(self._store.disk, view.trees(), free_map, len(changes) // 2 + _LEAST_MOVED)
@@ -210,7 +232,7 @@ class Preparer:
         self._free_map = free_map
         store.pages_written += writer.pages_written
         if not fold:
-            self._written = writer.pages_written
+            self._written, self._places = writer.pages_written, len(extents)
         if old.meta.txid > store.durable_txid:
             extents = old.meta.extents + extents
         return old.meta._replace(
@@ -307,11 +329,11 @@ class Preparer:
 
 def _waiting(
     old: State, changes: Mapping[bytes, bytes | None], *, appending: bool = False
-) -> tuple[dict[bytes, bytes | None], int, bool]:
+) -> tuple[Layer, int, bool]:
     """All changes that are not in the tree with `changes` among them, the number of entries then, and whether encoding
     `changes` behind the others is encoding all of them, if there is something encoded to append to.
     """
-    waiting = dict(old.meta.changes)
+    waiting = Layer(old.meta.changes)
     view = old.view
     count = old.meta.entry_count
     for key, value in changes.items():

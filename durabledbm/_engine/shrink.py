@@ -20,7 +20,7 @@ from .page import BRANCH, CRC_SIZE, HEADER, LEAF, OVERFLOW, REF, self_consistent
 from .pager import MALFORMED
 from .tree import PageSet, Tree, walk
 
-__all__ = ["is_wasteful", "leaf_batches", "spare_pages", "tail_runs"]
+__all__ = ["is_half_empty", "is_wasteful", "leaf_batches", "spare_pages", "tail_runs"]
 
 _WASTEFUL = 0.2
 """Pages that a file may have beyond those in use, in proportion to them: room to write in..."""
@@ -43,22 +43,34 @@ def is_wasteful(spare: int, used: int, written: int = 0) -> bool:
     return spare > max(used * _WASTEFUL, min(written * 5 // 4, used)) + _WASTEFUL_PAGES
 
 
+def is_half_empty(spare: int, used: int, written: int) -> bool:
+    """Whether a file has so many pages more than it needs that even small commits are to make it smaller.
+
+    Looking for what stands at the end costs more than a small commit. Copy-on-write always leaves some pages free, and
+    large commits, closing and `reorganize` give back what there is in between.
+    """
+    return spare > max(used, written * 5 // 4) + _WASTEFUL_PAGES
+
+
 def tail_runs(
     disk: Disk, trees: tuple[Tree, Tree], free_map: FreeMap, limit: int
 ) -> tuple[dict[bytes, Touch], int]:
     """Keys that lead to the last runs in the file, about `limit` of them, and the page from which on these stand.
 
-    They are found by reading the last pages in use, down to where the file could end. A run that the tree has replaced
-    lately, and that may not be overwritten yet, looks like the rest: so each is looked for in the `trees`, the main
-    one and that of tables. Keys of the latter are `TableKey`s.
+    They are found by reading the last pages in use, down to where the file could end. A run that this commit has
+    replaced looks like the rest: so each is looked for in the `trees`, the main one and that of tables. Keys of the
+    latter are `TableKey`s.
     """
     touches: dict[bytes, Touch] = {}
     page_id = free_map.pages.page_count - 1
     looked = 0
     end = free_map.pages.used_count
+    freed: set[int] = set()  # lately, so they may not be overwritten yet
+    for _, (first, count) in free_map.pending_runs():
+        freed.update(range(max(first, end), first + count))
     while page_id >= end and len(touches) < limit and looked < 4 * limit + _LONGEST_RUN:
         looked += 1
-        if not free_map.pages.is_free(page_id):
+        if not free_map.pages.is_free(page_id) and page_id not in freed:
             touch = _key_of(disk, trees[0].pager.page_size, page_id)
             if touch is not None and _is_live(trees[type(touch[0]) is TableKey], touch[0], page_id):
                 touches[touch[0]] = touch[1]

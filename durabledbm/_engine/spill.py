@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from .catalog import of_tables
-from .disk.protocol import Disk
+from .disk.protocol import Writes
 from .freemap import FreeMap
 from .merge import Change
 from .page_writer import Mark, PageWriter
@@ -23,12 +23,12 @@ __all__ = ["Spill"]
 class Spill:
     """The trees of a transaction on top of `state` that has outgrown memory."""
 
-    def __init__(self, disk: Disk, state: State, free_map: FreeMap, *, cleared: bool) -> None:
+    def __init__(self, writes: Writes, state: State, free_map: FreeMap, *, cleared: bool) -> None:
         self._pager = pager = state.view.tree.pager
         self._waiting = state.meta.changes
         """Changes that are not in the trees yet."""
         self._free_map = free_map
-        self._writer = PageWriter(disk, pager, free_map, state.meta.txid + 1)
+        self._writer = PageWriter(writes, pager, free_map, state.meta.txid + 1)
         self._writer.own = set()
         self._trees = Trees.of(state.meta)
         if cleared:

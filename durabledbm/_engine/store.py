@@ -173,8 +173,8 @@ class Store:
     def _look_again(self) -> None:
         if not self.writer.is_current:
             self._refresh()
-        elif self.read(STAMP_SIZE, STAMP_OFFSET) != self.stamp and self.phase is Phase.IDLE:
-            raise self.replaced()
+        elif self.read(STAMP_SIZE, STAMP_OFFSET) != self.stamp and self.phase is Phase.IDLE and self.writer.is_current:
+            raise self.replaced()  # (if the lock went with a fork in between, there was nothing to compare)
 
     def _refresh(self) -> None:
         seen = self.state.meta
@@ -444,7 +444,7 @@ class Store:
         self._released()
 
     def unpin_dropped(self, reader: Reader) -> None:
-        """`unpin` in a finalizer. An interrupt would be lost there, so the thread's next use of the handle raises it."""
+        """`unpin` in a finalizer. An interrupt would be lost there; the thread's next use of the handle raises it."""
         try:
             self.unpin(reader)
         except BaseException as exc:
@@ -591,7 +591,4 @@ def _adopt(store: weakref.ref[Store], readers: list[Reader]) -> None:
     this.attend()
     with this.mutex:
         for reader in readers:
-            if txid := reader.txid:
-                this.pins.add(reader, txid)
-                this.pins.locked.add(txid)
-                pin(this.disk, txid)
+            this.pins.pin_again(this.disk, reader)

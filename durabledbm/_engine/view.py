@@ -319,7 +319,8 @@ class State:
     @classmethod
     def make(cls, meta: Meta, slot: int, pager: Pager) -> State:
         """The state that `meta`, in `slot`, stands for."""
-        layers = (Layer(meta.changes),) if meta.changes else ()
+        changes = meta.changes
+        layers = (changes if type(changes) is Layer else Layer(changes),) if changes else ()
         tables = Tree(pager, meta.tables_root, meta.tables_depth)
         return cls(meta, slot, View(Tree(pager, meta.root, meta.depth), layers, tables))
 

@@ -259,9 +259,13 @@ class Shelf(_stdlib.Shelf[_V]):
             self.dict.update({key.encode(self.keyencoding): raw for key, raw in raws.items()})
             if self.writeback:
                 for key, value in entries.items():
-                    self.cache.put(key, value, raws[key])
-                    if self.cache.full:
-                        self.cache.shrink(self.dict, self._codec())
+                    self._keep(key, value, raws[key])
+
+    def _keep(self, key: str, value: _V, raw: bytes) -> None:
+        """Put an object that was written into the cache, and make room there. The lock must be held."""
+        self.cache.put(key, value, raw)
+        if self.cache.full:
+            self.cache.shrink(self.dict, self._codec())
 
     def clear(self) -> None:
         """Remove all entries, in one operation if the mapping has one."""

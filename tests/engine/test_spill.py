@@ -396,7 +396,7 @@ def new_spill(
     committer = Committer(store)
     lease = Lease()
     committer.begin(lease, 0)
-    return Spill(store.disk, store.state, committer.preparer.take_free_map(), cleared=cleared), committer, lease
+    return Spill(committer.writes(), store.state, committer.preparer.take_free_map(), cleared=cleared), committer, lease
 
 
 def test_what_waits_in_the_meta_page_goes_into_the_first_spill() -> None:
