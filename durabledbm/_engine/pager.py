@@ -19,7 +19,7 @@ from .cache import Generations
 from .checksum import crc32c
 from .disk.protocol import Readable
 from .node import Branch, Overflow, decode_branch, find_child
-from .page import BRANCH, CRC_SIZE, HEADER, LEAF, OVERFLOW, REF, mismatch, pages_for
+from .page import BRANCH, CRC_SIZE, HEADER, LEAF, OVERFLOW, REF, matches, mismatch, pages_for
 from .sparse import LONG, crc_if_whole, is_sparse, kept_pages
 
 __all__ = ["MALFORMED", "Pager"]
@@ -33,11 +33,12 @@ _BRANCH_COST = 120
 _RAW_MAX = 64
 """Branches that are kept as bytes, in case that they are asked for again."""
 
+_LEAF_RARITY = 4
+"""Once the cache is full, one leaf of so many that were read is kept. Keeping costs more than reading: memory that was
+not touched for long, for the new leaf, in place of what the last one has just left."""
+
 _AHEAD = 1 << 16
 """Bytes, about, that a scan reads at a time."""
-
-_LEAF_ONLY = (LEAF,)
-_OVERFLOW_ONLY = (OVERFLOW,)
 
 _BEYOND = "the page is beyond the file's end"
 _CHECKSUM = "the checksum does not match the content"
@@ -123,11 +124,13 @@ class Pager:
 
     def leaf(self, ref: bytes, *, keep: bool = True) -> bytes:
         """The sealed run of the leaf at `ref`. `keep` false leaves the cache alone: for long scans."""
-        node = self.nodes.young.get(ref)
+        nodes = self.nodes
+        node = nodes.young.get(ref)
         if node is None:
-            node = self.nodes.old.get(ref)
+            node = nodes.old.get(ref)
             if node is None:
                 node = self.read(ref, LEAF)
+                keep = keep and not (nodes.old and self.misses % _LEAF_RARITY)
             if keep:
                 self.keep(ref, node)
         if type(node) is not bytes:
@@ -168,7 +171,7 @@ class Pager:
                 run = b""  # reading them one by one tells what is wrong
             for page_id, count in places:
                 leaf = run[(page_id - low) * size : (page_id - low + count) * size]
-                if len(leaf) < count * size or mismatch(leaf, refs[at], _LEAF_ONLY) is not None:
+                if len(leaf) < count * size or not matches(leaf, refs[at], LEAF):
                     leaf = self.read(refs[at], LEAF)  # which says what is wrong, if it still is
                 else:
                     self.misses += 1
@@ -201,6 +204,9 @@ class Pager:
             if size > LONG:
                 self._check_long(ref, kind)
             run = self._disk.read(size, page_id * self.page_size) if size <= _CHUNK else b""
+            if len(run) == size and matches(run, ref, kind):
+                self.misses += 1
+                return run
             if len(run) < size:
                 run = b"".join(self._pieces(page_id * self.page_size, size))
         except OSError as exc:
@@ -246,7 +252,7 @@ class Pager:
             self._check_head(overflow, key, run)
             if not run.startswith(key, HEADER.size):
                 raise self.malformed(ref, _OTHER_KEY)
-            if mismatch(run, ref, _OVERFLOW_ONLY) is not None:
+            if not matches(run, ref, OVERFLOW):
                 raise self.malformed(ref, _CHECKSUM)
             return run[at - start : at - start + length]
         checksum = self._check_place(overflow, key, start, end)
