@@ -14,9 +14,11 @@ import shlex
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = Path("durabledbm/_engine/_kernels.c")
@@ -37,15 +39,16 @@ def why_not() -> str | None:
     return None
 
 
-def build(root: Path, options: Sequence[str] = ()) -> str | None:
-    """Compile the kernels into the tree. None, or why that failed."""
-    target = root / MODULE
+def build(root: Path, target: Path, options: Sequence[str] = ()) -> str | None:
+    """Compile the kernels of the tree `root` to `target`. None, or why that failed."""
+    source = root / SOURCE
     built = target.with_suffix(f".{os.getpid()}")
     compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
     shared = ["-bundle", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared"]
     command = [
         *compiler, "-std=c11", "-O2", "-Wall", "-Wextra", "-Wno-unused-parameter", "-fPIC", *shared,
-        f"-DPy_LIMITED_API={OLDEST:#x}", "-I", sysconfig.get_path("include"), *options, str(root / SOURCE), "-o", str(built),
+        f"-DPy_LIMITED_API={OLDEST:#x}", f"-DSOURCE={crc32(source.read_bytes()) >> 1}",
+        "-I", sysconfig.get_path("include"), *options, str(source), "-o", str(built),
     ]  # fmt: skip
     try:
         subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -64,28 +67,30 @@ def get_build_hook() -> type:
     from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
     class Kernels(BuildHookInterface):  # type: ignore[misc, type-arg]
+        """A wheel with kernels is tagged for the stable ABI and the platform, one without for every interpreter."""
+
         def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-            if self.target_name != "wheel":
-                return
             root = Path(self.root)
-            existed = (root / MODULE).exists()
-            problem = why_not() or build(root)
+            if version == "editable":
+                target = root / MODULE
+            else:
+                self.place = tempfile.TemporaryDirectory()
+                target = Path(self.place.name, MODULE.name)
+            problem = why_not() or build(root, target)
             if problem is not None:
-                (root / MODULE).unlink(missing_ok=True)
                 self.app.display_warning(f"durabledbm is built without kernels: {problem}")
             elif version != "editable":
                 platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
                 build_data["pure_python"] = False
                 build_data["tag"] = f"cp3{OLDEST >> 16 & 255}-abi3-{platform}"
-                build_data["artifacts"].append(MODULE.as_posix())
-                self.temporary = not existed
+                build_data["force_include"][str(target)] = MODULE.as_posix()
 
         def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
-            if getattr(self, "temporary", False):
-                (Path(self.root) / MODULE).unlink(missing_ok=True)
+            if version != "editable":
+                self.place.cleanup()
 
     return Kernels
 
 
 if __name__ == "__main__":
-    sys.exit(why_not() or build(ROOT, sys.argv[1:]))
+    sys.exit(why_not() or build(ROOT, ROOT / MODULE, sys.argv[1:]))
