@@ -1,9 +1,9 @@
 """Kernels: which of two twins runs, the Python function or the one in C.
 
 The inner loops of `node`, `page` and `tree` are written twice. The Python functions are complete, they are the
-reference, and they run wherever there is nothing else. Those that are marked with `twin` have a twin of the same name
-in `_kernels.c`, a function of its arguments like them, which gives the same bytes. It takes their place if the extension
-module was built and is of this version. `DURABLEDBM_PURE=1` in the environment keeps to Python.
+reference, and they run wherever there is nothing else. Each that is marked with `twin` has a twin of the same name in
+`_kernels.c`, a function of its arguments as well, which gives the same bytes. That one takes its place if the extension
+module was built, and for this version. `DURABLEDBM_PURE=1` in the environment keeps to Python.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def twin(function: F) -> F:
     """The function in C of the same name, if kernels are running; else the function itself."""
     name = function.__name__
     PYTHON[name] = function
-    return function if _kernels is None else getattr(_kernels, name)  # type: ignore[no-any-return]
+    return function if _kernels is None else getattr(_kernels, name)
 
 
 def introduce(overflow: type) -> None:

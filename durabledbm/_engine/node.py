@@ -30,7 +30,8 @@ from .page import CRC_SIZE, HEADER, REF
 __all__ = [
     "BIG_ENDIAN", "BRANCH_OVERHEAD", "LEAF_OVERHEAD", "WIDTH", "Branch", "Equal", "Overflow", "capacity", "cut",
     "decode_branch", "decode_leaf", "edit_leaf", "encode_branch", "encode_leaf", "equal_cells", "find_child",
-    "find_value", "grown_tail", "has_overflow", "leaf_ends", "leaf_keys", "pack_numbers", "pieces", "separator", "unpack_numbers",
+    "find_value", "grown_tail", "has_overflow", "leaf_ends", "leaf_keys", "pack_numbers", "pieces", "separator",
+    "unpack_numbers",
 ]  # fmt: skip
 
 BIG_ENDIAN = sys.byteorder == "big"

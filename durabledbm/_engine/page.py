@@ -20,8 +20,8 @@ from .kernels import twin
 
 __all__ = [
     "BRANCH", "CRC_SIZE", "HEADER", "LEAF", "MAP", "MAX_PAGE_SIZE", "MIN_PAGE_SIZE", "NO_REF", "OVERFLOW", "PENDING",
-    "REF", "SPACE", "TYPE_NAMES", "WHOLE", "Header", "crc_of", "matches", "mismatch", "pages_for", "read_header", "ref_parts",
-    "seal", "self_consistent",
+    "REF", "SPACE", "TYPE_NAMES", "WHOLE", "Header", "crc_of", "matches", "mismatch", "pages_for", "read_header",
+    "ref_parts", "seal", "self_consistent",
 ]  # fmt: skip
 
 MIN_PAGE_SIZE = 4096

@@ -2,9 +2,9 @@
 
     python tests/support/scripted.py
 
-The script takes every way into a leaf: bulk loads in order and not, large batches and small ones, single puts, deletions
-that join leaves, values of all sizes, packing, and the way back to the front of the file. What differs from run to run,
-the times and the random numbers in the meta pages, is left out.
+The script takes every way into a leaf: bulk loads in order and not, large batches and small ones, single puts,
+deletions that join leaves, values of all sizes, packing, and moving to the front of the file. What differs from run to
+run, the times and the random numbers in the meta pages, is left out.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def make(page_size: int, scale: int) -> SimVolume:
         assert not db.check()
         db.reorganize()
         db.update({key(rng): value(rng) for _ in range(scale)})
-        assert all(db[key] == value for key, value in db.items())
+        assert all(db[some] == stored for some, stored in list(db.items()))
     return volume
 
 
