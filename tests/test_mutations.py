@@ -207,7 +207,8 @@ MUTATIONS = {
 def verdict(package: Path, probe: str) -> subprocess.CompletedProcess[str]:
     """Run the probe on a copy of the package, without kernels: these bugs are planted in Python."""
     code = f"import sys; sys.path[:0] = [{str(package)!r}, {str(TESTS)!r}, {str(TESTS / 'support')!r}]\n{probe}"
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False, env=PURE)
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=PURE)
 
 
 PROBES = {
