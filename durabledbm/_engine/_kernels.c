@@ -27,7 +27,7 @@
 
 /* The layout of runs, as docs/format.md has it; a test compares these with `page` and `node`. */
 enum {
-    HEADER = 32, CRC = 4, REF = 16, OVERFLOW_SIZE = 24, NARROW_MAX = 65536, LEAF = 1, HAS_OVERFLOW = 1,
+    HEADER = 32, CRC = 4, REF = 16, OVERFLOW_SIZE = 24, NARROW_MAX = 65536, LEAF = 1, BRANCH = 2, HAS_OVERFLOW = 1,
     COUNT_AT = 4, PAGE_AT = 8, TXID_AT = 16, PAGES_AT = 24, PAYLOAD_AT = 28, /* in a header */
     NARROW = 2, WIDE = 4,                                                    /* bytes of an offset */
     LEAF_OVERHEAD = 1 + 2 * NARROW,                                          /* a fingerprint and two offsets */
@@ -573,10 +573,45 @@ static PyObject *k_edit_leaf(PyObject *module, PyObject *const *args, Py_ssize_t
 
 /* -- the descent (tree.py) ----------------------------------------------------------------------------------------- */
 
-/* The ref of the child of a decoded branch that the key belongs to; a new reference. */
+/* The ref of the child that the key belongs to in a sealed branch. Bounds: the refs and the table of offsets are compared
+ * with the size of the run at first, a separator when it is looked at. */
+static PyObject *child_of(bytes_t run, Py_ssize_t size, PyObject *key)
+{
+    bytes_t wanted;
+    Py_ssize_t key_size;
+    if (bytes_of(key, &wanted, &key_size)) return NULL;
+    if (size < HEADER + CRC) return refuse("a branch shorter than a header");
+    int64_t count = get32(run + COUNT_AT), width = size > NARROW_MAX ? WIDE : NARROW;
+    int64_t body = HEADER + count * (REF + width), low = 0, high = count - 1;
+    if (!count || body > size) return refuse("a count of children that cannot be");
+    bytes_t table = run + HEADER + count * REF;
+    while (low < high) {
+        int64_t middle = (low + high) >> 1;
+        bytes_t p = table + middle * width;
+        int64_t a = width == WIDE ? get32(p) : get16(p), b = width == WIDE ? get32(p + WIDE) : get16(p + NARROW);
+        if (b < a || body + b > size) return refuse(NONSENSE);
+        if (less(wanted, key_size, run + body + a, (Py_ssize_t)(b - a))) high = middle; else low = middle + 1;
+    }
+    return new_bytes(run + HEADER + low * REF, REF);
+}
+
+static PyObject *k_find_child(PyObject *module, PyObject *const *args, Py_ssize_t n)
+{
+    bytes_t run;
+    Py_ssize_t size;
+    if (n != 2) return refuse("find_child(run, key)");
+    return bytes_of(args[0], &run, &size) ? NULL : child_of(run, size, args[1]);
+}
+
+/* The same in a branch, sealed or decoded, that may be something else; a new reference. */
 static PyObject *child_in(PyObject *branch, PyObject *key)
 {
-    if (!PyTuple_Check(branch)) { PyErr_SetString(PyExc_TypeError, "a leaf where a branch should be"); return NULL; }
+    bytes_t run;
+    Py_ssize_t run_size;
+    if (!PyTuple_Check(branch)) {
+        if (bytes_of(branch, &run, &run_size)) return NULL;
+        return run_size && run[0] == BRANCH ? child_of(run, run_size, key) : refuse("a leaf where a branch should be");
+    }
     PyObject *separators = PyTuple_GetItem(branch, 0), *refs = PyTuple_GetItem(branch, 1);
     bytes_t wanted, other;
     Py_ssize_t size, other_size;
@@ -592,6 +627,15 @@ static PyObject *child_in(PyObject *branch, PyObject *key)
     PyObject *ref = PyList_GetItem(refs, low);
     Py_XINCREF(ref);
     return ref;
+}
+
+/* The value in a leaf that may be something else. */
+static PyObject *found_in(const State *state, PyObject *leaf, PyObject *key)
+{
+    bytes_t run;
+    Py_ssize_t size;
+    if (bytes_of(leaf, &run, &size)) return NULL;
+    return size && run[0] == LEAF ? search(state, leaf, key) : refuse("a branch where a leaf should be");
 }
 
 /* find(young, pager, ref, depth, key). Nodes that are not in `young` are the business of pager.child and pager.leaf. */
@@ -611,7 +655,7 @@ static PyObject *k_find(PyObject *module, PyObject *const *args, Py_ssize_t n)
             next = node ? child_in(node, key) : PyObject_CallMethodObjArgs(pager, state->child, ref, key, NULL);
         } else {
             if (!node) node = PyObject_CallMethodObjArgs(pager, state->leaf, ref, NULL);
-            next = node ? search(state, node, key) : NULL;
+            next = node ? found_in(state, node, key) : NULL;
         }
         Py_XDECREF(node);
         Py_DECREF(ref);
@@ -643,7 +687,7 @@ static int begin(PyObject *module)
         return -1;
     static const struct { const char *name; long value; } numbers[] = {
         {"INTERFACE", INTERFACE}, {"HEADER", HEADER}, {"CRC", CRC}, {"REF", REF}, {"OVERFLOW_SIZE", OVERFLOW_SIZE},
-        {"NARROW_MAX", NARROW_MAX}, {"LEAF", LEAF}, {"HAS_OVERFLOW", HAS_OVERFLOW}, {"LEAF_OVERHEAD", LEAF_OVERHEAD}, {"SOURCE", (long)SOURCE},
+        {"NARROW_MAX", NARROW_MAX}, {"LEAF", LEAF}, {"BRANCH", BRANCH}, {"HAS_OVERFLOW", HAS_OVERFLOW}, {"LEAF_OVERHEAD", LEAF_OVERHEAD}, {"SOURCE", (long)SOURCE},
     };
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
         if (PyModule_AddIntConstant(module, numbers[i].name, numbers[i].value)) return -1;
@@ -672,7 +716,7 @@ static void release(void *module) { clear(module); }
 
 #define FAST(name) {#name, (PyCFunction)(void (*)(void))k_##name, METH_FASTCALL, NULL}
 static PyMethodDef methods[] = {
-    FAST(crc32c), FAST(matches), FAST(seal), FAST(find_value), FAST(leaf_ends), FAST(encode_leaf), FAST(edit_leaf), FAST(find),
+    FAST(crc32c), FAST(matches), FAST(seal), FAST(find_value), FAST(find_child), FAST(leaf_ends), FAST(encode_leaf), FAST(edit_leaf), FAST(find),
     {"decode_leaf", k_decode_leaf, METH_O, NULL}, {"leaf_keys", k_leaf_keys, METH_O, NULL}, {"use", k_use, METH_O, NULL},
     {NULL, NULL, 0, NULL},
 };

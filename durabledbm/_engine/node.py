@@ -406,6 +406,7 @@ def decode_branch(run: bytes) -> Branch:
     return Branch(cut(code, run[table:body], run, body), refs, run[table:end])
 
 
+@twin
 def find_child(run: bytes, key: bytes) -> bytes:
     """The ref of the child that `key` belongs to in a sealed branch: bisection in its bytes, nothing is decoded."""
     count = int.from_bytes(run[4:8], "little")

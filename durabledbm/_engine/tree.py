@@ -47,7 +47,7 @@ def find(young: Mapping[bytes, bytes | Branch], pager: Pager, ref: bytes, depth:
     while depth > 1:
         depth -= 1
         node = young.get(ref)
-        ref = node[1][bisect_right(node[0], key)] if node else pager.child(ref, key)  # type: ignore[index, arg-type]
+        ref = node[1][bisect_right(node[0], key)] if type(node) is Branch else pager.child(ref, key)
     leaf = young.get(ref) or pager.leaf(ref)
     return find_value(leaf, key)  # type: ignore[arg-type]
 

@@ -100,7 +100,7 @@ def test_the_build_is_that_of_the_source(compiled: Any) -> None:
 
 def test_the_layout_is_that_of_the_reference(compiled: Any) -> None:
     assert (page.HEADER.size, page.CRC_SIZE, page.REF.size) == (compiled.HEADER, compiled.CRC, compiled.REF)
-    assert (page.LEAF, node.HAS_OVERFLOW) == (compiled.LEAF, compiled.HAS_OVERFLOW)
+    assert (page.LEAF, page.BRANCH, node.HAS_OVERFLOW) == (compiled.LEAF, compiled.BRANCH, compiled.HAS_OVERFLOW)
     assert (node._NARROW_MAX, node.LEAF_OVERHEAD) == (compiled.NARROW_MAX, compiled.LEAF_OVERHEAD)
 
 
@@ -186,14 +186,13 @@ def test_keys_of_one_fingerprint_are_told_apart(compiled: Any) -> None:
 def test_an_exception_of_what_a_kernel_calls_goes_through(compiled: Any) -> None:
     with pytest.raises(KeyboardInterrupt):
         compiled.edit_leaf(leaf_of({b"a": b"b"}), twins.Interrupting({b"a": b"c"}), [b"a"], (0, 4000, 4000))
-    with pytest.raises(KeyError):
-        compiled.find({}, twins.Nodes({}), bytes(16), 1, b"key")
-    with pytest.raises(KeyError):
-        compiled.find({}, twins.Nodes({}), bytes(16), 2, b"key")
+    for depth in (1, 2):
+        with pytest.raises(AttributeError):
+            compiled.find({}, None, bytes(16), depth, b"key")
 
 
 @pytest.mark.parametrize(
-    "name", ["seal", "matches", "find_value", "leaf_ends", "encode_leaf", "edit_leaf", "find", "crc32c"]
+    "name", ["seal", "matches", "find_value", "find_child", "leaf_ends", "encode_leaf", "edit_leaf", "find", "crc32c"]
 )
 def test_wrong_arguments_raise(compiled: Any, name: str) -> None:
     for count in range(12):
@@ -253,10 +252,14 @@ class Mutation(NamedTuple):
 MUTATIONS = {
     "believe an entry count": Mutation("if (start > size) {", "if (0) {"),
     "believe that there is a header": Mutation("if (size < HEADER + CRC) { refuse", "if (size < 0) { refuse"),
-    "believe that offsets ascend": Mutation("if ((next = offset(leaf, i)) < last) {", "next = offset(leaf, i); if (0) {"),
+    "believe that offsets ascend": Mutation(" = offset(leaf, i)) < last) {", " = offset(leaf, i)) < 0) {"),
     "believe the last offset": Mutation("if ((Py_ssize_t)last > leaf->room) {", "if (0) {"),
     "believe the first offset": Mutation("if (last) {", "if (0) {"),
     "believe the end of a value": Mutation("if (c < b || (Py_ssize_t)c > leaf.room)", "if (0)"),
+    "believe a separator": Mutation("if (b < a || body + b > size)", "if (0)"),
+    "believe a count of children": Mutation("if (!count || body > size)", "if (0)"),
+    "take a leaf for a branch": Mutation("run_size && run[0] == BRANCH ?", "run_size ?"),
+    "take a branch for a leaf": Mutation("size && run[0] == LEAF ?", "size ?"),
     "take any large value": Mutation("|| !leaf->cells[i - leaf->count]) return value", "|| 0) return value"),
     "narrow offsets for entries larger than a page": Mutation("* page_size > NARROW_MAX;", "* page_size > INT32_MAX;"),
     "believe a payload size": Mutation("if (payload != leaf.cells - leaf.data - HEADER + body)", "if (0)"),

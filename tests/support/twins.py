@@ -7,6 +7,7 @@ it returns, the twin returns, too.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from random import Random
 from typing import Any, NoReturn
 from zlib import crc32
@@ -14,8 +15,8 @@ from zlib import crc32
 from durabledbm._engine.balance import Splitter, inline_max
 from durabledbm._engine.checksum import crc32c
 from durabledbm._engine.kernels import PYTHON
-from durabledbm._engine.node import Branch, Overflow, separator
-from durabledbm._engine.page import CRC_SIZE, HEADER, LEAF, REF
+from durabledbm._engine.node import Branch, Overflow, decode_branch, encode_branch, separator
+from durabledbm._engine.page import BRANCH, CRC_SIZE, HEADER, LEAF, REF
 from durabledbm._engine.pager import MALFORMED
 from durabledbm._engine.tree import find
 
@@ -181,6 +182,21 @@ def agree_on_edit(kernels: Any, run: bytes, changes: Any, limits: Any, *, forged
     assert own == reference or (forged and own is REFUSED), (str(own)[:200], str(reference)[:200], args)
 
 
+def branch(separators: list[bytes], refs: list[bytes]) -> bytes:
+    """A sealed branch."""
+    parts = b"".join(refs), encode_branch(separators, 4096)
+    return PYTHON["seal"](BRANCH, 0, len(refs), 3, 7, 4096, *parts)  # type: ignore[no-any-return]
+
+
+def branches(kernels: Any, rng: Random) -> None:
+    longest = rng.choice((16, 300, 3000))  # the last makes a run of more than 65,536 bytes
+    separators = sorted({rng.randbytes(rng.choice((1, 2, longest))) for _ in range(rng.choice((0, 1, 2, 30, 60)))})
+    run = branch(separators, [rng.randbytes(REF.size) for _ in range(len(separators) + 1)])
+    for key in (*wanted(rng, separators), b"\xff" * 20):
+        agree(kernels, "find_child", run, key)
+        agree(kernels, "find_child", forged(rng, run), key, forged=True)
+
+
 class Nodes:
     """A pager of nodes in memory, as far as `find` needs one."""
 
@@ -188,11 +204,18 @@ class Nodes:
         self.nodes = nodes
 
     def child(self, ref: bytes, key: bytes) -> bytes:
-        separators, refs, _ = self.nodes[ref]
-        return refs[sum(key >= low for low in separators)]
+        node = self.nodes.get(ref, b"")
+        if type(node) is bytes:
+            if not node or node[0] != BRANCH:
+                raise ValueError
+            node = decode_branch(node)
+        return node.refs[bisect_right(node.separators, key)]  # type: ignore[no-any-return]
 
     def leaf(self, ref: bytes) -> bytes:
-        return self.nodes[ref]
+        node = self.nodes.get(ref, b"")
+        if type(node) is not bytes or not node or node[0] != LEAF:
+            raise ValueError
+        return node
 
 
 def descents(kernels: Any, rng: Random, *, forging: bool = False) -> None:
@@ -211,14 +234,17 @@ def descents(kernels: Any, rng: Random, *, forging: bool = False) -> None:
         for at in range(0, len(level), 3):
             lows, refs = zip(*level[at : at + 3], strict=True)
             ref = b"branch" + bytes((depth, at)) + bytes(8)
-            nodes[ref] = Branch(list(lows[1:]), list(refs), b"")
+            sealed = rng.random() < 0.5
+            nodes[ref] = branch(list(lows[1:]), list(refs)) if sealed else Branch(list(lows[1:]), list(refs), b"")
             above.append((lows[0], ref))
         level, depth = above, depth + 1
     if forging:
         ref = rng.choice(list(nodes))
-        run = next(node for node in nodes.values() if type(node) is bytes)
+        run = rng.choice([node for node in nodes.values() if type(node) is bytes])
         replacements = (Branch([], [], b""), Branch([b"a"] * 9, [ref], b""), b"", run, forged(rng, run))
         nodes[ref] = rng.choice(replacements)
+        if rng.random() < 0.3:  # a branch among the leaves, or the other way round
+            nodes[rng.choice(list(nodes))] = rng.choice(list(nodes.values()))
     young = {ref: node for ref, node in nodes.items() if rng.random() < 0.6}
     for key in wanted(rng, keys):
         agree(kernels, "find", young, Nodes(nodes), level[0][1], depth, key, forged=forging)
@@ -228,7 +254,7 @@ def forged_descents(kernels: Any, rng: Random) -> None:
     descents(kernels, rng, forging=True)
 
 
-ALL = (checksums, runs, leaves, forged_leaves, edits, forged_edits, descents, forged_descents)
+ALL = (checksums, runs, leaves, forged_leaves, edits, forged_edits, branches, descents, forged_descents)
 
 
 def search(kernels: Any, rounds: int, seed: int = 1) -> None:
