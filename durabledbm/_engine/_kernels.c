@@ -19,7 +19,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#define INTERFACE 1 /* kernels.py uses a module with its own number only: change both when a kernel's arguments change */
+#define INTERFACE 1 /* kernels.py uses only a module with its own number: count both up if an interface changes */
 
 #ifndef SOURCE
 #define SOURCE 0 /* half the CRC-32 of this file, which .ci/kernels.py hands in: a test tells when the build is older */
@@ -27,7 +27,7 @@
 
 /* The layout of runs, as docs/format.md has it; a test compares these with `page` and `node`. */
 enum {
-    HEADER = 32, CRC = 4, REF = 16, OVERFLOW_SIZE = 24, NARROW_MAX = 65536, LEAF = 1, BRANCH = 2, HAS_OVERFLOW = 1,
+    HEADER = 32, CRC = 4, REF = 16, NARROW_MAX = 65536, LEAF = 1, BRANCH = 2, HAS_OVERFLOW = 1,
     COUNT_AT = 4, PAGE_AT = 8, TXID_AT = 16, PAGES_AT = 24, PAYLOAD_AT = 28, /* in a header */
     NARROW = 2, WIDE = 4,                                                    /* bytes of an offset */
     LEAF_OVERHEAD = 1 + 2 * NARROW,                                          /* a fingerprint and two offsets */
@@ -68,68 +68,59 @@ static inline PyObject *new_bytes(bytes_t data, Py_ssize_t size)
 /* -- checksums -----------------------------------------------------------------------------------------------------
  *
  * A CRC is linear: the entry of a table for a byte is the sum of those for its bits. So the compiler makes the tables,
- * from eight numbers each. CRC0 to CRC3: CRC32C of a byte, followed by 0 to 3 zeros. LANE0 to LANE3: what LANE zeros
- * make of byte 0 to 3 of a CRC32C. ZIP: the CRC-32 of zlib.
+ * from eight numbers each. LANE0 to LANE3: what LANE zeros make of byte 0 to 3 of a CRC32C. ZIP: the CRC-32 of zlib.
  */
+enum { LANE = 1360 }; /* three of these are a page of 4096 bytes but for 16 */
+
 #define BIT(i, n, c) ((i) >> (n) & 1 ? (c) : 0u)
 #define ENTRY(i, a, b, c, d, e, f, g, h) \
-    (BIT(i, 0, a) ^ BIT(i, 1, b) ^ BIT(i, 2, c) ^ BIT(i, 3, d) ^ BIT(i, 4, e) ^ BIT(i, 5, f) ^ BIT(i, 6, g) ^ BIT(i, 7, h))
-#define CRC0(i) ENTRY(i, 0xf26b8303u, 0xe13b70f7u, 0xc79a971fu, 0x8ad958cfu, 0x105ec76fu, 0x20bd8edeu, 0x417b1dbcu, 0x82f63b78u)
-#define CRC1(i) ENTRY(i, 0x13a29877u, 0x274530eeu, 0x4e8a61dcu, 0x9d14c3b8u, 0x3fc5f181u, 0x7f8be302u, 0xff17c604u, 0xfbc3faf9u)
-#define CRC2(i) ENTRY(i, 0xa541927eu, 0x4f6f520du, 0x9edea41au, 0x38513ec5u, 0x70a27d8au, 0xe144fb14u, 0xc76580d9u, 0x8b277743u)
-#define CRC3(i) ENTRY(i, 0xdd45aab8u, 0xbf672381u, 0x7b2231f3u, 0xf64463e6u, 0xe964b13du, 0xd725148bu, 0xaba65fe7u, 0x52a0c93fu)
-#define LANE0(i) ENTRY(i, 0x79113270u, 0xf22264e0u, 0xe1a8bf31u, 0xc6bd0893u, 0x889667d7u, 0x14c0b95fu, 0x298172beu, 0x5302e57cu)
-#define LANE1(i) ENTRY(i, 0xa605caf8u, 0x49e7e301u, 0x93cfc602u, 0x2273faf5u, 0x44e7f5eau, 0x89cfebd4u, 0x1673a159u, 0x2ce742b2u)
-#define LANE2(i) ENTRY(i, 0x59ce8564u, 0xb39d0ac8u, 0x62d66361u, 0xc5acc6c2u, 0x8eb5fb75u, 0x1887801bu, 0x310f0036u, 0x621e006cu)
-#define LANE3(i) ENTRY(i, 0xc43c00d8u, 0x8d947741u, 0x1ec49873u, 0x3d8930e6u, 0x7b1261ccu, 0xf624c398u, 0xe9a5f1c1u, 0xd6a79573u)
-#define ZIP(i) ENTRY(i, 0x77073096u, 0xee0e612cu, 0x076dc419u, 0x0edb8832u, 0x1db71064u, 0x3b6e20c8u, 0x76dc4190u, 0xedb88320u)
+    (BIT(i, 0, a) ^ BIT(i, 1, b) ^ BIT(i, 2, c) ^ BIT(i, 3, d) \
+     ^ BIT(i, 4, e) ^ BIT(i, 5, f) ^ BIT(i, 6, g) ^ BIT(i, 7, h))
+#define LANE0(i) \
+    ENTRY(i, 0x79113270, 0xf22264e0, 0xe1a8bf31, 0xc6bd0893, 0x889667d7, 0x14c0b95f, 0x298172be, 0x5302e57c)
+#define LANE1(i) \
+    ENTRY(i, 0xa605caf8, 0x49e7e301, 0x93cfc602, 0x2273faf5, 0x44e7f5ea, 0x89cfebd4, 0x1673a159, 0x2ce742b2)
+#define LANE2(i) \
+    ENTRY(i, 0x59ce8564, 0xb39d0ac8, 0x62d66361, 0xc5acc6c2, 0x8eb5fb75, 0x1887801b, 0x310f0036, 0x621e006c)
+#define LANE3(i) \
+    ENTRY(i, 0xc43c00d8, 0x8d947741, 0x1ec49873, 0x3d8930e6, 0x7b1261cc, 0xf624c398, 0xe9a5f1c1, 0xd6a79573)
+#define ZIP(i) \
+    ENTRY(i, 0x77073096, 0xee0e612c, 0x076dc419, 0x0edb8832, 0x1db71064, 0x3b6e20c8, 0x76dc4190, 0xedb88320)
 #define FOUR(T, i) T(i), T(i + 1), T(i + 2), T(i + 3)
 #define SIXTEEN(T, i) FOUR(T, i), FOUR(T, i + 4), FOUR(T, i + 8), FOUR(T, i + 12)
 #define SIXTY_FOUR(T, i) SIXTEEN(T, i), SIXTEEN(T, i + 16), SIXTEEN(T, i + 32), SIXTEEN(T, i + 48)
 #define TABLE(T) {SIXTY_FOUR(T, 0), SIXTY_FOUR(T, 64), SIXTY_FOUR(T, 128), SIXTY_FOUR(T, 192)}
 
-static const uint32_t crc_table[4][256] = {TABLE(CRC0), TABLE(CRC1), TABLE(CRC2), TABLE(CRC3)};
+static const uint32_t lane_table[4][256] = {TABLE(LANE0), TABLE(LANE1), TABLE(LANE2), TABLE(LANE3)};
 static const uint32_t zip_table[256] = TABLE(ZIP);
-
-/* The CRC32C of n bytes after those whose inverted CRC is c, inverted, four bytes at a time. */
-static uint32_t crc_portable(uint32_t c, bytes_t p, size_t n)
-{
-    for (; n >= 4; p += 4, n -= 4) {
-        c ^= get32(p);
-        c = crc_table[3][c & 255] ^ crc_table[2][c >> 8 & 255] ^ crc_table[1][c >> 16 & 255] ^ crc_table[0][c >> 24];
-    }
-    while (n--) c = c >> 8 ^ crc_table[0][(c ^ *p++) & 255];
-    return c;
-}
 
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
 #include <nmmintrin.h>
-#define HARDWARE __attribute__((target("sse4.2")))
+#define WITH_INSTRUCTION __attribute__((target("sse4.2")))
 #define STEP64(c, v) _mm_crc32_u64(c, v)
 #define STEP8(c, v) _mm_crc32_u8((uint32_t)(c), v)
-static inline int has_hardware(void) { return __builtin_cpu_supports("sse4.2") != 0; }
+static int has_instruction(void) { return __builtin_cpu_supports("sse4.2") != 0; }
 #elif defined(__ARM_FEATURE_CRC32)
 #include <arm_acle.h>
-#define HARDWARE
+#define WITH_INSTRUCTION
 #define STEP64(c, v) __crc32cd((uint32_t)(c), v)
 #define STEP8(c, v) __crc32cb((uint32_t)(c), v)
-static inline int has_hardware(void) { return 1; }
+static int has_instruction(void) { return 1; }
+#else
+#error "no instruction for CRC32C: Python is faster"
 #endif
-
-#ifdef HARDWARE
-enum { LANE = 1360 }; /* three of these are a page of 4096 bytes but for 16 */
-
-static const uint32_t lane_table[4][256] = {TABLE(LANE0), TABLE(LANE1), TABLE(LANE2), TABLE(LANE3)};
 
 static inline uint32_t past_lane(uint64_t c)
 {
-    return lane_table[0][c & 255] ^ lane_table[1][c >> 8 & 255] ^ lane_table[2][c >> 16 & 255] ^ lane_table[3][c >> 24 & 255];
+    return lane_table[0][c & 255] ^ lane_table[1][c >> 8 & 255]
+        ^ lane_table[2][c >> 16 & 255] ^ lane_table[3][c >> 24 & 255];
 }
 
-/* As crc_portable. The instruction takes three cycles, and one can be begun in each: so three lanes go side by side. */
-HARDWARE static uint32_t crc_hardware(uint32_t start, bytes_t p, size_t n)
+/* The checksum of n bytes after those of the checksum `value`. The instruction takes three cycles, and one can be begun
+ * in each: so three lanes go side by side. */
+WITH_INSTRUCTION static uint32_t crc32c(uint32_t value, bytes_t p, size_t n)
 {
-    uint64_t c = start;
+    uint64_t c = ~value;
     for (; n >= 3 * LANE; p += 3 * LANE, n -= 3 * LANE) {
         uint64_t c1 = 0, c2 = 0;
         for (size_t i = 0; i < LANE; i += 8) {
@@ -142,31 +133,20 @@ HARDWARE static uint32_t crc_hardware(uint32_t start, bytes_t p, size_t n)
     }
     for (; n >= 8; p += 8, n -= 8) c = STEP64(c, get64(p));
     while (n--) c = STEP8(c, *p++);
-    return (uint32_t)c;
-}
-#endif
-
-static uint32_t crc32c(uint32_t value, bytes_t p, size_t n)
-{
-#ifdef HARDWARE
-    if (has_hardware()) return ~crc_hardware(~value, p, n);
-#endif
-    return ~crc_portable(~value, p, n);
+    return ~(uint32_t)c;
 }
 
-/* crc32c(data, value, portable): the checksum of data after what has the checksum `value`; for tests of this file, and
- * of the module as it is imported. Its twin is the package crc32c, which also takes what is not bytes. */
+/* crc32c(data, value): for tests of this file, and of the module when it is imported. Its twin is the package crc32c,
+ * which also takes what is not bytes. */
 static PyObject *k_crc32c(PyObject *module, PyObject *const *args, Py_ssize_t n)
 {
     bytes_t data;
     Py_ssize_t size;
-    if (n != 3) return refuse("crc32c(data, value, portable)");
+    if (n != 2) return refuse("crc32c(data, value)");
     if (bytes_of(args[0], &data, &size)) return NULL;
     unsigned long value = PyLong_AsUnsignedLongMask(args[1]);
-    int portable = PyObject_IsTrue(args[2]);
     if (PyErr_Occurred()) return NULL;
-    uint32_t c = (uint32_t)value;
-    return PyLong_FromUnsignedLong(portable ? ~crc_portable(~c, data, (size_t)size) : crc32c(c, data, (size_t)size));
+    return PyLong_FromUnsignedLong(crc32c((uint32_t)value, data, (size_t)size));
 }
 
 /* What stands in a leaf for each key: the last byte of zlib.crc32(key). */
@@ -226,7 +206,7 @@ static PyObject *k_seal(PyObject *module, PyObject *const *args, Py_ssize_t n)
     put64(data + TXID_AT, numbers[4]);
     put32(data + PAGES_AT, (uint32_t)page_count);
     put32(data + PAYLOAD_AT, (uint32_t)payload);
-    for (Py_ssize_t i = 6; i < n; i++) { /* the same parts as above: bytes do not change, nor does the array of arguments */
+    for (Py_ssize_t i = 6; i < n; i++) { /* the same parts as above: neither they nor the array of arguments change */
         bytes_t part;
         Py_ssize_t part_size;
         if (bytes_of(args[i], &part, &part_size)) { Py_DECREF(run); return NULL; }
@@ -240,7 +220,7 @@ static PyObject *k_seal(PyObject *module, PyObject *const *args, Py_ssize_t n)
 
 /* -- leaves (node.py) ---------------------------------------------------------------------------------------------- */
 
-/* The parts of a leaf. `table` holds 2 * count + 1 offsets, counted from `cells`; `room` is from there to the end. */
+/* The parts of a leaf. `table` has 2 * count + 1 offsets, counted from `cells`; `room` is from there to the end. */
 typedef struct {
     bytes_t data, table, cells;
     Py_ssize_t count, room;
@@ -303,7 +283,8 @@ static PyObject *search(const State *state, PyObject *run, PyObject *key)
     for (; at < end && (at = memchr(at, print, (size_t)(end - at))); at++) {
         Py_ssize_t i = at - first;
         uint32_t a = offset(&leaf, 2 * i), b = offset(&leaf, 2 * i + 1), c = offset(&leaf, 2 * i + 2);
-        if (b < a || (Py_ssize_t)(b - a) != size || (Py_ssize_t)b > leaf.room || memcmp(leaf.cells + a, wanted, b - a)) continue;
+        if (b < a || (Py_ssize_t)(b - a) != size || (Py_ssize_t)b > leaf.room) continue;
+        if (memcmp(leaf.cells + a, wanted, b - a)) continue;
         if (c < b || (Py_ssize_t)c > leaf.room) return refuse(NONSENSE);
         return value_at(state, &leaf, i, b, c);
     }
@@ -355,9 +336,9 @@ typedef struct {
 
 static int entry_of(const State *state, PyObject *keys, PyObject *values, Py_ssize_t i, Entry *entry)
 {
-    PyObject *key = PyList_GetItem(keys, i), *value = PyList_GetItem(values, i); /* an exception, if i is beyond the end */
-    if (!key || !value || bytes_of(key, &entry->key, &entry->key_size) || bytes_of(value, &entry->value, &entry->value_size))
-        return -1;
+    PyObject *key = PyList_GetItem(keys, i), *value = PyList_GetItem(values, i); /* an exception if there is none */
+    if (!key || bytes_of(key, &entry->key, &entry->key_size)) return -1;
+    if (!value || bytes_of(value, &entry->value, &entry->value_size)) return -1;
     entry->large = (PyObject *)Py_TYPE(value) == state->overflow;
     return 0;
 }
@@ -392,7 +373,8 @@ done:
 /* encode_leaf(keys, values, page_size): two passes, one for the size and one that writes. */
 static PyObject *k_encode_leaf(PyObject *module, PyObject *const *args, Py_ssize_t n)
 {
-    if (n != 3 || !PyList_Check(args[0]) || !PyList_Check(args[1])) return refuse("encode_leaf(keys, values, page_size)");
+    if (n != 3 || !PyList_Check(args[0]) || !PyList_Check(args[1]))
+        return refuse("encode_leaf(keys, values, page_size)");
     const State *state = state_of(module);
     PyObject *keys = args[0], *values = args[1];
     long page_size = PyLong_AsLong(args[2]);
@@ -415,7 +397,7 @@ static PyObject *k_encode_leaf(PyObject *module, PyObject *const *args, Py_ssize
     if (!bytes) return NULL;
     uint8_t *print = (uint8_t *)PyBytes_AsString(bytes), *table = print + count;
     uint8_t *kind = table + (wide ? WIDE : NARROW) * (2 * count + 1), *cell = kind + (kinds ? count : 0), *cells = cell;
-    for (Py_ssize_t i = 0; i < count; i++) { /* no Python code has run since the first pass, so the sizes are the same */
+    for (Py_ssize_t i = 0; i < count; i++) { /* no Python code has run since: the sizes are the same */
         if (entry_of(state, keys, values, i, &entry)) { Py_DECREF(bytes); return NULL; }
         uint32_t a = (uint32_t)(cell - cells), b = a + (uint32_t)entry.key_size;
         if (wide) { put32(table, a); put32(table + WIDE, b); table += 2 * WIDE; }
@@ -470,7 +452,8 @@ static PyObject *spliced(const Leaf *leaf, const Edit *edits, Py_ssize_t done, P
 {
     PyObject *payload = PyBytes_FromStringAndSize(NULL, size);
     if (!payload) return NULL;
-    uint8_t *print = (uint8_t *)PyBytes_AsString(payload), *table = print + count, *cells = table + NARROW * (2 * count + 1);
+    uint8_t *print = (uint8_t *)PyBytes_AsString(payload), *table = print + count;
+    uint8_t *cells = table + NARROW * (2 * count + 1);
     uint32_t from = 0, to = 0; /* places among the cells, of the old leaf and of the new one */
     Py_ssize_t at = 0;
     for (Py_ssize_t i = done; i >= 0; i--) {
@@ -499,16 +482,17 @@ static PyObject *spliced(const Leaf *leaf, const Edit *edits, Py_ssize_t done, P
     return payload;
 }
 
-/* The changes of `keys`, from the last to the first, into `edits`. Returns how many are to be made; -1 with an exception;
- * -2 if the twin would return None. `count` and `body` become those of the new leaf. */
-static Py_ssize_t gather(
-    const Leaf *leaf, PyObject *changes, PyObject *keys, const long *limits, Edit *edits, Py_ssize_t *count, Py_ssize_t *body)
+/* The changes of `keys`, from the last to the first, into `edits`. Returns how many are to be made; -1 with an
+ * exception; -2 where the twin returns None. `count` and `body` (bytes of cells) become those of the new leaf. */
+static Py_ssize_t gather(const Leaf *leaf, PyObject *changes, PyObject *keys, const long *limits, Edit *edits,
+                         Py_ssize_t *count, Py_ssize_t *body)
 {
     Py_ssize_t done = 0, high = leaf->count;
     for (Py_ssize_t i = PyList_Size(keys); i--;) {
         Edit *edit = &edits[done];
         PyObject *key = PyList_GetItem(keys, i);
-        if (!key || bytes_of(key, &edit->key, &edit->key_size) || !(edit->owner = PyObject_GetItem(changes, key))) return -1;
+        if (!key || bytes_of(key, &edit->key, &edit->key_size)) return -1;
+        if (!(edit->owner = PyObject_GetItem(changes, key))) return -1;
         locate(leaf, high, edit);
         high = edit->at;
         uint32_t a = offset(leaf, 2 * high), b = edit->there ? offset(leaf, 2 * high + 1) : a;
@@ -573,8 +557,8 @@ static PyObject *k_edit_leaf(PyObject *module, PyObject *const *args, Py_ssize_t
 
 /* -- the descent (tree.py) ----------------------------------------------------------------------------------------- */
 
-/* The ref of the child that the key belongs to in a sealed branch. Bounds: the refs and the table of offsets are compared
- * with the size of the run at first, a separator when it is looked at. */
+/* The ref of the child that the key belongs to in a sealed branch. Bounds: where the refs and the table of offsets end
+ * is compared with the size of the run at first, where a separator ends when it is looked at. */
 static PyObject *child_of(bytes_t run, Py_ssize_t size, PyObject *key)
 {
     bytes_t wanted;
@@ -680,14 +664,16 @@ static PyObject *k_use(PyObject *module, PyObject *overflow)
 static int begin(PyObject *module)
 {
     State *state = state_of(module);
+    if (!has_instruction()) { PyErr_SetString(PyExc_ImportError, "no instruction for CRC32C"); return -1; }
     Py_INCREF(Py_None); /* until `use`: no value is of this type */
     state->overflow = Py_None;
     if (!(state->of = PyUnicode_InternFromString("of")) || !(state->leaf = PyUnicode_InternFromString("leaf"))
         || !(state->child = PyUnicode_InternFromString("child")))
         return -1;
     static const struct { const char *name; long value; } numbers[] = {
-        {"INTERFACE", INTERFACE}, {"HEADER", HEADER}, {"CRC", CRC}, {"REF", REF}, {"OVERFLOW_SIZE", OVERFLOW_SIZE},
-        {"NARROW_MAX", NARROW_MAX}, {"LEAF", LEAF}, {"BRANCH", BRANCH}, {"HAS_OVERFLOW", HAS_OVERFLOW}, {"LEAF_OVERHEAD", LEAF_OVERHEAD}, {"SOURCE", (long)SOURCE},
+        {"INTERFACE", INTERFACE}, {"HEADER", HEADER}, {"CRC", CRC}, {"REF", REF},
+        {"NARROW_MAX", NARROW_MAX}, {"LEAF", LEAF}, {"BRANCH", BRANCH}, {"HAS_OVERFLOW", HAS_OVERFLOW},
+        {"LEAF_OVERHEAD", LEAF_OVERHEAD}, {"SOURCE", SOURCE},
     };
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
         if (PyModule_AddIntConstant(module, numbers[i].name, numbers[i].value)) return -1;
@@ -716,8 +702,9 @@ static void release(void *module) { clear(module); }
 
 #define FAST(name) {#name, (PyCFunction)(void (*)(void))k_##name, METH_FASTCALL, NULL}
 static PyMethodDef methods[] = {
-    FAST(crc32c), FAST(matches), FAST(seal), FAST(find_value), FAST(find_child), FAST(leaf_ends), FAST(encode_leaf), FAST(edit_leaf), FAST(find),
-    {"decode_leaf", k_decode_leaf, METH_O, NULL}, {"leaf_keys", k_leaf_keys, METH_O, NULL}, {"use", k_use, METH_O, NULL},
+    FAST(crc32c), FAST(matches), FAST(seal), FAST(find_value), FAST(find_child), FAST(leaf_ends), FAST(encode_leaf),
+    FAST(edit_leaf), FAST(find), {"decode_leaf", k_decode_leaf, METH_O, NULL},
+    {"leaf_keys", k_leaf_keys, METH_O, NULL}, {"use", k_use, METH_O, NULL},
     {NULL, NULL, 0, NULL},
 };
 static PyModuleDef_Slot slots[] = {{Py_mod_exec, (void *)begin}, {0, NULL}};

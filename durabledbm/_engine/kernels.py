@@ -39,7 +39,7 @@ def _module() -> Any:
         module = import_module("._kernels", __package__)
     except ImportError:
         return None
-    if getattr(module, "INTERFACE", None) != INTERFACE or module.crc32c(_CHECK, 0, False) != _CHECKSUM:
+    if getattr(module, "INTERFACE", None) != INTERFACE or module.crc32c(_CHECK, 0) != _CHECKSUM:
         return None
     return module
 

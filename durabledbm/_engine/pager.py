@@ -114,7 +114,7 @@ class Pager:
         """The ref of the child of the branch at `ref` that `key` belongs to.
 
         Decoding a branch takes longer than reading it, so it is searched as it is at first, and decoded when it is
-        asked again: a program that opens a file for one look-up decodes nothing that it does not need. A kernel searches
+        asked again: a program that opens a file for one look-up decodes nothing that it does not need. Kernels search
         bytes as fast as lists, and bytes take a sixth of the memory: then only merges and scans decode branches.
         """
         node = self.nodes.young.get(ref) or self.nodes.old.get(ref)

@@ -164,6 +164,20 @@ def test_nodes_without_content(compiled: Any) -> None:
             twins.agree(compiled, "find", {ref: nodes}, twins.Nodes({ref: nodes}), ref, depth, b"a", forged=True)
 
 
+def test_a_node_of_another_type_is_refused(compiled: Any) -> None:
+    leaf = leaf_of({b"key": b"value"})
+    below, root = b"leaf" * 4, bytes(16)
+    like_a_branch = below + node.encode_branch([], 4096)
+    sound, forged = (kernels.PYTHON["seal"](kind, 0, 1, 2, 1, 4096, like_a_branch) for kind in (page.BRANCH, LEAF))
+    like_a_leaf = bytes((page.BRANCH,)) + leaf[1:]
+    pager = twins.Nodes({})
+    assert compiled.find({root: sound, below: leaf}, pager, root, 2, b"key") == b"value"
+    with pytest.raises(ValueError, match="a leaf where a branch should be"):
+        compiled.find({root: forged, below: leaf}, pager, root, 2, b"key")
+    with pytest.raises(ValueError, match="a branch where a leaf should be"):
+        compiled.find({root: sound, below: like_a_leaf}, pager, root, 2, b"key")
+
+
 def test_an_edit_that_grows_too_large_midway(compiled: Any) -> None:
     run = leaf_of({b"a": b"x" * 1000, b"b": b"x" * 1000})
     grown = {b"a": None, b"c": b"x" * 1500}  # from the back: too large before there is room
@@ -292,12 +306,13 @@ from importlib.machinery import ExtensionFileLoader, ModuleSpec
 from importlib.util import module_from_spec
 import twins
 sys.path.insert(0, sys.argv[2])
-from test_kernels import leaf_of, test_an_edit_that_grows_too_large_midway, test_nodes_without_content
+import test_kernels
 loader = ExtensionFileLoader("_kernels", sys.argv[1])
 module = module_from_spec(ModuleSpec("_kernels", loader, origin=sys.argv[1]))
 loader.exec_module(module)
-test_an_edit_that_grows_too_large_midway(module)
-test_nodes_without_content(module)
+test_kernels.test_an_edit_that_grows_too_large_midway(module)
+test_kernels.test_nodes_without_content(module)
+test_kernels.test_a_node_of_another_type_is_refused(module)
 twins.search(module, 150)
 """
 
