@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ._engine.changeset import ChangeSet
+from ._engine.pager import Pager
 from ._engine.pipeline import Pipeline
 from ._engine.store import Store
 from ._engine.threads import Lease
@@ -27,7 +28,8 @@ from ._engine.view import Scope, View
 from ._process.caller_context import CallerContext
 from ._transaction_context import BLOCK_OVER, Block, Fate, TransactionContext, Use
 from .errors import BusyError, ClosedError, error
-from .mapping import Key, Value, Writable, as_bytes
+from .mapping import Key, Value, as_bytes
+from .table import TransactionTable, WithTables
 
 __all__ = ["Transaction", "own_transaction"]
 
@@ -132,7 +134,7 @@ def _statement_left(transaction: weakref.ref[Transaction], _: object) -> None:
         left._drop()
 
 
-class Transaction(Writable):
+class Transaction(WithTables):
     """Made by `Database.transaction()`, used with `with`. Inside another transaction it is a savepoint of that.
 
     Leaving the block commits. An exception rolls back what the block did, and propagates. Raises what a commit may
@@ -400,16 +402,16 @@ class Transaction(Writable):
     def _has(self, key: bytes) -> bool:
         return self._find(key, whole=False) is not None
 
-    def _view(self) -> tuple[View, Scope, Use]:
+    def _scoped_view(self) -> tuple[View, Scope, Use]:
         context = self._open_context()
         return context.work.view(), context.scope, Use(context)
 
     def _items(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
-        view, scope, use = self._view()
+        view, scope, use = self._scoped_view()
         return view.items(start, stop, reverse=reverse, scope=scope, pin=use)
 
     def _keys(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[bytes]:
-        view, scope, use = self._view()
+        view, scope, use = self._scoped_view()
         return view.keys(start, stop, reverse=reverse, scope=scope, pin=use)
 
     def __len__(self) -> int:
@@ -461,8 +463,34 @@ class Transaction(Writable):
             self._spill()
         return result
 
+    def table(self, name: str) -> TransactionTable:
+        """The table of that name, in this transaction (see `Database.table`)."""
+        self._check()
+        return TransactionTable(self, name)
+
+    def _change_table(self, operation: Callable[..., T], name: str, *arguments: Any) -> T:
+        """Make a change to a table, `operation(changes, name, *arguments)`, which no other write comes between."""
+        work, context = self._writing(), self._open_context()
+        context.busy = True
+        try:
+            result = operation(work, name, *arguments)
+        finally:
+            context.busy = False
+        if work.size > SPILL_SIZE:
+            self._spill()
+        return result
+
+    @property
+    def path(self) -> str:
+        """The name of the file."""
+        return self.database.path
+
+    @property
+    def _pager(self) -> Pager:
+        return self.database._store.pager
+
     def clear(self) -> None:
-        """Delete all entries."""
+        """Delete all entries of the main table. Other tables stay."""
         work, context = self._writing(), self._open_context()
         if context.spill is None or not (work.has_savepoints or context.uses):
             work.clear()
@@ -492,13 +520,13 @@ class Transaction(Writable):
         reuse = not work.has_savepoints and not context.uses
         try:
             self.database._pipeline.committer.check_place()
-            tree, count = context.spill.add(work.as_dict(), reuse=reuse)
+            view, count = context.spill.add(work.as_dict(), reuse=reuse)
         except BaseException as exc:
             context.doomed = exc
             if isinstance(exc, OSError):
                 raise error.wrap(exc, self.database.path) from exc
             raise
-        work.rebase(View(tree), count)
+        work.rebase(view, count)
 
     def __repr__(self) -> str:
         fate = self._block.fate

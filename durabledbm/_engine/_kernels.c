@@ -28,7 +28,7 @@
 /* The layout of runs, as docs/format.md has it; a test compares these with `page` and `node`. */
 enum {
     HEADER = 32, CRC = 4, REF = 16, NARROW_MAX = 65536, LEAF = 1, BRANCH = 2, HAS_OVERFLOW = 1,
-    COUNT_AT = 4, PAGE_AT = 8, TXID_AT = 16, PAGES_AT = 24, PAYLOAD_AT = 28, /* in a header */
+    TREE_AT = 2, COUNT_AT = 4, PAGE_AT = 8, TXID_AT = 16, PAGES_AT = 24, PAYLOAD_AT = 28, /* in a header */
     NARROW = 2, WIDE = 4,                                                    /* bytes of an offset */
     LEAF_OVERHEAD = 1 + 2 * NARROW,                                          /* a fingerprint and two offsets */
 };
@@ -174,14 +174,16 @@ static PyObject *k_matches(PyObject *module, PyObject *const *args, Py_ssize_t n
         && !memcmp(run + size - CRC, ref + 12, CRC) && crc32c(0, run, (size_t)size - CRC) == get32(ref + 12));
 }
 
-/* seal(kind, flags, entry_count, page_id, txid, page_size, *payload). The run is written once, in its place. */
-static PyObject *k_seal(PyObject *module, PyObject *const *args, Py_ssize_t n)
+/* seal(kind, flags, entry_count, page_id, txid, page_size, *payload, tree=0). The run is written once, in its place. */
+static PyObject *k_seal(PyObject *module, PyObject *const *args, Py_ssize_t n, PyObject *names)
 {
-    unsigned long long numbers[6];
-    static const unsigned long long most[6] = {255, 255, UINT32_MAX, UINT64_MAX, UINT64_MAX, INT32_MAX};
-    if (n < 6) return refuse("seal(kind, flags, entry_count, page_id, txid, page_size, *payload)");
-    for (int i = 0; i < 6; i++) {
-        numbers[i] = PyLong_AsUnsignedLongLong(args[i]);
+    unsigned long long numbers[7] = {0};
+    static const unsigned long long most[7] = {255, 255, UINT32_MAX, UINT64_MAX, UINT64_MAX, INT32_MAX, UINT16_MAX};
+    Py_ssize_t named = names ? PyTuple_Size(names) : 0;
+    if (n < 6 || named > 1 || (named && PyUnicode_CompareWithASCIIString(PyTuple_GetItem(names, 0), "tree")))
+        return refuse("seal(kind, flags, entry_count, page_id, txid, page_size, *payload, tree=0)");
+    for (int i = 0; i < 6 + named; i++) {
+        numbers[i] = PyLong_AsUnsignedLongLong(args[i < 6 ? i : n]); /* named arguments are behind the others */
         if (numbers[i] == (unsigned long long)-1 && PyErr_Occurred()) return NULL;
         if (numbers[i] > most[i]) return refuse("a number larger than its place in a header");
     }
@@ -200,7 +202,7 @@ static PyObject *k_seal(PyObject *module, PyObject *const *args, Py_ssize_t n)
     uint8_t *data = (uint8_t *)PyBytes_AsString(run), *to = data + HEADER; /* nobody else has seen the run yet */
     data[0] = (uint8_t)numbers[0];
     data[1] = (uint8_t)numbers[1];
-    put16(data + 2, 0);
+    put16(data + TREE_AT, (uint32_t)numbers[6]);
     put32(data + COUNT_AT, (uint32_t)numbers[2]);
     put64(data + PAGE_AT, numbers[3]);
     put64(data + TXID_AT, numbers[4]);
@@ -702,7 +704,8 @@ static void release(void *module) { clear(module); }
 
 #define FAST(name) {#name, (PyCFunction)(void (*)(void))k_##name, METH_FASTCALL, NULL}
 static PyMethodDef methods[] = {
-    FAST(crc32c), FAST(matches), FAST(seal), FAST(find_value), FAST(find_child), FAST(leaf_ends), FAST(encode_leaf),
+    {"seal", (PyCFunction)(void (*)(void))k_seal, METH_FASTCALL | METH_KEYWORDS, NULL},
+    FAST(crc32c), FAST(matches), FAST(find_value), FAST(find_child), FAST(leaf_ends), FAST(encode_leaf),
     FAST(edit_leaf), FAST(find), {"decode_leaf", k_decode_leaf, METH_O, NULL},
     {"leaf_keys", k_leaf_keys, METH_O, NULL}, {"use", k_use, METH_O, NULL},
     {NULL, NULL, 0, NULL},

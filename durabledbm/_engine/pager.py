@@ -99,7 +99,7 @@ class Pager:
         if type(node) is Branch:
             return node
         node = node or self.nodes.old.get(ref)
-        if type(node) is not Branch:
+        if not isinstance(node, Branch):
             run = node or self._raw.pop(ref, None) or self.read(ref, BRANCH)
             if run[0] != BRANCH:
                 raise self.malformed(ref, _LEAF_INSTEAD)

@@ -28,8 +28,10 @@ from .records import (
     MAGIC,
     NO_IDENTITY,
     PUT,
+    TABLE,
     FileHeader,
     Record,
+    packed_key,
 )
 
 __all__ = ["InputStream", "Label", "StreamReader", "StreamWriter", "codec_of", "open_stream"]
@@ -132,8 +134,11 @@ class StreamWriter:
         self._pending = self._end = len(self._header)
         self._flags = GROUPED | FIRST
 
-    def put(self, key: bytes, value: bytes) -> None:
-        """Append an entry. Raises `ValueError` if the codec cannot hold it."""
+    def put(self, table: str, key: bytes, value: bytes) -> None:
+        """Append an entry of a table ("": the main one). Raises `ValueError` if the codec cannot hold it."""
+        if table:
+            self._flags |= TABLE
+            key = packed_key(table, key)
         self._append(PUT, key, value)
 
     def finish(self) -> None:
@@ -143,7 +148,7 @@ class StreamWriter:
         self._flush()
 
     def _append(self, kind: int, key: bytes, value: bytes) -> None:
-        size = self._codec.size(kind, key, value)
+        size = self._codec.size(kind, key, value, flags=self._flags)
         self._parts.append(self._codec.encode(self._header, self._end, kind, key, value, flags=self._flags))
         self._flags = GROUPED
         self._end += size

@@ -216,6 +216,14 @@ def test_wrong_arguments_raise(compiled: Any, name: str) -> None:
                     getattr(compiled, name)(*[argument] * count)
 
 
+def test_seal_takes_one_argument_by_name(compiled: Any) -> None:
+    args = (LEAF, 0, 3, 7, 9, 4096, b"payload")
+    assert compiled.seal(*args, tree=65535) == kernels.PYTHON["seal"](*args, tree=65535)
+    for names in ({"tree": 65536}, {"tree": -1}, {"tree": None}, {"kind": 1}, {"tree": 1, "more": 2}):
+        with pytest.raises((TypeError, ValueError, OverflowError)):
+            compiled.seal(*args, **names)
+
+
 def test_nothing_is_leaked(compiled: Any) -> None:
     rng = Random(5)
     keys, values = [b"k%d" % n for n in range(9)], [b"v"] * 8 + [Overflow.make(bytes(16), 5)]

@@ -8,6 +8,7 @@ it returns, the twin returns, too.
 from __future__ import annotations
 
 from bisect import bisect_right
+from functools import partial
 from random import Random
 from typing import Any, NoReturn
 from zlib import crc32
@@ -41,8 +42,8 @@ def typed(result: Any) -> object:
     return type(result), result
 
 
-def agree(kernels: Any, name: str, *args: Any, forged: bool = False) -> None:
-    own, reference = outcome(getattr(kernels, name), *args), outcome(PYTHON[name], *args)
+def agree(kernels: Any, name: str, *args: Any, forged: bool = False, **named: Any) -> None:
+    own, reference = (outcome(partial(which, **named), *args) for which in (getattr(kernels, name), PYTHON[name]))
     if forged and own is REFUSED:
         return
     assert own == reference, f"{name}{args!r}"
@@ -109,6 +110,7 @@ def runs(kernels: Any, rng: Random) -> None:
     numbers = rng.getrandbits(8), rng.getrandbits(8), rng.getrandbits(32), rng.getrandbits(64), rng.getrandbits(64)
     page_size = rng.choice(PAGE_SIZES)
     agree(kernels, "seal", *numbers, page_size, *payload)
+    agree(kernels, "seal", *numbers, page_size, *payload, tree=rng.getrandbits(16))
     run = PYTHON["seal"](*numbers, page_size, *payload)
     ref = REF.pack(numbers[3], len(run) // page_size, int.from_bytes(run[-CRC_SIZE:], "little"))
     at, bit = rng.randrange(REF.size), 1 << rng.randrange(8)
