@@ -130,6 +130,8 @@ class FileDisk:
                     written = call(fd, what, offset)
                 else:
                     raise error(f"{self.path}: {PARENTS}")
+                if len(parts) == 1 and written == len(parts[0]):
+                    return  # as nearly always
                 offset += written
                 pending = _rest(pending, written)
         except OSError as exc:
