@@ -279,6 +279,10 @@ class GroupCommit(Pipeline):
         try:
             if changes is not None:
                 self._commit(changes, spill)
+        except BaseException as exc:
+            if changes is not None and is_interrupt(exc):
+                self._arrived(0)  # so that no later commit brings it to light
+            raise
         finally:
             lease.end()
 
