@@ -15,7 +15,7 @@ from zlib import crc32
 
 import pytest
 import twins
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from durabledbm._engine import kernels, node, page
@@ -116,6 +116,7 @@ def test_a_scripted_database_is_the_same_with_kernels_and_without(compiled: Any)
 
 
 @pytest.mark.parametrize("check", twins.ALL, ids=lambda check: check.__name__)
+@settings(deadline=None)
 @given(rng=st.randoms(use_true_random=False))
 def test_a_kernel_gives_what_its_twin_gives(compiled: Any, check: Callable[[Any, Random], None], rng: Random) -> None:
     check(compiled, rng)
