@@ -7,8 +7,8 @@
  * Functions of their arguments: no I/O, no policy (limits are handed in), no state but what the module object holds.
  *
  * Bounds. A checksum does not keep out a file that was made to hurt, so nothing that stands in a run is believed: a
- * number from a run is compared with the run's size before it is used as a place. A run has at most 2**31 pages of at
- * most 2**16 bytes, and an entry count has 32 bits; places are reckoned in 64 bits, so they cannot overflow.
+ * number from a run is compared with the run's size before it is used as a place. Numbers in a run that lead to places
+ * have 32 bits at most, and places are reckoned in 64, so they cannot overflow.
  *
  * Ownership. Arguments are borrowed from the caller, and so are pointers into them; bytes never change, so these stay
  * right as long as the caller's reference does. A kernel that calls Python code keeps references of its own to whatever
@@ -29,9 +29,11 @@
 enum {
     HEADER = 32, CRC = 4, REF = 16, NARROW_MAX = 65536, LEAF = 1, BRANCH = 2, HAS_OVERFLOW = 1,
     TREE_AT = 2, COUNT_AT = 4, PAGE_AT = 8, TXID_AT = 16, PAGES_AT = 24, PAYLOAD_AT = 28, /* in a header */
-    NARROW = 2, WIDE = 4,                                                    /* bytes of an offset */
-    LEAF_OVERHEAD = 1 + 2 * NARROW,                                          /* a fingerprint and two offsets */
+    NARROW = 2, WIDE = 4, /* bytes of an offset */
+    LEAF_OVERHEAD = 1 + 2 * NARROW, /* a fingerprint and two offsets */
 };
+
+_Static_assert(sizeof(Py_ssize_t) == 8, "places are reckoned in 64 bits");
 
 typedef const uint8_t *bytes_t;
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 from zlib import crc32
 
 import pytest
 import twins
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from durabledbm._engine import kernels, node, page
@@ -112,10 +114,59 @@ def test_a_scripted_database_is_the_same_with_kernels_and_without(compiled: Any)
     assert len(files) == 2
 
 
+# -- how they are built --------------------------------------------------------------------------------------------
+
+
+def script() -> Any:
+    """`.ci/kernels.py`, as a module."""
+    spec = importlib.util.spec_from_file_location("building", ROOT / ".ci" / "kernels.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("compiler", ["a compiler", "none", "one that fails", "none is asked for"])
+def test_a_wheel_is_tagged_for_what_it_holds(
+    compiler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warnings: list[str] = []
+
+    class Interface:
+        app = SimpleNamespace(display_warning=warnings.append)
+        root = str(tmp_path)
+
+    interface = "hatchling.builders.hooks.plugin.interface"
+    monkeypatch.setitem(sys.modules, interface, SimpleNamespace(BuildHookInterface=Interface))
+    monkeypatch.setenv("DURABLEDBM_PURE", "1" if compiler == "none is asked for" else "0")
+    if compiler in ("none", "one that fails"):
+        monkeypatch.setenv("CC", str(tmp_path / "none") if compiler == "none" else "false")
+    building = script()
+    if compiler == "a compiler" and (building.why_not() or not shutil.which("cc")):
+        pytest.skip("there is no compiler, or kernels are not for this interpreter")
+    (tmp_path / building.SOURCE).parent.mkdir(parents=True)
+    (tmp_path / building.SOURCE).write_text("int x;" if compiler == "a compiler" else "")
+    hook, data = building.get_build_hook()(), {"force_include": {}, "pure_python": True}
+    hook.initialize("standard", data)
+    if compiler == "a compiler":
+        assert not warnings
+        assert re.fullmatch(r"cp310-abi3-\w+", data.pop("tag"))
+        ((module, place),) = data.pop("force_include").items()
+        assert Path(module).exists()
+        assert (place, data) == (building.MODULE.as_posix(), {"pure_python": False})
+    else:
+        assert "built without kernels" in warnings[0]
+        assert data == {"force_include": {}, "pure_python": True}
+    hook.finalize("standard", data, "")
+    assert not list(tmp_path.rglob("*.so")), "nothing is left in the tree"
+
+
 # -- they agree ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("check", twins.ALL, ids=lambda check: check.__name__)
+@settings(deadline=None)
 @given(rng=st.randoms(use_true_random=False))
 def test_a_kernel_gives_what_its_twin_gives(compiled: Any, check: Callable[[Any, Random], None], rng: Random) -> None:
     check(compiled, rng)
@@ -294,11 +345,7 @@ MUTATIONS = {
 
 def built(source: str, directory: Path) -> Path:
     """A module of its own, from a source."""
-    spec = importlib.util.spec_from_file_location("building", ROOT / ".ci" / "kernels.py")
-    assert spec is not None
-    assert spec.loader is not None
-    building = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(building)
+    building = script()
     (directory / building.SOURCE).parent.mkdir(parents=True)
     (directory / building.SOURCE).write_text(source)
     target = directory / building.MODULE.name
