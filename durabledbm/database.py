@@ -8,6 +8,7 @@ and `snapshot` define what a handle returns. The modules of `maintenance` implem
 
 from __future__ import annotations
 
+import io
 import sys
 import warnings
 import weakref
@@ -35,6 +36,7 @@ from .maintenance.reorganize import reorganize
 from .maintenance.stats import Stats, gather
 from .mapping import Key, Writable, as_bytes
 from .snapshot import Pin, Snapshot
+from .streams import Source, opened
 from .transaction import Transaction, own_transaction
 
 if TYPE_CHECKING:
@@ -250,6 +252,9 @@ class Database(Writable):
         finally:
             pin.release()
 
+    def _open(self, key: bytes) -> io.BufferedReader | None:
+        return self._guarded(_opened, self._view(), key)
+
     def __len__(self) -> int:
         if (transaction := self._own_transaction()) is not None:
             return len(transaction)
@@ -331,6 +336,18 @@ class Database(Writable):
             transaction._put(key, value)
         elif not (self._pipeline.defers and self._pipeline.put(key, value)):
             self._run(lambda changes: changes.put(key, value))
+
+    def _put_stream(self, key: bytes, source: Source) -> None:
+        if (transaction := self._own_transaction(to_write=True)) is not None:
+            transaction._put_stream(key, source)
+            return
+        self._store.check_writable()
+        source.read_head()
+        if source.ended:
+            self._put(key, b"".join(source.head))
+            return
+        with self.transaction() as tx:
+            tx._put_stream(key, source)
 
     def _delete(self, key: bytes) -> bool:
         return self._change(ChangeSet.discard, key)
@@ -596,3 +613,8 @@ class Database(Writable):
         if flusher is not None and flusher.failure is not None:
             failure, flusher.failure = flusher.failure, None
             raise error.because(failure, "writing in the background failed", self.path) from failure
+
+
+def _opened(view: tuple[View, Scope, object], key: bytes) -> io.BufferedReader | None:
+    """A reader of the value of `key`, which alone keeps what its view needs."""
+    return opened(view[0], key, view[1], view[2])

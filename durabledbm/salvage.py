@@ -247,12 +247,13 @@ class _Salvage:
         for done, visit in enumerate(walk(tree, pages, tolerated=error), 1):
             if visit.flaw is not None:
                 what = f"page {visit.page_id}, a {TYPE_NAMES[visit.kind]}: {visit.flaw.message}"
-                self._lose(what, visit.low, visit.high if visit.level else visit.low + b"\0")
+                if visit.piece is None:  # else the value, which comes before its pieces, was lost already
+                    self._lose(what, visit.low, visit.high if visit.level else visit.low + b"\0")
             elif visit.level == 1:
                 for key, content in zip(*visit.entries(), strict=True):
                     if type(content) is not Overflow:
                         self._sink.put(key, content, 1)
-            elif visit.value is not None:
+            elif visit.value is not None and visit.piece is None:
                 try:
                     self._sink.put(visit.low, self._pager.value(visit.value, visit.low), 1)
                 except error as exc:

@@ -6,6 +6,7 @@ it. It costs space: pages that later commits replace are not reused before the s
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from types import TracebackType
 
@@ -13,6 +14,7 @@ from ._engine.readers import Reader
 from ._engine.store import Store
 from ._engine.view import Scope, State, View
 from .mapping import Key, Readable, as_bytes
+from .streams import opened
 
 __all__ = ["Pin", "Snapshot"]
 
@@ -129,6 +131,10 @@ class Snapshot(Readable):
 
     def _find(self, key: bytes) -> bytes | None:
         return self._rows[key]
+
+    def _open(self, key: bytes) -> io.BufferedReader | None:
+        self._check()
+        return opened(self._view, key, self._scope, self)
 
     def _items(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
         self._check()

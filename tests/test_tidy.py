@@ -24,9 +24,10 @@ _messages
 _engine.allocator  _engine.cache  _engine.checksum  _engine.disk.protocol
 _engine.disk.posix  _engine.page  _engine.threads
 _engine.disk.windows  _engine.freemap  _engine.locks  _engine.meta  _engine.node  _engine.sparse
-_engine.disk.kernel32  _engine.pager  _engine.recovery
+_engine.disk.kernel32  _engine.large_value  _engine.recovery
+_engine.pager
 _engine.disk  _engine.files  _engine.page_writer  _engine.readers  _engine.tree
-_engine.balance  _engine.view
+_engine.balance  _engine.value_writer  _engine.view
 _engine.changeset  _engine.merge
 _engine.bulkload  _engine.shrink  _engine.spill  _engine.store
 _engine.flusher  _engine.prepare

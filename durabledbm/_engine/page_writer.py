@@ -13,7 +13,7 @@ from .checksum import crc32c
 from .disk.protocol import Disk
 from .freemap import FreeMap, Run
 from .meta import Extent
-from .node import Branch, Overflow, encode_branch, encode_leaf
+from .node import Branch, encode_branch, encode_leaf
 from .page import BRANCH, CRC_SIZE, HEADER, LEAF, OVERFLOW, REF, crc_of, pages_for, seal
 from .pager import Pager
 
@@ -170,19 +170,22 @@ class PageWriter:
         run = seal(kind, flags, entry_count, page_id, self.txid, self.page_size, *payload)
         return self._put([run], page_id, page_count, run[-CRC_SIZE:]), run
 
-    def value(self, key: bytes, value: bytes) -> Overflow:
-        """Write a large value as a run of its own. It names its key, so that it can be moved, and salvaged alone."""
-        used = HEADER.size + len(key) + len(value) + CRC_SIZE
+    def overflow(self, key: bytes, flags: int, *content: bytes) -> bytes:
+        """Write a large value, or a part of one, as a run of its own, return its ref (see `large_value`).
+
+        It names its key, so that it can be moved, and salvaged, alone.
+        """
+        payload_size = len(key) + sum(map(len, content))
+        used = HEADER.size + payload_size + CRC_SIZE
         page_count = -(-used // self.page_size)
         page_id = self._allocate(page_count)
-        header = HEADER.pack(
-            OVERFLOW, 0, 0, len(key), page_id, self.txid, page_count, len(key) + len(value)
-        )
-        padding = bytes(page_count * self.page_size - used)
-        checksum = crc32c(padding, crc32c(value, crc32c(key, crc32c(header))))
+        header = HEADER.pack(OVERFLOW, flags, 0, len(key), page_id, self.txid, page_count, payload_size)
+        parts = [header, key, *content, bytes(page_count * self.page_size - used)]
+        checksum = 0
+        for part in parts:
+            checksum = crc32c(part, checksum)
         crc = checksum.to_bytes(CRC_SIZE, "little")
-        ref = self._put([header, key, value, padding, crc], page_id, page_count, crc)
-        return Overflow.make(ref, len(value))
+        return self._put([*parts, crc], page_id, page_count, crc)
 
     def write(self, run: bytes, page_id: int) -> bytes:
         """Write a sealed run at a place that was taken for it, return its ref."""

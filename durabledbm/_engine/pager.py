@@ -18,8 +18,10 @@ from ..errors import CorruptionError, error
 from .cache import Generations
 from .checksum import crc32c
 from .disk.protocol import Readable
+from .large_value import INDEX, PIECE, PLACE, WHOLE_VALUE, is_indexed, piece_count, size_of_piece
 from .node import Branch, Overflow, decode_branch, find_child
-from .page import BRANCH, CRC_SIZE, HEADER, LEAF, OVERFLOW, REF, mismatch, pages_for
+from .node import pieces as cut_up
+from .page import BRANCH, CRC_SIZE, HEADER, LEAF, OVERFLOW, REF, mismatch, pages_for, read_header
 from .sparse import LONG, crc_if_whole, is_sparse, kept_pages
 
 __all__ = ["MALFORMED", "Pager"]
@@ -42,6 +44,7 @@ _OVERFLOW_ONLY = (OVERFLOW,)
 _BEYOND = "the page is beyond the file's end"
 _CHECKSUM = "the checksum does not match the content"
 _OTHER_KEY = "the large value belongs to another key"
+_OTHER_RUN = "the page is not the large value that its parent points at"
 
 _CHUNK = 1 << 24
 """Bytes of a large value that are read and checked at a time."""
@@ -222,8 +225,49 @@ class Pager:
                 raise
         return self._whole_value(overflow, key)
 
+    def index(self, overflow: Overflow, key: bytes) -> list[bytes]:
+        """The refs of the pieces of a value that is indexed, as the value of `key`. Raises `CorruptionError`."""
+        return self.decoded_index(overflow, key, self.read(overflow.ref, OVERFLOW))
+
+    def decoded_index(self, overflow: Overflow, key: bytes, run: bytes) -> list[bytes]:
+        """The same, of the index's run."""
+        size = piece_count(overflow.length, len(key)) * REF.size
+        self._check_part(overflow.ref, key, run, INDEX, size)
+        start = HEADER.size + len(key)
+        return cut_up(run[start : start + size], REF.size)
+
+    def piece(self, overflow: Overflow, key: bytes, number: int, ref: bytes) -> bytes:
+        """Piece `number` of an indexed value, which its index says is at `ref`. Raises `CorruptionError`."""
+        run, start = self._piece(overflow, key, number, ref)
+        return run[start : start + size_of_piece(number, overflow.length, len(key))]
+
+    def check_piece(self, overflow: Overflow, key: bytes, number: int, ref: bytes) -> int:
+        """Verify it, and return the commit that wrote it. Raises `CorruptionError`."""
+        return read_header(self._piece(overflow, key, number, ref)[0]).txid
+
+    def _piece(self, overflow: Overflow, key: bytes, number: int, ref: bytes) -> tuple[bytes, int]:
+        """The run of a piece, and where its part of the value begins."""
+        run = self.read(ref, OVERFLOW)
+        size = size_of_piece(number, overflow.length, len(key))
+        self._check_part(ref, key, run, PIECE, PLACE.size + size)
+        start = HEADER.size + len(key)
+        if PLACE.unpack_from(run, start)[0] != number:
+            raise self.malformed(ref, "the page is another piece of the large value")
+        return run, start + PLACE.size
+
+    def _check_part(self, ref: bytes, key: bytes, run: bytes, flags: int, size: int) -> None:
+        """Refuse a verified run that is not an index, or a piece, of the value of `key`, with `size` bytes behind it."""
+        _, own_flags, _, key_size, _, _, _, payload = HEADER.unpack_from(run)
+        if (own_flags, key_size, payload) != (flags, len(key), len(key) + size):
+            raise self.malformed(ref, _OTHER_RUN)
+        if not run.startswith(key, HEADER.size):
+            raise self.malformed(ref, _OTHER_KEY)
+
     def _whole_value(self, overflow: Overflow, key: bytes) -> bytes:
         try:
+            if is_indexed(overflow, key):
+                refs = self.index(overflow, key)
+                return b"".join([self.piece(overflow, key, number, ref) for number, ref in enumerate(refs)])
             return self._value(overflow, key)
         except OSError as exc:
             raise error.wrap(exc, self._disk.path) from exc
@@ -263,10 +307,14 @@ class Pager:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def check_value(self, overflow: Overflow, key: bytes) -> int:
-        """Verify the large value that `overflow` stands for, without keeping it; return the commit that wrote it.
+        """Verify the run that `overflow` refers to, a large value or an index; return the commit that wrote it.
 
         Raises `CorruptionError`.
         """
+        if is_indexed(overflow, key):
+            run = self.read(overflow.ref, OVERFLOW)
+            self.decoded_index(overflow, key, run)
+            return read_header(run).txid
         try:
             page_id, page_count, _ = REF.unpack(overflow.ref)
             start, end = page_id * self.page_size, (page_id + page_count) * self.page_size
@@ -287,13 +335,13 @@ class Pager:
         _, page_count, _ = REF.unpack(ref)
         if len(head) < HEADER.size:
             raise self.malformed(ref, _BEYOND)
-        kind, _, _, key_size, _, _, _, own_payload = HEADER.unpack_from(head)
+        kind, flags, _, key_size, _, _, _, own_payload = HEADER.unpack_from(head)
         if (
-            (kind, key_size, own_payload) != (OVERFLOW, len(key), payload)
+            (kind, flags, key_size, own_payload) != (OVERFLOW, WHOLE_VALUE, len(key), payload)
             or (head[8:16], head[24:28]) != (ref[:8], ref[8:12])
             or page_count != pages_for(payload, self.page_size)
         ):
-            raise self.malformed(ref, "the page is not the large value that its parent points at")
+            raise self.malformed(ref, _OTHER_RUN)
 
     def _check_place(self, overflow: Overflow, key: bytes, start: int, end: int) -> int:
         """Refuse a long run that is not the one of the value of `key`. The checksum of its header and key.

@@ -15,6 +15,7 @@ from .merge import Change, Merged, merge
 from .page import NO_REF
 from .page_writer import Mark, PageWriter
 from .tree import Tree
+from .value_writer import ValueWriter
 from .view import State
 
 __all__ = ["Spill"]
@@ -35,18 +36,27 @@ class Spill:
         else:
             tree = state.view.tree
             self._merged, self._base_count = Merged(tree.root, tree.depth, 0), state.meta.tree_count
-        self._started = cleared
+        self.started = cleared
+        """Something was merged, or is about to be: the tree is not that of the state any more."""
 
     def add(self, changes: Mapping[bytes, bytes | None], *, reuse: bool) -> tuple[Tree, int]:
-        """Merge changes; return the tree and its entry count. `reuse` allows to overwrite what it replaces."""
-        if not self._started:
+        """Merge changes; return the tree and its entry count. `reuse` allows to overwrite what it replaces.
+
+        An `Overflow` among them is what a `ValueWriter` of this spill has returned.
+        """
+        if not self.started:
             changes = {**self._state.meta.changes, **changes}
-            self._started = True
+            self.started = True
         self._writer.reuse = reuse
         self._writer.expect(changes, self._merged.depth)
         self._merge(changes)
         self._writer.flush()
         return self.tree, self._base_count + self._merged.growth
+
+    def value_writer(self, key: bytes, *, reuse: bool) -> ValueWriter:
+        """A writer for a large value, for which the tree is to be told by `add`. `reuse` as there."""
+        self._writer.reuse = reuse
+        return ValueWriter(self._writer, key)
 
     @property
     def tree(self) -> Tree:
@@ -74,7 +84,7 @@ class Spill:
 
     def finish(self, changes: Mapping[bytes, Change]) -> tuple[Merged, int, FreeMap, PageWriter]:
         """Merge the last changes: the tree, its entry count, and what its commit needs to close the merge."""
-        if changes:
+        if changes or not self.started:
             self.add(changes, reuse=True)  # type: ignore[arg-type]
         self._writer.give_back_deferred()
         return self._merged, self._base_count + self._merged.growth, self._free_map, self._writer

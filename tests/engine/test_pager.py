@@ -11,6 +11,7 @@ from durabledbm._engine import pager as pager_module
 from durabledbm._engine.node import Branch, Overflow, decode_leaf
 from durabledbm._engine.page import BRANCH, LEAF, REF, seal
 from durabledbm._engine.pager import Pager
+from durabledbm._engine.value_writer import stored
 from durabledbm.errors import CorruptionError, error
 
 from .pieces import PATH, Engine, leaf_refs
@@ -28,7 +29,7 @@ def leaf(engine: Engine, key: bytes = b"key", value: bytes = b"value") -> bytes:
 def large(engine: Engine, size: int, key: bytes = b"key") -> tuple[Overflow, bytes]:
     value = b"".join(n.to_bytes(4, "little") for n in range(size // 4 + 1))[:size]
     writer = engine.writer()
-    cell = writer.value(key, value)
+    cell = stored(writer, key, value)
     writer.finish()
     return cell, value
 
