@@ -159,6 +159,12 @@ class Attachment:
             if len(key) + (0 if value is None else len(value)) > room:
                 self.log.check(key, value)
 
+    def admit_large(self, key: bytes, length: int, value: Callable[[], bytes] | None = None) -> None:
+        """The same for a value that is not in memory."""
+        size = BINARY.header_size + BINARY.size(PUT, key, b"") + length
+        if size > self.log.max_file_size:
+            raise ValueError(f"the record needs a file of {size} bytes, the limit is {self.log.max_file_size}")
+
     def expect(self, before: object) -> None:
         """The store is about to commit on top of the state `before`."""
         self._expected = before
@@ -333,6 +339,11 @@ class _TextAttachment(Attachment):
     def admit(self, changes: Mapping[bytes, bytes | None]) -> None:
         for key, value in changes.items():
             self.log.check(key, value)
+
+    def admit_large(self, key: bytes, length: int, value: Callable[[], bytes] | None = None) -> None:
+        super().admit_large(key, length)
+        if value is not None:
+            self.log.check(key, value())
 
     def _follow(self) -> None:
         if self._held is not None:  # one by one: what is atomic in the database is not in such a log

@@ -252,8 +252,8 @@ class Database(Writable):
         finally:
             pin.release()
 
-    def _open(self, key: bytes) -> io.BufferedReader | None:
-        return self._guarded(_opened, self._view(), key)
+    def _value_reader(self, key: bytes) -> io.BufferedReader | None:
+        return self._guarded(opened, key, *self._view())
 
     def __len__(self) -> int:
         if (transaction := self._own_transaction()) is not None:
@@ -342,9 +342,8 @@ class Database(Writable):
             transaction._put_stream(key, source)
             return
         self._store.check_writable()
-        source.read_head()
-        if source.ended:
-            self._put(key, b"".join(source.head))
+        if (value := source.whole()) is not None:
+            self._put(key, value)
             return
         with self.transaction() as tx:
             tx._put_stream(key, source)
@@ -613,8 +612,3 @@ class Database(Writable):
         if flusher is not None and flusher.failure is not None:
             failure, flusher.failure = flusher.failure, None
             raise error.because(failure, "writing in the background failed", self.path) from failure
-
-
-def _opened(view: tuple[View, Scope, object], key: bytes) -> io.BufferedReader | None:
-    """A reader of the value of `key`, which alone keeps what its view needs."""
-    return opened(view[0], key, view[1], view[2])

@@ -140,10 +140,10 @@ class Readable(Reversible[bytes], Mapping[Any, bytes]):
         """Whether `key` exists, without reading a large value."""
         return self._find(key) is not None
 
-    def _open(self, key: bytes) -> io.BufferedReader | None:
+    def _value_reader(self, key: bytes) -> io.BufferedReader | None:
         """A reader of the value of `key`; None if it does not exist."""
         value = self._find(key)
-        return None if value is None else io.BufferedReader(io.BytesIO(value))  # type: ignore[arg-type]
+        return None if value is None else io.BufferedReader(io.BytesIO(value))
 
     def _items(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
         """The entries of the state at this call, not at the first `next`."""
@@ -210,7 +210,7 @@ class Readable(Reversible[bytes], Mapping[Any, bytes]):
         dropped, so use it in a `with` statement. After the end of the database, transaction or snapshot its methods
         raise `ClosedError`. Raises `KeyError` with the key as it was passed.
         """
-        reader = self._open(as_bytes(key, "key"))
+        reader = self._value_reader(as_bytes(key, "key"))
         if reader is None:
             raise KeyError(key)
         return reader
@@ -333,10 +333,7 @@ class Writable(Readable, MutableMapping[Any, bytes]):
 
     def _put_stream(self, key: bytes, source: Source) -> None:
         """Where the value must be in memory as a whole."""
-        parts = []
-        while not source.ended:
-            parts.append(source.read())
-        self._put(key, b"".join(parts))
+        self._put(key, b"".join(source.parts()))
 
     def __delitem__(self, key: Key) -> None:
         """Delete `key`. Raises `KeyError` if it does not exist."""

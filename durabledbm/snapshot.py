@@ -132,9 +132,9 @@ class Snapshot(Readable):
     def _find(self, key: bytes) -> bytes | None:
         return self._rows[key]
 
-    def _open(self, key: bytes) -> io.BufferedReader | None:
+    def _value_reader(self, key: bytes) -> io.BufferedReader | None:
         self._check()
-        return opened(self._view, key, self._scope, self)
+        return opened(key, self._view, self._scope, self)
 
     def _items(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
         self._check()

@@ -1,12 +1,13 @@
 """Values as streams: reading one a piece at a time, and taking one from a file object without holding it in memory.
 
-`Readable.open_value` returns a `ValueReader` in a buffer; `Writable.put_stream` reads through a `Source`. How a value is
-cut into pieces, so that each can be verified alone, is in `_engine.large_value`.
+`Readable.open_value` returns a `ValueReader` in a buffer; `Writable.put_stream` reads through a `Source`.
+`_engine.large_value` says how a value is cut into pieces, so that each can be verified alone.
 """
 
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from operator import index
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["InputFile", "Source", "ValueReader", "opened"]
 
 _HEAD = 4 * 2**20
-"""Bytes of a file that are read before the writer lock is taken. A value that is no longer is written like any other."""
+"""Bytes of a file that are read before the writer lock is taken. A value up to this length is written like any other."""
 
 
 class InputFile(Protocol):
@@ -34,7 +35,7 @@ class InputFile(Protocol):
 # -- reading a value -------------------------------------------------------------------------------
 
 
-def opened(view: View, key: bytes, scope: Scope, hold: object) -> io.BufferedReader | None:
+def opened(key: bytes, view: View, scope: Scope, hold: object) -> io.BufferedReader | None:
     """A reader of the value of `key` in `view`; None if there is none.
 
     `hold` keeps the pages of the view: the reader lets go of it when it is closed or dropped. When `scope` has ended,
@@ -167,11 +168,18 @@ class Source:
         self.head: list[bytes] = []
         """The first parts, if they were read."""
 
-    def read_head(self) -> None:
-        """Read as much as may be in memory. If the file has not `ended` then, the value needs more than one part."""
+    def whole(self) -> bytes | None:
+        """All of it, if it is so short that it may be in memory. Else None, and it has more than one part."""
         while not self.ended and (self.length < _HEAD or len(self.head) < 2):
-            if part := self.read():
-                self.head.append(part)
+            self.head.append(self.read())
+        return b"".join(self.head) if self.ended else None
+
+    def parts(self) -> Iterator[bytes]:
+        """All parts, of which the last one may be empty."""
+        while self.head:
+            yield self.head.pop(0)
+        while not self.ended:
+            yield self.read()
 
     def read(self) -> bytes:
         """The next part; fewer bytes than others, or none, at the end.

@@ -12,22 +12,27 @@ counts, or is refused, or is undone with its block, and the end of the block say
 
 from __future__ import annotations
 
+import io
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ._engine.changeset import ChangeSet
+from ._engine.node import Overflow
 from ._engine.pipeline import Pipeline
+from ._engine.spill import Spill
 from ._engine.store import Store
 from ._engine.threads import Lease
+from ._engine.value_writer import ValueWriter
 from ._engine.view import Scope, View
 from ._process.caller_context import CallerContext
 from ._transaction_context import BLOCK_OVER, Block, Fate, TransactionContext, Use
 from .errors import BusyError, ClosedError, error
 from .mapping import Key, Value, Writable, as_bytes
+from .streams import Source, opened
 
 __all__ = ["Transaction", "own_transaction"]
 
@@ -404,6 +409,9 @@ class Transaction(Writable):
         context = self._open_context()
         return context.work.view(), context.scope, Use(context)
 
+    def _value_reader(self, key: bytes) -> io.BufferedReader | None:
+        return opened(key, *self._view())
+
     def _items(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
         view, scope, use = self._view()
         return view.items(start, stop, reverse=reverse, scope=scope, pin=use)
@@ -478,30 +486,95 @@ class Transaction(Writable):
 
     def _spill(self) -> None:
         """Move the changes from memory to pages that no meta refers to yet."""
-        context = self._open_context()
+        self._exclusively(self._open_context(), self._move)
+
+    def _exclusively(self, context: TransactionContext, write: Callable[..., T], *arguments: Any) -> T:
+        """Let `write(spill, *arguments)` write pages, which a call that interrupts it must not come between.
+
+        If it fails, the transaction can only be rolled back.
+        """
         context.busy = True
         try:
-            self.database._store.inside.call(self._move, context)
+            result: T = self.database._store.inside.call(self._written, context, write, *arguments)
         finally:
             context.busy = False
+        return result
 
-    def _move(self, context: TransactionContext) -> None:
+    def _written(self, context: TransactionContext, write: Callable[..., T], *arguments: Any) -> T:
         work = context.work
         if context.spill is None:
             context.spill = self.database._pipeline.spill(work)
-        reuse = not work.has_savepoints and not context.uses
+        context.spill.reuse = not work.has_savepoints and not context.uses
         try:
             self.database._pipeline.committer.check_place()
-            tree, count = context.spill.add(work.as_dict(), reuse=reuse)
+            return write(context.spill, *arguments)
         except BaseException as exc:
             context.doomed = exc
             if isinstance(exc, OSError):
                 raise error.wrap(exc, self.database.path) from exc
             raise
+
+    def _move(self, spill: Spill, more: Mapping[bytes, bytes] | None = None) -> None:
+        """Merge the changes, and `more`, into the tree of the spill."""
+        work = self._open_context().work
+        tree, count = spill.add({**work.as_dict(), **(more or {})})
         work.rebase(View(tree), count)
+
+    def _put_stream(self, key: bytes, source: Source) -> None:
+        self._writing()
+        if (value := source.whole()) is not None:
+            self._put(key, value)
+            return
+        context, observer = self._open_context(), self.database._store.observer
+        begun = context.spill is None
+        writer = self._exclusively(context, Spill.value_writer, key)
+        spill = context.spill
+        try:
+            for part in source.parts():  # here the file is read: what it does with the transaction is its own affair...
+                self._writing()
+                if context.spill is not spill:  # ...unless that has taken away what was written
+                    raise error("the transaction was rolled back or cleared while a value was read for it")
+                if observer is not None:
+                    observer.admit_large(key, source.length)
+                if part:
+                    self._exclusively(context, _add, writer, part)
+            large = self._exclusively(context, _finish, writer)
+            if observer is not None:
+                observer.admit_large(key, source.length, partial(context.work.base.tree.pager.value, large, key))
+            self._exclusively(context, self._move, {key: large})
+        except BaseException:
+            self._abandon(context, spill, writer, begun=begun)
+            raise
+
+    def _abandon(
+        self, context: TransactionContext, spill: Spill | None, writer: ValueWriter, *, begun: bool
+    ) -> None:
+        """A value could not be read or written to its end: unless all will be undone, its pages are free again.
+
+        `begun`: so far, the spill was for this value alone.
+        """
+        if spill is None or context.spill is not spill or context.doomed is not None or context.orphaned:
+            return
+        if begun and context.top is self._block and not spill.started:
+            context.spill = None
+        else:
+            self._exclusively(context, _free, writer)
 
     def __repr__(self) -> str:
         fate = self._block.fate
         state = "not begun" if fate is Fate.NEW else "open" if fate is Fate.OPEN else "ended"
         return f"<{type(self).__name__} on {self.database.path!r}, {state}>"
 
+
+def _add(spill: Spill, writer: ValueWriter, part: bytes) -> None:
+    writer.add(part)
+
+
+def _finish(spill: Spill, writer: ValueWriter) -> Overflow:
+    large = writer.finish()
+    spill.flush()  # an attached log may read it
+    return large
+
+
+def _free(spill: Spill, writer: ValueWriter) -> None:
+    writer.abandon()

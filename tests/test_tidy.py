@@ -35,7 +35,8 @@ _engine.commit
 _engine.pipeline
 _engine.deferred_commit  _engine.group_commit
 _engine.durability
-mapping  _process.handles  _process.children.*  _transaction_context  shelve.lock  shelve.writeback
+_process.handles  _process.children.*  _transaction_context  shelve.lock  shelve.writeback  streams
+mapping
 _files.intact_pages  _files.sorting  _files.temporary  _files.tree_diff
 _files.publish  _log.records  _log.overlay
 _log.files  _foreign.kinds  _foreign.file
@@ -98,7 +99,7 @@ OPEN_TO_ALL = {
 
 LOOKS_INTO_THE_ENGINE = """
 _files.*  _foreign.kinds  _process.handles  _transaction_context  attach  changelog  database  maintenance.*  migration
-salvage  sharded  shelve.lock  snapshot  transaction
+salvage  sharded  shelve.lock  snapshot  streams  transaction
 """
 """Modules above the engine that may import the rest of it."""
 

@@ -31,6 +31,9 @@ class Observer(Protocol):
     def admit(self, changes: Mapping[bytes, bytes | None]) -> None:
         """Raise `ValueError` to keep these changes from being committed."""
 
+    def admit_large(self, key: bytes, length: int, value: Callable[[], bytes] | None = None) -> None:
+        """The same for a value that is not in memory. Its length may still grow, unless there is a `value` to get."""
+
     def expect(self, before: object) -> None:
         """A commit is about to be made on the state `before`. If it is interrupted, `committed` may not be called
         although it was made.

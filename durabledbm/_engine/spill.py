@@ -39,24 +39,35 @@ class Spill:
         self.started = cleared
         """Something was merged, or is about to be: the tree is not that of the state any more."""
 
-    def add(self, changes: Mapping[bytes, bytes | None], *, reuse: bool) -> tuple[Tree, int]:
-        """Merge changes; return the tree and its entry count. `reuse` allows to overwrite what it replaces.
+    @property
+    def reuse(self) -> bool:
+        """Whether what is replaced may be overwritten at once: no iterator and no savepoint wants it."""
+        return self._writer.reuse
+
+    @reuse.setter
+    def reuse(self, allowed: bool) -> None:
+        self._writer.reuse = allowed
+
+    def add(self, changes: Mapping[bytes, bytes | None]) -> tuple[Tree, int]:
+        """Merge changes; return the tree and its entry count.
 
         An `Overflow` among them is what a `ValueWriter` of this spill has returned.
         """
         if not self.started:
             changes = {**self._state.meta.changes, **changes}
             self.started = True
-        self._writer.reuse = reuse
         self._writer.expect(changes, self._merged.depth)
         self._merge(changes)
         self._writer.flush()
         return self.tree, self._base_count + self._merged.growth
 
-    def value_writer(self, key: bytes, *, reuse: bool) -> ValueWriter:
-        """A writer for a large value, for which the tree is to be told by `add`. `reuse` as there."""
-        self._writer.reuse = reuse
+    def value_writer(self, key: bytes) -> ValueWriter:
+        """A writer for a large value, which becomes part of the tree when `add` is told of it."""
         return ValueWriter(self._writer, key)
+
+    def flush(self) -> None:
+        """Hand to the disk what was written, so that it can be read."""
+        self._writer.flush()
 
     @property
     def tree(self) -> Tree:
@@ -85,6 +96,7 @@ class Spill:
     def finish(self, changes: Mapping[bytes, Change]) -> tuple[Merged, int, FreeMap, PageWriter]:
         """Merge the last changes: the tree, its entry count, and what its commit needs to close the merge."""
         if changes or not self.started:
-            self.add(changes, reuse=True)  # type: ignore[arg-type]
+            self.reuse = True
+            self.add(changes)  # type: ignore[arg-type]
         self._writer.give_back_deferred()
         return self._merged, self._base_count + self._merged.growth, self._free_map, self._writer

@@ -39,7 +39,9 @@ class ValueWriter:
     def finish(self) -> Overflow:
         """Write the index; what the leaf is to hold."""
         assert self.length > room(len(self._key)), "a value of one piece has no index"
-        return Overflow.make(self._writer.overflow(self._key, INDEX, b"".join(self._refs)), self.length)
+        index = self._writer.overflow(self._key, INDEX, b"".join(self._refs))
+        self._refs.append(index)
+        return Overflow.make(index, self.length)
 
     def abandon(self) -> None:
         """The value is not wanted after all: its pages are free."""

@@ -18,6 +18,7 @@ from typing import Any
 from .._interrupts import is_from_handler
 from ..errors import ClosedError, error
 from .freemap import FreeMap
+from .large_value import is_indexed
 from .meta import Meta, first_page
 from .node import Overflow
 from .page import NO_REF
@@ -129,14 +130,15 @@ class View:
 
     def items(
         self, start: bytes | None = None, stop: bytes | None = None, *, reverse: bool = False,
-        scope: Scope = ENDLESS, pin: object = None,
+        scope: Scope = ENDLESS, pin: object = None, whole: bool = True,
     ) -> Iterator[tuple[bytes, bytes]]:
-        """The entries with `start <= key < stop`, ascending, or descending if `reverse`.
+        """The entries with `start <= key < stop`, ascending, or descending if `reverse`. Unless they are to be `whole`,
+        an `Overflow` stands for a value that is cut into pieces.
 
         `pin` is kept for as long as the iterator is, started or not. When `scope` has ended, so has the iteration, with
         `ClosedError`.
         """  # fmt: skip
-        return chain.from_iterable(self._batches(start, stop, reverse, scope, pin, with_values=True))
+        return chain.from_iterable(self._batches(start, stop, reverse, scope, pin, with_values=True, whole=whole))
 
     def keys(
         self, start: bytes | None = None, stop: bytes | None = None, *, reverse: bool = False,
@@ -146,7 +148,8 @@ class View:
         return chain.from_iterable(self._batches(start, stop, reverse, scope, pin, with_values=False))
 
     def _batches(
-        self, start: bytes | None, stop: bytes | None, reverse: bool, scope: Scope, pin: object, *, with_values: bool
+        self, start: bytes | None, stop: bytes | None, reverse: bool, scope: Scope, pin: object, *,
+        with_values: bool, whole: bool = True,
     ) -> Iterator[Iterable[Any]]:
         """What `items` and `keys` hand out, a leaf at a time, so that no step in Python is made for each entry.
 
@@ -167,7 +170,8 @@ class View:
                             room -= value.length
                             if room < 0:  # runs that overlap: more to read than there is
                                 raise pager.malformed(value.ref, "the large values are larger than the file")
-                            yield ((key, pager.value(value, key)),)
+                            as_is = not whole and is_indexed(value, key)
+                            yield ((key, value if as_is else pager.value(value, key)),)
                         else:
                             yield ((key, value),)
                     continue

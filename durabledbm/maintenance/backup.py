@@ -80,9 +80,9 @@ def _copy(store: Store, state: State, builder: Builder, progress: CountedProgres
     """Append all entries of `state` slice by slice, pausing for others."""
     total = state.meta.entry_count
     pace = Pace(store)
-    entries = state.view.items()
+    entries = state.view.items(whole=False)
     while entries_of_slice := list(_slice(entries)):
-        builder.add(entries_of_slice)
+        builder.add(entries_of_slice, state.view.tree.pager)
         pace.rest()
         builder.sync_at(_SYNC_BYTES)
         if progress is not None:

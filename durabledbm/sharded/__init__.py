@@ -10,6 +10,7 @@ snapshot shows each shard at its own start, not all of them at one instant.
 from __future__ import annotations
 
 import errno
+import io
 import os
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -29,6 +30,7 @@ from ..database import open as open_database
 from ..errors import BusyError, ClosedError, error
 from ..maintenance.check import Problem
 from ..mapping import Key, Writable, as_bytes
+from ..streams import Source
 from ..transaction import own_transaction
 from . import manifest
 from .manifest import GOLDEN, make_whole, place, shard_path
@@ -209,6 +211,12 @@ class ShardedDatabase(Writable):
 
     def _has(self, key: bytes) -> bool:
         return self._shard(key)._has(key)
+
+    def _value_reader(self, key: bytes) -> io.BufferedReader | None:
+        return self._shard(key)._value_reader(key)
+
+    def _put_stream(self, key: bytes, source: Source) -> None:
+        self._shard(key)._put_stream(key, source)
 
     def _put(self, key: bytes, value: bytes) -> None:
         self._shard(key)._put(key, value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from heapq import merge
 from types import TracebackType
@@ -12,6 +13,7 @@ from ..errors import ClosedError, error
 from ..maintenance.stats import Stats
 from ..mapping import Readable, Writable
 from ..snapshot import Snapshot
+from ..streams import Source
 from ..transaction import Transaction
 from .manifest import place
 
@@ -91,6 +93,12 @@ class ShardTransaction(Transaction):
     def _put(self, key: bytes, value: bytes) -> None:
         super()._put(self._mine(key), value)
 
+    def _value_reader(self, key: bytes) -> io.BufferedReader | None:
+        return super()._value_reader(self._mine(key))
+
+    def _put_stream(self, key: bytes, source: Source) -> None:
+        super()._put_stream(self._mine(key), source)
+
     def _update(self, changes: dict[bytes, bytes]) -> None:
         for key in changes:
             self._mine(key)
@@ -134,6 +142,9 @@ class ShardedSnapshot(Readable):
 
     def _find(self, key: bytes) -> bytes | None:
         return self._snapshots[place(key, len(self._snapshots))]._find(key)
+
+    def _value_reader(self, key: bytes) -> io.BufferedReader | None:
+        return self._snapshots[place(key, len(self._snapshots))]._value_reader(key)
 
     def _has(self, key: bytes) -> bool:
         return self._snapshots[place(key, len(self._snapshots))]._has(key)
