@@ -37,7 +37,7 @@ from .maintenance.stats import Stats, gather
 from .mapping import Key, Writable, as_bytes
 from .snapshot import Pin, Snapshot
 from .streams import Source, opened
-from .transaction import Transaction, own_transaction
+from .transaction import Transaction, own_transaction, stream_into
 
 if TYPE_CHECKING:
     from .attach import Attachment
@@ -96,17 +96,9 @@ def open(
 
 
 def open_on(
-    volume: Volume,
-    file: Path,
-    flag: str = "r",
-    mode: int = 0o666,
-    *,
-    durability: str = "full",
-    interval: float = 1.0,
-    timeout: float | None = 30.0,
-    page_size: int | None = None,
-    cache_size: int = DEFAULT_CACHE_SIZE,
-) -> Database:
+    volume: Volume, file: Path, flag: str = "r", mode: int = 0o666, *, durability: str = "full", interval: float = 1.0,
+    timeout: float | None = 30.0, page_size: int | None = None, cache_size: int = DEFAULT_CACHE_SIZE,
+) -> Database:  # fmt: skip
     """`open` on a given file system: tests pass simulated ones."""
     name, flag, durability = checked(
         file, flag, durability, interval=interval, timeout=timeout, page_size=page_size, cache_size=cache_size
@@ -253,7 +245,7 @@ class Database(Writable):
             pin.release()
 
     def _value_reader(self, key: bytes) -> io.BufferedReader | None:
-        return self._guarded(opened, key, *self._view())
+        return opened(key, *self._view())
 
     def __len__(self) -> int:
         if (transaction := self._own_transaction()) is not None:
@@ -338,15 +330,7 @@ class Database(Writable):
             self._run(lambda changes: changes.put(key, value))
 
     def _put_stream(self, key: bytes, source: Source) -> None:
-        if (transaction := self._own_transaction(to_write=True)) is not None:
-            transaction._put_stream(key, source)
-            return
-        self._store.check_writable()
-        if (value := source.whole()) is not None:
-            self._put(key, value)
-            return
-        with self.transaction() as tx:
-            tx._put_stream(key, source)
+        stream_into(self, key, source)
 
     def _delete(self, key: bytes) -> bool:
         return self._change(ChangeSet.discard, key)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["InputFile", "Source", "ValueReader", "opened"]
 
 _HEAD = 4 * 2**20
-"""Bytes of a file that are read before the writer lock is taken. A value up to this length is written like any other."""
+"""Bytes of a file that are read before the writer lock is taken. If that is all, they are written like any value."""
 
 
 class InputFile(Protocol):

@@ -34,7 +34,7 @@ from .errors import BusyError, ClosedError, error
 from .mapping import Key, Value, Writable, as_bytes
 from .streams import Source, opened
 
-__all__ = ["Transaction", "own_transaction"]
+__all__ = ["Transaction", "own_transaction", "stream_into"]
 
 _active: ContextVar[tuple[weakref.ref[Transaction], ...]] = ContextVar("durabledbm_transactions", default=())
 """The transactions whose blocks were begun in this context and not left yet, innermost last. Others keep them alive."""
@@ -57,6 +57,8 @@ class Owner(Protocol):
 
     def _raise_background_failure(self) -> None: ...
 
+    def _put(self, key: bytes, value: bytes) -> None: ...
+
     def _join(self, transaction: weakref.ref[Transaction]) -> None:
         """Record an open transaction."""
 
@@ -77,6 +79,19 @@ def own_transaction(database: Owner, *, to_write: bool = False) -> Transaction |
             if to_write:
                 raise transaction._outlasted()
     return None
+
+
+def stream_into(database: Owner, key: bytes, source: Source) -> None:
+    """Set the value of `key` to what `source` gives, in the caller's transaction, or else as a commit of its own."""
+    if (transaction := own_transaction(database, to_write=True)) is not None:
+        transaction._put_stream(key, source)
+        return
+    database._store.check_writable()
+    if (value := source.whole()) is not None:
+        database._put(key, value)
+        return
+    with Transaction(database) as transaction:
+        transaction._put_stream(key, source)
 
 
 class _Exit:

@@ -1,9 +1,9 @@
-"""Large values: how one that is longer than a run may be is cut into pieces, so that it can be read and verified bit by bit.
+"""Large values: how one is cut into pieces, so that a part of it can be read and verified without the rest.
 
-A value that does not fit in its leaf has an overflow run of its own, as long as that is not too long to be read for a few
-bytes of it. A longer one is cut into *pieces*, each an overflow run with a checksum of its own, and an *index*, the run
-that its leaf points at, holds their refs. Every piece but the last is full, so where a byte stands follows from its
-number; and all of these runs name the key, so that each can be moved, or judged, without the others.
+A value that does not fit in its leaf has an overflow run of its own, unless that would be too long to be read for a few
+bytes of it. Then it is cut into *pieces*, each an overflow run with a checksum of its own, and an *index*, the run that
+the leaf points at, holds their refs. Every piece but the last is full, so the place of a byte follows from its number.
+All of these runs name the key, so that each can be moved without the others.
 
 Pure: numbers and bytes. The layout is documented in docs/format.md.
 """

@@ -256,7 +256,7 @@ class Pager:
         return run, start + PLACE.size
 
     def _check_part(self, ref: bytes, key: bytes, run: bytes, flags: int, size: int) -> None:
-        """Refuse a verified run that is not an index, or a piece, of the value of `key`, with `size` bytes behind it."""
+        """Refuse a verified run that is no index, or no piece, of the value of `key`; `size` bytes follow the key."""
         _, own_flags, _, key_size, _, _, _, payload = HEADER.unpack_from(run)
         if (own_flags, key_size, payload) != (flags, len(key), len(key) + size):
             raise self.malformed(ref, _OTHER_RUN)

@@ -65,7 +65,7 @@ def tail_runs(disk: Disk, tree: Tree, free_map: FreeMap, limit: int) -> tuple[di
 
 
 def touch_run(touches: dict[bytes, Touch], key: bytes, touch: Touch, page_id: int) -> None:
-    """Add to `touches` the run at that page, to which `key` leads: `MOVE` if it belongs to a large value, or `TOUCH`."""
+    """Add to `touches` the run at that page, to which `key` leads. `touch` is `MOVE` if a large value is in it."""
     known = touches.get(key, TOUCH)
     if not touch.moves_value:
         touches[key] = known

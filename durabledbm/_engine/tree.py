@@ -348,8 +348,8 @@ def walk(
 ) -> Iterator[Visit]:  # fmt: skip
     """Visit the runs of a tree, claiming their pages in `pages`, in the order of the keys, parents before children.
 
-    `down_to` is the lowest level that is visited: 0 for large values, of which only an index is read, and visited before
-    its pieces; with 1 leaves are visited and not read. Subtrees without keys behind `after` are left out. Raises
+    `down_to` is the lowest level that is visited: 0 for large values, which are not read but for an index, before its
+    pieces; with 1 leaves are visited and not read. Subtrees without keys behind `after` are left out. Raises
     `CorruptionError` for damage, and `error` if reading fails; but what is `tolerated` only becomes the visit's flaw.
     """
     stack = [Visit(tree.root, tree.depth, b"", None, None)] if tree.depth else []

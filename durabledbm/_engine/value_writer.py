@@ -1,5 +1,4 @@
-"""Writing large values: as a run of their own, or in pieces with an index (see `large_value`), of which only one must be in
-memory at a time.
+"""Writing large values: as a run of their own, or in pieces, of which only one need be in memory (see `large_value`).
 
 The runs are those of a commit that is being made, or of a transaction that has spilled: nothing leads to them yet.
 """
