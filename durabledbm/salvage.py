@@ -20,9 +20,10 @@ from dataclasses import dataclass, field
 from ._engine.disk import FileVolume
 from ._engine.disk.protocol import Disk
 from ._engine.files import initialise
+from ._engine.large_value import INDEX, PLACE, WHOLE_VALUE, room
 from ._engine.meta import META_AREA, META_SIZE, Meta, UnknownVersionError, decode_meta, first_page, has_magic
-from ._engine.node import Overflow, decode_leaf
-from ._engine.page import HEADER, TYPE_NAMES
+from ._engine.node import Overflow, decode_leaf, pieces
+from ._engine.page import CRC_SIZE, HEADER, REF, TYPE_NAMES, read_header
 from ._engine.pager import MALFORMED, Pager
 from ._engine.tree import PageSet, Tree, walk
 from ._files.arguments import Path, Progress
@@ -285,8 +286,10 @@ class _Salvage:
                 found += 1
                 if run.kind == "leaf":
                     self._lost_leaf(run)
-                elif run.kind == "overflow":
+                elif run.kind == "overflow" and run.flags == WHOLE_VALUE:
                     self._lost_value(run)
+                elif run.kind == "overflow" and run.flags == INDEX:
+                    self._lost_index(run)
             self._tell(page_id)
         self._tell(self._page_count)
         for (key, place), rank in self._large.items():
@@ -316,6 +319,22 @@ class _Salvage:
         key = self._read(offset, run.entries)
         if self._wanted(key, run.txid):
             self._candidate(key, self._read(offset + run.entries, run.payload - run.entries), 2 * run.txid + 2)
+
+    def _lost_index(self, run: IntactRun) -> None:
+        """The index of a value in pieces, of which all but the last are full. It is read in the end, as above."""
+        offset = run.page_id * self._page_size
+        key = self._read(offset + HEADER.size, run.entries)
+        refs = pieces(self._read(offset + HEADER.size + run.entries, run.payload - run.entries), REF.size)
+        if not refs or not self._wanted(key, run.txid):
+            return
+        last = self._read(min(REF.unpack(refs[-1])[0], self._page_count) * self._page_size, HEADER.size)
+        if len(last) == HEADER.size:
+            length = (len(refs) - 1) * room(len(key)) + read_header(last).payload_size - len(key) - PLACE.size
+            crc = self._read(offset + run.page_count * self._page_size - CRC_SIZE, CRC_SIZE)
+            ref = REF.pack(run.page_id, run.page_count, int.from_bytes(crc, "little"))
+            if length > room(len(key)):
+                place = Overflow.make(ref, length)
+                self._large[key, place] = max(2 * run.txid + 2, self._large.get((key, place), 0))
 
     def _read(self, offset: int, size: int) -> bytes:
         parts = []

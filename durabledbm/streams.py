@@ -92,15 +92,13 @@ class ValueReader(io.RawIOBase):
         return position
 
     def readinto(self, buffer: WriteableBuffer, /) -> int:
-        """Fill the buffer, as far as there are bytes; how many were read."""
+        """Read bytes of one piece into the buffer; how many. A piece behind it that is damaged does not matter yet."""
         self._check()
         target = memoryview(buffer).cast("B")
-        done = 0
-        while done < len(target) and (part := self._next(len(target) - done)):
-            target[done : done + len(part)] = part
-            done += len(part)
-            self._position += len(part)
-        return done
+        part = self._next(len(target))
+        target[: len(part)] = part
+        self._position += len(part)
+        return len(part)
 
     def readall(self) -> bytes:
         """All bytes from here on."""

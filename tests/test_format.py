@@ -304,12 +304,13 @@ def test_the_flags_of_overflow_runs_are_those_of_the_code() -> None:
 
 @pytest.mark.parametrize("key_size", [0, 1, 1000, 2**17 - 1, 2**17, 2**20, 2**31 - 2**20])
 def test_the_size_of_a_piece_is_what_the_document_says(key_size: int) -> None:
-    assert f"- 44 - *k* bytes, where *R* is 2^18 × (1 + floor(2 *k* / 2^18))" in DOCUMENT
+    assert "- 44 - *k* bytes, where *R* is 2^18 * (1 + floor(2 *k* / 2^18))" in DOCUMENT
     size = 2**18 * (1 + 2 * key_size // 2**18)
     assert large_value.room(key_size) == size - 44 - key_size > 0
     assert size % page.MAX_PAGE_SIZE == 0
     assert key_size + large_value.PLACE.size + large_value.room(key_size) < 2**32
-    assert large_value.KEY_MAX == 2**31 - 2**20 and "at most 2^31 - 2^20 bytes" in DOCUMENT
+    assert large_value.KEY_MAX == 2**31 - 2**20
+    assert "at most 2^31 - 2^20 bytes" in DOCUMENT
 
 
 def test_a_value_in_pieces(db_path: str) -> None:
