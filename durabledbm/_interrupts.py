@@ -7,6 +7,8 @@ to act on it, or to raise another in its place, asks here first. Interrupts pass
 
 from __future__ import annotations
 
+from _thread import get_ident
+
 TYPE_CHECKING = False  # the name that type checkers know; its module would take longer to import than all of this
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,9 +41,11 @@ def is_from_handler(cause: BaseException) -> bool:
 
 
 class Late:
-    """Returns an interrupt that was raised where nobody could receive it: once. Then, what `otherwise` returns."""
+    """Returns an interrupt that was raised where nobody could receive it: once, to the thread that it was meant for.
+    To others, and then, it returns what `otherwise` does.
+    """
 
-    __slots__ = ("_interrupt", "_otherwise")
+    __slots__ = ("_interrupt", "_otherwise", "_thread")
 
     def __init__(self, cause: BaseException, otherwise: Callable[[], BaseException | None] | None) -> None:
         """If `cause` is not an interrupt, it is raised."""
@@ -49,12 +53,13 @@ class Late:
             raise cause
         self._interrupt: BaseException | None = cause
         self._otherwise = otherwise
+        self._thread = get_ident()
 
     def __call__(self) -> BaseException | None:
-        interrupt, self._interrupt = self._interrupt, None
-        if interrupt is not None or self._otherwise is None:
+        if self._interrupt is not None and self._thread == get_ident():
+            interrupt, self._interrupt = self._interrupt, None
             return interrupt
-        return self._otherwise()
+        return None if self._otherwise is None else self._otherwise()
 
 
 def _has(frame: FrameType, interrupted: FrameType) -> bool:

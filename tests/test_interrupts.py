@@ -31,7 +31,7 @@ from typing import IO, Any
 import pytest
 from crashes import is_torn_slot
 from model import MODES
-from simdisk import Operation, SimVolume
+from simdisk import Operation, SimDisk, SimVolume
 from systems import WINDOWS, alarm, only_posix
 
 import durabledbm
@@ -490,6 +490,30 @@ def test_a_block_whose_end_is_interrupted_is_over_whoever_still_has_the_transact
 
 
 # -- real signals
+
+def test_an_interrupt_of_a_finalizer_waits_for_the_thread_that_it_was_meant_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else it would be a failure of the flusher's thread, or of another thread that happens to come first."""
+    with open_on(SimVolume(), PATH, "c") as db:
+        db[b"a"] = b"1"
+        snapshot = db.snapshot()
+        with monkeypatch.context() as patch:
+
+            def interrupted(self: SimDisk, offset: int) -> None:
+                raise KeyboardInterrupt
+
+            patch.setattr(SimDisk, "unlock", interrupted)
+            del snapshot
+        thread = threading.Thread(target=lambda: db.update(b=b"2"))
+        thread.start()
+        thread.join()
+        assert db[b"b"] == b"2"
+        with pytest.raises(KeyboardInterrupt):
+            db[b"a"] = b"3"
+        db[b"a"] = b"4"
+        assert dict(db) == {b"a": b"4", b"b": b"2"}
+
 
 WRITER = """
 import random, signal, sys

@@ -443,7 +443,7 @@ class Store:
         self._released()
 
     def unpin_dropped(self, reader: Reader) -> None:
-        """`unpin` in a finalizer. An interrupt would be lost there, so the next use of the handle raises it."""
+        """`unpin` in a finalizer. An interrupt would be lost there, so the thread's next use of the handle raises it."""
         try:
             self.unpin(reader)
         except BaseException as exc:
