@@ -152,6 +152,10 @@ class Readable(Reversible[bytes], Mapping[Any, bytes]):
     def _keys(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[bytes]:
         raise NotImplementedError
 
+    def _parted_items(self) -> Iterator[tuple[bytes, Any]]:
+        """All entries. A file stands for a value that need not be in memory as a whole."""
+        return self._items(None, None, False)
+
     # Look-ups
 
     def __getitem__(self, key: Key) -> bytes:

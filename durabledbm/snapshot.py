@@ -9,12 +9,13 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from types import TracebackType
+from typing import Any
 
 from ._engine.readers import Reader
 from ._engine.store import Store
 from ._engine.view import Scope, State, View
 from .mapping import Key, Readable, as_bytes
-from .streams import opened
+from .streams import opened, parted_items
 
 __all__ = ["Pin", "Snapshot"]
 
@@ -139,6 +140,10 @@ class Snapshot(Readable):
     def _items(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
         self._check()
         return self._view.items(start, stop, reverse=reverse, scope=self._scope, pin=self)
+
+    def _parted_items(self) -> Iterator[tuple[bytes, Any]]:
+        self._check()
+        return parted_items(self._view, self._scope, self)
 
     def _keys(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[bytes]:
         self._check()

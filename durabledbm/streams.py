@@ -19,7 +19,7 @@ from .errors import error
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-__all__ = ["InputFile", "Source", "ValueReader", "opened"]
+__all__ = ["InputFile", "Source", "ValueReader", "opened", "parted_items"]
 
 _HEAD = 4 * 2**20
 """Bytes of a file that are read before the writer lock is taken. If that is all, they are written like any value."""
@@ -43,6 +43,15 @@ def opened(key: bytes, view: View, scope: Scope, hold: object) -> io.BufferedRea
     """
     value = view.find(key)
     return None if value is None else io.BufferedReader(ValueReader(view, key, value, scope, hold))
+
+
+def parted_items(view: View, scope: Scope, hold: object) -> Iterator[tuple[bytes, Any]]:
+    """All entries of `view`, with a reader in place of each that is cut into pieces. `scope`, `hold`: see `opened`."""
+
+    def reader(key: bytes, value: Overflow) -> io.BufferedReader:
+        return io.BufferedReader(ValueReader(view, key, value, scope, hold))
+
+    return view.items(scope=scope, pin=hold, in_pieces=reader)
 
 
 class ValueReader(io.RawIOBase):

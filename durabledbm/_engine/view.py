@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import weakref
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain, islice
 from typing import Any
 
@@ -130,15 +130,17 @@ class View:
 
     def items(
         self, start: bytes | None = None, stop: bytes | None = None, *, reverse: bool = False,
-        scope: Scope = ENDLESS, pin: object = None, whole: bool = True,
-    ) -> Iterator[tuple[bytes, bytes]]:
-        """The entries with `start <= key < stop`, ascending, or descending if `reverse`. Unless they are to be `whole`,
-        an `Overflow` stands for a value that is cut into pieces.
+        scope: Scope = ENDLESS, pin: object = None, in_pieces: Callable[[bytes, Overflow], object] | None = None,
+    ) -> Iterator[tuple[bytes, Any]]:
+        """The entries with `start <= key < stop`, ascending, or descending if `reverse`.
+
+        A value that is cut into pieces is not read if there is `in_pieces(key, overflow)`, whose result stands for it.
 
         `pin` is kept for as long as the iterator is, started or not. When `scope` has ended, so has the iteration, with
         `ClosedError`.
         """  # fmt: skip
-        return chain.from_iterable(self._batches(start, stop, reverse, scope, pin, with_values=True, whole=whole))
+        batches = self._batches(start, stop, reverse, scope, pin, with_values=True, in_pieces=in_pieces)
+        return chain.from_iterable(batches)
 
     def keys(
         self, start: bytes | None = None, stop: bytes | None = None, *, reverse: bool = False,
@@ -149,7 +151,7 @@ class View:
 
     def _batches(
         self, start: bytes | None, stop: bytes | None, reverse: bool, scope: Scope, pin: object, *,
-        with_values: bool, whole: bool = True,
+        with_values: bool, in_pieces: Callable[[bytes, Overflow], Any] | None = None,
     ) -> Iterator[Iterable[Any]]:
         """What `items` and `keys` hand out, a leaf at a time, so that no step in Python is made for each entry.
 
@@ -170,8 +172,10 @@ class View:
                             room -= value.length
                             if room < 0:  # runs that overlap: more to read than there is
                                 raise pager.malformed(value.ref, "the large values are larger than the file")
-                            as_is = not whole and is_indexed(value, key)
-                            yield ((key, value if as_is else pager.value(value, key)),)
+                            if in_pieces is not None and is_indexed(value, key):
+                                yield ((key, in_pieces(key, value)),)
+                            else:
+                                yield ((key, pager.value(value, key)),)
                         else:
                             yield ((key, value),)
                     continue

@@ -30,7 +30,7 @@ from ..errors import error
 __all__ = [
     "BINARY", "CODECS", "COMMIT", "COMMIT_FIELDS", "CRC", "DELETE", "FILE_HEADER", "FIRST", "GROUPED",
     "KINDS", "MAGIC", "MARK", "NO_IDENTITY", "PUT", "RECORD_HEADER", "SYNCED", "TEXT", "UNDATED", "VERSION",
-    "BinaryCodec", "BinaryDecoder", "Change", "Codec", "Commit", "Decoder", "FileHeader", "Record",
+    "Begun", "BinaryCodec", "BinaryDecoder", "Change", "Codec", "Commit", "Decoder", "FileHeader", "Record",
     "TextCodec", "TextDecoder",
 ]  # fmt: skip
 
@@ -104,6 +104,17 @@ class Record(NamedTuple):
     def commit(self) -> Commit:
         """The commit that a commit record records."""
         return Commit._make(COMMIT_FIELDS.unpack(self.key))
+
+
+class Begun(NamedTuple):
+    """A put whose value is still to come, for the most part: so many bytes are `missing` after those of `value`."""
+
+    flags: int
+    key: bytes
+    value: bytes
+    missing: int
+    crc: int
+    """Of key and value."""
 
 
 class FileHeader(NamedTuple):
@@ -180,6 +191,9 @@ class Codec(Protocol):
     ) -> bytes:
         """The record at `offset` of the file that begins with `header`. `size` has accepted it."""
 
+    def around(self, header: bytes, offset: int, key: bytes, size: int, crc: int, *, flags: int) -> tuple[bytes, bytes]:
+        """Of the put at `offset`, what stands before and behind its value of `size` bytes. `crc`: of key and value."""
+
     def decoder(self, name: str) -> Decoder:
         """A decoder at the start of the file `name`."""
 
@@ -202,8 +216,16 @@ class BinaryCodec:
         self, header: bytes, offset: int, kind: int, key: bytes, value: bytes, *, flags: int = 0
     ) -> bytes:
         content = key + value
-        fields = RECORD_HEADER.pack(0, crc32c(content), kind, flags, len(key), len(value))[CRC.size :]
-        return CRC.pack(_header_crc(_seed(header), offset, fields)) + fields + content
+        return self._head(header, offset, kind, flags, len(key), len(value), crc32c(content)) + content
+
+    def around(self, header: bytes, offset: int, key: bytes, size: int, crc: int, *, flags: int) -> tuple[bytes, bytes]:
+        return self._head(header, offset, PUT, flags, len(key), size, crc) + key, b""
+
+    def _head(
+        self, header: bytes, offset: int, kind: int, flags: int, key_size: int, value_size: int, crc: int
+    ) -> bytes:
+        fields = RECORD_HEADER.pack(0, crc, kind, flags, key_size, value_size)[CRC.size :]
+        return CRC.pack(_header_crc(_seed(header), offset, fields)) + fields
 
     def decoder(self, name: str) -> BinaryDecoder:
         return BinaryDecoder(name)
@@ -230,6 +252,9 @@ class TextCodec:
         self, header: bytes, offset: int, kind: int, key: bytes, value: bytes, *, flags: int = 0
     ) -> bytes:
         return b"P|%b|%b\n" % (key, value) if kind == PUT else b"D|%b\n" % key
+
+    def around(self, header: bytes, offset: int, key: bytes, size: int, crc: int, *, flags: int) -> tuple[bytes, bytes]:
+        return b"P|%b|" % key, b"\n"
 
     def decoder(self, name: str) -> TextDecoder:
         return TextDecoder(name)
@@ -273,6 +298,17 @@ class BinaryDecoder:
 
     def seek(self, offset: int) -> None:
         self.offset, self._buffer, self.problem, self.wanted = offset, b"", None, 0
+
+    def begun(self) -> Begun | None:
+        """The put at `offset`, of which header and key have come. Its value may be read by others; then `seek`."""
+        if self.content is None:
+            return None
+        _, crc, kind, flags, key_size, value_size = RECORD_HEADER.unpack_from(self._buffer)
+        start = RECORD_HEADER.size + key_size
+        if kind != PUT or len(self._buffer) < start:
+            return None
+        key, value = self._buffer[RECORD_HEADER.size : start], self._buffer[start:]
+        return Begun(flags, key, value, value_size - len(value), crc)
 
     def proves_rot(self, data: bytes, offset: int) -> bool:
         for found in _SYNCED_KIND.finditer(data):

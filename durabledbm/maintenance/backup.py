@@ -80,7 +80,7 @@ def _copy(store: Store, state: State, builder: Builder, progress: CountedProgres
     """Append all entries of `state` slice by slice, pausing for others."""
     total = state.meta.entry_count
     pace = Pace(store)
-    entries = state.view.items(whole=False)
+    entries = state.view.items(in_pieces=lambda _, value: value)
     while entries_of_slice := list(_slice(entries)):
         builder.add(entries_of_slice, state.view.tree.pager)
         pace.rest()

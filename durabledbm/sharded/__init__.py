@@ -250,6 +250,9 @@ class ShardedDatabase(Writable):
         parts = [shard._items(start, stop, reverse) for shard in self._shards]
         return MergedIterator(parts, self, reverse=reverse)
 
+    def _parted_items(self) -> Iterator[tuple[bytes, Any]]:
+        return self.snapshot()._parted_items()
+
     def _keys(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[bytes]:
         parts = [shard._keys(start, stop, reverse) for shard in self._shards]
         return MergedIterator(parts, self, reverse=reverse)

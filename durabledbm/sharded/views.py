@@ -153,6 +153,9 @@ class ShardedSnapshot(Readable):
         parts = [part._items(start, stop, reverse) for part in self._snapshots]
         return MergedIterator(parts, self, reverse=reverse)
 
+    def _parted_items(self) -> Iterator[tuple[bytes, Any]]:
+        return MergedIterator([part._parted_items() for part in self._snapshots], self, reverse=False)
+
     def _keys(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[bytes]:
         parts = [part._keys(start, stop, reverse) for part in self._snapshots]
         return MergedIterator(parts, self, reverse=reverse)
