@@ -72,7 +72,7 @@ class ValueReader(io.RawIOBase):
                 self._refs = self._pager.index(value, key)
         else:
             self._size = self._room = len(value)
-        self._piece = -1, b""
+        self._piece = -1, memoryview(b"")
         """The number of the piece that was read last, and its bytes."""
 
     def readable(self) -> bool:
@@ -130,14 +130,14 @@ class ValueReader(io.RawIOBase):
                 self._check()  # what was closed meanwhile needs no other reason
                 raise
         self._check()
-        return memoryview(self._piece[1])[start : start + size]
+        return self._piece[1][start : start + size]
 
-    def _read(self, number: int) -> bytes:
+    def _read(self, number: int) -> memoryview:
         value = self._value
         if type(value) is not Overflow:
-            return value
+            return memoryview(value)
         if not self._refs:
-            return self._pager.value(value, self._key)
+            return memoryview(self._pager.value(value, self._key))
         return self._pager.piece(value, self._key, number, self._refs[number])
 
     def _check(self) -> None:

@@ -65,6 +65,7 @@ TOUCHES_THE_SYSTEM = {
     "_engine.disk.protocol": "os.stat_result only: a type",
     "_engine.files": "os.path only: a name in the same directory",
     "_engine.node": "io.BytesIO only: bytes in memory, cut up by its read",
+    "_engine.pager": "io.BytesIO only: bytes in memory, put together by its write",
 }
 """Modules of the engine that may import os, fcntl, or the like, and why. All others are handed what they need."""
 

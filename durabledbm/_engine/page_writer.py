@@ -6,7 +6,7 @@ run as there is. `extents` records what was written where, for the meta page (se
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from .checksum import crc32c
@@ -52,7 +52,7 @@ class PageWriter:
         self._pages = free_map.pages
         self._grow = grow
         self._place: Run = (0, 0)
-        self._buffer: list[bytes] = []
+        self._buffer: list[bytes | memoryview] = []
         self._buffer_start = 0
         self._buffer_end = 0
         self._extents: list[_Written] = []
@@ -170,7 +170,7 @@ class PageWriter:
         run = seal(kind, flags, entry_count, page_id, self.txid, self.page_size, *payload)
         return self._put([run], page_id, page_count, run[-CRC_SIZE:]), run
 
-    def overflow(self, key: bytes, flags: int, *content: bytes) -> bytes:
+    def overflow(self, key: bytes, flags: int, *content: bytes | memoryview) -> bytes:
         """Write a large value, or a part of one, as a run of its own, return its ref (see `large_value`).
 
         It names its key, so that it can be moved, and salvaged, alone.
@@ -180,7 +180,7 @@ class PageWriter:
         page_count = -(-used // self.page_size)
         page_id = self._allocate(page_count)
         header = HEADER.pack(OVERFLOW, flags, 0, len(key), page_id, self.txid, page_count, payload_size)
-        parts = [header, key, *content, bytes(page_count * self.page_size - used)]
+        parts: list[bytes | memoryview] = [header, key, *content, bytes(page_count * self.page_size - used)]
         checksum = 0
         for part in parts:
             checksum = crc32c(part, checksum)
@@ -191,7 +191,7 @@ class PageWriter:
         """Write a sealed run at a place that was taken for it, return its ref."""
         return self._put([run], page_id, len(run) // self.page_size, crc_of(run))
 
-    def _put(self, parts: list[bytes], page_id: int, page_count: int, crc: bytes) -> bytes:
+    def _put(self, parts: Sequence[bytes | memoryview], page_id: int, page_count: int, crc: bytes) -> bytes:
         size = page_count * self.page_size
         if page_id != self._buffer_end or (self._buffer_end - self._buffer_start) * self.page_size + size > _BUFFER_MAX:
             self.flush()

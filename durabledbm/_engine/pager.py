@@ -12,6 +12,7 @@ from __future__ import annotations
 import struct
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from io import BytesIO
 
 from .._interrupts import is_from_handler, is_interrupt
 from ..errors import CorruptionError, error
@@ -236,10 +237,10 @@ class Pager:
         start = HEADER.size + len(key)
         return cut_up(run[start : start + size], REF.size)
 
-    def piece(self, overflow: Overflow, key: bytes, number: int, ref: bytes) -> bytes:
+    def piece(self, overflow: Overflow, key: bytes, number: int, ref: bytes) -> memoryview:
         """Piece `number` of an indexed value, which its index says is at `ref`. Raises `CorruptionError`."""
         run, start = self._piece(overflow, key, number, ref)
-        return run[start : start + size_of_piece(number, overflow.length, len(key))]
+        return memoryview(run)[start : start + size_of_piece(number, overflow.length, len(key))]
 
     def check_piece(self, overflow: Overflow, key: bytes, number: int, ref: bytes) -> int:
         """Verify it, and return the commit that wrote it. Raises `CorruptionError`."""
@@ -266,8 +267,10 @@ class Pager:
     def _whole_value(self, overflow: Overflow, key: bytes) -> bytes:
         try:
             if is_indexed(overflow, key):
-                refs = self.index(overflow, key)
-                return b"".join([self.piece(overflow, key, number, ref) for number, ref in enumerate(refs)])
+                whole = BytesIO()  # not a list to be joined: so each piece is read into the memory of the last one
+                for number, ref in enumerate(self.index(overflow, key)):
+                    whole.write(self.piece(overflow, key, number, ref))
+                return whole.getvalue()
             return self._value(overflow, key)
         except OSError as exc:
             raise error.wrap(exc, self._disk.path) from exc

@@ -29,7 +29,7 @@ class ValueWriter:
         self.length = 0
         """Bytes so far."""
 
-    def add(self, piece: bytes) -> None:
+    def add(self, piece: bytes | memoryview) -> None:
         """Write the next piece. It must have `room` bytes, unless it is the last one."""
         assert self.length == len(self._refs) * room(len(self._key)), "a piece follows one that was not full"
         self._refs.append(self._writer.overflow(self._key, PIECE, PLACE.pack(len(self._refs)), piece))
@@ -54,7 +54,8 @@ def stored(writer: PageWriter, key: bytes, value: bytes) -> Overflow:
     full = room(len(key))
     if len(value) <= full:
         return Overflow.make(writer.overflow(key, WHOLE_VALUE, value), len(value))
-    return _in_pieces(writer, key, (value[at : at + full] for at in range(0, len(value), full)))
+    view = memoryview(value)
+    return _in_pieces(writer, key, (view[at : at + full] for at in range(0, len(value), full)))
 
 
 def copied(writer: PageWriter, pager: Pager, key: bytes, value: Overflow) -> Overflow:
@@ -65,7 +66,7 @@ def copied(writer: PageWriter, pager: Pager, key: bytes, value: Overflow) -> Ove
     return _in_pieces(writer, key, (pager.piece(value, key, number, ref) for number, ref in enumerate(refs)))
 
 
-def _in_pieces(writer: PageWriter, key: bytes, pieces: Iterable[bytes]) -> Overflow:
+def _in_pieces(writer: PageWriter, key: bytes, pieces: Iterable[bytes | memoryview]) -> Overflow:
     value = ValueWriter(writer, key)
     for piece in pieces:
         value.add(piece)

@@ -94,7 +94,7 @@ class FileDisk:
             if self._seeking:
                 self._seeking.pop()
 
-    def write(self, offset: int, parts: Sequence[bytes]) -> None:
+    def write(self, offset: int, parts: Sequence[bytes | memoryview]) -> None:
         fd = self._own()
         if len(parts) == 1 and os.pwrite(fd, parts[0], offset) == len(parts[0]):
             return
@@ -435,7 +435,7 @@ else:  # macOS before version 11
         return os.pwrite(fd, b"".join(parts), offset)
 
 
-def _write_all(fd: int, offset: int, parts: Sequence[bytes]) -> None:
+def _write_all(fd: int, offset: int, parts: Sequence[bytes | memoryview]) -> None:
     pending = [memoryview(part) for part in parts if part]
     start = 0
     while start < len(pending):

@@ -85,7 +85,7 @@ class Disk(Protocol):
         none. The bytes before it are a hole: zeros that take no space. Where the platform does not tell, it keeps all.
         """
 
-    def write(self, offset: int, parts: Sequence[bytes]) -> None:
+    def write(self, offset: int, parts: Sequence[bytes | memoryview]) -> None:
         """Write the concatenation of `parts` at `offset`, all of it, growing the file if needed."""
 
     def resize(self, size: int) -> None:

@@ -166,7 +166,7 @@ class WindowsDisk:
         self._open_handle()
         return start, stop
 
-    def write(self, offset: int, parts: Sequence[bytes]) -> None:
+    def write(self, offset: int, parts: Sequence[bytes | memoryview]) -> None:
         handle = self._open_handle()
         for data in _joined(parts):
             view = data
@@ -428,9 +428,9 @@ def _read_closed(length: int, offset: int) -> bytes:
     raise ClosedError
 
 
-def _joined(parts: Sequence[bytes]) -> Iterator[bytes]:
+def _joined(parts: Sequence[bytes | memoryview]) -> Iterator[bytes | memoryview]:
     """The parts in few pieces: one write is better than many, but need not hold everything twice."""
-    pending: list[bytes] = []
+    pending: list[bytes | memoryview] = []
     size = 0
     for part in parts:
         if pending and size + len(part) > _WRITE_MAX:
