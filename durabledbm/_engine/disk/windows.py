@@ -428,7 +428,7 @@ def _read_closed(length: int, offset: int) -> bytes:
     raise ClosedError
 
 
-def _joined(parts: Sequence[bytes | memoryview]) -> Iterator[bytes | memoryview]:
+def _joined(parts: Sequence[bytes | memoryview]) -> Iterator[bytes]:
     """The parts in few pieces: one write is better than many, but need not hold everything twice."""
     pending: list[bytes | memoryview] = []
     size = 0
@@ -439,7 +439,7 @@ def _joined(parts: Sequence[bytes | memoryview]) -> Iterator[bytes | memoryview]
         pending.append(part)
         size += len(part)
     if size:
-        yield pending[0] if len(pending) == 1 else b"".join(pending)
+        yield b"".join(pending)
 
 
 def _gaps(start: int, stop: int, taken: Sequence[int]) -> Iterator[tuple[int, int]]:
