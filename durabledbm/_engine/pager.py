@@ -258,8 +258,11 @@ class Pager:
 
     def _check_part(self, ref: bytes, key: bytes, run: bytes, flags: int, size: int) -> None:
         """Refuse a verified run that is no index, or no piece, of the value of `key`; `size` bytes follow the key."""
-        _, own_flags, _, key_size, _, _, _, payload = HEADER.unpack_from(run)
-        if (own_flags, key_size, payload) != (flags, len(key), len(key) + size):
+        _, own_flags, _, key_size, _, _, page_count, payload = HEADER.unpack_from(run)
+        if (
+            (own_flags, key_size, payload) != (flags, len(key), len(key) + size)
+            or page_count != pages_for(payload, self.page_size)
+        ):
             raise self.malformed(ref, _OTHER_RUN)
         if not run.startswith(key, HEADER.size):
             raise self.malformed(ref, _OTHER_KEY)
