@@ -22,7 +22,7 @@ from ._engine.disk.protocol import Disk
 from ._engine.files import initialise
 from ._engine.large_value import INDEX, PLACE, WHOLE_VALUE, room
 from ._engine.meta import META_AREA, META_SIZE, Meta, UnknownVersionError, decode_meta, first_page, has_magic
-from ._engine.node import Overflow, decode_leaf, pieces
+from ._engine.node import Overflow, decode_leaf
 from ._engine.page import CRC_SIZE, HEADER, REF, TYPE_NAMES, read_header
 from ._engine.pager import MALFORMED, Pager
 from ._engine.tree import PageSet, Tree, walk
@@ -322,16 +322,17 @@ class _Salvage:
 
     def _lost_index(self, run: IntactRun) -> None:
         """The index of a value in pieces, of which all but the last are full. It is read in the end, as above."""
-        offset = run.page_id * self._page_size
+        offset, size = run.page_id * self._page_size, run.payload - run.entries
         key = self._read(offset + HEADER.size, run.entries)
-        refs = pieces(self._read(offset + HEADER.size + run.entries, run.payload - run.entries), REF.size)
-        if not refs or not self._wanted(key, run.txid):
+        if size < REF.size or not self._wanted(key, run.txid):
             return
-        last = self._read(min(REF.unpack(refs[-1])[0], self._page_count) * self._page_size, HEADER.size)
-        if len(last) == HEADER.size:
-            length = (len(refs) - 1) * room(len(key)) + read_header(last).payload_size - len(key) - PLACE.size
+        last = REF.unpack(self._read(offset + HEADER.size + run.payload - REF.size, REF.size))[0]
+        head = self._read(min(last, self._page_count) * self._page_size, HEADER.size)
+        if len(head) == HEADER.size:
+            in_last = read_header(head).payload_size - len(key) - PLACE.size
             crc = self._read(offset + run.page_count * self._page_size - CRC_SIZE, CRC_SIZE)
             ref = REF.pack(run.page_id, run.page_count, int.from_bytes(crc, "little"))
+            length = (size // REF.size - 1) * room(len(key)) + in_last
             if length > room(len(key)):
                 place = Overflow.make(ref, length)
                 self._large[key, place] = max(2 * run.txid + 2, self._large.get((key, place), 0))

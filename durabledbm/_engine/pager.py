@@ -228,14 +228,20 @@ class Pager:
 
     def index(self, overflow: Overflow, key: bytes) -> list[bytes]:
         """The refs of the pieces of a value that is indexed, as the value of `key`. Raises `CorruptionError`."""
-        return self.decoded_index(overflow, key, self.read(overflow.ref, OVERFLOW))
+        return self.refs_in(self.index_run(overflow, key), key)
 
-    def decoded_index(self, overflow: Overflow, key: bytes, run: bytes) -> list[bytes]:
-        """The same, of the index's run."""
+    def index_run(self, overflow: Overflow, key: bytes) -> bytes:
+        """The run of the index. Raises `CorruptionError`."""
         size = piece_count(overflow.length, len(key)) * REF.size
+        if size > LONG and size > self.kept_pages() * REF.size:  # a hole can have any size, and no piece is a hole
+            raise self.malformed(overflow.ref, "the index has more pieces than there are pages")
+        run = self.read(overflow.ref, OVERFLOW)
         self._check_part(overflow.ref, key, run, INDEX, size)
-        start = HEADER.size + len(key)
-        return cut_up(run[start : start + size], REF.size)
+        return run
+
+    def refs_in(self, run: bytes, key: bytes) -> list[bytes]:
+        """The refs in the run of an index that was verified."""
+        return cut_up(run[HEADER.size + len(key) : HEADER.size + read_header(run).payload_size], REF.size)
 
     def piece(self, overflow: Overflow, key: bytes, number: int, ref: bytes) -> memoryview:
         """Piece `number` of an indexed value, which its index says is at `ref`. Raises `CorruptionError`."""
@@ -318,9 +324,7 @@ class Pager:
         Raises `CorruptionError`.
         """
         if is_indexed(overflow, key):
-            run = self.read(overflow.ref, OVERFLOW)
-            self.decoded_index(overflow, key, run)
-            return read_header(run).txid
+            return read_header(self.index_run(overflow, key)).txid
         try:
             page_id, page_count, _ = REF.unpack(overflow.ref)
             start, end = page_id * self.page_size, (page_id + page_count) * self.page_size

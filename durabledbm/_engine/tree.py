@@ -330,8 +330,8 @@ class Visit:
     def _pieces(self, pager: Pager) -> Iterator[Visit]:
         """What an index leads to, from the last to the first."""
         assert self.value is not None
-        self.run = pager.read(self.ref, OVERFLOW)
-        refs = pager.decoded_index(self.value, self.low, self.run)
+        self.run = pager.index_run(self.value, self.low)
+        refs = pager.refs_in(self.run, self.low)
         for number in range(len(refs) - 1, -1, -1):
             yield Visit(refs[number], 0, self.low, None, self, self.value, number)
 
