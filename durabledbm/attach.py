@@ -27,23 +27,28 @@ import os
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from itertools import chain
 from typing import Protocol, cast
 
+from ._engine.catalog import CATALOG, LAST_ID, PREFIX_SIZE, TableKey, prefix_of
 from ._engine.commit import Committer
 from ._engine.meta import MAX_DEPTH
 from ._engine.page import REF
+from ._engine.pager import Pager
+from ._engine.tables import drops_table, names, table_view
 from ._engine.tree import Tree
-from ._engine.view import State
-from ._files.tree_diff import differences
+from ._engine.view import Layer, State, TableView, View
+from ._files.tree_diff import differences, table_differences
 from ._log.overlay import folded
-from ._log.records import BINARY, COMMIT, COMMIT_FIELDS, MARK, PUT, Change, Commit
+from ._log.records import BINARY, COMMIT, COMMIT_FIELDS, MARK, PUT, Change, Commit, packed_key, unpacked_key
 from .errors import CorruptionError, error
+from .mapping import Key
 from .snapshot import Pin
 
 __all__ = ["Attachment", "Log", "Writing", "attach"]
 
-_NOTE = struct.Struct(f"<{REF.size}sI")
-"""Ref of the root, depth of the tree; then for each key in the meta page its size and the key."""
+_NOTE = struct.Struct(f"<{REF.size}sI{REF.size}sI")
+"""Of both trees, the ref of the root and the depth; then for each key in the meta page its size and `packed_key`."""
 
 _KEY = struct.Struct("<I")
 
@@ -54,6 +59,10 @@ Writing = Callable[[], AbstractContextManager[object]]
 """Makes a block in which only this process writes."""
 
 Changes = Iterable[tuple[bytes, "bytes | None"]]
+"""Keys of the main table, and `TableKey`s."""
+
+Named = Iterable[tuple["bytes | tuple[str, Key]", "bytes | None"]]
+"""The same as a log has them: keys of the main table, and tables with keys."""
 
 
 class Log(Protocol):
@@ -63,13 +72,13 @@ class Log(Protocol):
     max_file_size: int
     codec: str
 
-    def put(self, key: bytes, value: bytes, /) -> None: ...
-    def delete(self, key: bytes, /) -> None: ...
-    def commit(self, changes: Changes, txid: int, time_ns: int, /, *, note: bytes) -> None: ...
+    def put(self, key: bytes, value: bytes, /, *, table: str = "") -> None: ...
+    def delete(self, key: bytes, /, *, table: str = "") -> None: ...
+    def commit(self, changes: Named, txid: int, time_ns: int, /, *, note: bytes) -> None: ...
     def note(self, note: bytes, /) -> None: ...
-    def check(self, key: bytes, value: bytes | None, /) -> None: ...
+    def check(self, key: bytes, value: bytes | None, /, *, table: str = "") -> None: ...
     def bind(self, identity: bytes, txid: int, /) -> int: ...
-    def last_note(self) -> tuple[bytes, set[bytes]] | None: ...
+    def last_note(self) -> tuple[bytes, set[tuple[str, bytes]]] | None: ...
     def newest(self) -> tuple[int, Commit]: ...
     def base_txid(self) -> int: ...
     def replay(self) -> Iterator[Change]: ...
@@ -115,10 +124,11 @@ class Attachment:
         self._pid = os.getpid()
         self._pin: Pin | None = None
         """Of the newest state that the log holds."""
-        self._noted: tuple[int, bytes] | None = None
-        """File number and root of the last note."""
+        self._noted: tuple[int, bytes, bytes] | None = None
+        """File number and roots of the last note."""
         self._seen: State | None = None
-        self._held: list[tuple[Commit, list[tuple[bytes, bytes | None]]]] | None = []
+        self._names = _Names()
+        self._held: list[tuple[Commit, list[tuple[bytes | tuple[str, Key], bytes | None]]]] | None = []
         """Commits after the pinned one that are not appended yet; None: compare the trees instead."""
         self._held_count = 0
         self._expected: object = None
@@ -156,7 +166,9 @@ class Attachment:
         """Raise `ValueError` if the log cannot hold these changes, before they are made."""
         room = self.log.max_file_size - BINARY.header_size - BINARY.size(PUT, b"", b"")
         for key, value in changes.items():
-            if len(key) + (0 if value is None else len(value)) > room:
+            if type(key) is TableKey:
+                self._check_table(key, value, changes)
+            elif len(key) + (0 if value is None else len(value)) > room:
                 self.log.check(key, value)
 
     def admit_large(self, key: bytes, length: int, value: Callable[[], bytes] | None = None) -> None:
@@ -164,6 +176,12 @@ class Attachment:
         size = BINARY.header_size + BINARY.size(PUT, key, b"") + length
         if size > self.log.max_file_size:
             raise ValueError(f"the record needs a file of {size} bytes, the limit is {self.log.max_file_size}")
+
+    def _check_table(self, key: bytes, value: bytes | None, changes: Mapping[bytes, bytes | None]) -> None:
+        """The same of one change in another table, which perhaps is made by these changes."""
+        if prefix_of(key) != CATALOG:
+            table, rest = self._names.of(key, self._store.state.view, *_made_by(changes, self._store.state.view))
+            self.log.check(rest, value, table=table)
 
     def expect(self, before: object) -> None:
         """The store is about to commit on top of the state `before`."""
@@ -195,10 +213,11 @@ class Attachment:
         """
         seen, held = self._seen, self._held
         self._held = None  # so an interrupt in what follows loses no commit
-        few = changes is not None and self._held_count + len(changes) <= _HELD_MAX
+        few = changes is not None and self._held_count + len(changes) <= _HELD_MAX and not drops_table(changes)
         if held is not None and seen is not None and self._expected is seen and changes is not None and few:
             commit = Commit(state.meta.txid, state.meta.time_ns)
-            held.append((commit, list(_real(cast("Changes", changes.items()), seen))))
+            real = _real(cast("Changes", changes.items()), seen)
+            held.append((commit, list(self._names.named(real, state.view, seen.view))))
             self._held_count += len(changes)
         else:
             held = None
@@ -251,7 +270,7 @@ class Attachment:
         if self.log.max_file_size < BINARY.header_size + BINARY.size(COMMIT, bytes(COMMIT_FIELDS.size), b""):
             raise ValueError(f"max_file_size={self.log.max_file_size}: a file cannot hold a commit")
         meta = state.meta
-        base = meta.txid if meta.entry_count else 0
+        base = meta.txid if meta.entry_count or any(True for _ in names(state.view)) else 0
         self.log.bind(meta.database_id, base)
         number, last = self.log.newest()
         if last.txid > meta.txid or (last.txid == meta.txid and last.time_ns not in (0, meta.time_ns)):
@@ -270,9 +289,8 @@ class Attachment:
         problem = "it does not say where the database stood then"
         if note is not None:
             try:
-                root, depth, suspects = _unpacked_note(note[0])
-                noted = Tree(self._store.pager, root, depth)
-                self._append(state, differences(noted, state, suspects | note[1]))
+                trees, suspects = _unpacked_note(note[0], self._store.pager)
+                self._append(state, self._changed_since(trees, suspects | note[1], state))
             except CorruptionError as exc:
                 problem = f"what changed since has been overwritten in part ({exc.message})"
             else:
@@ -281,6 +299,18 @@ class Attachment:
             gap = f"the log ends with commit {last.txid}, the database with {state.meta.txid}, and {problem}"
             raise error(f"{self.log.directory}: {gap}: take a new snapshot and begin a new log")
         return False
+
+    def _changed_since(self, trees: View, suspects: set[tuple[str, bytes]], state: State) -> Named:
+        """What differs between noted trees and a state, and the suspects of any table."""
+        yield from differences(trees.tree, state, (key for table, key in suspects if not table))
+        inside: list[bytes] = []
+        for table, key in sorted(suspects):
+            found = table_view(state.view, table) if table else None
+            if found is not None:
+                inside.append(found.key(key))
+            elif table:
+                yield (table, key), None
+        yield from self._names.named(table_differences(trees, state, inside), state.view, trees)
 
     def _follow(self) -> None:
         """Append everything that the log lacks of the present state, which is durable."""
@@ -298,7 +328,10 @@ class Attachment:
                     self._append_commit(commit, changes)
                 self._append(state, held[-1][1])
             else:
-                self._append(state, _real(differences(before.view.tree, state, before.meta.changes), before))
+                suspects = before.meta.changes
+                main = differences(before.view.tree, state, suspects)
+                real = _real(chain(main, table_differences(before.view, state, suspects)), before)
+                self._append(state, self._names.named(real, state.view, before.view))
         except ValueError as exc:
             raise error(f"{store.path}: committed, but the log cannot hold it: {exc}") from exc
         except OSError as exc:
@@ -313,19 +346,30 @@ class Attachment:
             old.release()
         return pin.state
 
-    def _append(self, state: State, changes: Changes) -> None:
+    def _append(self, state: State, changes: Named) -> None:
         """Append the commit that leads to `state`, with a note if one is due."""
         number, _ = self.log.newest()
-        note = b"" if self._noted == (number, state.meta.root) else self._note(state, number)
+        same = self._noted == (number, state.meta.root, state.meta.tables_root)
+        note = b"" if same else self._note(state, number)
         self._append_commit(Commit(state.meta.txid, state.meta.time_ns), changes, note)
 
-    def _append_commit(self, commit: Commit, changes: Changes, note: bytes = b"") -> None:
+    def _append_commit(self, commit: Commit, changes: Named, note: bytes = b"") -> None:
         self.log.commit(changes, commit.txid, commit.time_ns, note=note)
+
+    def _packed_note(self, state: State) -> bytes:
+        meta, view = state.meta, state.view
+        parts = [_NOTE.pack(meta.root, view.tree.depth, meta.tables_root, view.tables.depth)]
+        for key in meta.changes:
+            if type(key) is TableKey and prefix_of(key) == CATALOG:
+                continue
+            packed = packed_key(*(self._names.of(key, view) if type(key) is TableKey else ("", key)))
+            parts += (_KEY.pack(len(packed)), packed)
+        return b"".join(parts)
 
     def _note(self, state: State, number: int) -> bytes:
         """The note for `state`, to be left in file `number` or the next; empty if it is too large for a file."""
-        self._noted = number, state.meta.root
-        note = _packed_note(state)
+        self._noted = number, state.meta.root, state.meta.tables_root
+        note = self._packed_note(state)
         return note if BINARY.header_size + BINARY.size(MARK, note, b"") <= self.log.max_file_size else b""
 
 
@@ -338,7 +382,10 @@ class _TextAttachment(Attachment):
 
     def admit(self, changes: Mapping[bytes, bytes | None]) -> None:
         for key, value in changes.items():
-            self.log.check(key, value)
+            if type(key) is TableKey:
+                self._check_table(key, value, changes)
+            else:
+                self.log.check(key, value)
 
     def admit_large(self, key: bytes, length: int, value: Callable[[], bytes] | None = None) -> None:
         super().admit_large(key, length)
@@ -350,12 +397,50 @@ class _TextAttachment(Attachment):
             self._held = [(commit, changes) for commit, changes in self._held if changes]
         super()._follow()
 
-    def _append_commit(self, commit: Commit, changes: Changes, note: bytes = b"") -> None:
-        for key, value in changes:
+    def _append_commit(self, commit: Commit, changes: Named, note: bytes = b"") -> None:
+        for where, value in changes:
+            table, key = where if isinstance(where, tuple) else ("", where)
             if value is None:
-                self.log.delete(key)
+                self.log.delete(key, table=table)  # type: ignore[arg-type]
             else:
-                self.log.put(key, value)
+                self.log.put(key, value, table=table)  # type: ignore[arg-type]
+
+
+class _Names:
+    """The names of tables, by their prefixes. An id is never used twice, so what is known stays right."""
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, str] = {}
+
+    def of(self, key: bytes, *views: View) -> tuple[str, bytes]:
+        """The table and the key in it that a `TableKey` stands for: the table is in one of the views."""
+        prefix, found = prefix_of(key), self._known
+        for view in views:
+            if prefix in found:
+                break
+            found = {record.prefix: name for name, record in names(view)}
+            if not view.layers or not view.layers[0].shared:  # else these are changes that may not be committed
+                self._known.update(found)
+        if prefix not in found:
+            raise views[0].tree.pager.malformed(views[0].tables.root, "an entry of a table that does not exist")
+        return found[prefix], key[PREFIX_SIZE:]
+
+    def named(self, changes: Changes, *views: View) -> Named:
+        """The changes as a log has them. The catalog is left out."""
+        for key, value in changes:
+            if type(key) is not TableKey:
+                yield key, value
+            elif prefix_of(key) != CATALOG:
+                yield self.of(key, *views), value
+
+
+def _made_by(changes: Mapping[bytes, bytes | None], view: View) -> tuple[View, ...]:
+    """What changes would make of a view, if they make tables."""
+    if LAST_ID not in changes:
+        return ()
+    layer = Layer(changes)
+    layer.shared = True
+    return (View(view.tree, (layer, *view.layers), view.tables),)
 
 
 def _real(changes: Changes, before: State) -> Iterator[tuple[bytes, bytes | None]]:
@@ -365,35 +450,46 @@ def _real(changes: Changes, before: State) -> Iterator[tuple[bytes, bytes | None
             yield key, value
 
 
-def _packed_note(state: State) -> bytes:
-    parts = [_NOTE.pack(state.meta.root, state.view.tree.depth)]
-    for key in state.meta.changes:
-        parts += (_KEY.pack(len(key)), key)
-    return b"".join(parts)
-
-
-def _unpacked_note(note: bytes) -> tuple[bytes, int, set[bytes]]:
+def _unpacked_note(note: bytes, pager: Pager) -> tuple[View, set[tuple[str, bytes]]]:
     """The content of a note. Raises `CorruptionError` if it is malformed: the log may come from elsewhere."""
     keys = set()
     at = _NOTE.size
     try:
-        root, depth = _NOTE.unpack_from(note)
+        root, depth, tables_root, tables_depth = _NOTE.unpack_from(note)
         while at < len(note):
             (size,) = _KEY.unpack_from(note, at)
             at += _KEY.size + size
-            keys.add(note[at - size : at])
-    except struct.error as exc:
+            keys.add(unpacked_key(note[at - size : at]))
+    except (struct.error, ValueError) as exc:
         raise CorruptionError("the note in the log is malformed") from exc
-    if at != len(note) or depth > MAX_DEPTH:
+    if at != len(note) or max(depth, tables_depth) > MAX_DEPTH:
         raise CorruptionError("the note in the log is malformed")
-    return root, depth, keys
+    return View(Tree(pager, root, depth), tables=Tree(pager, tables_root, tables_depth)), keys
 
 
-def _compared(log: Log, state: State) -> Iterator[tuple[bytes, bytes | None]]:
+def _compared(log: Log, state: State) -> Named:
     """The changes that turn what replaying the whole log gives into `state`."""
-    logged = folded(((key, value) for _, key, value in log.replay()), log.directory)
-    theirs = next(logged, None)
+    changes = ((packed_key(change.table, change.key), change.value) for change in log.replay())
+    for packed, value in _turning(folded(changes, log.directory), _content(state)):
+        table, key = unpacked_key(packed)
+        yield (table, key) if table else key, value
+
+
+def _content(state: State) -> Iterator[tuple[bytes, bytes]]:
+    """All entries of a state, by their `packed_key`s."""
     for key, value in state.view.items():
+        yield packed_key("", key), value
+    tables = {packed_key(name, b""): record for name, record in names(state.view)}
+    for stem in sorted(tables):
+        for key, value in TableView(state.view, tables[stem].prefix).items():
+            yield stem + key, value
+
+
+def _turning(
+    logged: Iterator[tuple[bytes, bytes | None]], present: Iterator[tuple[bytes, bytes]]
+) -> Iterator[tuple[bytes, bytes | None]]:
+    theirs = next(logged, None)
+    for key, value in present:
         while theirs is not None and theirs[0] < key:
             if theirs[1] is not None:
                 yield theirs[0], None

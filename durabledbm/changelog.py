@@ -36,17 +36,20 @@ from ._log.records import (
     MARK,
     NO_IDENTITY,
     PUT,
+    TABLE,
     UNDATED,
     Change,
     Codec,
     Commit,
     Record,
+    packed_key,
 )
 from ._log.writer import LogWriter
 from ._messages import not_copied, represented
 from .attach import Attachment, Writing, attach
 from .errors import ClosedError, CorruptionError, error
 from .mapping import Key, Value, as_bytes
+from .table import checked_name
 
 if TYPE_CHECKING:
     from ._engine.commit import Committer
@@ -93,6 +96,7 @@ class _Store(Protocol):
     """What `load_into` uses of a database."""
 
     def transaction(self) -> AbstractContextManager[Any]: ...
+    def table(self, name: str, /) -> Any: ...
     def update(self, other: Any, /) -> None: ...
     def pop(self, key: Any, default: Any, /) -> Any: ...
 
@@ -154,17 +158,19 @@ class ChangeLog:
     def __reduce__(self) -> Any:
         raise not_copied(self)
 
-    def put(self, key: Key, value: Value) -> None:
-        """Append that `key` now has `value`. Raises `ValueError` and writes nothing if the log cannot hold it."""
-        self._append(PUT, as_bytes(key, "key"), as_bytes(value, "value"))
+    def put(self, key: Key, value: Value, *, table: str = "") -> None:
+        """Append that `key` now has `value`, in the main table or another. Raises `ValueError` and writes nothing if
+        the log cannot hold it.
+        """
+        self._append(PUT, *_key_in(table, key), as_bytes(value, "value"))
 
-    def delete(self, key: Key) -> None:
+    def delete(self, key: Key, *, table: str = "") -> None:
         """Append that `key` was deleted. Raises `ValueError` and writes nothing if the log cannot hold it."""
-        self._append(DELETE, as_bytes(key, "key"), b"")
+        self._append(DELETE, *_key_in(table, key), b"")
 
     def commit(
         self,
-        changes: Iterable[tuple[Key, Value | None]],
+        changes: Iterable[tuple[Key | tuple[str, Key], Value | None]],
         txid: int,
         time_ns: int | None = None,
         *,
@@ -172,6 +178,7 @@ class ChangeLog:
     ) -> None:
         """Append the commit `txid` with its changes (None deletes), all or nothing. Binary codec only.
 
+        A change of another table than the main one has `(table, key)` in place of its key.
         A small commit takes one write and one sync. `txid` must be greater than that of the commit before; `time_ns` is
         in nanoseconds since 1970 (default: now). If a change cannot be recorded (`ValueError`) or `changes` raises, the
         commit is not recorded and the log remains usable. A `note` is stored in a mark after the commit, for the next
@@ -181,19 +188,22 @@ class ChangeLog:
         if not (0 < txid < 2**64 and 0 <= moment < 2**64):
             raise ValueError("txid and time_ns must fit into 64 bits, and txid be positive")
         end = COMMIT_FIELDS.pack(txid, moment)
-        self._check(COMMIT, end, b"")
+        self._check(COMMIT, 0, end, b"")
         if note:
-            self._check(MARK, note, b"")
+            self._check(MARK, 0, note, b"")
         self._alone(self._commit, changes, txid, moment, end, note)
 
     def note(self, note: bytes) -> None:
         """Append a mark that holds `note`. Replaying ignores it. Binary codec only."""
-        self._append(MARK, note, b"")
+        self._append(MARK, 0, note, b"")
 
-    def check(self, key: Key, value: Value | None = None) -> None:
+    def check(self, key: Key, value: Value | None = None, *, table: str = "") -> None:
         """Raise the `ValueError` or `TypeError` that appending this would raise. Writes nothing."""
-        name = as_bytes(key, "key")
-        self._check(*((DELETE, name, b"") if value is None else (PUT, name, as_bytes(value, "value"))))
+        flags, name = _key_in(table, key)
+        if value is None:
+            self._check(DELETE, flags, name, b"")
+        else:
+            self._check(PUT, flags, name, as_bytes(value, "value"))
 
     def bind(self, identity: bytes, txid: int) -> int:
         """Become the writer for the database `identity` (16 bytes); return the log's newest txid.
@@ -208,8 +218,8 @@ class ChangeLog:
             raise ValueError(f"the {self._codec.name} codec cannot say which database a log is of")
         return self._alone(lambda: self._ready().bind(identity, txid))
 
-    def last_note(self) -> tuple[bytes, set[bytes]] | None:
-        """The newest note, and the keys of all changes after it; None if there is no note."""
+    def last_note(self) -> tuple[bytes, set[tuple[str, bytes]]] | None:
+        """The newest note, and the tables and keys of all changes after it; None if there is no note."""
         self._check_open()
         return last_note(self._files, self._codec)
 
@@ -252,7 +262,8 @@ class ChangeLog:
             writer.close()
 
     def replay(self) -> Iterator[Change]:
-        """Each change `(op, key, value)`, oldest first: `op` is "put" or "delete", `value` is None for a delete.
+        """Each change `(op, key, value)`, oldest first: `op` is "put" or "delete", `value` is None for a delete. Its
+        attribute `table` is the name of the table, empty for the main one.
 
         Ends where the log ends: at a torn tail, which `tail` then describes, or before an unfinished commit. Raises
         `CorruptionError` for damage that no crash can cause. Records appended meanwhile may or may not be included.
@@ -313,18 +324,18 @@ class ChangeLog:
         The arguments and errors are those of `records`. If anything raises, `db` is unchanged.
         """
         count = size = 0
-        batch: dict[bytes, bytes | None] = {}
+        batch: dict[tuple[str, bytes], bytes | None] = {}
         with db.transaction():
             window = self.records(after_txid=after_txid, until_txid=until_txid, until_time_ns=until_time_ns)
             for item in window:
                 if isinstance(item, Commit):
                     continue
-                batch[item.key] = item.value
-                count += 1
-                size += len(item.key) + len(item.value or b"")
                 if size > BATCH or len(batch) > 4096:
                     _apply(batch, db)
                     size = 0
+                batch[item.table, item.key] = item.value
+                count += 1
+                size += len(item.key) + len(item.value or b"")
             _apply(batch, db)
         return count
 
@@ -349,14 +360,14 @@ class ChangeLog:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _append(self, kind: int, key: bytes, value: bytes) -> None:
-        self._check(kind, key, value)
-        self._alone(self._append_one, kind, key, value)
+    def _append(self, kind: int, flags: int, key: bytes, value: bytes) -> None:
+        self._check(kind, flags, key, value)
+        self._alone(self._append_one, kind, flags, key, value)
 
-    def _append_one(self, kind: int, key: bytes, value: bytes) -> None:
+    def _append_one(self, kind: int, flags: int, key: bytes, value: bytes) -> None:
         writer = self._ready()
         try:
-            writer.append(kind, 0, key, value)
+            writer.append(kind, flags, key, value)
             writer.flush()
         except BaseException:
             writer.drop()
@@ -364,8 +375,9 @@ class ChangeLog:
         writer.sync(self._sync_after)
 
     def _commit(
-        self, changes: Iterable[tuple[Key, Value | None]], txid: int, moment: int, end: bytes, note: bytes
-    ) -> None:
+        self, changes: Iterable[tuple[Key | tuple[str, Key], Value | None]], txid: int, moment: int, end: bytes,
+        note: bytes,
+    ) -> None:  # fmt: skip
         writer = self._ready()
         if txid <= writer.txid:
             raise ValueError(f"commit {txid} cannot follow commit {writer.txid}")
@@ -373,9 +385,9 @@ class ChangeLog:
         try:
             for key, value in changes:
                 kind, data = (DELETE, b"") if value is None else (PUT, as_bytes(value, "value"))
-                name = as_bytes(key, "key")
-                self._check(kind, name, data)
-                writer.append(kind, flags, name, data)
+                table, name = _key_in(*key) if type(key) is tuple else (0, as_bytes(key, "key"))
+                self._check(kind, table, name, data)
+                writer.append(kind, flags | table, name, data)
                 flags = GROUPED
             writer.append(COMMIT, flags, end, b"")
             writer.flush()
@@ -388,8 +400,8 @@ class ChangeLog:
             raise
         writer.sync(self._sync_after)
 
-    def _check(self, kind: int, key: bytes, value: bytes) -> None:
-        size = self._codec.size(kind, key, value)
+    def _check(self, kind: int, flags: int, key: bytes, value: bytes) -> None:
+        size = self._codec.size(kind, key, value, flags=flags)
         if (total := self._codec.header_size + size) > self.max_file_size:
             raise ValueError(f"the record needs a file of {total} bytes, the limit is {self.max_file_size}")
 
@@ -521,9 +533,20 @@ class _Group:
             yield place[1].change()
 
 
-def _apply(batch: dict[bytes, bytes | None], db: _Store) -> None:
-    db.update({key: value for key, value in batch.items() if value is not None})
-    for key, value in batch.items():
-        if value is None:
-            db.pop(key, None)
+def _apply(batch: dict[tuple[str, bytes], bytes | None], db: _Store) -> None:
+    parts: dict[str, dict[bytes, bytes | None]] = {}
+    for (table, key), value in batch.items():
+        parts.setdefault(table, {})[key] = value
+    for name, changes in parts.items():
+        target = db.table(name) if name else db
+        target.update({key: value for key, value in changes.items() if value is not None})
+        for key, value in changes.items():
+            if value is None:
+                target.pop(key, None)
     batch.clear()
+
+
+def _key_in(table: str, key: Key) -> tuple[int, bytes]:
+    """The flag of a record, and its key."""
+    name = as_bytes(key, "key")
+    return (TABLE, packed_key(checked_name(table), name)) if table != "" else (0, name)

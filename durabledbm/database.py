@@ -16,10 +16,13 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from . import closing
+from ._engine import tables
 from ._engine.changeset import ChangeSet
 from ._engine.disk import FileVolume
 from ._engine.disk.protocol import Volume
 from ._engine.durability import make_pipeline
+from ._engine.pager import Pager
 from ._engine.pipeline import Pipeline
 from ._engine.store import Store
 from ._engine.threads import Lease
@@ -29,14 +32,15 @@ from ._files.opening import DEFAULT_CACHE_SIZE, DEFAULT_PAGE_SIZE, Durability, F
 from ._interrupts import is_interrupt
 from ._messages import counted, represented
 from ._process.handles import Registry, began, ended
-from .errors import BusyError, ClosedError, error
+from .errors import ClosedError, error
 from .maintenance.backup import backup
 from .maintenance.check import Problem, check_state
 from .maintenance.reorganize import reorganize
 from .maintenance.stats import Stats, gather
-from .mapping import Key, Writable, as_bytes
+from .mapping import Key, as_bytes
 from .snapshot import Pin, Snapshot
 from .streams import Source, opened
+from .table import Table, WithTables
 from .transaction import Transaction, own_transaction, stream_into
 
 if TYPE_CHECKING:
@@ -107,14 +111,14 @@ def open_on(
     database = Database(store, name, make_pipeline(store, durability, interval, timeout))
     if flag == "n" and store.state.meta.txid > 1:
         try:
-            database.clear()
+            database._run(tables.erase)
         except BaseException:
             database.close()
             raise
     return database
 
 
-class Database(Writable):
+class Database(WithTables):
     """A dict of bytes to bytes in one file, ordered by key. Made by `open`.
 
     Each single write is an atomic commit; `transaction()` combines many writes into one. Any thread may use a handle,
@@ -245,7 +249,7 @@ class Database(Writable):
             pin.release()
 
     def _value_reader(self, key: bytes) -> io.BufferedReader | None:
-        return opened(key, *self._view())
+        return opened(key, *self._scoped_view())
 
     def __len__(self) -> int:
         if (transaction := self._own_transaction()) is not None:
@@ -258,17 +262,16 @@ class Database(Writable):
         return self._guarded(self._store.current).meta.entry_count
 
     def _items(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
-        view, scope, pin = self._view()
+        view, scope, pin = self._scoped_view()
         return view.items(start, stop, reverse=reverse, scope=scope, pin=pin)
 
     def _keys(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[bytes]:
-        view, scope, pin = self._view()
+        view, scope, pin = self._scoped_view()
         return view.keys(start, stop, reverse=reverse, scope=scope, pin=pin)
 
-    def _view(self) -> tuple[View, Scope, object]:
-        """The present content, what ends iterators over it, and what they must keep alive."""
+    def _scoped_view(self) -> tuple[View, Scope, object]:
         if (transaction := self._own_transaction()) is not None:
-            return transaction._view()
+            return transaction._scoped_view()
         view, pin = self._pinned()
         return view, self._scope, (pin, self)
 
@@ -326,11 +329,17 @@ class Database(Writable):
     def _put(self, key: bytes, value: bytes) -> None:
         if self._transactions and (transaction := own_transaction(self, to_write=True)) is not None:
             transaction._put(key, value)
-        elif not (self._pipeline.defers and self._pipeline.put(key, value)):
+        elif not (self._pipeline.put(key, value) if self._pipeline.defers else self._put_alone(key, value)):
             self._run(lambda changes: changes.put(key, value))
 
     def _put_stream(self, key: bytes, source: Source) -> None:
         stream_into(self, key, source)
+
+    def _put_alone(self, key: bytes, value: bytes) -> bool:
+        self._store.check_writable()
+        self._raise_background_failure()
+        done: bool = self._guarded(self._store.inside.call, self._pipeline.put, key, value)
+        return done
 
     def _delete(self, key: bytes) -> bool:
         return self._change(ChangeSet.discard, key)
@@ -348,7 +357,7 @@ class Database(Writable):
         self._change(ChangeSet.update, changes)
 
     def clear(self) -> None:
-        """Delete all entries in one atomic commit."""
+        """Delete all entries of the main table in one atomic commit. Other tables stay."""
         if (transaction := self._own_transaction(to_write=True)) is not None:
             transaction.clear()
         else:
@@ -367,6 +376,25 @@ class Database(Writable):
         snapshot = Snapshot(pin, view, self)
         self._snapshots.add(snapshot)
         return snapshot
+
+    # -- other tables ------------------------------------------------------------------------------
+
+    def table(self, name: str) -> Table:
+        """The table of that name: a mapping with keys of its own in the file. Its first write makes it (see `Table`).
+
+        Any text but the empty one is a name: anything else raises `TypeError` or `ValueError`.
+        """
+        self._store.check()
+        return Table(self, name)
+
+    def _change_table(self, operation: Callable[..., T], name: str, *arguments: Any) -> T:
+        if (transaction := self._own_transaction(to_write=True)) is not None:
+            return transaction._change_table(operation, name, *arguments)
+        return self._run(lambda changes: operation(changes, name, *arguments))
+
+    @property
+    def _pager(self) -> Pager:
+        return self._store.pager
 
     # -- for transactions --------------------------------------------------------------------------
 
@@ -479,44 +507,7 @@ class Database(Writable):
         return self._store.inside.put_off(action)
 
     def _close(self, tidy: bool) -> None:
-        if self._scope.ended:
-            self._store.close()  # closing may have been interrupted
-            return
-        for reference in reversed(self._transactions):
-            if (transaction := reference()) is not None and transaction.mine():
-                transaction.abandon()
-        try:
-            if self._store.failure is None:
-                self._pipeline.flush()
-                if tidy:
-                    self._pipeline.tidy()
-                    if self._store.observer is not None:
-                        self._store.observer.finish()
-        except BusyError:
-            raise
-        except BaseException as exc:
-            self._release(flushed=False)
-            if isinstance(exc, OSError):
-                raise error.wrap(exc, self.path) from exc
-            raise
-        failure = self._store.failure
-        self._release(flushed=failure is None)
-        self._raise_background_failure()
-        if failure is not None and (self._store.lost or self._pipeline.deferred() is not None):
-            raise error.because(failure, "closed, but pending writes could not be written", self.path) from failure
-
-    def _release(self, *, flushed: bool) -> None:
-        """Close the file, but not while a thread writes: its descriptor could be another file's a moment later."""
-        writer, lease = self._store.writer, Lease()
-        try:
-            writer.take_lease(lease, self.path, self._pipeline.timeout)
-            while flushed and self._pipeline.deferred() is not None:  # left by a transaction that ended only now
-                lease.end()
-                self._pipeline.flush()
-                writer.take_lease(lease, self.path, self._pipeline.timeout)
-            self._close_files()
-        finally:
-            lease.end()
+        closing.close(self, tidy=tidy)
 
     def _close_files(self) -> None:
         if self._pipeline.flusher is not None:
@@ -538,21 +529,7 @@ class Database(Writable):
         self.close()
 
     def _finish(self) -> None:
-        """At the end of the interpreter: write what is pending, wait only briefly for others, and stop the flusher."""
-        flusher, store = self._pipeline.flusher, self._store
-        pending = store.lost or store.unsynced is not None or self._pipeline.deferred() is not None
-        try:
-            self._pipeline.hurry()
-            if flusher is not None:
-                flusher.failure = None  # this flush tells whether it still matters
-            self.sync()
-        except OSError as exc:
-            if is_interrupt(exc) or (pending and not self._scope.ended):
-                raise
-        finally:
-            if flusher is not None:
-                flusher.stop()
-                flusher.join(_FAREWELL)
+        closing.finish(self, _FAREWELL)
 
     def _before_fork(self) -> None:
         """Write what is pending if that is possible without waiting: a child sees only what is in the file."""
@@ -580,16 +557,7 @@ class Database(Writable):
             pass  # as with files that are dropped, no caller is left to receive it
 
     def _after_fork(self) -> None:
-        """In a child process: start again with a file of its own. The parent's transactions are not the child's."""
-        for reference in self._transactions.copy():
-            if (transaction := reference()) is not None:
-                transaction.orphan()
-                if not transaction.mine():
-                    self._forget(transaction)
-        for snapshot in self._snapshots.all():
-            snapshot.after_fork()
-        self._store.after_fork()
-        self._pipeline.after_fork()
+        closing.start_again(self)
 
     def _raise_background_failure(self) -> None:
         flusher = self._pipeline.flusher

@@ -20,7 +20,22 @@ from ._engine.disk import FileVolume
 from ._engine.meta import now_ns
 from ._files.arguments import Meter, Path, Progress
 from ._files.publish import publishing_directory, real_target, replacing
-from ._log.records import CODECS, COMMIT, DELETE, FIRST, GROUPED, NO_IDENTITY, PUT, UNDATED, Record
+from ._log.records import (
+    CODECS,
+    COMMIT,
+    DELETE,
+    FIRST,
+    GROUPED,
+    NO_IDENTITY,
+    PUT,
+    TABLE,
+    UNDATED,
+    Change,
+    Record,
+    TableChange,
+    packed_key,
+    unpacked_key,
+)  # fmt: skip
 from ._log.streams import InputStream, Label, LargePut, StreamReader, StreamWriter, codec_of, open_stream
 from .changelog import ChangeLog, Commit, Tail
 from .database import Database
@@ -64,7 +79,7 @@ def dump(
     max_file_size: int | None = None,
     progress: Progress | None = None,
 ) -> int:
-    """Write all entries of `source` to `target`, and return their number.
+    """Write all entries of `source`, of all its tables, to `target`, and return their number.
 
     `source` is a `Database` (its last commit is dumped, while others may write), a `Snapshot`, or any other mapping of
     bytes. `target` is a file object open for writing bytes, or a name: of a file or, with `max_file_size` in bytes, of
@@ -78,8 +93,9 @@ def dump(
     if codec not in CODECS:
         raise ValueError(f"codec must be 'binary' or 'text', not {codec!r}")
     with _dumpable(source) as (mapping, label, file):
-        meter = Meter(progress, len(mapping))
-        entries = meter.watch(mapping._parted_items() if isinstance(mapping, Readable) else mapping.items())
+        tables = _tables(mapping)
+        meter = Meter(progress, sum(map(len, tables.values())))
+        entries = meter.watch(_entries(tables))
         try:
             if not isinstance(target, (str, bytes, os.PathLike)):
                 if max_file_size is not None:
@@ -127,33 +143,49 @@ def _label(snapshot: Snapshot) -> Label:
     return Label(meta.database_id, max(meta.txid, 1), meta.time_ns)
 
 
+def _tables(mapping: Mapping[bytes, bytes]) -> dict[str, Mapping[bytes, bytes]]:
+    """The tables of a mapping, the main one ("") first, in the order in which keys of a log have them."""
+    others = mapping.tables() if isinstance(mapping, Snapshot) else []
+    tables: dict[str, Mapping[bytes, bytes]] = {"": mapping}
+    for name in sorted(others, key=lambda name: packed_key(name, b"")):
+        tables[name] = mapping.table(name)  # type: ignore[attr-defined]
+    return tables
+
+
+def _entries(tables: Mapping[str, Mapping[bytes, bytes]]) -> Iterator[tuple[str, bytes, Any]]:
+    """All entries. A file stands for a value that need not be in memory as a whole."""
+    for name, table in tables.items():
+        for key, value in table._parted_items() if isinstance(table, Readable) else table.items():
+            yield name, key, value
+
+
 def _write_stream(
-    entries: Iterable[tuple[bytes, Any]], write: Callable[[bytes], object], codec: str, label: Label
+    entries: Iterable[tuple[str, bytes, Any]], write: Callable[[bytes], object], codec: str, label: Label
 ) -> None:
     writer = StreamWriter(write, codec, label)
-    for key, value in entries:
+    for table, key, value in entries:
         if isinstance(value, BufferedReader):
             with value:
-                writer.put_file(key, value)
+                writer.put_file(table, key, value)
         else:
-            writer.put(key, value)
+            writer.put(table, key, value)
     writer.finish()
 
 
-def _whole(entries: Iterable[tuple[bytes, Any]], most: int) -> Iterator[tuple[bytes, bytes]]:
+def _whole(entries: Iterable[tuple[str, bytes, Any]], most: int) -> Iterator[tuple[str, bytes, bytes]]:
     """The entries with all values in memory, of which none may have more than `most` bytes."""
-    for key, value in entries:
+    for table, key, value in entries:
         if isinstance(value, BufferedReader):
             if (size := value.seek(0, SEEK_END)) > most:
                 raise ValueError(f"a value of {size} bytes is too long: the limit of a file is {most}")
             value.seek(0)
-            yield key, value.read()
+            yield table, key, value.read()
         else:
-            yield key, value
+            yield table, key, value
 
 
 def _write_file(
-    entries: Iterable[tuple[bytes, bytes]], path: str, codec: str, label: Label, source: os.stat_result | None
+    entries: Iterable[tuple[str, bytes, bytes]], path: str, codec: str, label: Label, source: os.stat_result | None
 ) -> None:
     with replacing(path, source) as disk:
         end = synced = 0
@@ -170,7 +202,7 @@ def _write_file(
 
 
 def _write_directory(
-    entries: Iterable[tuple[bytes, bytes]],
+    entries: Iterable[tuple[str, bytes, bytes]],
     path: str,
     codec: str,
     label: Label,
@@ -186,12 +218,13 @@ def _write_directory(
     ):
         log._make_like(source)
         if codec == "text":
-            for key, value in entries:
-                log.put(key, value)
+            for table, key, value in entries:
+                log.put(key, value, table=table)
         else:
             if label.identity != NO_IDENTITY:
                 log.bind(label.identity, 0)
-            log.commit(entries, label.txid, label.time_ns)
+            changes = (((table, key) if table else key, value) for table, key, value in entries)
+            log.commit(changes, label.txid, label.time_ns)
 
 
 # -- load ------------------------------------------------------------------------------------------
@@ -230,7 +263,7 @@ def load(
                 if isinstance(item, Commit):
                     loading.commit = item
                 else:
-                    loading.apply(item.key, item.value)
+                    loading.apply(item)
             if log.tail is not None and not loading.meter.done:
                 raise error(f"{log.tail.file}: is not complete: {log.tail.reason}")
             loaded = loading.finish(log.tail)._replace(explanation=explanation)
@@ -278,21 +311,28 @@ class _Loading:
         self._db: Any = db
         self._loader = loader
         """What takes the changes in the place of the mapping, if the mapping has it so."""
+        self._tables = {"": self._db}
         self._batch: dict[bytes, bytes] | None = None if isinstance(db, Database) else {}
         self._batch_size = 0
+        self._batch_table = ""
         self.meter = Meter(progress)
         self.commit: Commit | None = None
 
-    def apply(self, key: bytes, value: bytes | None) -> None:
+    def apply(self, change: Change) -> None:
         """Make one change."""
+        _, key, value = change
+        table = self._table(change.table)
         if self._loader is not None:
             self._loader.change(key, value)
         elif value is None:
             self._flush()
-            self._db.pop(key, None)
+            table.pop(key, None)
         elif self._batch is None:
-            self._db[key] = value
+            table[key] = value
         else:
+            if change.table != self._batch_table:
+                self._flush()
+                self._batch_table = change.table
             self._batch[key] = value
             self._batch_size += len(key) + len(value)
             if self._batch_size > _BATCH_BYTES or len(self._batch) >= _BATCH_ENTRIES:
@@ -302,22 +342,35 @@ class _Loading:
     def apply_record(self, record: Record | LargePut) -> None:
         """Make the change that a record is."""
         if isinstance(record, Record):
-            self.apply(*record.change()[1:])
+            self.apply(record.change())
             return
-        if self._loader is None and isinstance(self._db, Writable):
+        name, key = unpacked_key(record.key) if record.flags & TABLE else ("", record.key)
+        table = self._table(name)
+        if self._loader is None and isinstance(table, Writable):
             self._flush()
-            self._db.put_stream(record.key, record, size=record.size)
+            table.put_stream(key, record, size=record.size)
             self.meter.count()
         else:
             parts = []
             while part := record.read(record.size):
                 parts.append(part)
-            self.apply(record.key, b"".join(parts))
+            value = b"".join(parts)
+            self.apply(TableChange.of(name, Change("put", key, value)) if name else Change("put", key, value))
+
+    def _table(self, name: str) -> Any:
+        """The mapping that changes of a table go to."""
+        table = self._tables.get(name)
+        if table is None:
+            if not hasattr(self._db, "table") or self._loader is not None:
+                kind = type(self._db).__name__
+                raise error(f"the table {name!r} cannot be loaded: a {kind} object has no tables")
+            table = self._tables[name] = self._db.table(name)
+        return table
 
     def _flush(self) -> None:
         """Outside a transaction each write costs a sync or a round trip, so writes go in batches."""
         if self._batch:
-            self._db.update(self._batch)
+            self._table(self._batch_table).update(self._batch)
             self._batch, self._batch_size = {}, 0
 
     def finish(self, tail: Tail | None = None) -> Loaded:

@@ -23,8 +23,9 @@ from __future__ import annotations
 import errno
 import filecmp
 import os
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
+from functools import partial
 from itertools import zip_longest
 from typing import NamedTuple
 
@@ -40,7 +41,7 @@ from ._files.publish import check_not_mounted, mounts_told, publishing, real_tar
 from ._files.sorting import in_key_order
 from ._files.temporary import Temporary, blame_target, new_file, sweep
 from ._foreign.kinds import FILES, OURS, Found, beside, migrate_command, refuse_beside, shell_word
-from ._foreign.sources import Damaged, Entry, Source, locate, open_source
+from ._foreign.sources import Damaged, Entry, Source, TableSource, locate, open_source
 from .database import open as open_database
 from .errors import CorruptionError, error
 
@@ -67,10 +68,13 @@ def migrate(
     """Copy a database of another kind into a durabledbm file, verify every entry, and return their number.
 
     `source` is the name that the other module was given, or one of the database's files: dbm.dumb, dbm.gnu, dbm.ndbm,
-    dbm.sqlite3, LMDB (a directory or a file) or a hash file of Berkeley DB. `target` is a new name. Without it the new
-    file takes the name that the other module was given, and the old database is kept under that name + ".bak". The new
-    file gets the permissions of the source and, if the system permits, its owner and group. Memory does not grow with
-    the number of entries, except where all keys are in memory at once (dbm.dumb, dbm.ndbm).
+    dbm.sqlite3, sqlitedict, LMDB (a directory or a file) or a hash file of Berkeley DB. `target` is a new name. Without
+    it the new file takes the name that the other module was given, and the old database is kept under that name +
+    ".bak". The new file gets the permissions of the source and, if the system permits, its owner and group. Memory does
+    not grow with the number of entries, except where all keys are in memory at once (dbm.dumb, dbm.ndbm).
+
+    LMDB's named databases and sqlitedict's tables become tables of the same names (see `Database.table`). sqlitedict's
+    default table, "unnamed", becomes the main table.
 
     `progress(done, total)` is called now and then; each entry counts twice, for copying and verifying. `total` is None
     if it is not known. An exception from `progress` ends the migration.
@@ -172,12 +176,12 @@ class _Copying:
             expected = source.count()
             self._meter.total = None if expected is None else 2 * expected
             initialise(FileVolume(), self._fresh.disk, DEFAULT_PAGE_SIZE)
-            with (
-                open_database(self._fresh.path, "w", cache_size=_CACHE_SIZE) as db,
-                closing(self._ordered(source)) as entries,
-            ):
-                for batch in _batches(entries):
-                    db.update(batch)
+            with open_database(self._fresh.path, "w", cache_size=_CACHE_SIZE) as db:
+                for table, read in _parts(source):
+                    target = db.table(table) if table else db
+                    with closing(self._ordered(read(), ordered=source.ordered)) as entries:
+                        for batch in _batches(entries):
+                            target.update(batch)
             count = self._verify(source)
         self._fresh.take_owner(os.stat(_main_file(self._old)))
         self._meter.finish()
@@ -187,10 +191,12 @@ class _Copying:
         if not self._verifying:  # which meets the same damage again
             self._report(text)
 
-    def _ordered(self, source: Source) -> Generator[Entry, None, None]:
+    def _ordered(
+        self, source: Generator[Entry, None, None], *, ordered: bool
+    ) -> Generator[Entry, None, None]:
         """The entries in key order, only the first of several with the same key."""
-        entries = self._meter.watch(self._bounded(source.entries()))
-        if not source.ordered:
+        entries = self._meter.watch(self._bounded(source))
+        if not ordered:
             entries = in_key_order(entries, os.path.dirname(os.path.abspath(self._fresh.path)))
         last: bytes | None = None
         with closing(entries):
@@ -218,16 +224,24 @@ class _Copying:
         """Compare all entries in a newly opened file: what counts is what can be read back."""
         self._verifying = True
         count = 0
-        with (
-            open_database(self._fresh.path, "r", cache_size=_CACHE_SIZE) as db,
-            closing(self._ordered(source)) as entries,
-        ):
-            for theirs, ours in zip_longest(entries, db.items()):
-                if theirs != ours:
-                    key = (theirs or ours)[0]
-                    raise error(f"{self._old.name}: the entry {key[:50]!r} changed while it was copied")
-                count += 1
+        with open_database(self._fresh.path, "r", cache_size=_CACHE_SIZE) as db:
+            for table, read in _parts(source):
+                target = db.table(table) if table else db
+                with closing(self._ordered(read(), ordered=source.ordered)) as entries:
+                    for theirs, ours in zip_longest(entries, target.items()):
+                        if theirs != ours:
+                            key = (theirs or ours)[0]
+                            raise error(f"{self._old.name}: the entry {key[:50]!r} changed while it was copied")
+                        count += 1
         return count
+
+
+def _parts(source: Source) -> Iterator[tuple[str, Callable[[], Generator[Entry, None, None]]]]:
+    """The tables of a source, the main one ("") first, and what reads each."""
+    yield "", source.entries
+    if isinstance(source, TableSource):
+        for table in source.tables():
+            yield table, partial(source.entries_of, table)
 
 
 def _batches(entries: Iterator[Entry]) -> Iterator[dict[bytes, bytes]]:
@@ -282,10 +296,8 @@ def _swap(old: Found, fresh: Temporary) -> None:
     volume = FileVolume()
     suffixes = _present(old)
     with ExitStack() as undo:
-        for suffix in suffixes:
-            backup = old.name + BACKUP + suffix
-            if _second_name(old.name + suffix, backup):
-                undo.callback(_unlink, backup)
+        for backup in _backups(old.name, suffixes):
+            undo.callback(_unlink, backup)
         volume.sync_directory(old.name)
         if "" in suffixes:
             with mounts_told(old.name):
@@ -411,10 +423,18 @@ def _second_name(path: str, name: str) -> bool:
     return True
 
 
+def _backups(name: str, suffixes: Iterable[str]) -> Iterator[str]:
+    """Give these files of the old database names for the backup; those that did not have them yet."""
+    for suffix in suffixes:
+        backup = name + BACKUP + suffix
+        if _second_name(name + suffix, backup):
+            yield backup
+
+
 def _copy(path: str, name: str) -> None:
     """A complete copy, in place of a second name, on a file system without hard links."""
     with open(path, "rb") as file, publishing(name, like=os.stat(path), replace=True) as copy:
         offset = 0
-        while piece := file.read(_PIECE):
+        for piece in iter(partial(file.read, _PIECE), b""):
             copy.disk.write(offset, (piece,))
             offset += len(piece)

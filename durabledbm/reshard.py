@@ -7,7 +7,9 @@ compact and with little memory. Nothing should write meanwhile; if something doe
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from functools import partial
 
 from ._engine.bulkload import Builder
 from ._engine.disk import FileVolume
@@ -19,6 +21,8 @@ from .sharded import ShardedDatabase, open_sharded
 from .sharded.manifest import SHARDS_MAX, make_whole, place, shard_path
 
 __all__ = ["reshard"]
+
+Entry = tuple[bytes, bytes]
 
 _BATCH = 64
 _SYNC_BYTES = 16 * 2**20
@@ -55,19 +59,28 @@ def _fill(source: ShardedDatabase, directory: str, shards: int, progress: Progre
             disk.take_owner(like)
             fresh = Meta(1, meta.page_size, os.urandom(16), first_page(meta.page_size), time_ns=now_ns())
             builders.append(Builder(disk, fresh))
-        meter = Meter(progress, len(snapshot))
-        batches: list[list[tuple[bytes, bytes]]] = [[] for _ in builders]
-        for entry in meter.watch(snapshot.items()):
-            number = place(entry[0], shards)
-            batch = batches[number]
-            batch.append(entry)
-            if len(batch) >= _BATCH:
-                builders[number].add(batch)
-                builders[number].sync_at(_SYNC_BYTES)
-                batch.clear()
-        for number, builder in enumerate(builders):
-            builder.add(batches[number])
+        tables = [(name, snapshot.table(name)) for name in snapshot.tables()]
+        meter = Meter(progress, len(snapshot) + sum(len(table) for _, table in tables))
+        _spread(meter.watch(snapshot.items()), builders, [builder.add for builder in builders])
+        for name, table in tables:
+            _spread(meter.watch(table.items()), builders, [partial(builder.add_to_table, name) for builder in builders])
+        for builder in builders:
             builder.finish()
         if [shard._store.refresh().meta.txid for shard in source._shards] != snapshot.txids:
             raise error(f"{source.path}: was written to while it was copied")
         meter.finish()
+
+
+def _spread(entries: Iterable[Entry], builders: list[Builder], adds: list[Callable[[list[Entry]], None]]) -> None:
+    """Add each entry to the shard where it is to be."""
+    batches: list[list[Entry]] = [[] for _ in builders]
+    for entry in entries:
+        number = place(entry[0], len(builders))
+        batch = batches[number]
+        if len(batch) >= _BATCH:
+            adds[number](batch)
+            builders[number].sync_at(_SYNC_BYTES)
+            batch.clear()
+        batch.append(entry)
+    for add, batch in zip(adds, batches, strict=True):
+        add(batch)

@@ -15,21 +15,25 @@ import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
+from itertools import groupby
+from operator import itemgetter
 from typing import NamedTuple
 
+from ._engine.bulkload import Builder
 from ._engine.disk import FileVolume
 from ._engine.meta import Meta, first_page, has_magic
 from ._files.arguments import Meter, Path, Progress
 from ._files.opening import DEFAULT_PAGE_SIZE
 from ._files.publish import real_target
 from ._log.overlay import folded, laid_over
-from ._log.records import COMMIT, GROUPED, NO_IDENTITY, PUT
+from ._log.records import COMMIT, GROUPED, NO_IDENTITY, PUT, packed_key, unpacked_key
 from ._log.streams import Label, StreamReader
 from .changelog import Change, ChangeLog, Commit, Moment
 from .database import open as open_database
 from .dump import open_log
 from .errors import CorruptionError, error
 from .maintenance.backup import write_whole
+from .snapshot import Snapshot
 
 __all__ = ["Restored", "restore"]
 
@@ -39,6 +43,7 @@ class _Base(NamedTuple):
 
     label: Label
     entries: Callable[[], Iterator[tuple[bytes, bytes]]]
+    """In the order of their keys, which are `packed_key`s."""
     total: int
     page_size: int
     file: os.stat_result | None
@@ -100,7 +105,7 @@ def restore(
         meta = Meta(max(label.txid, 1), base.page_size, label.identity, pages, time_ns=label.time_ns)
         meter = Meter(progress, base.total)
         entries = meter.watch(laid_over(base.entries(), changes))
-        write_whole(path, meta, base.file, lambda builder: builder.add(entries))
+        write_whole(path, meta, base.file, lambda builder: _fill(builder, entries))
         meter.finish()
     restored = Restored(label.txid, label.time_ns)
     restored.explanation = "" if limit.moment is None else limit.moment.explanation()
@@ -148,7 +153,7 @@ class _Window:
     def __iter__(self) -> Iterator[tuple[bytes, bytes | None]]:
         for item in self._log.records(after_txid=self._last.txid, until_txid=self._limit.txid):
             if isinstance(item, Change):
-                yield item.key, item.value
+                yield packed_key(item.table, item.key), item.value
             else:
                 self._last = item
 
@@ -201,7 +206,24 @@ def _open_base(snapshot: Path | None, stack: ExitStack) -> _Base:
     view = stack.enter_context(db.snapshot())
     meta = view._state.meta
     label = Label(meta.database_id, meta.txid, meta.time_ns)
-    return _Base(label, lambda: iter(view.items()), len(view), meta.page_size, status)
+    tables = sorted(view.tables(), key=lambda name: packed_key(name, b""))
+    total = len(view) + sum(len(view.table(name)) for name in tables)
+    return _Base(label, lambda: _content(view, tables), total, meta.page_size, status)
+
+
+def _content(view: Snapshot, tables: list[str]) -> Iterator[tuple[bytes, bytes]]:
+    for name in ["", *tables]:
+        for key, value in (view.table(name) if name else view).items():
+            yield packed_key(name, key), value
+
+
+def _fill(builder: Builder, entries: Iterator[tuple[bytes, bytes]]) -> None:
+    for name, group in groupby(((*unpacked_key(packed), value) for packed, value in entries), key=itemgetter(0)):
+        part = ((key, value) for _, key, value in group)
+        if name:
+            builder.add_to_table(name, part)
+        else:
+            builder.add(part)
 
 
 def _directory(log: ChangeLog) -> _Base:
@@ -223,8 +245,7 @@ def _file(path: str, status: os.stat_result) -> _Base:
             if commit is not None or not record.flags & GROUPED or record.kind not in (PUT, COMMIT):
                 raise error(f"{path}: is not a dump")
             count += 1
-            if record.kind == COMMIT:
-                commit = record.commit()
+            commit = record.commit() if record.kind == COMMIT else None
         if commit is None:
             raise CorruptionError("the dump is not complete: its end is missing", path=path)
         label = Label(reader.identity, *commit)
@@ -233,14 +254,13 @@ def _file(path: str, status: os.stat_result) -> _Base:
 
 def _changes(path: str) -> Iterator[Change]:
     with open(path, "rb", buffering=0) as file:
-        for record in StreamReader(file, path):
-            if record.kind == PUT:
-                yield record.change()
+        yield from (record.change() for record in StreamReader(file, path) if record.kind == PUT)
 
 
 def _puts(changes: Iterator[Change], name: str) -> Iterator[tuple[bytes, bytes]]:
     last: bytes | None = None
-    for _, key, value in changes:
+    for change in changes:
+        key, value = packed_key(change.table, change.key), change.value
         if value is None or (last is not None and key <= last):
             raise error(f"{name}: is not a dump: its keys do not ascend")
         yield key, value

@@ -3,10 +3,13 @@
 The source is opened read-only and never changed. Every run of pages carries its own checksum, page id, type and commit
 number, so entries can be found without the tree, and even without the meta pages.
 
-First the tree of the newest usable meta page is walked; the entries that it still reaches are final. Where one of its
-pages cannot be read, a range of keys is open. All intact leaves and large values of the file, including old versions,
-are searched for keys in that range, and the newest version of each key is taken. Without a usable meta page all keys
-are open. Entries that were deleted shortly before the damage may then reappear; the report says so.
+First the trees of the newest usable meta page are walked; the entries that they still reach are final. Where one of
+their pages cannot be read, a range of keys is open. All intact leaves and large values of the file, including old
+versions, are searched for keys in that range, and the newest version of each key is taken. Without a usable meta page
+all keys are open. Entries that were deleted shortly before the damage may then reappear; the report says so.
+
+Entries of tables are collected as they are in their tree, by ids, with the catalog. In the end they go to tables of the
+names that the catalog has for the ids. A table whose name is lost gets a new one.
 """
 
 from __future__ import annotations
@@ -14,13 +17,16 @@ from __future__ import annotations
 import errno
 import os
 from bisect import bisect_right
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import count, groupby
 
+from ._engine.catalog import CATALOG, NAMES, PREFIX_SIZE, Record, TableKey, prefix_of
 from ._engine.disk import FileVolume
 from ._engine.disk.protocol import Disk
 from ._engine.files import initialise
-from ._engine.large_value import INDEX, PLACE, WHOLE_VALUE, room
+from ._engine.large_value import INDEX, PIECE, PLACE, room
 from ._engine.meta import META_AREA, META_SIZE, Meta, UnknownVersionError, decode_meta, first_page, has_magic
 from ._engine.node import Overflow, decode_leaf
 from ._engine.page import CRC_SIZE, HEADER, REF, TYPE_NAMES, read_header
@@ -34,6 +40,7 @@ from ._messages import plural
 from .database import Database
 from .database import open as open_database
 from .errors import CorruptionError, error
+from .table import checked_name
 
 __all__ = ["Report", "salvage"]
 
@@ -42,6 +49,9 @@ _BATCH = 8 * 2**20
 
 _PIECE = 1 << 24
 """Bytes that are read at a time."""
+
+_KEYS = bytes, TableKey
+"""What keys are made of, by the number of their tree."""
 
 _SHOWN = 1000
 """Losses that a report lists one by one."""
@@ -52,11 +62,11 @@ class Report:
     """What was saved, and what was not."""
 
     entries: int = 0
-    """Entries in the new database."""
+    """Entries in the new database, in all its tables."""
     from_tree: int = 0
-    """Of these, how many were read through the tree of the newest usable commit."""
+    """Of these, how many were read through the trees of the newest usable commit."""
     from_lost_pages: int = 0
-    """How many were found in pages that the tree does not lead to any more."""
+    """How many were found in pages that the trees do not lead to any more."""
     commit: int | None = None
     """The commit that the tree belongs to; None if no meta page was usable."""
     page_size: int = 0
@@ -171,13 +181,23 @@ class _Ranges:
 
 
 class _Sink:
-    """Receives entries. Of competing versions of a key, the one with the highest rank stays."""
+    """Receives entries, those of the tree of tables by `TableKey`s. Of competing versions of a key, the one with the
+    highest rank stays.
+    """
 
     def __init__(self, entries: Database, versions: Database) -> None:
-        self.entries = entries
-        self._versions = versions
+        self._main = entries
+        self._staged = versions.table("entries")
+        """What was found of the tree of tables."""
+        self._parts = [(bytes, entries, versions), (TableKey, self._staged, versions.table("versions"))]
         self._batch: dict[bytes, tuple[int, bytes]] = {}
         self._size = 0
+
+    @property
+    def count(self) -> int:
+        """Entries so far, without those of the catalog."""
+        catalog = sum(1 for _ in self._staged.range(prefix=CATALOG))
+        return len(self._main) + len(self._staged) - catalog
 
     def put(self, key: bytes, value: bytes, rank: int) -> None:
         """Add a version of an entry."""
@@ -189,18 +209,55 @@ class _Sink:
         if self._size > _BATCH:
             self.flush()
 
+    def discard(self, key: bytes) -> None:
+        """Remove an entry that was deleted. Everything was flushed."""
+        for kind, entries, _ in self._parts:
+            if type(key) is kind:
+                entries.pop(key, None)
+
     def flush(self) -> None:
         """Write what was collected."""
-        known = self._versions.get_many(self._batch)
-        better = {
-            key: (rank, value)
-            for key, (rank, value) in self._batch.items()
-            if rank > int.from_bytes(known.get(key, b""), "big")
-        }
-        self.entries.update({key: value for key, (_, value) in better.items()})
-        self._versions.update({key: rank.to_bytes(9, "big") for key, (rank, _) in better.items() if rank > 1})
-        self.entries.sync()
+        for kind, entries, versions in self._parts:
+            batch = {key: version for key, version in self._batch.items() if type(key) is kind}
+            known = versions.get_many(batch)
+            better = {
+                bytes(key): (rank, value)
+                for key, (rank, value) in batch.items()
+                if rank > int.from_bytes(known.get(bytes(key), b""), "big")
+            }
+            entries.update({key: value for key, (_, value) in better.items()})
+            versions.update({key: rank.to_bytes(9, "big") for key, (rank, _) in better.items() if rank > 1})
+        self._main.sync()
         self._batch, self._size = {}, 0
+
+    def name_tables(self) -> Iterator[str]:
+        """Give the entries of tables to tables of their names. Yields the new name of each whose name is lost."""
+        names: dict[bytes, str] = {}
+        for key, value in self._staged.range(prefix=NAMES):
+            try:
+                names[Record.unpack(value).prefix] = checked_name(key[len(NAMES) :].decode())
+            except ValueError:
+                continue
+        taken = set(names.values())
+        for prefix, group in groupby(self._staged.range(stop=CATALOG), key=lambda entry: prefix_of(entry[0])):
+            name = names.get(prefix)
+            if name is None:
+                numbers = (f"table {number}" for number in count(int.from_bytes(prefix, "big")))
+                name = next(name for name in numbers if name not in taken)
+                taken.add(name)
+                yield name
+            table = self._main.table(name)
+            while batch := dict(_slice(group)):
+                table.update(batch)
+        self._main.sync()
+
+
+def _slice(entries: Iterator[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:
+    """Some of the entries, without the prefixes of their keys."""
+    size = 0
+    while size <= _BATCH and (entry := next(entries, None)) is not None:
+        yield entry[0][PREFIX_SIZE:], entry[1]
+        size += len(entry[0]) + len(entry[1]) + 200
 
 
 class _Salvage:
@@ -215,7 +272,8 @@ class _Salvage:
         self._first_page = first_page(self._page_size)
         self._page_count = -(-disk.size() // self._page_size)
         self._pager = Pager(disk, self._page_size, 0)
-        self._open = _Ranges()
+        self._open = _Ranges(), _Ranges()
+        """Of each tree, the keys of which not all is known."""
         self._large: dict[tuple[bytes, Overflow], int] = {}
         """Large values that lost leaves refer to, with their keys and the highest rank of one."""
         self._report = Report(page_size=self._page_size)
@@ -224,53 +282,59 @@ class _Salvage:
         """Save everything, and return the report."""
         report, sink, meta = self._report, self._sink, self._meta
         if meta is None:
-            self._open.add(None, None)
+            for keys in self._open:
+                keys.add(None, None)
         else:
             report.commit = meta.txid
-            self._tree(meta)
+            self._trees(meta)
         sink.flush()
-        report.from_tree = len(sink.entries)
-        if self._open or not self._certain:
+        report.from_tree = sink.count
+        if any(self._open) or not self._certain:
             found = self._scan()
             if not found and meta is None and not has_magic(self._disk.read(16, 0)):
                 raise error(f"{self._disk.path}: not a durabledbm database")
         sink.flush()
-        sink.entries.sync()
-        report.entries = len(sink.entries)
+        report.entries = sink.count
+        for name in sink.name_tables():
+            report.lost(f"the name of a table, which is {name!r} now")
         report.from_lost_pages = report.entries - report.from_tree
         return report
 
     # -- through the tree --------------------------------------------------------------------------
 
-    def _tree(self, meta: Meta) -> None:
-        tree = Tree(self._pager, meta.root, meta.depth)
+    def _trees(self, meta: Meta) -> None:
         pages = PageSet(self._first_page, self._page_count)
-        for done, visit in enumerate(walk(tree, pages, tolerated=error), 1):
-            if visit.flaw is not None:
-                what = f"page {visit.page_id}, a {TYPE_NAMES[visit.kind]}: {visit.flaw.message}"
-                if visit.piece is None:  # else the value, which comes before its pieces, was lost already
-                    self._lose(what, visit.low, visit.high if visit.level else visit.low + b"\0")
-            elif visit.level == 1:
-                for key, content in zip(*visit.entries(), strict=True):
-                    if type(content) is not Overflow:
-                        self._sink.put(key, content, 1)
-            elif visit.value is not None and visit.piece is None:
-                try:
-                    self._sink.put(visit.low, self._pager.value(visit.value, visit.low), 1)
-                except error as exc:
-                    self._lose(f"the value of {visit.low[:40]!r}: {_said(exc)}", visit.low, visit.low + b"\0")
-            self._tell(min(done, self._page_count))
+        self._tree(Tree(self._pager, meta.root, meta.depth), 0, pages)
+        self._tree(Tree(self._pager, meta.tables_root, meta.tables_depth), 1, pages)
         for key, value in meta.changes.items():
             if value is not None:
                 self._sink.put(key, value, 2)
         self._sink.flush()
         for key, value in meta.changes.items():
             if value is None:
-                self._sink.entries.pop(key, None)
+                self._sink.discard(key)
 
-    def _lose(self, what: str, low: bytes, high: bytes | None) -> None:
+    def _tree(self, tree: Tree, number: int, pages: PageSet) -> None:
+        kind = _KEYS[number]
+        for done, visit in enumerate(walk(tree, pages, tolerated=error), 1):
+            if visit.flaw is not None:
+                what = f"page {visit.page_id}, a {TYPE_NAMES[visit.kind]}: {visit.flaw.message}"
+                if visit.piece is None:  # else the value, which comes before its pieces, was lost already
+                    self._lose(what, number, visit.low, visit.high if visit.level else visit.low + b"\0")
+            elif visit.level == 1:
+                for key, content in zip(*visit.entries(), strict=True):
+                    if type(content) is not Overflow:
+                        self._sink.put(kind(key), content, 1)
+            elif visit.value is not None and visit.piece is None:
+                try:
+                    self._sink.put(kind(visit.low), self._pager.value(visit.value, visit.low), 1)
+                except error as exc:
+                    self._lose(f"the value of {visit.low[:40]!r}: {_said(exc)}", number, visit.low, visit.low + b"\0")
+            self._tell(min(done, self._page_count))
+
+    def _lose(self, what: str, tree: int, low: bytes, high: bytes | None) -> None:
         self._report.lost(what)
-        self._open.add(low, high)
+        self._open[tree].add(low, high)
 
     # -- without the tree --------------------------------------------------------------------------
 
@@ -284,12 +348,10 @@ class _Salvage:
                     self._report.lost(f"page {page_id}: not intact")
             elif newest is None or run.txid <= newest:
                 found += 1
-                if run.kind == "leaf":
-                    self._lost_leaf(run)
-                elif run.kind == "overflow" and run.flags == WHOLE_VALUE:
-                    self._lost_value(run)
-                elif run.kind == "overflow" and run.flags == INDEX:
-                    self._lost_index(run)
+                if run.tree in (0, 1) and run.kind == "leaf":
+                    self._lost_leaf(run, _KEYS[run.tree])
+                elif run.tree in (0, 1) and run.kind == "overflow" and run.flags != PIECE:
+                    (self._lost_index if run.flags == INDEX else self._lost_value)(run, _KEYS[run.tree])
             self._tell(page_id)
         self._tell(self._page_count)
         for (key, place), rank in self._large.items():
@@ -299,14 +361,14 @@ class _Salvage:
                 pass  # if an older version is intact, the scan has found it
         return found
 
-    def _lost_leaf(self, run: IntactRun) -> None:
+    def _lost_leaf(self, run: IntactRun, kind: type[bytes]) -> None:
         try:
             keys, values = decode_leaf(self._read(run.page_id * self._page_size, run.page_count * self._page_size))
         except MALFORMED:
             self._report.lost("a malformed leaf")
             return
         rank = 2 * run.txid + 3
-        for key, value in zip(keys, values, strict=True):
+        for key, value in zip(map(kind, keys), values, strict=True):
             if not self._wanted(key, run.txid):
                 continue
             if type(value) is Overflow:  # many versions of a leaf may refer to it: it is read once, in the end
@@ -314,16 +376,16 @@ class _Salvage:
             else:
                 self._candidate(key, value, rank)
 
-    def _lost_value(self, run: IntactRun) -> None:
+    def _lost_value(self, run: IntactRun, kind: type[bytes]) -> None:
         offset = run.page_id * self._page_size + HEADER.size
-        key = self._read(offset, run.entries)
+        key = kind(self._read(offset, run.entries))
         if self._wanted(key, run.txid):
             self._candidate(key, self._read(offset + run.entries, run.payload - run.entries), 2 * run.txid + 2)
 
-    def _lost_index(self, run: IntactRun) -> None:
+    def _lost_index(self, run: IntactRun, kind: type[bytes]) -> None:
         """The index of a value in pieces, of which all but the last are full. It is read in the end, as above."""
         offset, size = run.page_id * self._page_size, run.payload - run.entries
-        key = self._read(offset + HEADER.size, run.entries)
+        key = kind(self._read(offset + HEADER.size, run.entries))
         if size < REF.size or not self._wanted(key, run.txid):
             return
         last = REF.unpack(self._read(offset + HEADER.size + run.payload - REF.size, REF.size))[0]
@@ -350,7 +412,7 @@ class _Salvage:
         meta = self._meta
         if meta is not None and not self._certain and txid > meta.txid:
             return True  # of a commit whose meta page is lost
-        return key in self._open and (meta is None or key not in meta.changes)
+        return key in self._open[type(key) is TableKey] and (meta is None or key not in meta.changes)
 
     def _candidate(self, key: bytes, value: bytes, rank: int) -> None:
         self._report.deleted_may_reappear = True

@@ -11,11 +11,14 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
+from ._engine import tables
+from ._engine.pager import Pager
 from ._engine.readers import Reader
 from ._engine.store import Store
 from ._engine.view import Scope, State, View
 from .mapping import Key, Readable, as_bytes
 from .streams import opened, parted_items
+from .table import TableSnapshot
 
 __all__ = ["Pin", "Snapshot"]
 
@@ -130,12 +133,33 @@ class Snapshot(Readable):
         self._check()
         return key in self._rows or self._view.find(key) is not None
 
-    def _find(self, key: bytes) -> bytes | None:
+    def _find(self, key: bytes, *, whole: bool = True) -> bytes | None:
+        if not whole:
+            self._check()
+            return self._view.find(key)
         return self._rows[key]
 
     def _value_reader(self, key: bytes) -> io.BufferedReader | None:
         self._check()
         return opened(key, self._view, self._scope, self)
+
+    def table(self, name: str) -> TableSnapshot:
+        """The table of that name, as it was at this instant."""
+        self._check()
+        return TableSnapshot(self, name)
+
+    def tables(self) -> list[str]:
+        """The names of the tables that there were, ascending."""
+        self._check()
+        return [name for name, _ in tables.names(self._view)]
+
+    def _scoped_view(self) -> tuple[View, Scope, object]:
+        self._check()
+        return self._view, self._scope, self
+
+    @property
+    def _pager(self) -> Pager:
+        return self._view.tree.pager
 
     def _items(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
         self._check()

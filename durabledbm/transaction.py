@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ._engine.changeset import ChangeSet
 from ._engine.node import Overflow
+from ._engine.pager import Pager
 from ._engine.pipeline import Pipeline
 from ._engine.spill import Spill
 from ._engine.store import Store
@@ -31,8 +32,9 @@ from ._engine.view import Scope, View
 from ._process.caller_context import CallerContext
 from ._transaction_context import BLOCK_OVER, Block, Fate, TransactionContext, Use
 from .errors import BusyError, ClosedError, error
-from .mapping import Key, Value, Writable, as_bytes
+from .mapping import Key, Value, as_bytes
 from .streams import Source, opened
+from .table import TransactionTable, WithTables
 
 __all__ = ["Transaction", "own_transaction", "stream_into"]
 
@@ -152,7 +154,7 @@ def _statement_left(transaction: weakref.ref[Transaction], _: object) -> None:
         left._drop()
 
 
-class Transaction(Writable):
+class Transaction(WithTables):
     """Made by `Database.transaction()`, used with `with`. Inside another transaction it is a savepoint of that.
 
     Leaving the block commits. An exception rolls back what the block did, and propagates. Raises what a commit may
@@ -420,19 +422,19 @@ class Transaction(Writable):
     def _has(self, key: bytes) -> bool:
         return self._find(key, whole=False) is not None
 
-    def _view(self) -> tuple[View, Scope, Use]:
+    def _scoped_view(self) -> tuple[View, Scope, Use]:
         context = self._open_context()
         return context.work.view(), context.scope, Use(context)
 
     def _value_reader(self, key: bytes) -> io.BufferedReader | None:
-        return opened(key, *self._view())
+        return opened(key, *self._scoped_view())
 
     def _items(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
-        view, scope, use = self._view()
+        view, scope, use = self._scoped_view()
         return view.items(start, stop, reverse=reverse, scope=scope, pin=use)
 
     def _keys(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[bytes]:
-        view, scope, use = self._view()
+        view, scope, use = self._scoped_view()
         return view.keys(start, stop, reverse=reverse, scope=scope, pin=use)
 
     def __len__(self) -> int:
@@ -484,8 +486,34 @@ class Transaction(Writable):
             self._spill()
         return result
 
+    def table(self, name: str) -> TransactionTable:
+        """The table of that name, in this transaction (see `Database.table`)."""
+        self._check()
+        return TransactionTable(self, name)
+
+    def _change_table(self, operation: Callable[..., T], name: str, *arguments: Any) -> T:
+        """Make a change to a table, `operation(changes, name, *arguments)`, which no other write comes between."""
+        work, context = self._writing(), self._open_context()
+        context.busy = True
+        try:
+            result = operation(work, name, *arguments)
+        finally:
+            context.busy = False
+        if work.size > SPILL_SIZE:
+            self._spill()
+        return result
+
+    @property
+    def path(self) -> str:
+        """The name of the file."""
+        return self.database.path
+
+    @property
+    def _pager(self) -> Pager:
+        return self.database._store.pager
+
     def clear(self) -> None:
-        """Delete all entries."""
+        """Delete all entries of the main table. Other tables stay."""
         work, context = self._writing(), self._open_context()
         if context.spill is None or not (work.has_savepoints or context.uses):
             work.clear()
@@ -530,10 +558,9 @@ class Transaction(Writable):
             raise
 
     def _move(self, spill: Spill, more: Mapping[bytes, bytes] | None = None) -> None:
-        """Merge the changes, and `more`, into the tree of the spill."""
+        """Merge the changes, and `more`, into the trees of the spill."""
         work = self._open_context().work
-        tree, count = spill.add({**work.as_dict(), **(more or {})})
-        work.rebase(View(tree), count)
+        work.rebase(*spill.add({**work.as_dict(), **(more or {})}))
 
     def _put_stream(self, key: bytes, source: Source) -> None:
         self._writing()

@@ -22,7 +22,7 @@ from systems import KILL, WINDOWS, needs_fork, needs_immediate_removal
 import durabledbm
 from durabledbm import changelog
 from durabledbm._engine.disk import FileDisk, FileVolume
-from durabledbm._engine.disk.protocol import LockOwner
+from durabledbm._engine.disk.protocol import LockOwner, Writes
 from durabledbm._log import files as log_files
 from durabledbm._log.records import BINARY, FILE_HEADER, FileHeader
 from durabledbm.changelog import Change, ChangeLog, Commit, Span, Tail
@@ -55,6 +55,9 @@ class WatchedDisk:
     def resize(self, size: int) -> None:
         self.volume.step("resize", self.path, size)
         self.disk.resize(size)
+
+    def writes(self) -> Writes:
+        return Writes(self.write, self.resize)
 
     def sync(self) -> None:
         self.volume.step("sync", self.path)

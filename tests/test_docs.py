@@ -24,7 +24,7 @@ from systems import only_posix
 import durabledbm
 import durabledbm.shelve
 from durabledbm import remote, transaction
-from durabledbm._engine import allocator, balance, commit, meta, store
+from durabledbm._engine import allocator, balance, locks, meta, prepare, store
 from durabledbm._files.opening import DEFAULT_CACHE_SIZE
 
 COMMANDS = "docs/cli.md"
@@ -230,12 +230,14 @@ FIGURES = {
     ("docs/reference.md", r"interval=([\d.]+), timeout"): default(durabledbm.open, "interval"),
     ("docs/reference.md", r"cache_size=(\d+) \* 2\*\*20"): DEFAULT_CACHE_SIZE / 2**20,
     ("docs/design.md", r"reading (\d+) bytes at the border of the two slots"): meta.STAMP_SIZE,
-    ("docs/design.md", r"A commit of more than (\d+) pages"): commit._LISTED_PAGES,
+    ("docs/design.md", r"A commit of more than (\d+) pages"): prepare.MOST_PAGES,
     ("docs/design.md", r"at most (\d+) look-ups in a row skip it"): store._MOST_STAMPS,
     ("docs/concurrency.md", r"look-ups at least once in (\d+)"): store._MOST_STAMPS,
     ("docs/design.md", r"grows the file up to ([\d.]+) times what is in use"): allocator._SLACK,
     ("docs/design.md", r"Below (\d+) % a leaf merges"): 100 * balance._UNDERFULL_BELOW,
     ("docs/design.md", r"below (\d+) % it always merges"): 100 * balance._JOIN_BELOW,
+    ("docs/concurrency.md", r"take it again (\d+) times without the gate"): locks._REENTRIES,
+    ("docs/concurrency.md", r"for (\d+) milliseconds"): 1000 * locks._REENTRY_TIME,
     ("docs/contributing.md", r"(\d+) lines a file"): test_tidy.LINES_OF_A_FILE,
     ("docs/contributing.md", r"(\d+) a function"): test_tidy.LINES_OF_A_FUNCTION,
 }

@@ -24,6 +24,7 @@ from typing import Any
 import pytest
 from children import Child
 from crew import Crew, Gate, wait_until
+from model import MODES
 from simdisk import SimDisk, SimVolume
 
 import durabledbm
@@ -1000,51 +1001,123 @@ def test_a_forked_child_that_used_the_handle_has_the_file_open_once(db: durabled
 # -- a fork by a signal handler
 
 FORKING = """
-import os, sys, time, durabledbm
-path, mode, number = sys.argv[1], sys.argv[2], int(sys.argv[3])
-db = durabledbm.open(path, "c", durability=mode, interval=3600, timeout=5)
-db["before"] = "1"; db.sync()
-parent, calls, child, write = os.getpid(), 0, 0, os.pwrite
+import os, sys, durabledbm
+from durabledbm import transaction
+import durabledbm._engine.disk.posix as posix
+transaction.SPILL_SIZE = 20_000  # bytes
+directory, mode, kind, first, stride = *sys.argv[1:4], *map(int, sys.argv[4:])
 
-def forking(*arguments):  # as a handler does, of a signal that comes during this system call
-    global calls, child
-    calls += 1
-    written = write(*arguments)
-    if calls == number:
-        child = os.fork()
-        if not child:
-            time.sleep(0.3)  # meanwhile the parent goes on, and its pages are used again
-    return written
+def values(mark):
+    return {b"%03d" % n: mark * 60 for n in range(150)}
 
-os.pwrite = forking
-try:
-    db["amid"] = "x" * 3000; db.sync()
-    told = "nothing"
-except durabledbm.error as exc:
-    told = str(exc)
-os.pwrite = write
-if os.getpid() != parent:
-    os._exit(0)
-assert told == "nothing", told
-for turn in range(30): db["after"] = str(turn); db["large"] = str(turn) * 3000; db.sync()
-if child: assert os.waitpid(child, 0)[1] == 0
-assert db["after"] == b"29"
-db.close()
-with durabledbm.open(path) as db:
-    assert db["before"] == b"1" and db["after"] == b"29" and db["amid"] == b"x" * 3000 and db["large"] == b"29" * 3000
-    assert db.check() == []
-os._exit(0 if child else 3)
+def change(db):
+    if kind == "meta":
+        db["amid"] = "x"
+    elif kind == "large":
+        db["amid"] = "x" * 9000
+    elif kind == "many":
+        db.update(values(b"new "))
+    elif kind == "spill":
+        with db.transaction():
+            for mark in (b"one ", b"two ", b"six "):
+                db.update(values(mark))
+    elif kind == "reorganize":
+        db.reorganize()
+    db.sync()
+
+def forked_amid(turn):  # whether there was such a system call that writes
+    number, before = divmod(turn, 2)
+    path = os.path.join(directory, str(turn))
+    db = durabledbm.open(path, "c", durability=mode, interval=3600, timeout=5)
+    db.update(values(b"old "))
+    if kind == "reorganize":
+        for third in range(0, 150, 50):
+            with db.transaction():
+                for n in range(third, third + 49): del db[b"%03d" % n]
+            db.sync()
+    db["before"] = "1"; db.sync()
+    calls, child, (gone_on, go_on) = 0, None, os.pipe()
+
+    def forking(way):  # as a handler does, of a signal that comes during this system call
+        def call(*arguments):
+            nonlocal calls, child
+            done = None if before else way(*arguments)
+            calls += 1
+            if calls == number:
+                child = os.fork()
+                if not child:
+                    os.read(gone_on, 1)  # meanwhile the parent goes on, and its pages are used again
+            return way(*arguments) if before else done
+        return call
+
+    ways = os.pwrite, posix._write_vector, os.ftruncate
+    os.pwrite, posix._write_vector, os.ftruncate = map(forking, ways)
+    try:
+        change(db)
+        told = "nothing"
+    except durabledbm.error as exc:
+        told = str(exc)
+    os.pwrite, posix._write_vector, os.ftruncate = ways
+    if child == 0:
+        try:
+            assert "the parent" in told or (not before and told == "nothing"), told
+            assert db["before"] == b"1" and db["after"] == b"9"
+            db["child"] = "1"; db.sync()
+            assert db["child"] == b"1" and db["after"] == b"9" and not db.check()
+            with db.transaction(): db["child"] = "2"
+            db.close()
+            os._exit(0)
+        finally:
+            sys.excepthook(*sys.exc_info())
+            os._exit(1)
+    assert told == "nothing", told
+    for turn in range(10):
+        db["after"] = str(turn); db["large"] = str(turn) * 3000; db.sync()
+    content = dict(db)
+    os.write(go_on, b"x")
+    if child:
+        assert os.waitpid(child, 0)[1] == 0, f"call {number}, forked {'before' if before else 'after'} it"
+        content[b"child"] = b"2"
+    assert dict(db) == content
+    db.close()
+    with durabledbm.open(path) as db:
+        assert dict(db) == content and db.check() == []
+    return child is not None
+
+turn = first
+while forked_amid(turn):
+    turn += 1 if turn < 6 else stride
+print(turn)
 """
 
 
-@pytest.mark.parametrize("mode", ["full", "process", "interval", "manual"])
-def test_the_child_of_a_fork_amid_a_commit_of_its_own_thread_does_not_go_on_with_it(tmp_path: Path, mode: str) -> None:
-    codes = []
-    for number in range(1, 10):
-        command = [sys.executable, "-W", "ignore", "-c", FORKING, str(tmp_path / f"{number}"), mode, str(number)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
-        codes.append(done.returncode)
-        assert done.returncode in (0, 3), done.stderr
-        if done.returncode == 3:  # there was no such write any more
-            break
-    assert 0 in codes
+def forked_amid(directory: Path, mode: str, kind: str, first: int, stride: int) -> None:
+    """Fork before and after the system calls that write, all or some of them, until there is no such call any more."""
+    numbers = str(first), str(stride)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORKING, str(directory), mode, kind, *numbers],
+        capture_output=True, text=True, check=False, timeout=PATIENCE,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > first
+
+
+KINDS = ["meta", "large", "many", "spill", "reorganize"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("mode", MODES)
+def test_the_child_of_a_fork_amid_a_commit_of_its_own_thread_does_not_go_on_with_it(
+    tmp_path: Path, mode: str, kind: str
+) -> None:
+    """Whatever system call the handler has interrupted, also if the child goes back into it. The parent's commit is
+    whole, none of its pages is written by the child, and the child's handle works like any.
+    """
+    forked_amid(tmp_path, mode, kind, 2 + MODES.index(mode), 7)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("mode", MODES)
+def test_no_child_of_a_fork_amid_a_commit_goes_on_with_it(tmp_path: Path, mode: str, kind: str) -> None:
+    forked_amid(tmp_path, mode, kind, 2, 1)

@@ -20,6 +20,7 @@ from crc32c import crc32c
 
 import durabledbm
 from durabledbm._engine import large_value, locks, meta, node, page
+from durabledbm._engine.catalog import TableKey
 from durabledbm._engine.meta import META_AREA, META_SIZE, Meta, decode_meta, encode_meta
 from durabledbm._engine.node import Overflow
 from durabledbm._engine.page import BRANCH, LEAF, NO_REF, REF, seal
@@ -27,7 +28,7 @@ from durabledbm.maintenance import check
 
 ROOT = Path(__file__).parent.parent
 DOCUMENT = (ROOT / "docs" / "format.md").read_text("utf-8")
-GOLDEN = Path(__file__).parent / "data" / "golden-v1.db"
+GOLDEN = Path(__file__).parent / "data" / "golden-v2.db"
 
 
 # -- the document against the code ---------------------------------------------------------------------------
@@ -172,7 +173,7 @@ def test_the_mark_of_an_unfinished_initialisation_and_the_other_locks_are_those_
 def test_the_sizes_in_the_text_are_those_of_the_code() -> None:
     assert (META_SIZE, META_AREA, meta.SLOTS) == (4096, 8192, 2)
     assert (page.MIN_PAGE_SIZE, page.MAX_PAGE_SIZE) == (4096, 65536)
-    assert (meta.STAMP_OFFSET, meta.STAMP_SIZE) == (4084, 172)
+    assert (meta.STAMP_OFFSET, meta.STAMP_SIZE) == (4084, 204)
     assert (meta.MAX_TXID, meta.MAX_DEPTH) == (2**62, 64)
     assert page.CRC_SIZE == 4
     assert page.HEADER.size + page.CRC_SIZE == 36
@@ -216,6 +217,9 @@ def test_a_meta_page() -> None:
             tree_count=10,
             root=REF.pack(5, 1, 0xAABBCCDD),
             depth=1,
+            tables_count=7,
+            tables_root=REF.pack(8, 1, 0x01020304),
+            tables_depth=2,
             space=REF.pack(6, 2, 0x01020304),
             steady_txid=3,
             steady=True,
@@ -223,14 +227,14 @@ def test_a_meta_page() -> None:
             generation=b"ABCDEFGH",
             generation_txid=0x1122334455667000,
             extents=(meta.Extent(5, 3, 0xDEADBEEF),),
-            changes={b"key": b"value", b"gone": None, b"": b""},
+            changes={b"key": b"value", b"gone": None, b"": b"", TableKey(b"\0\0\0\0\0\x01k"): b"vvv"},
         )
     )
     body = b"".join(
         (
             b"\x8bdurabledbm\r\n\x1a\n\0",
             b"\x88\x77\x66\x55\x44\x33\x22\x11",
-            u(4, 1),
+            u(4, 2),
             u(4, 0),
             u(4, 8192),
             u(4, 1),
@@ -239,20 +243,24 @@ def test_a_meta_page() -> None:
             u(8, 10),
             u(8, 5) + u(4, 1) + b"\xdd\xcc\xbb\xaa",
             u(4, 1),
-            u(4, 0),
+            u(4, 2),
             u(8, 6) + u(4, 2) + b"\x04\x03\x02\x01",
             u(8, 3),
             u(8, 9),
             b"0123456789abcdef",
             b"ABCDEFGH",
             b"\x00\x70\x66\x55\x44\x33\x22\x11",
-            u(4, 36),
+            u(4, 54),
             u(2, 1),
-            u(2, 3),
+            u(2, 4),
+            u(8, 7),
+            u(8, 8) + u(4, 1) + b"\x04\x03\x02\x01",
+            u(8, 0),
             u(8, 5) + u(4, 3) + b"\xef\xbe\xad\xde",
             u(4, 3) + u(4, 5) + b"keyvalue",
             u(4, 4) + b"\xff\xff\xff\xff" + b"gone",
             u(4, 0) + u(4, 0),
+            b"\x07\0\0\x80" + u(4, 3) + b"\0\0\0\0\0\x01kvvv",
         )
     )
     body = body.ljust(4084, b"\0") + b"\x88\x77\x66\x55\x44\x33\x22\x11"
@@ -372,10 +380,10 @@ def test_a_file_with_one_entry(db_path: str) -> None:
         assert decoded.changes == {b"key": b"value"}
         assert decoded.generation_txid == 2
         assert decoded.generation != bytes(8)
-        assert slot[160:176] == u(4, 3) + u(4, 5) + b"keyvalue"
+        assert slot[192:208] == u(4, 3) + u(4, 5) + b"keyvalue"
 
 
-# -- a file of version 1 -------------------------------------------------------------------------------------
+# -- a file of version 2 -------------------------------------------------------------------------------------
 
 
 def test_the_golden_file_is_read() -> None:
@@ -387,6 +395,11 @@ def test_the_golden_file_is_read() -> None:
         assert list(reversed(db)) == sorted(make_golden.contents(), reverse=True)
         for key, value in make_golden.contents().items():
             assert db[key] == value
+        assert db.tables() == sorted(make_golden.tables())
+        for name, entries in make_golden.tables().items():
+            table = db.table(name)
+            assert dict(table.items()) == entries
+            assert len(table) == len(entries)
         assert db.check() == []
     assert GOLDEN.read_bytes() == before
 
@@ -423,10 +436,14 @@ def test_the_golden_file_can_be_written(tmp_path: Path) -> None:
         db["added"] = "now"
         db.update(dict.fromkeys(list(expected)[::2], b"again"))
         expected |= dict.fromkeys(list(expected)[::2], b"again") | {b"added": b"now"}
+        db.table("small")["added"] = "now"
+        db.drop_table("n\u00e4me")
         assert db.check() == []
         db.reorganize()
     with durabledbm.open(path) as db:
         assert dict(db.items()) == expected
+        assert dict(db.table("small")) == make_golden.tables()["small"] | {b"added": b"now"}
+        assert db.tables() == ["small"]
 
 
 def test_what_the_golden_file_holds_is_what_its_script_writes() -> None:
@@ -471,7 +488,8 @@ VERSION, FEATURES = 24, 28
 @pytest.mark.parametrize(
     ("offset", "value", "message"),
     [
-        (VERSION, 2, "version 2"),
+        (VERSION, 3, "version 3"),
+        (VERSION, 1, "version 1"),
         (VERSION, 0, "version 0"),
         (FEATURES, 0x80000000, "0x80000000"),
         (FEATURES, 1, "0x1"),
@@ -496,7 +514,7 @@ def test_a_file_of_another_version_is_refused_and_left_as_it_is(
 def test_flag_n_replaces_a_file_of_another_version(tmp_path: Path) -> None:
     content = GOLDEN.read_bytes()
     path = tmp_path / "other.db"
-    path.write_bytes(b"".join(altered(content[at : at + META_SIZE], VERSION, 2) for at in (0, META_SIZE)))
+    path.write_bytes(b"".join(altered(content[at : at + META_SIZE], VERSION, 3) for at in (0, META_SIZE)))
     with durabledbm.open(path, "n") as db:
         assert len(db) == 0
 

@@ -11,6 +11,7 @@ interrupt a real process that writes.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import dis
 import errno
@@ -148,6 +149,60 @@ class Interrupter:
 
 def raise_interrupt() -> None:
     raise KeyboardInterrupt
+
+
+# -- what no moment shows
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _codes(constant)
+
+
+def _guarded(tree: ast.AST) -> Iterator[range]:
+    """The lines of each block whose end cleans something up, whatever ends it."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.With):
+            cleans_up = not all(ast.unparse(item.context_expr).startswith("suppress(") for item in node.items)
+        elif isinstance(node, ast.Try):
+            caught = [handler.type for handler in node.handlers]
+            cleans_up = bool(node.finalbody) or any(
+                kind is None or ast.unparse(kind) == "BaseException" for kind in caught
+            )
+        else:
+            continue
+        if cleans_up:
+            yield range(node.body[0].lineno, (node.body[-1].end_lineno or 0) + 1)
+
+
+def _escapes(path: Path) -> Iterator[str]:
+    """Where a loop in such a block jumps back outside of it."""
+    source = path.read_text("utf-8")
+    blocks = list(_guarded(ast.parse(source)))
+    for code in _codes(compile(source, str(path), "exec")) if blocks else ():
+        covered = handlers(code)
+        if not covered or code.co_name == "<genexpr>":
+            continue
+        instructions = list(dis.get_instructions(code))
+        lines = {each.offset: each.positions.lineno for each in instructions if each.positions is not None}
+        for jump in instructions:
+            if jump.opname == "JUMP_BACKWARD" and jump.offset not in covered:
+                ends = lines.get(jump.offset), lines.get(jump.argval)
+                if any(ends[0] in block and ends[1] in block for block in blocks):
+                    yield f"{path.relative_to(PACKAGE)}, line {ends[0]}"
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="older ones have no such jumps")
+def test_no_loop_jumps_back_outside_of_the_block_that_it_is_in() -> None:
+    """Some jumps to the start of a loop belong to no `try` (see `threads`). An interrupt there skips the cleanup.
+
+    The command line ends after an interrupt, and other formats are only read.
+    """
+    left_out = "cli", "_foreign"
+    paths = [path for path in Path(PACKAGE).rglob("*.py") if path.relative_to(PACKAGE).parts[0] not in left_out]
+    assert not [place for path in paths for place in _escapes(path)]
 
 
 # -- what is interrupted

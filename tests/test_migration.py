@@ -9,6 +9,7 @@ import errno
 import gzip
 import importlib
 import os
+import pickle
 import random
 import shutil
 import signal
@@ -29,6 +30,7 @@ from make_old import ENTRIES as OLD_ENTRIES
 from systems import KILL, WINDOWS, needs_mode, needs_pipe_files, needs_root, needs_symlinks, only_posix
 
 import durabledbm
+import durabledbm.shelve
 from durabledbm._engine.disk import FileDisk
 from durabledbm._files import temporary
 from durabledbm._files.sorting import in_key_order
@@ -237,16 +239,51 @@ def test_an_lmdb_file_without_a_directory_is_replaced_in_place(path: str) -> Non
     assert content_of(path + ".bak", "lmdb") == expected("lmdb")
 
 
-def test_an_lmdb_environment_with_named_databases_is_refused(path: str, tmp_path: Path) -> None:
+def test_the_named_databases_of_lmdb_become_tables(path: str, tmp_path: Path) -> None:
     lmdb = pytest.importorskip("lmdb")
+    expected = {"n\u00e4med": {b"%04d" % n: b"v" * (n % 3000) for n in range(500)}, "other": {b"k": b""}, "empty": {}}
     write_lmdb(path, {b"a": b"v" * 48, b"b": b"v"})
-    migrate(path, tmp_path / "plain")
-    environment = lmdb.open(path, max_dbs=1)
-    environment.open_db(b"named")
-    environment.close()
-    with pytest.raises(durabledbm.error, match="named databases"):
+    with lmdb.open(path, max_dbs=4, map_size=2**26) as environment:
+        for name, entries in expected.items():
+            named = environment.open_db(name.encode())
+            with environment.begin(write=True, db=named) as writing:
+                for key, value in entries.items():
+                    writing.put(key, value)
+    assert migrate(path, tmp_path / "new") == 503
+    with durabledbm.open(tmp_path / "new") as db:
+        assert dict(db.items()) == {b"a": b"v" * 48, b"b": b"v"}
+        assert db.tables() == ["n\u00e4med", "other"]
+        for name, entries in expected.items():
+            assert dict(db.table(name)) == entries
+        assert db.check() == []
+
+
+def test_a_named_database_of_lmdb_with_duplicate_keys_is_refused(path: str, tmp_path: Path) -> None:
+    lmdb = pytest.importorskip("lmdb")
+    with lmdb.open(path, max_dbs=1) as environment:
+        environment.open_db(b"several", dupsort=True)
+    with pytest.raises(durabledbm.error, match="several values"):
         migrate(path, tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_the_tables_of_sqlitedict_become_tables(path: str) -> None:
+    """Written as sqlitedict 2.1 writes them, with pickled values."""
+    expected = {"unnamed": {"k": 1}, 'quoted "name"': {"\u00e4": {}}, "third": {str(n): n for n in range(100)}}
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        for name, entries in expected.items():
+            quoted = name.replace('"', '""')
+            connection.execute(f'CREATE TABLE "{quoted}" (key TEXT PRIMARY KEY, value BLOB)')
+            rows = [(key, pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)) for key, value in entries.items()]
+            connection.executemany(f'REPLACE INTO "{quoted}" (key, value) VALUES (?, ?)', rows)
+        connection.execute("CREATE TABLE another (id INTEGER PRIMARY KEY, value BLOB)")
+        connection.commit()
+    assert migrate(path) == 102
+    with durabledbm.shelve.open(path, "r") as shelf:
+        assert dict(shelf) == {"k": 1}
+    for name in sorted(expected.keys() - {"unnamed"}):
+        with durabledbm.shelve.open(path, "r", table=name) as shelf:
+            assert dict(shelf) == expected[name]
 
 
 def test_an_lmdb_database_with_duplicate_keys_is_refused(path: str, tmp_path: Path) -> None:
@@ -533,7 +570,7 @@ def test_a_row_without_a_value_is_told(path: str) -> None:
 )
 def test_an_sqlite_database_that_computes_its_entries_is_none_of_dbms(path: str, statement: str) -> None:
     execute(path, statement)
-    with pytest.raises(durabledbm.error, match=r"not one that dbm\.sqlite3 made"):
+    with pytest.raises(durabledbm.error, match=r"not one that dbm\.sqlite3 or sqlitedict made"):
         migrate(path)
 
 

@@ -144,10 +144,10 @@ MUTATIONS = {
         "_engine/files.py", "    volume.sync_directory(disk.path)\n", "", FULL
     ),
     "forget the sync of a new file": Mutation(
-        "_engine/files.py", "    disk.write(META_SIZE, (slot,))\n    disk.sync()\n", "    disk.write(META_SIZE, (slot,))\n", FULL  # noqa: E501
+        "_engine/files.py", "    write(META_SIZE, (slot,))\n    disk.sync()\n", "    write(META_SIZE, (slot,))\n", FULL
     ),
     "initialise a file without its mark": Mutation(
-        "_engine/files.py", "    disk.write(0, (UNFINISHED,))\n    disk.sync()\n", "", FULL
+        "_engine/files.py", "    write(0, (UNFINISHED,))\n    disk.sync()\n", "", FULL
     ),
     "believe a meta page without its checksum": Mutation(
         "_engine/meta.py", "or not slot.startswith(MAGIC) or not self_consistent(slot)", "or not slot.startswith(MAGIC)", METAS  # noqa: E501
@@ -163,11 +163,11 @@ MUTATIONS = {
         "_engine/commit.py", "            self.store.poison(exc)\n            raise\n", "            pass\n", FAULTS
     ),
     "mark a commit steady before it is synced": Mutation(
-        "_engine/commit.py", "            steady=False,\n", "            steady=True,\n", FULL
+        "_engine/meta.py", "steady_txid, False, relaxed, time_ns", "steady_txid, True, relaxed, time_ns", FULL
     ),
     "show a commit before it is synced": Mutation(
         "_engine/commit.py",
-        "                    self.sync()\n                    self._check_lock()\n                    self._note_durable(meta)\n",  # noqa: E501
+        "                    self.sync()\n                    self._note_durable(meta)\n",
         "                    store.disk.write((1 - slot) * META_SIZE, (steady_copy(page),))\n                    self.sync()\n                    self._note_durable(meta)\n", FULL,  # noqa: E501
     ),
     "trust the cache after a failed sync": Mutation(

@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from simdisk import Operation, SimVolume
 from systems import only_posix
 
 import durabledbm
 from durabledbm import streams
 from durabledbm._engine import large_value
 from durabledbm._engine.page import HEADER, OVERFLOW
+from durabledbm.database import open_on
 from durabledbm.errors import BusyError, ClosedError, CorruptionError, error
 from durabledbm.salvage import salvage
 
@@ -365,25 +367,51 @@ def test_a_read_only_handle_reads_no_file(db_path: str) -> None:
         db.put_stream("k", Failing(1, trouble))
 
 
-def test_a_full_disk_leaves_the_old_value(db: durabledbm.Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    db["k"] = value = some(3 * PIECE)
-    disk, left = db._store.disk, [3]
-    write = disk.write
+def test_a_full_disk_leaves_the_old_value() -> None:
+    volume = SimVolume()
+    with open_on(volume, "/db", "c") as db:
+        db["k"] = value = some(3 * PIECE)
+        left = [3]
 
-    def full(offset: int, parts: Any) -> None:
-        left[0] -= 1
-        if left[0] <= 0:
-            raise OSError(errno.ENOSPC, "no space")
-        write(offset, parts)
+        def full(operation: Operation) -> None:
+            if operation.kind == "write":
+                left[0] -= 1
+                if left[0] <= 0:
+                    raise OSError(errno.ENOSPC, "no space")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(type(disk), "write", lambda _, offset, parts: full(offset, parts))
+        volume.before = full
         with pytest.raises(error) as caught:
             db.put_stream("k", io.BytesIO(some(2**22)))
-    assert caught.value.errno == errno.ENOSPC
-    assert db["k"] == value
-    db.put_stream("k", io.BytesIO(b"new" * PIECE))
-    assert db["k"] == b"new" * PIECE
+        volume.before = None
+        assert caught.value.errno == errno.ENOSPC
+        assert db["k"] == value
+        db.put_stream("k", io.BytesIO(b"new" * PIECE))
+        assert db["k"] == b"new" * PIECE
+        assert db.check() == []
+
+
+def test_tables_have_values_of_any_length(db: durabledbm.Database, tmp_path: Path) -> None:
+    table = db.table("t")
+    table.put_stream("k", io.BytesIO(some(4 * PIECE)))
+    db.put_stream("k", io.BytesIO(some(3 * PIECE, 2)))
+    with table.open_value("k") as file, db.snapshot() as snapshot:
+        table["k"] = "new"
+        assert file.read() == some(4 * PIECE)
+        assert snapshot.table("t").open_value("k").read() == some(4 * PIECE)
+        with pytest.raises(KeyError, match="missing"):
+            table.open_value("missing")
+    table["k"] = some(5 * PIECE, 3)
+    db.backup(tmp_path / "copy")
+    with durabledbm.open(tmp_path / "copy") as copy:
+        assert dict(copy.table("t")) == {b"k": some(5 * PIECE, 3)}
+        assert copy.check() == []
+    with db.transaction() as tx:
+        tx.table("t")["l"] = "1"
+        tx.put_stream("k", Meddling(lambda: tx.table("t").update({"m": some(9999)})))
+    assert dict(table) == {b"k": some(5 * PIECE, 3), b"l": b"1", b"m": some(9999)}
+    db.reorganize()
+    db.drop_table("t")
+    assert db["k"] == b"m" * (6 * PIECE)
     assert db.check() == []
 
 

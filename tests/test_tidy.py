@@ -21,7 +21,7 @@ LAYERS = """
 _interrupts
 errors  _files.arguments  _process.caller_context  sharded.threads
 _messages
-_engine.allocator  _engine.cache  _engine.checksum  _engine.disk.protocol
+_engine.allocator  _engine.cache  _engine.catalog  _engine.checksum  _engine.disk.protocol
 _engine.disk.posix  _engine.page  _engine.threads
 _engine.disk.windows  _engine.freemap  _engine.locks  _engine.meta  _engine.node  _engine.sparse
 _engine.disk.kernel32  _engine.large_value  _engine.recovery
@@ -29,6 +29,7 @@ _engine.pager
 _engine.disk  _engine.files  _engine.page_writer  _engine.readers  _engine.tree
 _engine.balance  _engine.value_writer  _engine.view
 _engine.changeset  _engine.merge
+_engine.tables
 _engine.bulkload  _engine.shrink  _engine.spill  _engine.store
 _engine.flusher  _engine.prepare
 _engine.commit
@@ -42,12 +43,14 @@ _files.publish  _log.records  _log.overlay
 _log.files  _foreign.kinds  _foreign.file
 _log.writer  _log.streams  _foreign.berkeley  _foreign.dumb  _foreign.gnu  _foreign.lmdb
 _files.opening  _foreign.sources
+table
 snapshot  transaction  maintenance.check  maintenance.reorganize  maintenance.stats  maintenance.backup
-attach  maintenance.file_map
+attach  closing  maintenance.file_map
 changelog  maintenance.survey
 database  maintenance.inspect
 sharded.manifest  salvage  stdlib  remote.*
 sharded.views
+sharded.tables
 dump  sharded  shelve
 restore  migration  reshard
 export
@@ -99,8 +102,8 @@ OPEN_TO_ALL = {
 """Modules of the engine that others may use: files, names, locks, what a file says of itself, checksums."""
 
 LOOKS_INTO_THE_ENGINE = """
-_files.*  _foreign.kinds  _process.handles  _transaction_context  attach  changelog  database  maintenance.*  migration
-salvage  sharded  shelve.lock  snapshot  streams  transaction
+_files.*  _foreign.kinds  _process.handles  _transaction_context  attach  changelog  closing  database  maintenance.*
+migration  salvage  sharded  sharded.views  shelve.lock  snapshot  streams  table  transaction
 """
 """Modules above the engine that may import the rest of it."""
 

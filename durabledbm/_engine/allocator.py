@@ -1,7 +1,7 @@
 """Free pages in memory: one byte per page of the file, 1 where the page may be written.
 
 Searching a bytearray for a run of ones is a single C call, and remembering up to where there is no run of 1, 2, 4...
-pages makes asking again cost nothing. Pages nearest to the front are taken first, so that the end gets free.
+pages makes asking again cost nothing. Runs nearest to the front are taken first, so that the end gets free.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ _POWERS = 13
 
 _NOWHERE = 1 << 62
 
+_TAKEN = b"\0"
 _HOLE = b"\0\1\0"
 
 Run = tuple[int, int]
@@ -44,6 +45,8 @@ class Allocator:
         self._starts = [first_page] * _POWERS
         self._reused_from = _NOWHERE
         self._holes_from = 0
+        self._hand = first_page
+        """Where the search for scattered pages goes on."""
         self._closed: tuple[int, bytes] = 0, b""
         self._longest = _POWERS
         """There is no free run of more than 2 to this power pages, as far as is known."""
@@ -71,21 +74,40 @@ class Allocator:
         """Pages that the newest commit, or the one being made, needs; meta pages included."""
         return len(self.flags) - self.free_count - self.pending_count
 
-    def take(self, want: int, *, grow: bool = True) -> Run:
-        """Allocate up to about `want` consecutive pages, at least one: as long a run as there is.
+    def take(self, want: int, *, grow: bool = True) -> list[Run]:
+        """Allocate about `want` pages, at least one: in one run, if there is one or the file may grow, else wherever
+        they are, ascending.
 
         With `grow` false the file grows only if nothing at all is free: for commits that make the file smaller.
         """
         power = (want - 1).bit_length()
         found = self._find(1 << power) if power <= self._longest else -1
-        if found < 0:
-            if self._may_grow(1 << power, grow):
-                return self._grown(1 << power)
-            power = min(power, self._longest)
-            while (found := self._find(1 << power)) < 0:
-                power -= 1
-            self._longest = power
-        return self._claimed(found, 1 << power)
+        if found >= 0:
+            return [self._claimed(found, 1 << power)]
+        if self._may_grow(1 << power, grow):
+            return [self._grown(1 << power)]
+        self._longest = min(power - 1, self._longest)
+        return self._scattered(want)
+
+    def _scattered(self, want: int) -> list[Run]:
+        """Go around the file, and take what is free: there is most where the last search was longest ago."""
+        flags, runs = self.flags, []
+        at = flags.find(1, self._hand)
+        if at < 0:
+            at = flags.find(1)
+        while want > 0 and at >= 0:
+            end = flags.find(0, at, at + want)
+            end = min(at + want, len(flags)) if end < 0 else end
+            runs.append((at, end - at))
+            want -= end - at
+            at = flags.find(1, end)
+        self._hand = sum(runs[-1])
+        for at, count in runs:
+            flags[at : at + count] = _TAKEN if count == 1 else bytes(count)
+            self.free_count -= count
+            self.touch(at, count)
+        self.taken += runs
+        return runs
 
     def take_hole(self) -> int:
         """Allocate a free page between two that are not, where nothing longer would fit; 0 if there is none."""
@@ -162,9 +184,9 @@ class Allocator:
         self._holes_from = min(self._holes_from, page_id - 1)
 
     def touch(self, page_id: int, page_count: int) -> None:
-        first, last = page_id // self.span, (page_id + page_count - 1) // self.span
+        first = page_id // self.span
         self.dirty.add(first)
-        if first != last:
+        if page_count > 1 and (last := (page_id + page_count - 1) // self.span) != first:
             self.dirty.update(range(first + 1, last + 1))
 
     def close_from(self, page_id: int) -> None:

@@ -2,7 +2,8 @@
 
 It is a stack of layers over a view. Writing goes to the top layer; a savepoint is one more layer; handing out a view,
 to iterate over it, makes the present layers final and starts a new one. So nothing that was handed out ever changes,
-and rolling back means dropping layers.
+and rolling back means dropping layers. The keys of a layer are those of the main table and, as `TableKey`s, those of
+all others: savepoints, rolling back and commits are of all tables.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
+from .catalog import of_tables
 from .large_value import KEY_MAX
 from .node import Overflow
 from .tree import Tree
@@ -124,15 +126,15 @@ class ChangeSet:
         layers = tuple(layer for layer in self.layers if layer)
         for layer in layers:
             layer.shared = True
-        return View(self.base.tree, layers + self.base.layers)
+        return View(self.base.tree, layers + self.base.layers, self.base.tables)
 
     def copied_view(self) -> View:
         """The same, for a call that has interrupted a change: what is being changed is copied, not handed out."""
         layers = tuple(Layer(layer.copy()) for layer in self.layers if layer)
-        return View(self.base.tree, layers + self.base.layers)
+        return View(self.base.tree, layers + self.base.layers, self.base.tables)
 
     def count(self) -> int:
-        """How many entries there are. The first call looks up every changed key; after that it is kept up to date."""
+        """How many entries the main table has. The first call looks up every changed key; then it is kept current."""
         if self._present is None:
             changes = self.as_dict()
             self._growth = self._growth_by(changes)
@@ -144,7 +146,7 @@ class ChangeSet:
         return self._base_count() + self._growth_by(self.as_dict().copy())
 
     def _growth_by(self, changes: dict[bytes, bytes | None]) -> int:
-        return sum((value is not None) - self._in_base(key) for key, value in changes.items())
+        return sum((value is not None) - self._in_base(key) for key, value in changes.items() if type(key) is bytes)
 
     def _in_base(self, key: bytes) -> bool:
         return self.base.find(key) is not None
@@ -199,7 +201,8 @@ class ChangeSet:
         self.size += size
         if known is not None:
             for key, value in changes.items():
-                self._count_change(known, key, present=value is not None)
+                if type(key) is bytes:
+                    self._count_change(known, key, present=value is not None)
             self._present = known
 
     def _count_change(self, known: dict[bytes, bool], key: bytes, *, present: bool) -> None:
@@ -324,9 +327,13 @@ class ChangeSet:
         self._become(*self._origin)
 
     def clear(self) -> None:
-        """Delete everything."""
-        floors = [0] * len(self._floors)
-        self._become(View(Tree(self.base.tree.pager)), _nothing, size=CHANGE_MEMORY, floors=floors, cleared=True)
+        """Delete everything in the main table."""
+        base = self.base
+        kept = View(Tree(base.tree.pager), tuple(Layer(of_tables(layer)) for layer in base.layers), base.tables)
+        changes = Layer(of_tables(self.as_dict()))
+        size = sum(len(key) + len(value or b"") for key, value in changes.items()) + CHANGE_MEMORY * (len(changes) + 1)
+        layers = (changes,) if changes else ()
+        self._become(kept, _nothing, layers, size, [0] * len(self._floors), cleared=True)
 
     def rebase(self, base: View, count: int) -> None:
         """Go on from a base that contains all changes made so far."""

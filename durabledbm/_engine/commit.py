@@ -50,11 +50,12 @@ from math import inf
 
 from .._interrupts import is_interrupt
 from ..errors import BusyError, CorruptionError, error
+from .disk.protocol import Writes
 from .files import initialise, random_bytes
 from .merge import Touch
 from .meta import META_SIZE, STAMP_OFFSET, STAMP_SIZE, Meta, encode_meta, flaw_of, now_ns, stamp_with, steady_copy
 from .page import NO_REF
-from .prepare import Batch, Prepared, Preparer, has_room
+from .prepare import MOST_EXTENTS, MOST_PAGES, MOST_PAGES_RELAXED, Batch, Prepared, Preparer, has_room
 from .recovery import Slots, newest, read_slots
 from .shrink import is_wasteful, tail_runs
 from .spill import Spill
@@ -74,12 +75,6 @@ _AFTER_IO_ERROR = {
     Phase.POISONED: Phase.POISONED,
 }
 """The table above, for I/O errors. An interrupt leads to `UNKNOWN` from every phase but `POISONED`."""
-
-_LISTED_PAGES = 256
-"""A commit with more pages syncs twice instead of listing them: verifying them after a crash would take long."""
-
-_LISTED_PAGES_RELAXED = 512
-_LISTED_EXTENTS = 64
 
 _MOST_MOVED = 1024
 """Runs that one commit moves at most."""
@@ -198,12 +193,10 @@ class Committer:
             if other is None or other.txid > meta.txid:
                 # A commit stands there of which something is missing. What is written from now on, even half of it,
                 # could complete it, so nothing of it may be left: noise agrees with no sector of anything.
-                self._check_lock()
-                store.disk.write((1 - slot) * META_SIZE, (random_bytes(META_SIZE),))
+                self.writes().write((1 - slot) * META_SIZE, (random_bytes(META_SIZE),))
                 self.sync()
             page = steady_copy(store.read(META_SIZE, slot * META_SIZE))
-            self._check_lock()
-            store.disk.write((1 - slot) * META_SIZE, (page,))
+            self.writes().write((1 - slot) * META_SIZE, (page,))
             stamp = stamp_with(stamp, 1 - slot, page)
         if meta.txid != store.state.meta.txid or slot != store.state.slot:
             store.install(State.make(meta, slot, store.pager), None)
@@ -222,7 +215,7 @@ class Committer:
         if slots.uninitialised:
             if store.state.meta.txid > 1:
                 raise store.replaced()  # emptied: what was committed must not seem undone
-            initialise(store.volume, store.disk, store.page_size)
+            initialise(store.volume, store.disk, store.page_size, self.writes())
             slots = read_slots(store.disk)
             store.load_from(slots)
         elif not store.state.meta.txid:
@@ -285,7 +278,6 @@ class Committer:
 
                 # Write: the meta goes over the slot that does not hold the last durable commit. A crash leaves the old
                 # meta, the new one, or a torn one, which its checksum tells; the other slot is not touched.
-                self._check_lock()
                 store.phase = Phase.WRITTEN
                 writes: list[tuple[int, bytes]] = []
                 if sync:
@@ -294,7 +286,6 @@ class Committer:
                     # Sync: until it returns, the meta may be on the disk without some of its pages; the list in it
                     # tells. After it the commit survives anything.
                     self.sync()
-                    self._check_lock()
                     self._note_durable(meta)
                     store.phase = Phase.SYNCED
 
@@ -316,7 +307,7 @@ class Committer:
         file that another program, a virus scanner for example, has mapped into its memory.
         """
         try:
-            self.store.disk.resize(meta.page_count * meta.page_size)
+            self.writes().resize(meta.page_count * meta.page_size)
         except OSError as exc:
             if is_interrupt(exc):
                 raise
@@ -336,7 +327,6 @@ class Committer:
                 state, page = store.state, store.unsynced
                 assert page is not None
                 self.sync()
-                self._check_lock()
                 self._note_durable(state.meta)
                 store.phase = Phase.SYNCED
                 self._publish(state, 1 - state.slot, steady_copy(page), [], {})
@@ -348,7 +338,7 @@ class Committer:
     def _admit(self) -> None:
         """Before a commit is made: raise if it may not be, and tell the observer."""
         store = self.store
-        self._check_lock()
+        self.writes()
         store.check()
         if store.observer is not None:
             store.observer.expect(store.state)
@@ -360,12 +350,9 @@ class Committer:
             store.observer.committed(rows)
         store.check_name()
 
-    def _check_lock(self) -> None:
-        """Raise if the writer lock is not this process's: a signal handler has forked, and this is the child, in which
-        the parent's commit must not be published.
-        """
-        if not self.store.writer.kept:
-            raise error(f"{self.store.path}: the process was forked amid this commit, which is the parent's")
+    def writes(self) -> Writes:
+        """What writes to the file, for who has the writer lock (see `WriterLock.writes`)."""
+        return self.store.writer.writes(self.store.path)
 
     def _start(self) -> None:
         store = self.store
@@ -382,6 +369,7 @@ class Committer:
         store = self.store
         store.attend()  # the number may be another open file's by now, even one of this very file
         if store.read(STAMP_SIZE, STAMP_OFFSET) != store.stamp:
+            self.writes()  # else it was another process's turn, of which this is the child
             raise store.replaced()
 
     def _lists(self, prepared: Prepared, *, spilled: bool) -> bool:
@@ -389,8 +377,8 @@ class Committer:
         if not prepared.merged:
             return True
         extents = prepared.meta.extents
-        most = _LISTED_PAGES if prepared.sync else _LISTED_PAGES_RELAXED
-        fits = sum(extent.page_count for extent in extents) <= most and len(extents) <= _LISTED_EXTENTS
+        most = MOST_PAGES if prepared.sync else MOST_PAGES_RELAXED
+        fits = sum(extent.page_count for extent in extents) <= most and len(extents) <= MOST_EXTENTS
         return fits and not spilled and has_room(prepared.meta.changes, len(extents))
 
     def _numbered(self, old: State, meta: Meta, *, relaxed: bool) -> tuple[int, Meta]:
@@ -398,24 +386,19 @@ class Committer:
         store = self.store
         durable = old.meta.txid <= store.durable_txid
         slot = 1 - old.slot if durable else old.slot
-        meta = meta._replace(
-            txid=old.meta.txid + 1,
-            steady_txid=store.durable_txid,
-            steady=False,
-            relaxed=relaxed,
-            time_ns=now_ns(),
-        )
+        txid = old.meta.txid + 1
+        generation = meta.generation, meta.generation_txid
         if not self._generation_begun:
-            meta = meta._replace(generation=random_bytes(8), generation_txid=meta.txid)
+            generation = random_bytes(8), txid
+        meta = meta.numbered(txid, store.durable_txid, now_ns(), *generation, relaxed=relaxed)
         if (flaw := flaw_of(meta)) is not None:  # following from what the one before said
             raise CorruptionError(f"after this commit, the meta page would say: {flaw}", path=store.path)
         self._cut_due = self._cut_due or meta.page_count < old.meta.page_count
         return slot, meta
 
     def _write_slot(self, slot: int, page: bytes, writes: list[tuple[int, bytes]]) -> None:
-        self._check_lock()
         writes.append((slot, page))
-        self.store.disk.write(slot * META_SIZE, (page,))
+        self.writes().write(slot * META_SIZE, (page,))
 
     def _publish(
         self, state: State, slot: int, page: bytes, writes: list[tuple[int, bytes]], rows: Mapping[bytes, object] | None
@@ -429,6 +412,7 @@ class Committer:
             stamp, store.stamp = store.stamp, UNKNOWN_STAMP
             store.writer.doubt()
             self._write_slot(slot, page, writes)
+            self.writes()  # a child that was forked during that is not to go on
             store.phase = Phase.PUBLISHED
             self._generation_begun = True
             store.commits += 1
@@ -442,6 +426,7 @@ class Committer:
                 stamp = stamp_with(stamp, *written)
             store.install(state, rows)
             if store.read(STAMP_SIZE, STAMP_OFFSET) != stamp:
+                self.writes()
                 raise store.replaced()
             store.stamp, self._known_txid = stamp, state.meta.txid
             store.writer.confirm()
@@ -460,7 +445,7 @@ class Committer:
         store.writer.doubt()
         store.stamp = UNKNOWN_STAMP
         store.lost = store.lost or store.unsynced is not None
-        failed = isinstance(cause, OSError) and not is_interrupt(cause)
+        failed = isinstance(cause, OSError) and not is_interrupt(cause) and store.writer.kept  # see `writes`
         if failed and _AFTER_IO_ERROR[store.phase] is Phase.POISONED:
             store.poison(cause)  # type: ignore[arg-type]
         elif store.phase is not Phase.POISONED:
@@ -534,7 +519,7 @@ class Committer:
             free_map = self.preparer.free_map()
             if not is_wasteful(free_map.pages.free_count, free_map.pages.used_count, room):
                 break
-            touches, _ = tail_runs(store.disk, store.state.view.tree, free_map, min(budget, _MOST_MOVED))
+            touches, _ = tail_runs(store.disk, store.state.view.trees(), free_map, min(budget, _MOST_MOVED))
             budget -= len(touches) + 1
             if self.rewrite(touches, packing=False).meta.page_count < smallest:
                 smallest, tries = store.state.meta.page_count, _FRUITLESS

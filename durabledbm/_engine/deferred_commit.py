@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from .._interrupts import is_interrupt
-from ..errors import BusyError
+from ..errors import BusyError, error
 from .changeset import ChangeSet
 from .commit import Committer
 from .flusher import may_start
@@ -54,6 +54,7 @@ class DeferredCommit(Pipeline):
             with self._mutex, self._changing:
                 self.store.writer.reserved = True
                 result = operation(self._current())
+                self._check_lock()
             self._end(lease)
         except BaseException:
             self._end(lease)
@@ -76,10 +77,20 @@ class DeferredCommit(Pipeline):
                     return False
                 with self._changing:
                     changes.put(key, value)
+                if self._changes is not changes:
+                    self._check_lock()
         finally:
             if store.inside.postponed:
                 store.inside.came_out()
         return True
+
+    def _check_lock(self) -> None:
+        """Raise if what was deferred just now was the parent's operation, and this is its child (see `WriterLock`)."""
+        try:
+            self.committer.writes()
+        except error:
+            self._changes, self.store.writer.reserved = None, False
+            raise
 
     def _current(self) -> ChangeSet:
         """The deferred changes, or a new change set. The mutex must be held, and the writer lock."""
@@ -177,6 +188,7 @@ class DeferredCommit(Pipeline):
                         if changes.cleared:
                             deferred.clear()
                         deferred.add(changes.as_dict(), changes.size)
+                        self._check_lock()
         finally:
             self._end(lease)
 

@@ -30,7 +30,7 @@ import os
 
 from .._interrupts import is_interrupt
 from ..errors import CorruptionError, error
-from .disk.protocol import ELSEWHERE, Disk, Volume
+from .disk.protocol import ELSEWHERE, Disk, Volume, Writes
 from .locks import TEMPORARY_OFFSET, WriterLock
 from .meta import META_SIZE, SECTOR, UNFINISHED, Meta, encode_meta, first_page, now_ns, steady_copy
 from .recovery import newest, read_slots
@@ -48,17 +48,21 @@ _PATIENCE = 30.0
 """Seconds to wait for another process that is replacing the same file."""
 
 
-def initialise(volume: Volume, disk: Disk, page_size: int) -> None:
-    """Make an uninitialised file an empty database. The writer lock must be held, and no one else may hold it."""
+def initialise(volume: Volume, disk: Disk, page_size: int, writes: Writes | None = None) -> None:
+    """Make an uninitialised file an empty database. The writer lock must be held, and no one else may hold it.
+
+    `writes`: what writes to the file, for who has the lock (None: it is a file that no other process knows of).
+    """
+    write, resize = writes or disk.writes()
     volume.sync_directory(disk.path)
     if disk.size() < SECTOR:
-        disk.resize(SECTOR)
-    disk.write(0, (UNFINISHED,))
+        resize(SECTOR)
+    write(0, (UNFINISHED,))
     disk.sync()
     slot = encode_meta(first_meta(page_size))
-    disk.write(META_SIZE, (slot,))
+    write(META_SIZE, (slot,))
     disk.sync()
-    disk.write(0, (steady_copy(slot),))
+    write(0, (steady_copy(slot),))
 
 
 def first_meta(page_size: int) -> Meta:

@@ -9,6 +9,7 @@ looking now and then whether its lease still exists.
 from __future__ import annotations
 
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from copy import copy
@@ -18,6 +19,7 @@ from .._interrupts import is_from_handler, is_interrupt
 from ..errors import BusyError, error
 from .changeset import ChangeSet
 from .commit import Committer
+from .large_value import KEY_MAX
 from .pipeline import Pipeline
 from .spill import Spill
 from .threads import Lease, Patience
@@ -26,6 +28,9 @@ __all__ = ["GroupCommit"]
 
 _LOOK = 0.5
 """Seconds after which one that waits for its batch looks whether it still has a leader."""
+
+_LINGER = 3e-4
+"""Seconds that a leader waits at most for others to join its batch: less than a sync takes."""
 
 T = TypeVar("T")
 
@@ -73,6 +78,27 @@ class GroupCommit(Pipeline):
         self._sync = sync
         self._mutex = threading.Lock()
         self._open: _Batch | None = None
+        self._crowd = 0
+        """How many threads have been writing at the same time lately."""
+
+    def put(self, key: bytes, value: bytes) -> bool:
+        # Nobody else of this handle writes, or has written lately: one change needs neither a request nor a batch.
+        store = self.store
+        if self._crowd > 1 or self._open is not None or store.writer.busy or store.observer is not None:
+            return False
+        if len(key) > KEY_MAX:
+            return False
+        lease = Lease()
+        try:
+            self.committer.begin(lease, self.timeout)
+            self.committer.commit({key: value}, sync=self._sync)
+            self._wake_flusher()
+        finally:
+            try:
+                lease.end()
+            finally:  # an interrupt may have struck in there
+                lease.end()
+        return True
 
     def apply(self, operation: Callable[[ChangeSet], T]) -> T:
         self.store.writer.check_self(self.store.path)
@@ -107,6 +133,7 @@ class GroupCommit(Pipeline):
         try:
             try:
                 self.committer.begin(lease, self.timeout)
+                self._linger(batch)
             finally:
                 self._close(batch)
             changes = ChangeSet.on(self.store.state)
@@ -115,6 +142,9 @@ class GroupCommit(Pipeline):
             before, batch.committed = self.store.state.meta.txid, None
             self._commit(changes)
             batch.committed = True
+            waiting = self._open
+            crowd = len(batch.requests) + (len(waiting.requests) if waiting is not None else 0)
+            self._crowd = max(crowd, self._crowd - 1 - self._crowd // 8)
             lease.end()
         except BaseException as exc:
             if batch.committed is None and is_interrupt(exc):
@@ -123,6 +153,16 @@ class GroupCommit(Pipeline):
             self._fail(batch, exc)
         batch.over = True
         batch.wake()
+
+    def _linger(self, batch: _Batch) -> None:
+        """Wait a moment for those that wrote together lately: who was in the last batch is only just being woken.
+        Without that there would be two batches that take turns, each of half of the threads.
+        """
+        crowd, requests = self._crowd, batch.requests
+        if len(requests) < crowd:
+            deadline = time.monotonic() + _LINGER
+            while len(requests) < crowd and time.monotonic() < deadline:
+                time.sleep(0)  # which lets the others run
 
     def _arrived(self, before: int) -> bool | None:
         """Whether a commit on top of commit `before`, which was interrupted, has been made; None if nothing tells.
@@ -212,11 +252,15 @@ class GroupCommit(Pipeline):
         return result
 
     def _commit(self, changes: ChangeSet, spill: Spill | None = None) -> None:
-        flusher = self.flusher
         if spill is None:
             self.committer.commit(changes.as_dict(), cleared=changes.cleared, sync=self._sync)
         else:
             self.committer.commit_spill(spill, changes.as_dict(), sync=self._sync)
+        self._wake_flusher()
+
+    def _wake_flusher(self) -> None:
+        """Something was committed: it is on the disk, or the flusher sees to it in time, or this does."""
+        flusher = self.flusher
         if flusher is not None and (flusher.overdue or not flusher.wake()):
             self.committer.make_durable()
             flusher.mark_flushed()
@@ -235,6 +279,7 @@ class GroupCommit(Pipeline):
         super().after_fork()
         self._mutex = threading.Lock()
         self._open = None
+        self._crowd = 0
 
     def flush(self) -> None:
         # A sync needs no lease. Only a commit in progress is worth waiting for: what becomes of it is not known yet.

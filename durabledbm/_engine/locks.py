@@ -2,7 +2,8 @@
 
 The *writer lock* is one byte, held by the one that writes, thread or process. A second byte is the gate in front of it:
 a writer passes the gate before it waits for the lock, so one that has just released the lock and wants it again queues
-behind the one that already waits there, and none starves.
+behind the one that already waits there, and none starves. The gate costs two system calls, and handing over costs much
+more; so a handle that has passed it may take the lock again without it, for a few turns and a few milliseconds.
 
 A *pin* is a shared lock on the byte that belongs to a txid: some snapshot still reads that commit. The writer asks for
 the lowest one: what later commits freed must stay.
@@ -17,10 +18,10 @@ import threading
 import weakref
 from collections.abc import Callable
 from enum import IntEnum
-from functools import partial
+from time import monotonic
 
 from ..errors import BusyError, error
-from .disk.protocol import Disk, LockOwner
+from .disk.protocol import PARENTS, Disk, LockOwner, Writes
 from .threads import FairLock, Lease, Patience
 
 __all__ = [
@@ -44,6 +45,12 @@ _PINS_END = (1 << 63) - 1
 
 _FIRST_NAP = 20e-6
 _LONGEST_NAP = 2e-3
+
+_REENTRIES = 16
+"""How often the writer lock may be taken again without passing the gate..."""
+
+_REENTRY_TIME = 0.005
+"""...and for how many seconds after it was passed."""
 
 _proved: set[int] = set()
 """The devices whose locks have been seen to work."""
@@ -135,12 +142,9 @@ def someone_waits(disk: Disk) -> bool:
     return disk.lowest_lock(GATE_OFFSET, GATE_OFFSET + 1) is not None
 
 
-_owners: dict[tuple[int, int], Callable[[], bool]] = {}
-"""For each file that this process writes to: whether the calling thread would wait for itself, and so for ever."""
-
-
-def _is_this_thread(ident: int) -> bool:
-    return threading.get_ident() == ident
+_owners: dict[tuple[int, int], Callable[[], bool] | int] = {}
+"""For each file that this process writes to: the thread that does, or what tells whether the calling thread would wait
+for itself, and so for ever."""
 
 
 _keepers: dict[tuple[int, int], WriterLock] = {}
@@ -175,12 +179,22 @@ class WriterLock:
     until it was unlocked.
     """
 
-    __slots__ = ("_disk", "_file", "_leases", "lasting", "reserved", "stage", "thread")
+    __slots__ = (
+        "_disk", "_file", "_leases", "_parents", "_passed", "_reentries", "_writes", "lasting", "reserved", "stage",
+        "thread",
+    )  # fmt: skip
 
     def __init__(self, file: tuple[int, int]) -> None:
         self._leases = FairLock()
         self._file = file
         self._disk: Disk | None = None
+        self._reentries = 0
+        """How often the lock may still be taken without passing the gate."""
+        self._passed = 0.0
+        """When the gate was passed, by the monotonic clock."""
+        self._writes: Writes | None = None
+        self._parents = False
+        """This is a child process, and the lock was the parent's."""
         self.stage = Stage.FREE
         self.reserved = False
         """The lock in the file stays when a lease ends: the handle has changes in memory that come before others'."""
@@ -195,9 +209,23 @@ class WriterLock:
         return self.stage >= Stage.HELD
 
     @property
+    def busy(self) -> bool:
+        """Whether a thread has a lease, or waits for one."""
+        return bool(self._leases.queue)
+
+    @property
     def is_current(self) -> bool:
         """Whether it is, and the handle's state is the newest."""
         return self.stage is Stage.CURRENT
+
+    def writes(self, path: str) -> Writes:
+        """What writes to the file, for who has the lock.
+
+        Raises `error` in the child of a signal handler that has forked amid a commit, which is the parent's.
+        """
+        if self._writes is None or self._parents or not self.kept:
+            raise error(f"{path}: {PARENTS}")
+        return self._writes
 
     def check_self(self, path: str) -> None:
         """Raise `BusyError` if the caller has the lock itself, through whatever handle: it would wait for ever.
@@ -214,8 +242,8 @@ class WriterLock:
 
     def is_callers(self) -> bool:
         """Whether the lock, through whatever handle, cannot be released while the calling thread waits for it."""
-        stuck = _owners.get(self._file)
-        return stuck is not None and stuck()
+        owner = _owners.get(self._file)
+        return owner is not None and (owner() if callable(owner) else owner == threading.get_ident())
 
     def _ends_leftover(self) -> bool:
         """End the lease of an operation of this thread whose end was interrupted. False if there is none."""
@@ -250,17 +278,37 @@ class WriterLock:
             if self.stage < Stage.HELD:
                 self._disk = disk
                 self.stage = Stage.ASKING
-                if not disk.lock(GATE_OFFSET, exclusive=True):
-                    _wait(disk, GATE_OFFSET, patience, timeout)
-                if not disk.lock(WRITER_OFFSET, exclusive=True):
-                    _wait(disk, WRITER_OFFSET, patience, timeout)
-                disk.unlock(GATE_OFFSET)
-                self.stage = Stage.HELD
+                self._lock(patience, timeout)
+            self.thread = threading.get_ident()
+            _owners[self._file] = lease.stuck or self.thread
+            if self._parents:  # the process was forked meanwhile: what was locked is this child's, who asked is not
+                raise error(f"{disk.path}: {PARENTS}")
         except BaseException:
             lease.end()
+            if self._parents:
+                _owners.pop(self._file, None)
+                self._unlock()
             raise
-        self.thread = threading.get_ident()
-        _owners[self._file] = lease.stuck or partial(_is_this_thread, self.thread)
+
+    def _lock(self, patience: Patience, timeout: float | None) -> None:
+        disk = self._disk
+        assert disk is not None
+        if not self._reenter(disk):
+            if not disk.lock(GATE_OFFSET, exclusive=True):
+                _wait(disk, GATE_OFFSET, patience, timeout)
+            if not disk.lock(WRITER_OFFSET, exclusive=True):
+                _wait(disk, WRITER_OFFSET, patience, timeout)
+            disk.unlock(GATE_OFFSET)
+            self._reentries, self._passed = _REENTRIES, monotonic()
+        self._writes = disk.writes()
+        self.stage = Stage.HELD
+
+    def _reenter(self, disk: Disk) -> bool:
+        """Take the lock in the file without passing the gate, if this handle may and no other has it."""
+        if not self._reentries or monotonic() - self._passed > _REENTRY_TIME:
+            return False
+        self._reentries -= 1
+        return disk.lock(WRITER_OFFSET, exclusive=True)
 
     def release(self, entry: weakref.ref[Lease] | None) -> None:
         """Let the next writer in: any, or only one of this handle if the lock is reserved.
@@ -312,11 +360,13 @@ class WriterLock:
             return True
         assert self._disk is not None
         locked = self._disk.lock(WRITER_OFFSET, exclusive=True)
+        self._writes = self._disk.writes()
         self.stage = max(stage, Stage.HELD) if locked else Stage.FREE
         return locked
 
     def forget(self) -> None:
         """In a child process: the lock is the parent's, and so are the leases that end here."""
+        self._parents = True
         self._leases.queue.clear()
 
 

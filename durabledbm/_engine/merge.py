@@ -21,6 +21,7 @@ from .node import BRANCH_OVERHEAD, Branch, Overflow, decode_leaf, edit_leaf, gro
 from .page import CRC_SIZE, HEADER, NO_REF, REF, read_header
 from .page_writer import PageWriter
 from .pager import MALFORMED, Pager
+from .tree import PageSet, Tree, walk
 from .value_writer import free_value, moved, stored
 
 __all__ = ["MOVE", "TOUCH", "Change", "Merged", "Touch", "merge"]
@@ -60,22 +61,31 @@ class Merged(NamedTuple):
     """How many entries it has more (or, if negative, fewer) than its predecessor."""
 
 
+_NOTHING_CUT: Mapping[bytes, int] = {}
+
+
 def merge(
-    pager: Pager, writer: PageWriter, root: bytes, depth: int, changes: Mapping[bytes, Change], *, packing: bool = False
-) -> Merged:
+    pager: Pager, writer: PageWriter, root: bytes, depth: int, changes: Mapping[bytes, Change], *,
+    packing: bool = False, cut: Mapping[bytes, int] = _NOTHING_CUT,
+) -> Merged:  # fmt: skip
     """Merge changes into the tree under `root`.
 
     Old runs are freed and new ones written through `writer`. `packing` leaves no room for later changes in the nodes
-    that are concerned. Raises `CorruptionError` if the tree is damaged.
+    that are concerned. `cut` are subtrees to be left out as wholes: a key that leads there, for which `changes` says
+    None, and the level of the top node. Raises `CorruptionError` if the tree is damaged.
     """
-    return _Merge(pager, writer, changes, packing=packing).run(root, depth)
+    return _Merge(pager, writer, changes, packing=packing, cut=cut).run(root, depth)
 
 
 class _Merge:
     """The state of one pass."""
 
-    def __init__(self, pager: Pager, writer: PageWriter, changes: Mapping[bytes, Change], *, packing: bool) -> None:
+    def __init__(
+        self, pager: Pager, writer: PageWriter, changes: Mapping[bytes, Change], *, packing: bool,
+        cut: Mapping[bytes, int],
+    ) -> None:  # fmt: skip
         self._pager = pager
+        self._cut = cut
         self._writer = writer
         self._keys = sorted(changes)
         self._changes = changes
@@ -143,7 +153,9 @@ class _Merge:
             beyond = child == len(separators)
             stop = end if beyond else bisect_left(keys, separators[child], first + 1, end)
             child_low = separators[child - 1] if child else low
-            if level == 1:
+            if self._cut and self._cut.get(keys[first]) == level - 1:
+                result: list[Draft] | bytes = self._left_out(refs[child], level)
+            elif level == 1:
                 result = self._leaf(refs[child], child_low, first, stop, rightmost=rightmost and beyond)
             else:
                 result = self._node(refs[child], level - 1, child_low, first, stop, rightmost=rightmost and beyond)
@@ -211,6 +223,15 @@ class _Merge:
         if len(drafts) == 1 and not self._packing and not self._splitter.is_small(drafts[0], level):
             return self._write(drafts[0], level)
         return drafts
+
+    def _left_out(self, ref: bytes, height: int) -> list[Draft]:
+        """Free all runs of a subtree of so many levels: nothing takes its place."""
+        pages = PageSet(0, 1 << 62)
+        for visit in walk(Tree(self._pager, ref, height), pages):
+            self._writer.free(visit.ref)
+            if visit.level == 1:
+                self._growth -= read_header(visit.run).entry_count
+        return []
 
     def _leaf(self, ref: bytes, low: bytes, first: int, end: int, *, rightmost: bool) -> list[Draft] | bytes:
         """Merge the changes into the leaf at `ref`: in its bytes, if they are few, else entry by entry."""

@@ -25,6 +25,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from ..errors import error
+from .catalog import TableKey
 from .checksum import crc32c
 from .page import MAX_PAGE_SIZE, MIN_PAGE_SIZE, NO_REF, self_consistent
 
@@ -53,7 +54,7 @@ MAX_TXID = 1 << 62
 MAGIC = b"\x8bdurabledbm\r\n\x1a\n\x00"
 """First 16 bytes of the file. Not text, and not what a text-mode copy would leave unchanged."""
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 SECTOR = 512
 """Bytes that a power failure does not tear: all of them arrive, or none."""
@@ -61,9 +62,10 @@ SECTOR = 512
 UNFINISHED = (MAGIC + b"the initialisation of this database has not finished\n").ljust(SECTOR, b"\0")
 """The first sector of a file while it is being initialised (see `creation`)."""
 
-_FIXED = struct.Struct("<16sQIIIIQQQ16sII16sQQ16s8sQIHH")
-"""magic, txid, version, features, page size, flags, page count, entry count, tree count, root, depth, reserved, space,
-steady txid, time, database id, generation, generation txid, changes size, extent count, change count."""
+_FIXED = struct.Struct("<16sQIIIIQQQ16sII16sQQ16s8sQIHHQ16sQ")
+"""magic, txid, version, features, page size, flags, page count, entry count, tree count, root, depth, tables depth,
+space, steady txid, time, database id, generation, generation txid, changes size, extent count, change count,
+tables count, tables root, reserved."""
 
 _FLAGS_OFFSET = 36
 
@@ -77,6 +79,8 @@ _EXTENT = struct.Struct("<QII")
 _CHANGE = struct.Struct("<Ii")
 _TRAILER = struct.Struct("<QI")
 _TOMBSTONE = -1
+_OF_TABLES = 1 << 31
+"""Flag in the size of a key: it is a key of the tree of tables."""
 
 CHANGE_OVERHEAD = _CHANGE.size
 """Bytes that a change takes in a meta beside its key and value."""
@@ -119,6 +123,10 @@ class Meta(NamedTuple):
     """Entries of the tree alone, without the changes here."""
     root: bytes = NO_REF
     depth: int = 0
+    tables_count: int = 0
+    """Entries of the tree of tables (see `catalog`), without the changes here."""
+    tables_root: bytes = NO_REF
+    tables_depth: int = 0
     space: bytes = NO_REF
     steady_txid: int = 0
     """The newest commit that was known to be on disk when this one was written."""
@@ -132,6 +140,28 @@ class Meta(NamedTuple):
     """The first commit of that generation."""
     extents: tuple[Extent, ...] = ()
     changes: Mapping[bytes, bytes | None] = _NO_CHANGES
+
+    # What follows does what `_replace` would, in a third of the time: it is on the way of every write.
+
+    def with_changes(
+        self, entry_count: int, extents: tuple[Extent, ...], changes: Mapping[bytes, bytes | None]
+    ) -> Meta:
+        """The same tree with other changes."""
+        return Meta(
+            self.txid, self.page_size, self.database_id, self.page_count, entry_count, self.tree_count, self.root,
+            self.depth, self.tables_count, self.tables_root, self.tables_depth, self.space, self.steady_txid,
+            self.steady, self.relaxed, self.time_ns, self.generation, self.generation_txid, extents, changes,
+        )  # fmt: skip
+
+    def numbered(
+        self, txid: int, steady_txid: int, time_ns: int, generation: bytes, generation_txid: int, *, relaxed: bool
+    ) -> Meta:
+        """The same content as another commit, which is not steady yet."""
+        return Meta(
+            txid, self.page_size, self.database_id, self.page_count, self.entry_count, self.tree_count, self.root,
+            self.depth, self.tables_count, self.tables_root, self.tables_depth, self.space, steady_txid, False, relaxed,
+            time_ns, generation, generation_txid, self.extents, self.changes,
+        )  # fmt: skip
 
 
 def now_ns() -> int:
@@ -155,9 +185,11 @@ def flaw_of(meta: Meta) -> str | None:
         return f"a tree of {meta.depth} levels"
     if meta.page_count < first_page(meta.page_size):
         return f"{meta.page_count} pages"
-    low, high = sorted((meta.entry_count, meta.tree_count))
-    if low < 0 or high > meta.page_count * meta.page_size:
-        return f"{low if low < 0 else high} entries"
+    if meta.tables_depth > MAX_DEPTH:
+        return f"a tree of {meta.tables_depth} levels"
+    for count in (meta.entry_count, meta.tree_count, meta.tables_count):
+        if not 0 <= count <= meta.page_count * meta.page_size:
+            return f"{count} entries"
     if meta.extents and sum(extent.page_count for extent in meta.extents) > MAX_LISTED:
         return "a list of too many pages"
     return None
@@ -193,10 +225,11 @@ def encode_changes(changes: Mapping[bytes, bytes | None]) -> bytes:
     """The changes as they stand in a meta page."""
     parts: list[bytes] = []
     for key, value in changes.items():
+        key_size = len(key) if type(key) is bytes else len(key) | _OF_TABLES
         if value is None:
-            parts += (_CHANGE.pack(len(key), _TOMBSTONE), key)
+            parts += (_CHANGE.pack(key_size, _TOMBSTONE), key)
         else:
-            parts += (_CHANGE.pack(len(key), len(value)), key, value)
+            parts += (_CHANGE.pack(key_size, len(value)), key, value)
     return b"".join(parts)
 
 
@@ -206,11 +239,12 @@ def encode_meta(meta: Meta, changes: bytes | None = None) -> bytes:
         changes = encode_changes(meta.changes)
     fixed = _FIXED.pack(
         MAGIC, meta.txid, FORMAT_VERSION, 0, meta.page_size, _STEADY * meta.steady | _RELAXED * meta.relaxed,
-        meta.page_count, meta.entry_count, meta.tree_count, meta.root, meta.depth, 0, meta.space,
+        meta.page_count, meta.entry_count, meta.tree_count, meta.root, meta.depth,
+        meta.tables_depth, meta.space,
         meta.steady_txid, meta.time_ns, meta.database_id, meta.generation, meta.generation_txid,
-        len(changes), len(meta.extents), len(meta.changes),
+        len(changes), len(meta.extents), len(meta.changes), meta.tables_count, meta.tables_root, 0,
     )  # fmt: skip
-    body = b"".join((fixed, *(_EXTENT.pack(*extent) for extent in meta.extents), changes))
+    body = b"".join((fixed, *[_EXTENT.pack(*extent) for extent in meta.extents], changes))
     assert len(body) <= STAMP_OFFSET, "the changes do not fit in a meta page"
     body = body.ljust(STAMP_OFFSET, b"\0") + meta.txid.to_bytes(8, "little")
     return body + crc32c(body).to_bytes(4, "little")
@@ -248,11 +282,13 @@ def decode_meta(slot: bytes) -> Meta | None:
     if len(slot) != META_SIZE or not slot.startswith(MAGIC) or not self_consistent(slot):
         return None
     (
-        _, txid, version, features, page_size, flags, page_count, entry_count, tree_count, root, depth, _, space,
-        steady_txid, time_ns, database_id, generation, generation_txid, changes_size, extent_count, change_count,
+        _, txid, version, features, page_size, flags, page_count, entry_count, tree_count, root, depth,
+        tables_depth, space, steady_txid, time_ns, database_id, generation, generation_txid, changes_size, extent_count,
+        change_count, tables_count, tables_root, _,
     ) = _FIXED.unpack_from(slot)  # fmt: skip
     if version != FORMAT_VERSION:
-        raise UnknownVersionError(f"the file has format version {version}; this durabledbm reads version 1")
+        known = f"this durabledbm reads version {FORMAT_VERSION}"
+        raise UnknownVersionError(f"the file has format version {version}; {known}")
     if features:
         raise UnknownVersionError(f"the file uses features that this durabledbm does not know: {features:#x}")
     if not (MIN_PAGE_SIZE <= page_size <= MAX_PAGE_SIZE) or page_size & (page_size - 1):
@@ -265,8 +301,9 @@ def decode_meta(slot: bytes) -> Meta | None:
     if changes is None:
         return None
     meta = Meta(
-        txid, page_size, database_id, page_count, entry_count, tree_count, root, depth, space, steady_txid,
-        bool(flags & _STEADY), bool(flags & _RELAXED), time_ns, generation, generation_txid, extents, changes,
+        txid, page_size, database_id, page_count, entry_count, tree_count, root, depth, tables_count,
+        tables_root, tables_depth, space, steady_txid, bool(flags & _STEADY), bool(flags & _RELAXED), time_ns,
+        generation, generation_txid, extents, changes,
     )  # fmt: skip
     return None if flaw_of(meta) else meta
 
@@ -278,10 +315,11 @@ def _decode_changes(slot: bytes, at: int, end: int, count: int) -> dict[bytes, b
             return None
         key_size, value_size = _CHANGE.unpack_from(slot, at)
         at += _CHANGE.size
-        middle = at + key_size
+        middle = at + (key_size & ~_OF_TABLES)
         stop = middle + max(value_size, 0)
         if stop > end:
             return None
-        changes[slot[at:middle]] = None if value_size == _TOMBSTONE else slot[middle:stop]
+        key = TableKey(slot[at:middle]) if key_size & _OF_TABLES else slot[at:middle]
+        changes[key] = None if value_size == _TOMBSTONE else slot[middle:stop]
         at = stop
     return changes

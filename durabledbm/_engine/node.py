@@ -121,6 +121,8 @@ HAS_OVERFLOW = 1
 
 _START = HEADER.size
 _U16, _U32 = ("H", "I")
+_ONE_NARROW = struct.Struct("<H").unpack_from
+_TWO_NARROW = struct.Struct("<2H").unpack_from
 _THREE_NARROW = struct.Struct("<3H").unpack_from
 _THREE_WIDE = struct.Struct("<3I").unpack_from
 _NARROW_MAX = 65536
@@ -271,11 +273,12 @@ def edit_leaf(
     """
     if leaf[1] or len(leaf) > _NARROW_MAX // 2:
         return None
-    # Three tables, one behind the other: a fingerprint for each key, the offsets of all keys and values and of the end,
-    # the cells. Each change is made to all three, and moves the offsets behind it.
+    if len(keys) == 1:
+        return _edited_once(leaf, keys[0], changes[keys[0]], limits)
+    # Three tables: fingerprints of the keys, the offsets of keys, values and the end, the cells. Each change is made to
+    # all three, and moves the offsets behind it.
     before, payload_size = _COUNT_AND_PAYLOAD(leaf)
-    table = _START + before
-    cells = table + 4 * before + 2
+    cells = (table := _START + before) + 4 * before + 2
     offsets = unpack_numbers(_U16, leaf, table, 2 * before + 1)
     fingerprints, numbers, body = leaf[_START:table], leaf[table:cells], leaf[cells : _START + payload_size]
     count = at = before
@@ -290,8 +293,7 @@ def edit_leaf(
             else:
                 high = middle
                 there = other == key
-        at = low
-        a = offsets[2 * at]
+        a = offsets[2 * (at := low)]
         if value is None:
             if there:
                 c = offsets[2 * at + 2]
@@ -302,7 +304,7 @@ def edit_leaf(
         elif type(value) is not bytes or len(value) > limits[2]:
             return None
         elif there:
-            b, c = offsets[2 * at + 1], offsets[2 * at + 2]  # of the old value, which the new one replaces
+            b, c = offsets[2 * at + 1 : 2 * at + 3]  # of the old value, which the new one replaces
             body = b"".join((body[:b], value, body[c:]))
             if b + len(value) != c:
                 numbers = numbers[: 4 * at + 4] + _shifted(numbers[4 * at + 4 :], b + len(value) - c)
@@ -322,12 +324,63 @@ def edit_leaf(
     return count, count - before, (fingerprints, numbers, body)
 
 
+def _edited_once(
+    leaf: bytes, key: bytes, value: Any, limits: tuple[int, int, int]
+) -> tuple[int, int, tuple[bytes, ...]] | None:
+    """`edit_leaf` for a single change: most of them, where keys are spread. Nothing is cut out that stays as it is."""
+    count, payload_size = _COUNT_AND_PAYLOAD(leaf)
+    table = _START + count
+    cells = table + 4 * count + 2
+    stop = _START + payload_size
+    low, high, there = 0, count, False
+    while low < high:
+        middle = (low + high) >> 1
+        start, end = _TWO_NARROW(leaf, table + 4 * middle)
+        other = leaf[cells + start : cells + end]
+        if other < key:
+            low = middle + 1
+        else:
+            high = middle
+            there = other == key
+    at = table + 4 * low
+    parts: tuple[bytes, ...]
+    if value is not None and (type(value) is not bytes or len(value) > limits[2]):
+        return None
+    if there:
+        a, b, c = _THREE_NARROW(leaf, at)
+        if value is None:
+            delta = a - c
+            parts = leaf[_START : _START + low], leaf[_START + low + 1 : at], _shifted(leaf[at + 4 : cells], delta)
+            parts += leaf[cells : cells + a], leaf[cells + c : stop]
+            growth = -1
+        else:
+            delta = b + len(value) - c
+            parts = leaf[_START : at + 4], _shifted(leaf[at + 4 : cells], delta)
+            parts += leaf[cells : cells + b], value, leaf[cells + c : stop]
+            growth = 0
+    elif value is None:
+        parts, growth = (leaf[_START:stop],), 0
+    else:
+        (a,) = _ONE_NARROW(leaf, at)
+        middle, delta = a + len(key), len(key) + len(value)
+        if payload_size + delta > limits[1]:
+            return None
+        parts = leaf[_START : _START + low], _BYTES[crc32(key) & 0xFF], leaf[_START + low : at + 2]
+        parts += _TWO.pack(middle, a + delta), _shifted(leaf[at + 2 : cells], delta)
+        parts += leaf[cells : cells + a], key, value, leaf[cells + a : stop]
+        growth = 1
+    size = sum(map(len, parts))
+    if size > limits[1] or size < min(limits[0], payload_size):
+        return None
+    return count + growth, growth, parts
+
+
 def _shifted(numbers: bytes, delta: int) -> bytes:
     """16-bit numbers, each increased by `delta`: one addition of long integers does them all."""
     # Read as one long integer, the numbers are digits in base 65536; `delta` times 0x...0001_0001 adds `delta` to each.
     # No digit carries into the next: offsets stay below 65536, and a negative `delta` never exceeds what it shortens.
     size = len(numbers)
-    if not size:
+    if not size or not delta:
         return numbers
     ones = _ONES[size] if size < len(_ONES) else int.from_bytes(b"\1\0" * (size // 2), "little")
     return (int.from_bytes(numbers, "little") + delta * ones).to_bytes(size, "little")
@@ -392,7 +445,7 @@ def find_child(run: bytes, key: bytes) -> bytes:
     """The ref of the child that `key` belongs to in a sealed branch: bisection in its bytes, nothing is decoded."""
     count = int.from_bytes(run[4:8], "little")
     table = _START + count * REF.size
-    width, unpack = (2, _TWO.unpack_from) if len(run) <= _NARROW_MAX else (4, _TWO_WIDE)
+    width, unpack = (2, _TWO_NARROW) if len(run) <= _NARROW_MAX else (4, _TWO_WIDE)
     body = table + width * count
     low, high = 0, count - 1
     while low < high:

@@ -30,7 +30,7 @@ LEAF, BRANCH, OVERFLOW, SPACE, MAP, PENDING = 1, 2, 3, 4, 5, 6
 TYPE_NAMES = {LEAF: "leaf", BRANCH: "branch", OVERFLOW: "overflow", SPACE: "space", MAP: "map", PENDING: "pending"}
 
 HEADER = struct.Struct("<BBHIQQII")
-"""type, flags, reserved, entry count, page id, txid, page count, payload size."""
+"""type, flags, tree, entry count, page id, txid, page count, payload size."""
 
 REF = struct.Struct("<QII")
 """page id, page count, CRC32C: what a parent knows of a run. Kept as 16 bytes everywhere; unpacked only to read."""
@@ -50,7 +50,8 @@ class Header(NamedTuple):
 
     type: int
     flags: int
-    reserved: int
+    tree: int
+    """Which tree it belongs to: 0 is the main tree, 1 the tree of tables."""
     entry_count: int
     page_id: int
     txid: int
@@ -63,11 +64,13 @@ def pages_for(payload_size: int, page_size: int) -> int:
     return -(-(HEADER.size + payload_size + CRC_SIZE) // page_size)
 
 
-def seal(kind: int, flags: int, entry_count: int, page_id: int, txid: int, page_size: int, *payload: bytes) -> bytes:
+def seal(
+    kind: int, flags: int, entry_count: int, page_id: int, txid: int, page_size: int, *payload: bytes, tree: int = 0
+) -> bytes:
     """Return the run: header, the parts of the payload, zeros up to the end of its last page, CRC."""
     size = sum(map(len, payload))
     page_count = pages_for(size, page_size)
-    header = HEADER.pack(kind, flags, 0, entry_count, page_id, txid, page_count, size)
+    header = HEADER.pack(kind, flags, tree, entry_count, page_id, txid, page_count, size)
     body = b"".join((header, *payload, bytes(page_count * page_size - HEADER.size - size - CRC_SIZE)))
     return body + _CRC.pack(crc32c(body))
 

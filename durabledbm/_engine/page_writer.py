@@ -6,11 +6,11 @@ run as there is. `extents` records what was written where, for the meta page (se
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from .checksum import crc32c
-from .disk.protocol import Disk
+from .disk.protocol import Writes
 from .freemap import FreeMap, Run
 from .meta import Extent
 from .node import Branch, encode_branch, encode_leaf
@@ -31,33 +31,27 @@ class Mark(NamedTuple):
     fresh: int
 
 
-class _Written:
-    """Consecutive pages that were written."""
-
-    __slots__ = ("crcs", "end", "start")
-
-    def __init__(self, start: int, page_count: int, crc: bytes) -> None:
-        self.start = start
-        self.end = start + page_count
-        self.crcs = [crc]
-
-
 class PageWriter:
     """Writes the runs of commit `txid`. After `finish` everything is written, though not synced."""
 
-    def __init__(self, disk: Disk, pager: Pager, free_map: FreeMap, txid: int, *, grow: bool = True) -> None:
-        self._disk = disk
+    def __init__(self, writes: Writes, pager: Pager, free_map: FreeMap, txid: int, *, grow: bool = True) -> None:
+        self._write = writes.write
         self._pager = pager
         self._free_map = free_map
         self._pages = free_map.pages
         self._grow = grow
         self._place: Run = (0, 0)
+        self._places: list[Run] = []
+        """Where to go on after that, the first place last."""
         self._buffer: list[bytes | memoryview] = []
         self._buffer_start = 0
         self._buffer_end = 0
-        self._extents: list[_Written] = []
+        self._written: list[bytes] = []
+        """The refs of all runs, in the order in which they were written."""
         self.txid = txid
         self.page_size = pager.page_size
+        self.tree = 0
+        """Which tree the runs belong to that are written: 0 is the main tree, 1 the tree of tables."""
         self.expected = 1
         """How many more pages the commit will take, about: how long a free run to look for."""
         self.pages_written = 0
@@ -89,8 +83,13 @@ class PageWriter:
             return hole
         start, left = self._place
         if left < page_count:
-            self.release_place()
-            start, left = self._pages.take(max(self.expected, page_count), grow=self._grow)
+            if left:
+                self._pages.give_back(start, left)
+                self._place = (0, 0)
+            if not self._places:
+                self._places = self._pages.take(max(self.expected, page_count), grow=self._grow)
+                self._places.reverse()
+            start, left = self._places.pop()
             if left < page_count:
                 self._pages.give_back(start, left)
                 start, left = self._pages.take_run(page_count)
@@ -100,9 +99,10 @@ class PageWriter:
 
     def release_place(self) -> None:
         """Give back what was allocated but not used."""
-        if self._place[1]:
-            self._pages.give_back(*self._place)
-        self._place = (0, 0)
+        for start, left in (self._place, *self._places):
+            if left:
+                self._pages.give_back(start, left)
+        self._place, self._places = (0, 0), []
 
     def free(self, ref: bytes) -> None:
         """The commit no longer needs the run at `ref`."""
@@ -167,8 +167,8 @@ class PageWriter:
         """Give a run its place and write it; its ref, and its bytes."""
         page_count = pages_for(sum(map(len, payload)), self.page_size)
         page_id = self._allocate(page_count)
-        run = seal(kind, flags, entry_count, page_id, self.txid, self.page_size, *payload)
-        return self._put([run], page_id, page_count, run[-CRC_SIZE:]), run
+        run = seal(kind, flags, entry_count, page_id, self.txid, self.page_size, *payload, tree=self.tree)
+        return self.write(run, page_id, page_count), run
 
     def overflow(self, key: bytes, flags: int, *content: bytes | memoryview) -> bytes:
         """Write a large value, or a part of one, as a run of its own, return its ref (see `large_value`).
@@ -179,21 +179,21 @@ class PageWriter:
         used = HEADER.size + payload_size + CRC_SIZE
         page_count = -(-used // self.page_size)
         page_id = self._allocate(page_count)
-        header = HEADER.pack(OVERFLOW, flags, 0, len(key), page_id, self.txid, page_count, payload_size)
+        header = HEADER.pack(OVERFLOW, flags, self.tree, len(key), page_id, self.txid, page_count, payload_size)
         parts: list[bytes | memoryview] = [header, key, *content, bytes(page_count * self.page_size - used)]
         checksum = 0
         for part in parts:
             checksum = crc32c(part, checksum)
-        crc = checksum.to_bytes(CRC_SIZE, "little")
-        return self._put([*parts, crc], page_id, page_count, crc)
+        return self._put([*parts, checksum.to_bytes(CRC_SIZE, "little")], page_id, page_count, checksum)
 
-    def write(self, run: bytes, page_id: int) -> bytes:
+    def write(self, run: bytes, page_id: int, page_count: int = 0) -> bytes:
         """Write a sealed run at a place that was taken for it, return its ref."""
-        return self._put([run], page_id, len(run) // self.page_size, crc_of(run))
+        crc = int.from_bytes(crc_of(run), "little")
+        return self._put([run], page_id, page_count or len(run) // self.page_size, crc)
 
-    def _put(self, parts: Sequence[bytes | memoryview], page_id: int, page_count: int, crc: bytes) -> bytes:
-        size = page_count * self.page_size
-        if page_id != self._buffer_end or (self._buffer_end - self._buffer_start) * self.page_size + size > _BUFFER_MAX:
+    def _put(self, parts: Sequence[bytes | memoryview], page_id: int, page_count: int, crc: int) -> bytes:
+        before = self._buffer_end
+        if page_id != before or (before - self._buffer_start + page_count) * self.page_size > _BUFFER_MAX:
             self.flush()
             self._buffer_start = page_id
         self._buffer += parts
@@ -205,18 +205,14 @@ class PageWriter:
             self.own.add(page_id)
             if not self.reuse:
                 self._fresh.append((page_id, page_count))
-        extents = self._extents
-        if extents and extents[-1].end == page_id:
-            extents[-1].end += page_count
-            extents[-1].crcs.append(crc)
-        else:
-            extents.append(_Written(page_id, page_count, crc))
-        return REF.pack(page_id, page_count, int.from_bytes(crc, "little"))
+        ref = REF.pack(page_id, page_count, crc)
+        self._written.append(ref)
+        return ref
 
     def flush(self) -> None:
         """Hand to the disk what is still collected here."""
         if self._buffer:
-            self._disk.write(self._buffer_start * self.page_size, self._buffer)
+            self._write(self._buffer_start * self.page_size, self._buffer)
             self._buffer = []
         self._buffer_start = self._buffer_end = 0
 
@@ -241,7 +237,20 @@ class PageWriter:
         """Return the places that are left, write what is left, and tell what was written where."""
         self.release_place()
         self.flush()
-        return tuple(
-            Extent(written.start, written.end - written.start, crc32c(b"".join(written.crcs)))
-            for written in self._extents
-        )
+        return tuple(_extents_of(self._written))
+
+
+def _extents_of(refs: list[bytes]) -> Iterator[Extent]:
+    """The runs, in this order, as few extents."""
+    start = end = 0
+    crcs: list[bytes] = []
+    for ref in refs:
+        page_id, page_count, _ = REF.unpack(ref)
+        if page_id != end:
+            if crcs:
+                yield Extent(start, end - start, crc32c(b"".join(crcs)))
+            start, crcs = page_id, []
+        crcs.append(ref[-CRC_SIZE:])
+        end = page_id + page_count
+    if crcs:
+        yield Extent(start, end - start, crc32c(b"".join(crcs)))

@@ -38,7 +38,9 @@ T = TypeVar("T")
 
 
 class Pipeline(ABC):
-    """Applies operations and commits their changes. All but `put` are called inside an operation (see `threads`)."""
+    """Applies operations and commits their changes. All but the `put` of a pipeline that `defers` are called inside an
+    operation (see `threads`).
+    """
 
     defers = False
     """Whether `deferred` may be anything but None."""
@@ -56,7 +58,9 @@ class Pipeline(ABC):
         """Apply one operation as an atomic change; return when the durability mode says so."""
 
     def put(self, key: bytes, value: bytes) -> bool:
-        """Set the value of `key` without a lease, if that is possible. False if it was not: then use `apply`."""
+        """As `apply`, for the most common of all operations: set the value of `key` in a shorter way. False if there is
+        none now: then use `apply`.
+        """
         return False
 
     @abstractmethod
@@ -69,8 +73,8 @@ class Pipeline(ABC):
 
     def spill(self, changes: ChangeSet) -> Spill:
         """Begin to write the changes of a transaction to pages of their own. It must have the lease."""
-        store = self.store
-        return Spill(store.disk, store.state, self.committer.preparer.take_free_map(), cleared=changes.cleared)
+        free_map = self.committer.preparer.take_free_map()
+        return Spill(self.committer.writes(), self.store.state, free_map, cleared=changes.cleared)
 
     @abstractmethod
     def flush(self) -> None:

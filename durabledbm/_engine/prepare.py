@@ -12,18 +12,29 @@ from typing import NamedTuple
 
 from .._interrupts import is_from_handler, is_interrupt
 from ..errors import CorruptionError
+from .catalog import NAMES, TableKey, of_tables
 from .freemap import FreeMap
-from .merge import Change, Merged, merge
+from .merge import Change
 from .meta import CHANGE_OVERHEAD, Meta, encode_changes, first_page, room_for
 from .page import NO_REF
 from .page_writer import PageWriter
-from .shrink import is_wasteful, tail_runs
+from .shrink import is_half_empty, is_wasteful, tail_runs
 from .spill import Spill
 from .store import Phase, Store
-from .tree import Tree, walk
-from .view import State
+from .tables import Trees, drops_table, merge_trees
+from .tree import walk
+from .view import Layer, State, View
 
-__all__ = ["Batch", "Prepared", "Preparer", "has_room"]
+__all__ = ["MOST_EXTENTS", "MOST_PAGES", "MOST_PAGES_RELAXED", "Batch", "Prepared", "Preparer", "has_room"]
+
+MOST_PAGES = 256
+"""A commit with more pages syncs twice instead of listing them: verifying them after a crash would take long."""
+
+MOST_PAGES_RELAXED = 512
+"""Commits that were not synced list so many together."""
+
+MOST_EXTENTS = 64
+"""So does one whose pages are in more places."""
 
 _RESERVE = 8
 """A file has so many pages that hold nothing, and one for each level of its tree, so that something can be deleted when
@@ -49,9 +60,9 @@ class Batch(NamedTuple):
 
     changes: Mapping[bytes, Change]
     cleared: bool = False
-    """The changes are made to an empty tree."""
+    """The changes are made to an empty main tree."""
     spill: Spill | None = None
-    """The changes are made to this tree, which holds the transaction's earlier changes."""
+    """The changes are made to the trees of this, which holds the transaction's earlier changes."""
     moving: bool = False
     """The changes touch what is to be moved to the front of the file."""
     packing: bool = False
@@ -93,6 +104,8 @@ class Preparer:
         """Pages that the commit before the last one needed."""
         self._written = 0
         """Pages the last merging commit wrote. The next may need as many, so keep that much free."""
+        self._places = 0
+        """In how many places it wrote them."""
 
     def prepare(self, old: State, batch: Batch, *, sync: bool) -> Prepared:
         """Prepare the successor of `old`: write its pages, and return its meta."""
@@ -105,6 +118,9 @@ class Preparer:
         meta = self._emptied(old, changes) if batch.cleared else self._in_meta(old, changes)
         if meta is not None:
             return Prepared(meta, self._encoded[1], sync, False)
+        # Where the list is about to get too long, a sync is due anyway. Then this commit may as well become durable, so
+        # that the pages which were freed meanwhile are reused.
+        sync = sync or self._list_is_long(old.meta)
         try:
             return Prepared(self._in_tree(old, batch, sync=sync), None, sync, True)
         except OSError as exc:
@@ -115,37 +131,48 @@ class Preparer:
                 raise
             return Prepared(meta, None, True, True)  # synced: the next one needs the pages that it has freed
 
+    def _list_is_long(self, meta: Meta) -> bool:
+        """Whether another merge like the last one would make the list of pages too long for a meta page."""
+        if meta.txid <= self._store.durable_txid:
+            return False
+        pages = sum(extent.page_count for extent in meta.extents)
+        return len(meta.extents) + self._places > MOST_EXTENTS or pages + self._written > MOST_PAGES_RELAXED
+
     def _in_meta(self, old: State, changes: Mapping[bytes, bytes | None]) -> Meta | None:
         """The successor with the changes in its meta page, or None if they do not fit."""
         extents = () if old.meta.txid <= self._store.durable_txid else old.meta.extents
         room = room_for(len(extents))
-        if not _fit(changes, room):
+        if not _fit(changes, room) or drops_table(changes):
             return None
         waiting, count, appended = _waiting(old, changes, appending=self._encoded[0] is old.meta.changes)
         encoded = self._encoded[1] + encode_changes(changes) if appended else encode_changes(waiting)
         if len(encoded) > room:
             return None
         self._encoded = waiting, encoded
-        return old.meta._replace(entry_count=count, changes=waiting, extents=extents)
+        return old.meta.with_changes(count, extents, waiting)
 
     def _emptied(self, old: State, changes: Mapping[bytes, bytes | None]) -> Meta | None:
-        """The successor with an empty tree and the changes in its meta page, or None if they do not fit.
+        """The successor with empty trees and the changes in its meta page, or None if they do not fit, or if there are
+        other tables.
 
-        The tree's pages are free from then on, without a record of it: this needs no page, so it works on a full disk.
+        All pages are free from then on, without a record of it: this needs no page, so it works on a full disk.
         """
+        if old.meta.tables_depth or drops_table(changes):
+            return None
+        changes = {**of_tables(old.meta.changes), **changes}
         waiting = {key: value for key, value in changes.items() if value is not None}
         if not _fit(waiting, room_for(0)):
             return None
         self._encoded = waiting, encode_changes(waiting)
-        return self._without_tree(old, old.meta.page_count)._replace(entry_count=len(waiting), changes=waiting)
+        count = sum(type(key) is bytes for key in waiting)
+        return self._without_trees(old, old.meta.page_count)._replace(entry_count=count, changes=waiting)
 
-    def _without_tree(self, old: State, page_count: int) -> Meta:
+    def _without_trees(self, old: State, page_count: int) -> Meta:
         """The successor without entries and without anything in its pages."""
         meta = old.meta
         self._free_map = FreeMap.emptied(meta.page_size, first_page(meta.page_size), page_count, meta.txid + 1)
         return meta._replace(
-            page_count=page_count, entry_count=0, tree_count=0, root=NO_REF, depth=0, space=NO_REF, extents=(),
-            changes={},
+            **Trees()._asdict(), page_count=page_count, entry_count=0, space=NO_REF, extents=(), changes={},
         )  # fmt: skip
 
     def _in_tree(self, old: State, batch: Batch, *, sync: bool) -> Meta:
@@ -154,46 +181,45 @@ class Preparer:
         changes = batch.changes
         free_map = self.free_map()
         self._free_map = None  # until this commit is through, a failure leaves it unknown
-        writer = PageWriter(self._store.disk, pager, free_map, old.meta.txid + 1, grow=not batch.frugal)
+        writes = self._store.writer.writes(self._store.path)
+        writer = PageWriter(writes, pager, free_map, old.meta.txid + 1, grow=not batch.frugal)
+        trees = Trees.of(old.meta)
         if batch.cleared:
-            free_map.free_all()
-            tree = Tree(pager)
-        else:
-            tree = old.view.tree
-            if batch.moving or batch.packing:
-                free_map.pages.cut_tail(all_of_it=True)  # as in `_with_tail`
-                changes = {**changes, **old.meta.changes}
-            elif not batch.sparing:
-                if old.meta.changes:
-                    changes = {**old.meta.changes, **changes}
-                changes = self._with_tail(tree, free_map, changes)
-        writer.expect(changes, tree.depth)
-        merged = merge(pager, writer, tree.root, tree.depth, changes, packing=batch.packing)
-        count = merged.growth + (0 if batch.cleared else old.meta.tree_count)
-        return self._sealed(old, batch, merged, count, free_map, writer, sync=sync)
+            trees = trees.without_main(pager, free_map)
+            changes = {**of_tables(old.meta.changes), **changes}
+        elif batch.moving or batch.packing:
+            free_map.pages.cut_tail(all_of_it=True)  # as in `_with_tail`
+            changes = {**changes, **old.meta.changes}
+        elif not batch.sparing:
+            if old.meta.changes:
+                changes = {**old.meta.changes, **changes}
+            changes = self._with_tail(old.view, free_map, changes)
+        trees = merge_trees(pager, writer, trees, changes, packing=batch.packing)
+        return self._sealed(old, batch, trees, free_map, writer, sync=sync)
 
-    def _with_tail(self, tree: Tree, free_map: FreeMap, changes: Mapping[bytes, Change]) -> Mapping[bytes, Change]:
-        """The changes, and, if much of the file is free, what stands at its end, so that it can be cut off."""
-        if not is_wasteful(free_map.pages.free_count, free_map.pages.used_count, self._written):
+    def _with_tail(self, view: View, free_map: FreeMap, changes: Mapping[bytes, Change]) -> Mapping[bytes, Change]:
+        """The changes, and, if most of the file is free, what stands at its end, so that it can be cut off."""
+        if not is_half_empty(free_map.pages.free_count, free_map.pages.used_count, self._written):
             return changes
         free_map.pages.cut_tail(all_of_it=True)
-        tail, start = tail_runs(self._store.disk, tree, free_map, len(changes) // 2 + _LEAST_MOVED)
+        tail, start = tail_runs(self._store.disk, view.trees(), free_map, len(changes) // 2 + _LEAST_MOVED)
         if tail:
             free_map.pages.close_from(start)  # what is moved must not go back there
         return {**tail, **changes}
 
     def _sealed(
-        self, old: State, batch: Batch, merged: Merged, count: int, free_map: FreeMap, writer: PageWriter, *, sync: bool
+        self, old: State, batch: Batch, trees: Trees, free_map: FreeMap, writer: PageWriter, *, sync: bool
     ) -> Meta:
         """Close a merge: write the free space, return the meta."""
         store, fold, frugal = self._store, batch.moving, batch.frugal
         writer.release_place()
         free_map.pages.reopen()
         free_map.pages.cut_tail(all_of_it=fold)
-        if not merged.depth:
+        depth = max(trees.depth, trees.tables_depth)
+        if not depth:
             writer.discard()
-            return self._without_tree(old, min(free_map.pages.page_count, old.meta.page_count))
-        reserve = 0 if frugal else min(merged.depth + _RESERVE, free_map.pages.used_count // _RESERVED_PART)
+            return self._without_trees(old, min(free_map.pages.page_count, old.meta.page_count))
+        reserve = 0 if frugal else min(depth + _RESERVE, free_map.pages.used_count // _RESERVED_PART)
         reserved = free_map.pages.reserve(reserve, soon=sync)
         try:
             space_ref = free_map.save(writer.txid, writer.write, fold=fold, log_pages=1 if frugal else None)
@@ -206,12 +232,12 @@ class Preparer:
         self._free_map = free_map
         store.pages_written += writer.pages_written
         if not fold:
-            self._written = writer.pages_written
+            self._written, self._places = writer.pages_written, len(extents)
         if old.meta.txid > store.durable_txid:
             extents = old.meta.extents + extents
         return old.meta._replace(
-            page_count=free_map.pages.page_count, entry_count=count, tree_count=count, root=merged.root,
-            depth=merged.depth, space=space_ref, extents=extents, changes={},
+            page_count=free_map.pages.page_count, entry_count=trees.tree_count, **trees._asdict(), space=space_ref,
+            extents=extents, changes={},
         )  # fmt: skip
 
     # -- a full disk -------------------------------------------------------------------------------
@@ -221,12 +247,12 @@ class Preparer:
         leaf: for a full disk, where the few pages must do that the file has. None if it cannot be done so.
         """
         room = room_for(0)
-        if not _fit(changes, room) or not old.view.tree.depth or set(changes.values()) != {None}:
+        if not _fit(changes, room) or not any(tree.depth for tree in old.view.trees()) or _adds(changes):
             return None
         if old.meta.txid > self._store.durable_txid:  # then what was freed before it may be written
             self._make_durable(old.meta)
         waiting, count, _ = _waiting(old, changes)
-        for leaves in _by_leaf(old.view.tree, waiting):
+        for leaves in _by_leaf(old.view, waiting):
             rest = dict(waiting)
             merged: dict[bytes, bytes | None] = {}
             for keys in leaves:
@@ -279,9 +305,10 @@ class Preparer:
         try:
             return state.free_map(self._store.pager)
         except CorruptionError:
-            # Nothing is lost with the free-space map: what the tree does not use is free.
+            # Nothing is lost with the free-space map: what the trees do not use is free.
             meta = state.meta
-            used = ((visit.page_id, visit.page_count) for visit in walk(state.view.tree, state.pages()))
+            pages = state.pages()
+            used = ((run.page_id, run.page_count) for tree in state.view.trees() for run in walk(tree, pages))
             return FreeMap.rebuilt(meta.page_size, first_page(meta.page_size), meta.page_count, used, meta.txid + 1)
 
     @property
@@ -302,20 +329,21 @@ class Preparer:
 
 def _waiting(
     old: State, changes: Mapping[bytes, bytes | None], *, appending: bool = False
-) -> tuple[dict[bytes, bytes | None], int, bool]:
+) -> tuple[Layer, int, bool]:
     """All changes that are not in the tree with `changes` among them, the number of entries then, and whether encoding
     `changes` behind the others is encoding all of them, if there is something encoded to append to.
     """
-    waiting = dict(old.meta.changes)
-    tree = old.view.tree
+    waiting = Layer(old.meta.changes)
+    view = old.view
     count = old.meta.entry_count
     for key, value in changes.items():
-        in_tree = key in tree
+        in_tree = key in view.tree_of(key)
         was_there = in_tree
         if key in waiting:
             was_there = waiting[key] is not None
             appending = False
-        count += (value is not None) - was_there
+        if type(key) is bytes:
+            count += (value is not None) - was_there
         if value is not None or in_tree:
             waiting[key] = value
         else:
@@ -324,13 +352,21 @@ def _waiting(
     return waiting, count, appending
 
 
-def _by_leaf(tree: Tree, changes: Mapping[bytes, bytes | None]) -> Iterator[list[list[bytes]]]:
+def _adds(changes: Mapping[bytes, bytes | None]) -> bool:
+    """Whether changes do anything but to delete entries, and to note in the catalog that this was done."""
+    return any(
+        value is not None and not (type(key) is TableKey and key.startswith(NAMES)) for key, value in changes.items()
+    )
+
+
+def _by_leaf(view: View, changes: Mapping[bytes, bytes | None]) -> Iterator[list[list[bytes]]]:
     """The keys of changes that concern the same leaf, in some orders: first those first that make most room in the meta
     page, then those that make the tree no larger.
     """
     leaves: dict[bytes, list[bytes]] = {}
     for key in changes:
-        leaves.setdefault(tree.leaf_ref(key), []).append(key)
+        tree = view.tree_of(key)
+        leaves.setdefault(tree.leaf_ref(key) if tree.depth else tree.root, []).append(key)
     largest = sorted(leaves.values(), key=lambda keys: -sum(_size(key, changes[key]) for key in keys))
     deletions = sorted(largest, key=lambda keys: any(changes[key] is not None for key in keys))
     for first in range(min(len(largest), _ATTEMPTS)):

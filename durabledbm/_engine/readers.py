@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from ..errors import CorruptionError, error
 from .disk.protocol import Disk
-from .locks import oldest_pin
+from .locks import oldest_pin, pin
 from .pager import Pager
 
 __all__ = ["Hold", "PinTable", "Pins", "Reader", "Unpinned"]
@@ -64,6 +64,13 @@ class PinTable:
         reader.txid = txid
         self.readers.setdefault(txid, set()).add(reader)
         self.since.setdefault(txid, time.monotonic())
+
+    def pin_again(self, disk: Disk, reader: Reader) -> None:
+        """Pin what a reader reads whose pin was lost, if it still reads."""
+        if txid := reader.txid:
+            self.add(reader, txid)
+            self.locked.add(txid)
+            pin(disk, txid)
 
     def count(self, txid: int) -> int:
         """How many readers commit `txid` has here."""

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 from .._interrupts import is_from_handler
 from ..errors import CorruptionError
+from .catalog import TableKey
 from .disk.protocol import Disk
 from .freemap import FreeMap
 from .large_value import is_indexed
@@ -20,7 +21,7 @@ from .page import BRANCH, CRC_SIZE, HEADER, LEAF, OVERFLOW, REF, self_consistent
 from .pager import MALFORMED
 from .tree import PageSet, Tree, walk
 
-__all__ = ["is_wasteful", "leaf_batches", "spare_pages", "tail_runs", "touch_run"]
+__all__ = ["is_half_empty", "is_wasteful", "leaf_batches", "spare_pages", "tail_runs", "touch_run"]
 
 _WASTEFUL = 0.2
 """Pages that a file may have beyond those in use, in proportion to them: room to write in..."""
@@ -43,21 +44,36 @@ def is_wasteful(spare: int, used: int, written: int = 0) -> bool:
     return spare > max(used * _WASTEFUL, min(written * 5 // 4, used)) + _WASTEFUL_PAGES
 
 
-def tail_runs(disk: Disk, tree: Tree, free_map: FreeMap, limit: int) -> tuple[dict[bytes, Touch], int]:
+def is_half_empty(spare: int, used: int, written: int) -> bool:
+    """Whether a file has so many pages more than it needs that even small commits are to make it smaller.
+
+    Looking for what stands at the end costs more than a small commit. Copy-on-write always leaves some pages free, and
+    large commits, closing and `reorganize` give back what there is in between.
+    """
+    return spare > max(used, written * 5 // 4) + _WASTEFUL_PAGES
+
+
+def tail_runs(
+    disk: Disk, trees: tuple[Tree, Tree], free_map: FreeMap, limit: int
+) -> tuple[dict[bytes, Touch], int]:
     """Keys that lead to the last runs in the file, about `limit` of them, and the page from which on these stand.
 
-    They are found by reading the last pages in use, down to where the file could end. A run that the tree has replaced
-    lately, and that may not be overwritten yet, looks like the rest: so each is looked for in the tree.
+    They are found by reading the last pages in use, down to where the file could end. A run that this commit has
+    replaced looks like the rest: so each is looked for in the `trees`, the main one and that of tables. Keys of the
+    latter are `TableKey`s.
     """
     touches: dict[bytes, Touch] = {}
     page_id = free_map.pages.page_count - 1
     looked = found = 0
     end = free_map.pages.used_count
+    freed: set[int] = set()  # lately, so they may not be overwritten yet
+    for _, (first, count) in free_map.pending_runs():
+        freed.update(range(max(first, end), first + count))
     while page_id >= end and found < limit and looked < 4 * limit + _LONGEST_RUN:
         looked += 1
-        if not free_map.pages.is_free(page_id):
-            touch = _key_of(disk, tree, page_id)
-            if touch is not None and _is_live(tree, touch[0], page_id):
+        if not free_map.pages.is_free(page_id) and page_id not in freed:
+            touch = _key_of(disk, trees[0].pager.page_size, page_id)
+            if touch is not None and _is_live(trees[type(touch[0]) is TableKey], touch[0], page_id):
                 touch_run(touches, *touch, page_id)
                 found += 1
         page_id -= 1
@@ -103,13 +119,13 @@ def _is_live(tree: Tree, key: bytes, page_id: int) -> bool:
     return met
 
 
-def _key_of(disk: Disk, tree: Tree, page_id: int) -> tuple[bytes, Touch] | None:
-    """A key that leads to the run that starts at the page, if it looks like one of the tree. Reads little of it."""
-    page_size = tree.pager.page_size
+def _key_of(disk: Disk, page_size: int, page_id: int) -> tuple[bytes, Touch] | None:
+    """A key that leads to the run that starts at the page, if it looks like one of a tree. Reads little of it."""
     head = disk.read(page_size, page_id * page_size)
     if len(head) < page_size:
         return None
-    kind, _, _, count, own_id, _, page_count, payload_size = HEADER.unpack_from(head)
+    kind, _, tree, count, own_id, _, page_count, payload_size = HEADER.unpack_from(head)
+    key_of = TableKey if tree else bytes
     if own_id != page_id or not 0 < page_count <= _LONGEST_RUN:
         return None
     if kind == OVERFLOW:
@@ -117,7 +133,7 @@ def _key_of(disk: Disk, tree: Tree, page_id: int) -> tuple[bytes, Touch] | None:
         if count > payload_size or size > min(page_count, _LONGEST_NODE) * page_size:
             return None
         run = head if size <= page_size else disk.read(size, page_id * page_size)
-        return run[HEADER.size : size], MOVE
+        return key_of(run[HEADER.size : size]), MOVE
     if kind not in (LEAF, BRANCH) or page_count > _LONGEST_NODE:
         return None
     run = head if page_count == 1 else disk.read(page_count * page_size, page_id * page_size)
@@ -129,7 +145,7 @@ def _key_of(disk: Disk, tree: Tree, page_id: int) -> tuple[bytes, Touch] | None:
         if is_from_handler(exc):
             raise
         return None
-    return (keys[0], TOUCH) if keys else None
+    return (key_of(keys[0]), TOUCH) if keys else None
 
 
 def leaf_batches(tree: Tree, pages: PageSet, after: bytes | None, limit: int) -> dict[bytes, bytes]:

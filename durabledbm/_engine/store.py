@@ -173,8 +173,8 @@ class Store:
     def _look_again(self) -> None:
         if not self.writer.is_current:
             self._refresh()
-        elif self.read(STAMP_SIZE, STAMP_OFFSET) != self.stamp and self.phase is Phase.IDLE:
-            raise self.replaced()
+        elif self.read(STAMP_SIZE, STAMP_OFFSET) != self.stamp and self.phase is Phase.IDLE and self.writer.is_current:
+            raise self.replaced()  # (if the lock went with a fork in between, there was nothing to compare)
 
     def _refresh(self) -> None:
         seen = self.state.meta
@@ -253,7 +253,8 @@ class Store:
         """Make `state` current. What it changes leaves the row cache first, and cannot be put back meanwhile."""
         old = self.state.meta
         with self.rows.lock:
-            if changes is None and state.meta.root == old.root and state.meta.txid > old.txid > 0:
+            same_trees = state.meta.root == old.root and state.meta.tables_root == old.tables_root
+            if changes is None and same_trees and state.meta.txid > old.txid > 0:
                 changes = {**old.changes, **state.meta.changes}
             if changes is None or len(changes) > _FORESEEN:
                 self.rows.clear()
@@ -278,7 +279,7 @@ class Store:
                 return layer[key]
         pager = self.pager
         misses = pager.misses
-        value = view.tree.find(key)
+        value = view.tree_of(key).find(key)
         if pager.misses == misses:
             self.hits += 1
         if type(value) is Overflow:
@@ -443,7 +444,7 @@ class Store:
         self._released()
 
     def unpin_dropped(self, reader: Reader) -> None:
-        """`unpin` in a finalizer. An interrupt would be lost there, so the thread's next use of the handle raises it."""
+        """`unpin` in a finalizer. An interrupt would be lost there; the thread's next use of the handle raises it."""
         try:
             self.unpin(reader)
         except BaseException as exc:
@@ -590,7 +591,4 @@ def _adopt(store: weakref.ref[Store], readers: list[Reader]) -> None:
     this.attend()
     with this.mutex:
         for reader in readers:
-            if txid := reader.txid:
-                this.pins.add(reader, txid)
-                this.pins.locked.add(txid)
-                pin(this.disk, txid)
+            this.pins.pin_again(this.disk, reader)

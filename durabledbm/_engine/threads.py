@@ -12,6 +12,10 @@ A record is therefore made inside the `try` whose `finally` releases it, and rel
 `finally`, before which no interrupt can strike. Attributes that must change together are assigned in one statement,
 which no interrupt divides.
 
+From Python 3.12 on, a loop may return to its start by a jump that no `try` around it covers: if it is a `while` with a
+condition, or if its body ends with an `if`. An interrupt at that jump skips the cleanup. So no loop in a `with`, or in
+a `try` that cleans up, has that form; a test examines the bytecode.
+
 `Patience` waits with a limit. `FairLock` is a queue of `Lease`s. `Inside` finds calls that interrupt their own thread.
 """
 
@@ -22,6 +26,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from math import inf
+from operator import methodcaller
 from time import monotonic, sleep
 from typing import Any, Protocol, TypeVar
 
@@ -230,9 +235,12 @@ _marks: dict[int, tuple[weakref.ref[_Mark], ...]] = {}
 """The operations that each thread is inside of, the innermost last."""
 
 
+_is_owned = methodcaller("_is_owned")
+
+
 def held_here(lock: Any) -> bool:
     """Whether the calling thread holds the lock, an `RLock`."""
-    return bool(lock._is_owned())
+    return bool(_is_owned(lock))
 
 
 def forget_threads() -> None:
@@ -270,7 +278,7 @@ class Inside:
             return operation(*arguments)
         finally:
             mark.over = True  # no interrupt can strike between the start of the `finally` and this
-            self._leave()
+            self._leave(mark)
 
     def _enter(self, mark: _Mark) -> None:
         if self.here():
@@ -278,10 +286,12 @@ class Inside:
         thread = threading.get_ident()
         _marks[thread] = (*_marks.get(thread, ()), weakref.ref(mark))
 
-    def _leave(self) -> None:
+    def _leave(self, mark: _Mark) -> None:
         thread = threading.get_ident()
-        left = tuple(weakref.ref(mark) for mark in _going_on(thread))
-        if left:
+        marks = _marks.get(thread, ())
+        if len(marks) == 1 and marks[0]() is mark:
+            _marks.pop(thread, None)
+        elif left := tuple(weakref.ref(mark) for mark in _going_on(thread)):
             _marks[thread] = left
         else:
             _marks.pop(thread, None)
@@ -303,7 +313,9 @@ class Inside:
 
     def here(self) -> bool:
         """Whether the calling thread is inside an operation, or holds a lock of the handle."""
-        return any(mark.inside is self for mark in _going_on(threading.get_ident())) or self.holds_lock()
+        thread = threading.get_ident()
+        inside = thread in _marks and any(mark.inside is self for mark in _going_on(thread))
+        return inside or self.holds_lock()
 
     @property
     def occupied(self) -> bool:
@@ -312,7 +324,7 @@ class Inside:
 
     def holds_lock(self) -> bool:
         """Whether the calling thread holds a lock of the handle."""
-        return any(map(held_here, self.locks))
+        return any(map(_is_owned, self.locks))
 
     def postpone(self, action: Callable[[], None], *, by_any: bool = False) -> None:
         """Have `action` called when this thread is outside again, or by the next thread that is."""

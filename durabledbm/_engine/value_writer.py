@@ -25,6 +25,7 @@ class ValueWriter:
     def __init__(self, writer: PageWriter, key: bytes) -> None:
         self._writer = writer
         self._key = key
+        self._tree = writer.tree
         self._refs: list[bytes] = []
         self.length = 0
         """Bytes so far."""
@@ -32,6 +33,7 @@ class ValueWriter:
     def add(self, piece: bytes | memoryview) -> None:
         """Write the next piece. It must have `room` bytes, unless it is the last one."""
         assert self.length == len(self._refs) * room(len(self._key)), "a piece follows one that was not full"
+        self._writer.tree = self._tree
         self._refs.append(self._writer.overflow(self._key, PIECE, PLACE.pack(len(self._refs)), piece))
         self.length += len(piece)
 

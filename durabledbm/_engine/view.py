@@ -1,8 +1,11 @@
 """Views: a tree with layers of changes on top, read as one; and committed states, each with its view.
 
-Everything that can be read is a view: a committed state (the tree, and the changes in its meta page), a transaction
-(its own changes on top of that), an iterator in the middle of either. A layer maps keys to new values, or to None for a
-deleted key. Once a view has been handed out its layers do not change: a writer that goes on adds a layer.
+Everything that can be read is a view: a committed state (its two trees, and the changes in its meta page), a
+transaction (its own changes on top of that), an iterator in the middle of either. A layer maps keys to new values, or
+to None for a deleted key. Its keys are those of the main tree, and `TableKey`s, which are those of the tree of tables
+(see `catalog`). Once a view has been handed out its layers do not change: a writer that goes on adds a layer.
+
+A `View` iterates over the main table. A `TableView` reads the same, and iterates over one of the others.
 
 States never change; a commit makes a new one. Readers hold the state that they read.
 """
@@ -17,6 +20,7 @@ from typing import Any
 
 from .._interrupts import is_from_handler
 from ..errors import ClosedError, error
+from .catalog import TableKey, has_table_keys, next_prefix
 from .freemap import FreeMap
 from .large_value import is_indexed
 from .meta import Meta, first_page
@@ -25,7 +29,7 @@ from .page import NO_REF
 from .pager import MALFORMED, Pager
 from .tree import Chunk, PageSet, Tree
 
-__all__ = ["EMPTY_LAYER", "ENDLESS", "Layer", "Scope", "State", "View"]
+__all__ = ["EMPTY_LAYER", "ENDLESS", "Layer", "Scope", "State", "TableView", "View"]
 
 _STRIDE = 256
 """Changes that are taken at a time where there is no leaf to set the pace."""
@@ -36,8 +40,9 @@ _NO_CHANGES: Mapping[bytes, bytes | None] = {}
 class Layer(dict[bytes, bytes | None]):
     """Changes on top of a tree. Its keys are sorted when first needed, which only a final layer may be asked."""
 
-    __slots__ = ("_sorted", "shared")
+    __slots__ = ("_sorted", "_sorted_table_keys", "shared")
     _sorted: list[bytes]
+    _sorted_table_keys: list[bytes]
     shared: bool
     """It is being read, and must not change any more."""
 
@@ -46,12 +51,21 @@ class Layer(dict[bytes, bytes | None]):
         self.shared = False
 
     def sorted_keys(self) -> list[bytes]:
-        """The keys, ascending."""
+        """The keys of the main tree, ascending."""
         try:
             keys = self._sorted
         except AttributeError:
-            keys = sorted(self)
+            keys = sorted([key for key in self if type(key) is bytes] if has_table_keys(self) else self)
             self._sorted = keys
+        return keys
+
+    def sorted_table_keys(self) -> list[bytes]:
+        """The keys of the tree of tables, ascending."""
+        try:
+            keys = self._sorted_table_keys
+        except AttributeError:
+            keys = sorted(key for key in self if type(key) is TableKey) if has_table_keys(self) else []
+            self._sorted_table_keys = keys
         return keys
 
 
@@ -103,20 +117,31 @@ ENDLESS = Scope()
 
 
 class View:
-    """`tree` under `layers`, the newest layer first."""
+    """`tree`, and the tree of `tables`, under `layers`, the newest layer first."""
 
-    __slots__ = ("layers", "tree")
+    __slots__ = ("_skipped", "layers", "tables", "tree")
 
-    def __init__(self, tree: Tree, layers: tuple[Layer, ...] = ()) -> None:
+    def __init__(self, tree: Tree, layers: tuple[Layer, ...] = (), tables: Tree | None = None) -> None:
         self.tree = tree
         self.layers = layers
+        self.tables = Tree(tree.pager) if tables is None else tables
+        self._skipped = 0
+        """Bytes of each key that an iterator leaves out."""
+
+    def tree_of(self, key: bytes) -> Tree:
+        """The tree that a key belongs to."""
+        return self.tables if type(key) is TableKey else self.tree
+
+    def trees(self) -> tuple[Tree, Tree]:
+        """Both trees."""
+        return self.tree, self.tables
 
     def find(self, key: bytes) -> bytes | None:
         """The value of `key`, an `Overflow` in place of a large one, or None."""
         for layer in self.layers:
             if key in layer:
                 return layer[key]
-        return self.tree.find(key)
+        return self.tree_of(key).find(key)
 
     def get(self, key: bytes) -> bytes | None:
         """The value of `key`, or None."""
@@ -125,7 +150,7 @@ class View:
                 value = layer[key]
                 break
         else:
-            value = self.tree.find(key)
+            value = self.tree_of(key).find(key)
         return self.tree.pager.value(value, key) if type(value) is Overflow else value
 
     def items(
@@ -157,7 +182,7 @@ class View:
 
         An iterator finds the keys gone when the scope ends, comes back here for more, and is told.
         """
-        pager = self.tree.pager
+        pager, skipped = self.tree.pager, self._skipped
         room = -1
         ahead = scope.register()
         try:
@@ -173,13 +198,13 @@ class View:
                             if room < 0:  # runs that overlap: more to read than there is
                                 raise pager.malformed(value.ref, "the large values are larger than the file")
                             if in_pieces is not None and is_indexed(value, key):
-                                yield ((key, in_pieces(key, value)),)
+                                yield ((key[skipped:], in_pieces(key, value)),)
                             else:
-                                yield ((key, pager.value(value, key)),)
+                                yield ((key[skipped:], pager.value(value, key)),)
                         else:
-                            yield ((key, value),)
+                            yield ((key[skipped:], value),)
                     continue
-                ahead[:] = keys
+                ahead[:] = [key[skipped:] for key in keys] if skipped else keys
                 if scope.ended:
                     raise scope.closed_error()
                 yield zip(ahead, values, strict=False) if with_values else ahead
@@ -194,7 +219,33 @@ class View:
     def _chunks(self, start: bytes | None, stop: bytes | None, reverse: bool, *, with_values: bool) -> Iterator[Chunk]:
         """The tree's chunks with the layers' changes made to them, and then the changes after the last chunk."""
         chunks = self.tree.chunks(start, stop, reverse=reverse, with_values=with_values)
-        cursors = [_Cursor(layer, start, stop, reverse) for layer in reversed(self.layers) if layer]
+        layers = ((layer, layer.sorted_keys()) for layer in reversed(self.layers) if layer)
+        cursors = [_Cursor(layer, keys, start, stop, reverse) for layer, keys in layers if keys]
+        return _merged(chunks, cursors, reverse, with_values=with_values) if cursors else chunks
+
+
+class TableView(View):
+    """A view that iterates over the table whose keys have the given prefix, and does so without that. With an empty
+    prefix it iterates over all of the tree of tables.
+    """
+
+    __slots__ = ("_prefix",)
+
+    def __init__(self, view: View, prefix: bytes) -> None:
+        super().__init__(view.tree, view.layers, view.tables)
+        self._prefix = prefix
+        self._skipped = len(prefix)
+
+    def key(self, key: bytes) -> TableKey:
+        """The key of the tree that a key of the table is."""
+        return TableKey(self._prefix + key)
+
+    def _chunks(self, start: bytes | None, stop: bytes | None, reverse: bool, *, with_values: bool) -> Iterator[Chunk]:
+        first = self._prefix if start is None else self._prefix + start
+        end = next_prefix(self._prefix) if stop is None else self._prefix + stop
+        chunks = self.tables.chunks(first, end, reverse=reverse, with_values=with_values)
+        layers = ((layer, layer.sorted_table_keys()) for layer in reversed(self.layers) if layer)
+        cursors = [_Cursor(layer, keys, first, end, reverse) for layer, keys in layers if keys]
         return _merged(chunks, cursors, reverse, with_values=with_values) if cursors else chunks
 
 
@@ -224,10 +275,12 @@ class _Cursor:
 
     __slots__ = ("_keys", "_layer", "_reverse", "end", "first")
 
-    def __init__(self, layer: Layer, start: bytes | None, stop: bytes | None, reverse: bool) -> None:
+    def __init__(
+        self, layer: Layer, keys: list[bytes], start: bytes | None, stop: bytes | None, reverse: bool
+    ) -> None:  # fmt: skip
         self._layer = layer
         self._reverse = reverse
-        self._keys = layer.sorted_keys()
+        self._keys = keys
         self.first = 0 if start is None else bisect_left(self._keys, start)
         self.end = len(self._keys) if stop is None else bisect_left(self._keys, stop)
 
@@ -247,7 +300,7 @@ class _Cursor:
             taken, self.first = self._keys[self.first : at], at
         layer = self._layer
         for key in taken:
-            changes[key] = layer[key]
+            changes[bytes(key)] = layer[key]  # as in a leaf, where no key is a `TableKey`
 
 
 def _combined(
@@ -274,18 +327,20 @@ class State:
     @classmethod
     def make(cls, meta: Meta, slot: int, pager: Pager) -> State:
         """The state that `meta`, in `slot`, stands for."""
-        layers = (Layer(meta.changes),) if meta.changes else ()
-        return cls(meta, slot, View(Tree(pager, meta.root, meta.depth), layers))
+        changes = meta.changes
+        layers = (changes if type(changes) is Layer else Layer(changes),) if changes else ()
+        tables = Tree(pager, meta.tables_root, meta.tables_depth)
+        return cls(meta, slot, View(Tree(pager, meta.root, meta.depth), layers, tables))
 
     def pages(self) -> PageSet:
-        """The pages of the file that a tree may use, for a walk to claim."""
+        """The pages of the file that the trees may use, for a walk to claim."""
         return PageSet(first_page(self.meta.page_size), self.meta.page_count)
 
     def free_map(self, pager: Pager) -> FreeMap:
         """The free space, as the file has it. Raises `CorruptionError` if it cannot be as is said there."""
         meta = self.meta
         first = first_page(meta.page_size)
-        if meta.space == NO_REF and not meta.depth:
+        if meta.space == NO_REF and not meta.depth and not meta.tables_depth:
             return FreeMap.emptied(meta.page_size, first, meta.page_count, meta.txid)
         try:
             free_map = FreeMap.load(meta.space, meta.page_size, first, meta.page_count, pager.read)

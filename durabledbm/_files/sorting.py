@@ -32,12 +32,12 @@ def in_key_order(
     with tempfile.TemporaryFile(dir=directory) as file:
         runs: list[list[int]] = []
         for entry in entries:
-            run.append(entry)
-            size += len(entry[0]) + len(entry[1]) + _ENTRY_COST
             if size > run_size:
                 run.sort()
                 runs.append(_write(run, file))
                 run, size = [], 0
+            run.append(entry)
+            size += len(entry[0]) + len(entry[1]) + _ENTRY_COST
         run.sort()
         if not runs:
             yield from run

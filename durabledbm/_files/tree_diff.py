@@ -12,12 +12,13 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from operator import lt
 
+from .._engine.catalog import CATALOG, TableKey, prefix_of
 from .._engine.node import Overflow, decode_leaf
 from .._engine.pager import MALFORMED, Pager
 from .._engine.tree import Tree
-from .._engine.view import State
+from .._engine.view import State, View
 
-__all__ = ["differences", "tree_differences"]
+__all__ = ["differences", "table_differences", "tree_differences"]
 
 _Node = tuple[bytes, bytes]
 """A low, which no key in or below the node is smaller than, and a ref."""
@@ -29,17 +30,36 @@ _GROUP = 4096
 def differences(
     old: Tree, new: State, suspects: Iterable[bytes] = ()
 ) -> Iterator[tuple[bytes, bytes | None]]:
-    """Keys with their values in `new` (None: no value): all whose value differs from that in `old`, and some others.
+    """Keys of the main table with their values in `new` (None: no value): all whose value differs from that in `old`,
+    and some others.
 
     `suspects` are keys to report in any case. Each key is reported once.
     """
     view = new.view
-    named = {*suspects, *new.meta.changes}
+    named = {key for key in (*suspects, *new.meta.changes) if type(key) is bytes}
     for key in sorted(named):
         yield key, view.get(key)
     for key, value in tree_differences(old, view.tree):
         if key not in named:
             yield key, view.tree.pager.value(value, key) if type(value) is Overflow else value
+
+
+def table_differences(
+    old: View, new: State, suspects: Iterable[bytes] = ()
+) -> Iterator[tuple[bytes, bytes | None]]:
+    """The same of all other tables. The keys are `TableKey`s, without those of the catalog. Deletions come first: a
+    table that was emptied and filled again has two ids, and what is deleted under one may be there under the other.
+    """
+    view = new.view
+    named = sorted({bytes(key) for key in (*suspects, *new.meta.changes) if type(key) is TableKey})
+    values = {key: view.get(TableKey(key)) for key in named if prefix_of(key) != CATALOG}
+    for deleted in (True, False):
+        for key, value in values.items():
+            if (value is None) is deleted:
+                yield TableKey(key), value
+        for key, value in tree_differences(old.tables, view.tables):
+            if (value is None) is deleted and key not in values and prefix_of(key) != CATALOG:
+                yield TableKey(key), view.tree.pager.value(value, key) if type(value) is Overflow else value
 
 
 def tree_differences(old: Tree, new: Tree) -> Iterator[tuple[bytes, bytes | None]]:

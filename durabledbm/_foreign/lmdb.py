@@ -30,6 +30,8 @@ _OVERFLOW_HEADER = struct.Struct("<Q2xHI")
 _NODE = struct.Struct("<HHHH")
 """Size of the value, or number of the child page, in two or three parts; flags; size of the key."""
 _NUMBER = struct.Struct("<Q")
+_DATABASE = struct.Struct("<4xHH24xQQ")
+"""Of a named database, what is used: flags, depth, entries, root."""
 
 _MAGIC = 0xBEEFC0DE
 _VERSION = 1
@@ -45,7 +47,7 @@ _PIECE = 4096
 
 
 class _Database(NamedTuple):
-    """The main database, as a meta page tells it."""
+    """The main database, as a meta page tells it, or a named one."""
 
     flags: int
     depth: int
@@ -55,9 +57,10 @@ class _Database(NamedTuple):
 
 
 class LmdbSource:
-    """The entries of an LMDB environment without named databases. `damaged` is told what cannot be read.
+    """The entries of an LMDB environment, and of its named databases. `damaged` is told what cannot be read.
 
-    Raises `error` for one with named databases or several values for a key, `CorruptionError` if nothing can be read.
+    Raises `error` if one has several values for a key, or a name that is no text; `CorruptionError` if nothing can be
+    read.
     """
 
     def __init__(self, path: str, damaged: Damaged) -> None:
@@ -70,21 +73,60 @@ class LmdbSource:
         except BaseException:
             self._file.close()
             raise
-        self.ordered = not self._database.flags  # some of them mean another order
         self._pages = min(self._file.size // self._page_size, self._database.last_page + 1)
         self._seen: dict[int, bytearray] = {}
         """Which pages were met: a byte a page, in pieces, since the file may have large holes."""
+        try:
+            self._named = dict(self._named_databases())
+        except BaseException:
+            self._file.close()
+            raise
+        # Some flags mean another order.
+        self.ordered = not self._database.flags and not any(database.flags for database in self._named.values())
+
+    def tables(self) -> list[str]:
+        """The names of the named databases."""
+        return list(self._named)
 
     def count(self) -> int | None:
         """The number of entries, as the file says."""
-        return self._database.entries
+        named = self._named.values()
+        return self._database.entries - len(named) + sum(database.entries for database in named)
 
     def entries(self) -> Generator[tuple[bytes, bytes], None, None]:
-        """All entries."""
+        """All entries of the main database."""
+        return self._entries(self._database, len(self._named))
+
+    def entries_of(self, table: str) -> Generator[tuple[bytes, bytes], None, None]:
+        """All entries of a named database."""
+        return self._entries(self._named[table], 0)
+
+    def _named_databases(self) -> Iterator[tuple[str, _Database]]:
+        """The named databases, which are entries of the main one."""
+        path = self._file.path
+        for page in self._leaves(self._database.root, self._database.depth, told=False):
+            for low, high, kind, key, at in self._nodes(page, told=False):
+                if kind != _NAMED_DATABASE or low | high << 16 != _DATABASE_SIZE or at + _DATABASE_SIZE > len(page):
+                    continue
+                flags, depth, entries, root = _DATABASE.unpack_from(page, at)
+                if flags & _SEVERAL_VALUES:
+                    raise error(f"{path}: an LMDB database with several values for one key can't be migrated")
+                if root != _NO_PAGE and not 0 < depth <= _DEPTH_MAX:
+                    raise CorruptionError(f"the tree of {key[:50]!r} cannot be {depth} pages deep", path=path)
+                try:
+                    name = key.decode()
+                except UnicodeDecodeError as exc:
+                    raise error(f"{path}: the name {key[:50]!r} of an LMDB database is no text") from exc
+                yield name, _Database(flags, depth, entries, root, self._database.last_page)
+
+    def _entries(self, database: _Database, named: int) -> Generator[tuple[bytes, bytes], None, None]:
+        """All entries of a database, of which so many are named databases."""
         self._seen = {}
-        count, last = 0, b""
-        for page in self._leaves(self._database.root, self._database.depth):
+        count, last = named, b""
+        for page in self._leaves(database.root, database.depth):
             for low, high, flags, key, at in self._nodes(page):
+                if named and flags == _NAMED_DATABASE:
+                    continue
                 value = self._value(page, low | high << 16, flags, at)
                 if value is None or not key or (self.ordered and key <= last):
                     self._damaged(f"{self._file.path}: the entry {key[:50]!r} is damaged")
@@ -92,27 +134,30 @@ class LmdbSource:
                     yield key, value
                     last = key
                     count += 1
-        if count != self._database.entries:
-            self._damaged(f"{self._file.path}: of {self._database.entries} entries {count} could be read")
+        if count != database.entries:
+            self._damaged(f"{self._file.path}: of {database.entries} entries {count} could be read")
 
     def close(self) -> None:
         """Release the file."""
         self._file.close()
 
-    def _leaves(self, number: int, depth: int) -> Iterator[bytes]:
-        """The leaves under a page of the tree, in order. `depth` counts down to 1 there."""
+    def _leaves(self, number: int, depth: int, *, told: bool = True) -> Iterator[bytes]:
+        """The leaves under a page of the tree, in order. `depth` counts down to 1 there. If damage is not to be `told`,
+        it is told at another time.
+        """
         if number == _NO_PAGE:
             return
         page = self._page(number, _LEAF if depth == 1 else _BRANCH)
         if page is None:
-            self._damaged(f"{self._file.path}: page {number} is damaged, or does not belong to the tree")
+            if told:
+                self._damaged(f"{self._file.path}: page {number} is damaged, or does not belong to the tree")
         elif depth == 1:
             yield page
         else:
-            for low, middle, high, _, _ in self._nodes(page):
-                yield from self._leaves(low | middle << 16 | high << 32, depth - 1)
+            for low, middle, high, _, _ in self._nodes(page, told=told):
+                yield from self._leaves(low | middle << 16 | high << 32, depth - 1, told=told)
 
-    def _nodes(self, page: bytes) -> Iterator[tuple[int, int, int, bytes, int]]:
+    def _nodes(self, page: bytes, *, told: bool = True) -> Iterator[tuple[int, int, int, bytes, int]]:
         """The nodes of a page, in order: three numbers of its header, the key, and where the value begins."""
         number, _, table_end, _ = _HEADER.unpack_from(page)
         for at in range(_HEADER.size, table_end - 1, 2):
@@ -124,7 +169,8 @@ class LmdbSource:
                 if end <= len(page):
                     yield low, high, flags, page[start:end], end
                     continue
-            self._damaged(f"{self._file.path}: an entry in page {number} is damaged")
+            if told:
+                self._damaged(f"{self._file.path}: an entry in page {number} is damaged")
 
     def _page(self, number: int, kind: int) -> bytes | None:
         """A page of the tree, if it is one of this kind, and was not met before."""
@@ -148,8 +194,6 @@ class LmdbSource:
         if not flags:
             value = page[at : at + size]
             return value if len(value) == size else None
-        if flags & _NAMED_DATABASE and size == _DATABASE_SIZE:
-            raise error(f"{self._file.path}: an LMDB environment with named databases can't be migrated")
         if flags != _BIG_VALUE or at + _NUMBER.size > len(page):
             return None
         (number,) = _NUMBER.unpack_from(page, at)

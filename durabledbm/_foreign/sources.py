@@ -16,7 +16,7 @@ import importlib
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from .._engine.disk import FileVolume
 from ..errors import CorruptionError, error
@@ -27,11 +27,17 @@ from .gnu import GnuSource
 from .kinds import FILES, OURS, Found, kind_of, located
 from .lmdb import LmdbSource
 
-__all__ = ["KINDS_TO_WRITE", "Damaged", "Entry", "Source", "locate", "open_source", "write_all"]
+__all__ = ["KINDS_TO_WRITE", "Damaged", "Entry", "Source", "TableSource", "locate", "open_source", "write_all"]
 
 Entry = tuple[bytes, bytes]
 
 _LAST_ROW = 2**63 - 1
+
+_DICT = "Dict"
+"""The table of dbm.sqlite3."""
+
+_UNNAMED = "unnamed"
+"""The table that sqlitedict uses by default."""
 
 
 class Source(Protocol):
@@ -48,6 +54,17 @@ class Source(Protocol):
 
     def close(self) -> None:
         """Release the files."""
+
+
+@runtime_checkable
+class TableSource(Source, Protocol):
+    """A database that may have tables beside the main one, which `entries()` are of."""
+
+    def tables(self) -> list[str]:
+        """The names of the other tables."""
+
+    def entries_of(self, table: str) -> Generator[Entry, None, None]:
+        """All entries of one. May be called again."""
 
 
 def locate(path: str) -> Found:
@@ -176,7 +193,7 @@ class _NdbmSource:
 
 
 class _SqliteSource:
-    """dbm.sqlite3."""
+    """dbm.sqlite3, and sqlitedict, whose default table becomes the main one."""
 
     ordered = False  # asking for the order would read the values all over the file
 
@@ -191,8 +208,12 @@ class _SqliteSource:
         try:
             self._db.execute("PRAGMA query_only = 1")
             self._db.execute("PRAGMA trusted_schema = 0")
-            if not self._is_of_dbm():
-                raise error(f"{path}: an SQLite database, but not one that dbm.sqlite3 made")
+            self._main = _DICT if self._is_of_dbm() else _UNNAMED
+            self._others = [] if self._main == _DICT else self._tables_of_sqlitedict()
+            if self._main == _UNNAMED and not self._others:
+                raise error(f"{path}: an SQLite database, but not one that dbm.sqlite3 or sqlitedict made")
+            self._has_main = self._main == _DICT or _UNNAMED in self._others
+            self._others = [name for name in self._others if name != _UNNAMED]
         except BaseException:
             self._db.close()
             raise
@@ -203,27 +224,46 @@ class _SqliteSource:
         columns = {row[1]: row[6] for row in self._db.execute("PRAGMA table_xinfo(Dict)")}
         return kind == ("table",) and columns.get("key") == columns.get("value") == 0
 
+    def _tables_of_sqlitedict(self) -> list[str]:
+        """The tables that have a text as their primary key and a value, and nothing else."""
+        query = "SELECT name FROM sqlite_master WHERE type = 'table' AND rootpage > 0"
+        found = []
+        for (name,) in self._db.execute(query).fetchall():
+            columns = [row[1:4] + row[5:] for row in self._db.execute(f"PRAGMA table_xinfo({_quoted(name)})")]
+            if columns == [("key", "TEXT", 0, 1, 0), ("value", "BLOB", 0, 0, 0)]:
+                found.append(name)
+        return sorted(found)
+
+    def tables(self) -> list[str]:
+        return self._others
+
     def count(self) -> int | None:
+        names = [self._main] * self._has_main + self._others
         try:
-            return int(self._db.execute("SELECT count(*) FROM Dict").fetchone()[0])
+            return sum(int(self._db.execute(f"SELECT count(*) FROM {_quoted(name)}").fetchone()[0]) for name in names)
         except self._sqlite.DatabaseError:
             return None  # reading the entries tells what is wrong
 
     def entries(self) -> Generator[Entry, None, None]:
+        if self._has_main:
+            yield from self.entries_of(self._main)
+
+    def entries_of(self, table: str) -> Generator[Entry, None, None]:
         with _ours(self._path, "sqlite3"):
-            for row, kind, key, value in self._rows():
+            for row, kind, key, value in self._rows(table):
                 if key is None or value is None:
                     self._damaged(f"{self._path}: row {row} has no {'key' if key is None else 'value'}")
-                elif kind != "blob" and self._has_blob(key):
+                elif table == _DICT and kind != "blob" and self._has_blob(key):
                     what = f"the key {key[:50]!r} is there as a blob and as another type"
                     self._damaged(f"{self._path}: {what}; dbm.sqlite3 finds the blob")
                 else:
                     yield key, value
 
-    def _rows(self) -> Iterator[tuple[int, str, bytes | None, bytes | None]]:
+    def _rows(self, table: str) -> Iterator[tuple[int, str, bytes | None, bytes | None]]:
         """All rows. Where the table is damaged, continue behind the damage, in growing steps."""
         query = (
-            "SELECT rowid, typeof(key), CAST(key AS BLOB), CAST(value AS BLOB) FROM Dict WHERE rowid > ? ORDER BY rowid"
+            "SELECT rowid, typeof(key), CAST(key AS BLOB), CAST(value AS BLOB) "
+            f"FROM {_quoted(table)} WHERE rowid > ? ORDER BY rowid"
         )
         row, step = -_LAST_ROW, 1
         while row < _LAST_ROW:
@@ -309,6 +349,11 @@ _WRITERS: dict[str, Callable[[str, Iterable[Entry]], None]] = {
 
 KINDS_TO_WRITE = tuple(_WRITERS)
 """The kinds that `write_all` knows."""
+
+
+def _quoted(table: str) -> str:
+    """The name of a table in SQL."""
+    return '"' + table.replace('"', '""') + '"'
 
 
 def _sqlite_uri(path: str, mode: str) -> str:

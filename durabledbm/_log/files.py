@@ -274,16 +274,17 @@ def read_end(files: Files, codec: Codec, numbers: list[int]) -> Reading:
     return reading
 
 
-def last_note(files: Files, codec: Codec) -> tuple[bytes, set[bytes]] | None:
-    """The newest note, and the keys that were changed after it; None if there is no note."""
-    behind: set[bytes] = set()
+def last_note(files: Files, codec: Codec) -> tuple[bytes, set[tuple[str, bytes]]] | None:
+    """The newest note, and what was changed after it, tables and keys; None if there is no note."""
+    behind: set[tuple[str, bytes]] = set()
     for number in reversed(files.numbers()):
-        note, keys = b"", set[bytes]()
+        note, keys = b"", set[tuple[str, bytes]]()
         for _, record in Reading(files, codec, [number]):
             if record.kind == MARK and record.key:
                 note, keys = record.key, set()
             elif record.kind in (PUT, DELETE):
-                keys.add(record.key)
+                change = record.change()
+                keys.add((change.table, change.key))
         behind |= keys
         if note:
             return note, behind

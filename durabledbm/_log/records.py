@@ -29,9 +29,9 @@ from ..errors import error
 
 __all__ = [
     "BINARY", "CODECS", "COMMIT", "COMMIT_FIELDS", "CRC", "DELETE", "FILE_HEADER", "FIRST", "GROUPED",
-    "KINDS", "MAGIC", "MARK", "NO_IDENTITY", "PUT", "RECORD_HEADER", "SYNCED", "TEXT", "UNDATED", "VERSION",
+    "KINDS", "MAGIC", "MARK", "NO_IDENTITY", "PUT", "RECORD_HEADER", "SYNCED", "TABLE", "TEXT", "UNDATED", "VERSION",
     "Begun", "BinaryCodec", "BinaryDecoder", "Change", "Codec", "Commit", "Decoder", "FileHeader", "Record",
-    "TextCodec", "TextDecoder",
+    "TableChange", "TextCodec", "TextDecoder", "packed_key", "unpacked_key",
 ]  # fmt: skip
 
 MAGIC = b"\x8dDLOG\r\n\x1a"
@@ -61,13 +61,16 @@ GROUPED = 2
 """Part of a commit: a change counts only if the commit record follows with nothing but `GROUPED` between."""
 FIRST = 4
 """The first record of a commit: an unfinished commit before it is void."""
+TABLE = 8
+"""A put or a delete in another table than the main one: the key is a `packed_key`."""
 
 NO_IDENTITY = bytes(16)
 
 _SIZE = FILE_HEADER.size + CRC.size
 _KEY_MAX = 2**32 - 1
 _OFFSET = struct.Struct("<Q")
-_SYNCED_KIND = re.compile(rb"[\x01-\x04](?=[\x01\x03\x05\x07].{9}\0{3})", re.DOTALL)
+_NAME_SIZE = struct.Struct(">I")
+_SYNCED_KIND = re.compile(rb"[\x01-\x04](?=[\x01\x03\x05\x07\x09\x0b\x0d\x0f].{9}\0{3})", re.DOTALL)
 """The second half of a header: kind, flags, size of the key, size of the value, which is below a terabyte."""
 _KIND_AT = 8  # where the kind stands in RECORD_HEADER
 
@@ -78,6 +81,50 @@ class Change(NamedTuple):
     op: Literal["put", "delete"]
     key: bytes
     value: bytes | None
+
+    @property
+    def table(self) -> str:
+        """The name of the table that was changed; empty for the main table."""
+        return ""
+
+
+class TableChange(Change):
+    """A change of another table than the main one."""
+
+    _table: str
+
+    @classmethod
+    def of(cls, table: str, change: Change) -> TableChange:
+        """The same change, of a table."""
+        it = cls(*change)
+        it._table = table
+        return it
+
+    @property
+    def table(self) -> str:
+        """The name of the table that was changed."""
+        return self._table
+
+    def __repr__(self) -> str:
+        return f"{super().__repr__()[:-1]}, table={self._table!r})"
+
+
+def packed_key(table: str, key: bytes) -> bytes:
+    """The name of a table and a key in it as one key. They order by table, those of the main one ("") first, and then
+    by key.
+    """
+    name = table.encode()
+    return _NAME_SIZE.pack(len(name)) + name + key
+
+
+def unpacked_key(packed: bytes) -> tuple[str, bytes]:
+    """The table and the key. Raises `ValueError` if they make no sense."""
+    if len(packed) < _NAME_SIZE.size:
+        raise ValueError("a key without a table")
+    end = _NAME_SIZE.size + _NAME_SIZE.unpack_from(packed)[0]
+    if end > len(packed):
+        raise ValueError("a table's name is longer than its record")
+    return packed[_NAME_SIZE.size : end].decode(), packed[end:]
 
 
 class Commit(NamedTuple):
@@ -99,7 +146,10 @@ class Record(NamedTuple):
 
     def change(self) -> Change:
         """The change that a put or a delete records."""
-        return Change("put", self.key, self.value) if self.kind == PUT else Change("delete", self.key, None)
+        if not self.flags & TABLE:
+            return Change("put", self.key, self.value) if self.kind == PUT else Change("delete", self.key, None)
+        table, key = unpacked_key(self.key)
+        return TableChange.of(table, self._replace(flags=0, key=key).change())
 
     def commit(self) -> Commit:
         """The commit that a commit record records."""
@@ -183,7 +233,7 @@ class Codec(Protocol):
     def pack_header(self, header: FileHeader) -> bytes:
         """The first `header_size` bytes of a file."""
 
-    def size(self, kind: int, key: bytes, value: bytes) -> int:
+    def size(self, kind: int, key: bytes, value: bytes, *, flags: int = 0) -> int:
         """The record's size in bytes; `ValueError` if the codec cannot hold it."""
 
     def encode(
@@ -207,7 +257,7 @@ class BinaryCodec:
     def pack_header(self, header: FileHeader) -> bytes:
         return header.pack()
 
-    def size(self, kind: int, key: bytes, value: bytes) -> int:
+    def size(self, kind: int, key: bytes, value: bytes, *, flags: int = 0) -> int:
         if len(key) > _KEY_MAX:
             raise ValueError(f"a key of {len(key)} bytes is too long for a record: the limit is {_KEY_MAX}")
         return RECORD_HEADER.size + len(key) + len(value)
@@ -240,20 +290,29 @@ class TextCodec:
     def pack_header(self, header: FileHeader) -> bytes:
         return b""
 
-    def size(self, kind: int, key: bytes, value: bytes) -> int:
+    def size(self, kind: int, key: bytes, value: bytes, *, flags: int = 0) -> int:
         if kind not in (PUT, DELETE):
             raise ValueError(f"the text codec has no {KINDS[kind]} record")
-        for name, data in (("key", key), ("value", value)):
+        table, key = unpacked_key(key) if flags & TABLE else ("", key)
+        name = table.encode()
+        for what, data in (("table", name), ("key", key), ("value", value)):
             if b"|" in data or b"\n" in data:
-                raise ValueError(f"the text codec cannot hold a {name} with '|' or a newline in it")
-        return len(key) + (len(value) + 4 if kind == PUT else 3)
+                raise ValueError(f"the text codec cannot hold a {what} with '|' or a newline in it")
+        return (len(name) + 2 if name else 0) + len(key) + (len(value) + 4 if kind == PUT else 3)
 
     def encode(
         self, header: bytes, offset: int, kind: int, key: bytes, value: bytes, *, flags: int = 0
     ) -> bytes:
-        return b"P|%b|%b\n" % (key, value) if kind == PUT else b"D|%b\n" % key
+        start = b""
+        if flags & TABLE:
+            table, key = unpacked_key(key)
+            start, key = b"T", table.encode() + b"|" + key
+        return start + (b"P|%b|%b\n" % (key, value) if kind == PUT else b"D|%b\n" % key)
 
     def around(self, header: bytes, offset: int, key: bytes, size: int, crc: int, *, flags: int) -> tuple[bytes, bytes]:
+        if flags & TABLE:
+            table, key = unpacked_key(key)
+            return b"TP|%b|%b|" % (table.encode(), key), b"\n"
         return b"P|%b|" % key, b"\n"
 
     def decoder(self, name: str) -> TextDecoder:
@@ -352,6 +411,9 @@ class BinaryDecoder:
             self._stop("a record's key and value do not match their checksum")
             return None
         middle = content + key_size
+        if flags & TABLE and not _is_packed(buffer[content:middle]):
+            self._stop("a record's table makes no sense", final=True)
+            return None
         return Record(kind, flags, buffer[content:middle], buffer[middle:stop], self.offset, stop - start)
 
     def _header_at(self, data: bytes, start: int, offset: int) -> tuple[int, int, int, int, int, int] | None:
@@ -360,7 +422,7 @@ class BinaryDecoder:
         crc, _, kind, flags, key_size, value_size = fields
         if crc != _header_crc(self._seed, offset, data[start + CRC.size : start + RECORD_HEADER.size]):
             return None
-        if kind not in KINDS or flags > SYNCED | GROUPED | FIRST:
+        if kind not in KINDS or flags > SYNCED | GROUPED | FIRST | TABLE:
             return None
         if kind != PUT and (value_size or (kind == COMMIT and key_size != COMMIT_FIELDS.size)):
             return None
@@ -396,6 +458,9 @@ class TextDecoder:
                 record = Record(PUT, 0, fields[1], fields[2], self.offset, len(line) + 1)
             elif fields[0] == b"D" and len(fields) == 2:
                 record = Record(DELETE, 0, fields[1], b"", self.offset, len(line) + 1)
+            elif (fields[0], len(fields)) in ((b"TP", 4), (b"TD", 3)) and _is_name(fields[1]):
+                key, value = packed_key(fields[1].decode(), fields[2]), fields[3] if len(fields) == 4 else b""
+                record = Record(PUT if len(fields) == 4 else DELETE, TABLE, key, value, self.offset, len(line) + 1)
             else:
                 self.problem = f"a line that is neither P|key|value nor D|key: {line[:40]!r}"
                 break
@@ -408,6 +473,19 @@ class TextDecoder:
 
     def proves_rot(self, data: bytes, offset: int) -> bool:
         return False
+
+
+def _is_packed(key: bytes) -> bool:
+    """Whether a key is a `packed_key` of a table."""
+    try:
+        return unpacked_key(key)[0] != ""
+    except ValueError:
+        return False
+
+
+def _is_name(name: bytes) -> bool:
+    """Whether this is the name of a table."""
+    return _is_packed(_NAME_SIZE.pack(len(name)) + name)
 
 
 def _seed(header: bytes) -> int:

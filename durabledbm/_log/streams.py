@@ -30,10 +30,12 @@ from .records import (
     MAGIC,
     NO_IDENTITY,
     PUT,
+    TABLE,
     Begun,
     BinaryDecoder,
     FileHeader,
     Record,
+    packed_key,
 )
 
 __all__ = ["InputStream", "Label", "LargePut", "StreamReader", "StreamWriter", "codec_of", "open_stream"]
@@ -139,15 +141,21 @@ class StreamWriter:
         self._pending = self._end = len(self._header)
         self._flags = GROUPED | FIRST
 
-    def put(self, key: bytes, value: bytes) -> None:
-        """Append an entry. Raises `ValueError` if the codec cannot hold it."""
+    def put(self, table: str, key: bytes, value: bytes) -> None:
+        """Append an entry of a table ("": the main one). Raises `ValueError` if the codec cannot hold it."""
+        if table:
+            self._flags |= TABLE
+            key = packed_key(table, key)
         self._append(PUT, key, value)
 
-    def put_file(self, key: bytes, file: BinaryIO) -> None:
+    def put_file(self, table: str, key: bytes, file: BinaryIO) -> None:
         """Append an entry whose value is in a file, which is read twice: its checksum stands before it."""
+        if table:
+            self._flags |= TABLE
+            key = packed_key(table, key)
         size, crc = 0, crc32c(key)
         for part in _parts(file):
-            self._codec.size(PUT, key, part)
+            self._codec.size(PUT, key, part, flags=self._flags)
             crc = crc32c(part, crc)
             size += len(part)
         before, behind = self._codec.around(self._header, self._end, key, size, crc, flags=self._flags)
@@ -166,7 +174,7 @@ class StreamWriter:
         self._flush()
 
     def _append(self, kind: int, key: bytes, value: bytes) -> None:
-        size = self._codec.size(kind, key, value)
+        size = self._codec.size(kind, key, value, flags=self._flags)
         self._parts.append(self._codec.encode(self._header, self._end, kind, key, value, flags=self._flags))
         self._flags = GROUPED
         self._end += size

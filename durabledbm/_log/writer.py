@@ -98,7 +98,7 @@ class LogWriter:
 
     def append(self, kind: int, flags: int, key: bytes, value: bytes) -> None:
         """Take a record that fits into an empty file. It is written by the next `flush`, if not before."""
-        size = self._codec.size(kind, key, value)
+        size = self._codec.size(kind, key, value, flags=flags)
         used = self._end + self._pending_size
         if used < self._codec.header_size:
             self._do(self._begin)

@@ -116,7 +116,9 @@ _TRIES = 10
 def _finish_all(handles: list[OpenHandle], tries: int) -> None:
     """Finish each of them, whatever happens to the others. Another SIGTERM or Ctrl-C is raised when that is done."""
     try:
-        while handles:
+        while True:
+            if not handles:
+                break
             try:
                 handles[0]._finish()
             except OSError as exc:

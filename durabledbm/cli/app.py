@@ -25,7 +25,7 @@ CTRL_C = 130
 NO_READER = 141
 
 GROUPS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
-    ("data", "Reading and writing", ("get", "put", "del", "list")),
+    ("data", "Reading and writing", ("get", "put", "del", "list", "tables")),
     ("care", "Looking after a file", ("stat", "check", "salvage", "compact")),
     ("copies", "Copies and other formats", ("backup", "dump", "load", "migrate", "export")),
     ("moving", "Moving to a server", ("mirror",)),

@@ -133,6 +133,8 @@ def _lines(about: _About) -> list[tuple[str, str]]:
         ("in use", _size(stats.live_bytes)),
         ("free", _size(stats.free_bytes) + _reclaimable(stats)),
     ]
+    if stats.tables:
+        lines.insert(1, ("tables", f"{stats.tables:,}, with {plural(stats.table_entries, 'entry')} besides"))
     if stats.pending_pages:
         waiting = f"{_size(stats.pending_pages * stats.page_size)} freed by the last commits, reusable soon"
         if stats.pinned_bytes:

@@ -30,6 +30,7 @@ __all__ = [
     "help_text",
     "help_width",
     "key_bytes",
+    "table_option",
     "timeout_option",
     "usage_of",
     "wrapped",
@@ -202,6 +203,21 @@ def _add_common(parser: Parser) -> None:
 def file_argument(parser: Parser, help: str = "the database file") -> None:
     """FILE, an argument of nearly all commands."""
     parser.add_argument("file", metavar="FILE", help=help)
+
+
+def table_option(parser: Parser) -> None:
+    """`--table`: a table of the file in place of the main one."""
+    parser.add_argument("-t", "--table", metavar="NAME", type=_table_name, help="a table of the file, not the main one")
+
+
+def _table_name(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError("the name of a table is text") from None
+    if not text:
+        raise argparse.ArgumentTypeError("the name of a table is not empty")
+    return text
 
 
 def timeout_option(parser: Parser) -> None:

@@ -12,8 +12,8 @@ from io import BytesIO
 from typing import TYPE_CHECKING, BinaryIO
 
 from ..database import Database
-from ..mapping import prefix_range
-from .command import Command, Parser, file_argument, key_bytes, timeout_option
+from ..mapping import Writable, prefix_range
+from .command import Command, Parser, file_argument, key_bytes, table_option, timeout_option
 from .console import message
 from .faults import NegativeResult, Usage
 from .opening import open_store
@@ -55,6 +55,11 @@ def _escaped_option(parser: Parser) -> None:
     )
 
 
+def _mapping(db: Database | ShardedDatabase, args: argparse.Namespace) -> Writable:
+    """What the command is about: the main table, or the one that --table names."""
+    return db if args.table is None else db.table(args.table)
+
+
 def _key(args: argparse.Namespace, key: bytes) -> bytes:
     return unescape(key) if args.escaped else key
 
@@ -65,6 +70,7 @@ def _key(args: argparse.Namespace, key: bytes) -> bytes:
 def _get_arguments(parser: Parser) -> None:
     file_argument(parser)
     parser.add_argument("key", metavar="KEY", type=key_bytes, help="the key")
+    table_option(parser)
     parser.add_argument("-o", "--output", metavar="FILE", help="write the value to FILE instead of standard output")
     force_option(parser, "the FILE of -o")
     _escaped_option(parser)
@@ -81,7 +87,7 @@ def _get(args: argparse.Namespace) -> int:
     as_is = not args.pickle and not args.json and not (args.output is None and sys.stdout.isatty())
     with open_store(args.file, "r") as db:
         try:
-            file = db.open_value(key)
+            file = _mapping(db, args).open_value(key)
         except KeyError:
             raise NegativeResult(f"there is no key '{escape(key)}'") from None
         with file:
@@ -144,6 +150,7 @@ def _put_arguments(parser: Parser) -> None:
         "-i", "--file", "--input", dest="input", metavar="FILE",
         help="the value is the content of FILE, of any size; - for standard input",
     )  # fmt: skip
+    table_option(parser)
     parser.add_argument(
         "-e",
         "--escaped",
@@ -158,7 +165,7 @@ def _put(args: argparse.Namespace) -> int:
         raise Usage("the value is given twice, as an argument and with --file")
     key = _key(args, args.key)
     with _value(args) as file, open_store(args.file, "c", args.timeout) as db:
-        db.put_stream(key, file)
+        _mapping(db, args).put_stream(key, file)
     return 0
 
 
@@ -180,6 +187,7 @@ def _value(args: argparse.Namespace) -> AbstractContextManager[BinaryIO]:
 def _del_arguments(parser: Parser) -> None:
     file_argument(parser)
     parser.add_argument("keys", metavar="KEY", nargs="+", type=key_bytes, help="the keys")
+    table_option(parser)
     _escaped_option(parser)
     timeout_option(parser)
 
@@ -188,11 +196,12 @@ def _del(args: argparse.Namespace) -> int:
     keys = list(dict.fromkeys(_key(args, key) for key in args.keys))
     missing = []
     with open_store(args.file, "w", args.timeout) as db:
-        if not any(key in db for key in keys):
+        entries = _mapping(db, args)
+        if not any(key in entries for key in keys):
             missing = keys  # then nothing is written, and no other writer waited for
         else:
             with db.transaction() if isinstance(db, Database) else nullcontext():
-                missing = [key for key in keys if db.pop(key, None) is None]
+                missing = [key for key in keys if entries.pop(key, None) is None]
     if missing:
         named = ", ".join(f"'{escape(key)}'" for key in missing[:5])
         more = f" and {len(missing) - 5:,} more" if len(missing) > 5 else ""
@@ -206,6 +215,7 @@ def _del(args: argparse.Namespace) -> int:
 
 def _list_arguments(parser: Parser) -> None:
     file_argument(parser)
+    table_option(parser)
     parser.add_argument("--prefix", metavar="KEY", type=key_bytes, help="only keys that begin with KEY")
     parser.add_argument("--start", metavar="KEY", type=key_bytes, help="only keys from KEY on")
     parser.add_argument("--stop", metavar="KEY", type=key_bytes, help="only keys before KEY")
@@ -245,13 +255,13 @@ def _list(args: argparse.Namespace) -> int:
         warn_of_pickles(args.file)
     printer = _printer(args)
     with open_store(args.file, "r") as db:
-        for key, value in itertools.islice(_entries(db, args), args.limit):
+        for key, value in itertools.islice(_entries(_mapping(db, args), args), args.limit):
             printer.entry(key, value)
     printer.end()
     return 0
 
 
-def _entries(db: Database | ShardedDatabase, args: argparse.Namespace) -> Iterator[tuple[bytes, bytes]]:
+def _entries(db: Writable, args: argparse.Namespace) -> Iterator[tuple[bytes, bytes]]:
     prefix, start, stop = (None if key is None else _key(args, key) for key in (args.prefix, args.start, args.stop))
     if not args.keys:
         return db.range(start, stop, prefix=prefix, reverse=args.reverse)
@@ -261,6 +271,27 @@ def _entries(db: Database | ShardedDatabase, args: argparse.Namespace) -> Iterat
         start = low if start is None else max(start, low)
         stop = high if stop is None else stop if high is None else min(stop, high)
     return ((key, b"") for key in db._keys(start, stop, args.reverse))
+
+
+# -- tables ----------------------------------------------------------------------------------------
+
+
+def _tables_arguments(parser: Parser) -> None:
+    file_argument(parser)
+    parser.add_argument("--json", action="store_true", help="print a JSON object of names and numbers of entries")
+
+
+def _tables(args: argparse.Namespace) -> int:
+    with open_store(args.file, "r") as db:
+        counts = {name: len(db.table(name)) for name in db.tables()}
+    if args.json:
+        write(dumps(counts))
+        return 0
+    colour, separator = style(), "  " if sys.stdout.isatty() else "\t"
+    for name, count in counts.items():
+        shown = f"{count:,}" if sys.stdout.isatty() else str(count)
+        write(f"{colour(escape(name.encode()), 'cyan')}{separator}{shown}")
+    return 0
 
 
 class _Lines:
@@ -393,6 +424,18 @@ COMMANDS = {
                 ("durabledbm list app.db --json | jq .", "for other programs"),
                 ("durabledbm list app.db -k -0 | xargs -0 -n 1 durabledbm get app.db", "for programs"),
                 ("durabledbm list shelf.db --pickle", "the objects of a shelf"),
+                ("durabledbm list app.db --table users", "a table of the file"),
+            ],
+        ),
+        Command(
+            "tables", "print the names of the tables in a file",
+            "Prints a table a line: its name, a tab, its number of entries. The main table, which has no name, is not "
+            "among them. get, put, del, list and inspect take --table NAME.",
+            _tables_arguments, _tables,
+            [
+                ("durabledbm tables app.db", "print them"),
+                ("durabledbm put app.db --table users ada Lovelace", "the first entry makes a table"),
+                ("durabledbm tables app.db --json | jq .users", "for other programs"),
             ],
         ),
     )

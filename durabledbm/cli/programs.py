@@ -10,7 +10,7 @@ import subprocess
 import sys
 
 from ..errors import error
-from .command import Command, Parser, file_argument, key_bytes, timeout_option
+from .command import Command, Parser, file_argument, key_bytes, table_option, timeout_option
 from .console import message
 from .faults import NegativeResult, Usage, quoted
 from .opening import is_sharded
@@ -96,6 +96,7 @@ def _inspect_arguments(parser: Parser) -> None:
     parser.add_argument(
         "-e", "--escaped", action="store_true", help="KEY is written as 'list' prints it, with \\xNN escapes"
     )
+    table_option(parser)
     parser.add_argument("--svg", metavar="FILE", help="write the map as an SVG image")
     parser.add_argument(
         "--html",
@@ -137,8 +138,10 @@ def _inspect(args: argparse.Namespace) -> int:
     for target in (args.svg, args.html):
         if target is not None:
             check_target(target, args.file, force=args.force)
+    if args.table is not None and key is None:
+        raise Usage("--table is for --key: the map shows all tables")
     with shown("inspect") as meter:
-        picture = inspect(args.file, key=key, progress=meter)
+        picture = inspect(args.file, key=key, table=args.table, progress=meter)
     start, stop = args.pages
     if start and start >= picture.page_count:
         raise Usage(f"--pages: the file has {picture.page_count:,} pages, the last is page {picture.page_count - 1:,}")

@@ -15,15 +15,19 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import islice
+from operator import itemgetter
+from typing import Any
 
 from .._engine.bulkload import Builder
 from .._engine.disk import FileVolume
 from .._engine.files import first_meta
 from .._engine.meta import Meta
 from .._engine.store import Store
-from .._engine.view import State
+from .._engine.tables import names
+from .._engine.view import State, TableView
 from .._files.arguments import CountedProgress, Path
 from .._files.publish import check_not_mounted, real_target, replacing
 from ..errors import error
@@ -77,16 +81,23 @@ def write_whole(path: str, meta: Meta, source: os.stat_result | None, fill: Call
 
 
 def _copy(store: Store, state: State, builder: Builder, progress: CountedProgress | None) -> None:
-    """Append all entries of `state` slice by slice, pausing for others."""
-    total = state.meta.entry_count
-    pace = Pace(store)
-    entries = state.view.items(in_pieces=lambda _, value: value)
-    while entries_of_slice := list(_slice(entries)):
-        builder.add(entries_of_slice, state.view.tree.pager)
-        pace.rest()
-        builder.sync_at(_SYNC_BYTES)
-        if progress is not None:
-            progress(builder.count, total)
+    """Append all entries of `state`, of all tables, slice by slice, pausing for others."""
+    view, pace = state.view, Pace(store)
+    tables = sorted(names(view), key=itemgetter(1))
+    total = state.meta.entry_count + sum(record.entries for _, record in tables)
+    add_main = partial(builder.add, source=view.tree.pager)
+    parts: list[tuple[Iterator[tuple[bytes, Any]], Callable[[Iterable[tuple[bytes, bytes]]], None]]]
+    parts = [(view.items(in_pieces=lambda _, value: value), add_main)]
+    for name, record in tables:
+        parts.append((TableView(view, record.prefix).items(), partial(builder.add_to_table, name)))
+    for entries, add in parts:
+        add(())  # an empty table is one, too
+        while entries_of_slice := list(_slice(entries)):
+            add(entries_of_slice)
+            pace.rest()
+            builder.sync_at(_SYNC_BYTES)
+            if progress is not None:
+                progress(builder.count, total)
 
 
 def _slice(entries: Iterator[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:

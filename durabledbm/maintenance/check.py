@@ -2,13 +2,15 @@
 
 The invariants are those of docs/format.md; a `Problem` carries the number of the violated one:
 
-1. Each page after the meta pages belongs to the tree exactly once, or to the free-space map, or is free, or was freed
-   and may still be read; no page is two of these, and none is missing.
+1. Each page after the meta pages belongs to one of the trees exactly once, or to the free-space map, or is free, or was
+   freed and may still be read; no page is two of these, and none is missing.
 2. Keys ascend strictly within a node and across the tree and lie between their parent's separators; all leaves are at
    the depth that the meta page says.
-3. A run's checksum, page id, type and length are those that its parent holds, and it was not written after its parent.
+3. A run's checksum, page id, type and length are those that its parent holds, it was not written after its parent, and
+   it names the tree that it belongs to.
 4. What the meta pages refer to is inside the file, and the older meta is the commit before or a copy of the newer.
-5. The entry counts in the meta page are the numbers of entries.
+5. The entry counts in the meta page, and in the catalog of tables, are the numbers of entries; no two tables have the
+   same id, and every entry in the tree of tables belongs to a table.
 
 Everything is read from the disk, not from the cache. A check pins the commit that it verifies, so it sees one state and
 never waits.
@@ -16,17 +18,19 @@ never waits.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 from operator import lt
 from typing import NamedTuple
 
-from .._engine.page import NO_REF, ref_parts
-from .._engine.pager import Pager
+from .._engine.catalog import CATALOG, LAST_ID, NAMES, Record, TableKey, prefix_of
+from .._engine.page import NO_REF, read_header, ref_parts
+from .._engine.pager import MALFORMED, Pager
 from .._engine.recovery import read_slots
 from .._engine.store import Store
 from .._engine.tree import Tree, Visit, walk
-from .._engine.view import State
+from .._engine.view import State, TableView
 from .._files.arguments import CountedProgress
 from .._messages import plural
 from ..errors import CorruptionError, error
@@ -34,7 +38,7 @@ from ..errors import CorruptionError, error
 __all__ = ["Problem", "check_state"]
 
 _USED, _MAP, _FREE, _PENDING = 1, 2, 3, 4
-_WORDS = {_USED: "in the tree", _MAP: "in the free-space map", _FREE: "free", _PENDING: "freed lately"}
+_WORDS = {_USED: "in a tree", _MAP: "in the free-space map", _FREE: "free", _PENDING: "freed lately"}
 
 
 class Problem(NamedTuple):
@@ -62,17 +66,21 @@ class _Check:
         self._meta = state.meta
         self._pager = Pager(store.disk, state.meta.page_size, 0)
         self._pages = state.pages()
-        self._entries = 0
         self._done = 0
-        self._last_key: bytes | None = None
         self._progress = progress
 
     def run(self) -> Iterator[Problem]:
         yield from self._metas()
-        if not self._meta.depth and self._meta.root != NO_REF:
-            yield Problem(2, "the tree has a root but no depth")
-        yield from self._tree()
-        yield from self._counts()
+        meta, pager = self._meta, self._pager
+        main, tables = _Entries(0), _Entries(1)
+        for tree, entries in (
+            (Tree(pager, meta.root, meta.depth), main),
+            (Tree(pager, meta.tables_root, meta.tables_depth), tables),
+        ):
+            if not tree.depth and tree.root != NO_REF:
+                yield Problem(2, "a tree has a root but no depth")
+            yield from self._tree(tree, entries)
+        yield from self._counts(main, tables)
         yield from self._space()
 
     # -- invariant 4 -------------------------------------------------------------------------------
@@ -93,10 +101,9 @@ class _Check:
             if older.txid < newer.steady_txid:
                 yield Problem(4, f"the older meta page is of commit {older.txid}, not {newer.steady_txid}")
 
-    # -- invariants 1 to 4, in the tree ------------------------------------------------------------
+    # -- invariants 1 to 4, in the trees -----------------------------------------------------------
 
-    def _tree(self) -> Iterator[Problem]:
-        tree = Tree(self._pager, self._meta.root, self._meta.depth)
+    def _tree(self, tree: Tree, entries: _Entries) -> Iterator[Problem]:
         for visit in walk(tree, self._pages, tolerated=CorruptionError):
             if visit.flaw is not None:
                 yield Problem(*visit.flaw, visit.page_id)
@@ -104,25 +111,11 @@ class _Check:
                 yield from self._value(visit)
             else:
                 yield from self._age(visit, visit.txid)
+                if read_header(visit.run).tree != entries.tree:
+                    yield Problem(3, "it says that it belongs to the other tree", visit.page_id)
                 if visit.level == 1:
-                    yield from self._leaf(visit)
+                    yield from entries.add(visit)
             self._tell(visit.page_count)
-
-    def _leaf(self, visit: Visit) -> Iterator[Problem]:
-        keys, _ = visit.entries()
-        if not keys:
-            yield Problem(2, "an empty leaf", visit.page_id)
-            return
-        last = self._last_key
-        if (last is not None and keys[0] <= last) or not all(map(lt, keys, islice(keys, 1, None))):
-            for key in keys:
-                if last is not None and key <= last:
-                    yield Problem(2, f"key {key[:40]!r} is out of order", visit.page_id)
-                last = key
-        self._last_key = keys[-1]
-        if keys[0] < visit.low or (visit.high is not None and keys[-1] >= visit.high):
-            yield Problem(2, "keys lie outside of the parent's separators", visit.page_id)
-        self._entries += len(keys)
 
     def _value(self, visit: Visit) -> Iterator[Problem]:
         try:
@@ -137,17 +130,26 @@ class _Check:
 
     # -- invariant 5 -------------------------------------------------------------------------------
 
-    def _counts(self) -> Iterator[Problem]:
-        meta = self._meta
-        if self._entries != meta.tree_count:
-            yield Problem(5, f"the tree has {self._entries} entries, the meta page says {meta.tree_count}")
+    def _counts(self, main: _Entries, tables: _Entries) -> Iterator[Problem]:
+        meta, view = self._meta, self._state.view
+        if main.count != meta.tree_count:
+            yield Problem(5, f"the tree has {main.count} entries, the meta page says {meta.tree_count}")
+        if tables.count != meta.tables_count:
+            yield Problem(5, f"the tree of tables has {tables.count} entries, the meta page says {meta.tables_count}")
+        count, counts = meta.tree_count, tables.of_table
         try:
-            tree = self._state.view.tree
-            growth = sum((value is not None) - (key in tree) for key, value in meta.changes.items())
+            for key, value in meta.changes.items():
+                growth = (value is not None) - (key in view.tree_of(key))
+                if type(key) is TableKey:
+                    counts[prefix_of(key)] += growth
+                else:
+                    count += growth
+            records = dict(TableView(view, CATALOG).items())
         except error:
             return  # said already
-        if meta.tree_count + growth != meta.entry_count:
-            yield Problem(5, f"there are {meta.tree_count + growth} entries, the meta page says {meta.entry_count}")
+        if count != meta.entry_count:
+            yield Problem(5, f"there are {count} entries, the meta page says {meta.entry_count}")
+        yield from _catalog(records, counts)
 
     # -- invariant 1 -------------------------------------------------------------------------------
 
@@ -179,3 +181,60 @@ class _Check:
         self._done += page_count
         if self._progress is not None:
             self._progress(self._done, self._pages.page_count - self._pages.first_page)
+
+
+class _Entries:
+    """The entries of one tree, leaf by leaf: whether their keys are right, and how many there are."""
+
+    def __init__(self, tree: int) -> None:
+        self.tree = tree
+        """Its number, as the headers of its runs have it."""
+        self._last_key: bytes | None = None
+        self.count = 0
+        self.of_table: Counter[bytes] = Counter()
+        """By the prefix of a table."""
+
+    def add(self, visit: Visit) -> Iterator[Problem]:
+        """Verify the keys of a leaf, and count them."""
+        keys, _ = visit.entries()
+        if not keys:
+            yield Problem(2, "an empty leaf", visit.page_id)
+            return
+        last = self._last_key
+        if (last is not None and keys[0] <= last) or not all(map(lt, keys, islice(keys, 1, None))):
+            for key in keys:
+                if last is not None and key <= last:
+                    yield Problem(2, f"key {key[:40]!r} is out of order", visit.page_id)
+                last = key
+        self._last_key = keys[-1]
+        if keys[0] < visit.low or (visit.high is not None and keys[-1] >= visit.high):
+            yield Problem(2, "keys lie outside of the parent's separators", visit.page_id)
+        self.count += len(keys)
+        if self.tree:
+            self.of_table.update(map(prefix_of, keys))
+
+
+def _catalog(records: dict[bytes, bytes], counts: Counter[bytes]) -> Iterator[Problem]:
+    """What is wrong with the catalog, given the number of entries under each prefix."""
+    last = records.pop(bytes(LAST_ID[len(CATALOG) :]), bytes(len(CATALOG)))
+    owners: dict[bytes, str] = {}
+    kind = NAMES[len(CATALOG) :]
+    for key, value in records.items():
+        try:
+            if not key.startswith(kind):
+                raise ValueError("something else than a table")
+            name, record = key[len(kind) :].decode(), Record.unpack(value)
+        except MALFORMED as exc:
+            yield Problem(5, f"the catalog of tables makes no sense: {exc}: {key[:40]!r}")
+            continue
+        if record.prefix in owners:
+            yield Problem(5, f"the tables {owners[record.prefix]!r} and {name!r} have the same id")
+        elif counts[record.prefix] != record.entries:
+            found = f"has {counts[record.prefix]} entries, the catalog says {record.entries}"
+            yield Problem(5, f"the table {name!r} {found}")
+        if record.prefix > last:
+            yield Problem(5, f"the table {name!r} has an id that was never given out")
+        owners[record.prefix] = name
+    for prefix, count in sorted(counts.items()):
+        if count and prefix != CATALOG and prefix not in owners:
+            yield Problem(5, f"{plural(count, 'entry')} of a table that does not exist")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from bisect import bisect_left, bisect_right
 
+from .._engine.catalog import name_key
 from .._engine.disk import FileVolume
 from .._engine.disk.protocol import Disk
 from .._engine.large_value import is_indexed
@@ -19,6 +20,7 @@ from .._engine.page import LEAF, MIN_PAGE_SIZE, REF
 from .._engine.pager import MALFORMED, Pager
 from .._engine.recovery import read_slots
 from .._engine.store import Store
+from .._engine.tables import table_view
 from .._engine.view import State
 from .._files.arguments import Path, Progress
 from .._files.intact_pages import guess_page_size
@@ -34,9 +36,10 @@ def inspect(
     file: Path,
     *,
     key: bytes | None = None,
+    table: str | None = None,
     progress: Progress | None = None,
 ) -> FileMap:
-    """Map the pages of a file and, with `key`, the way to its value.
+    """Map the pages of a file and, with `key`, the way to its value, in the main table or in `table`.
 
     Reads and verifies every page in use. Raises `error` for a missing file and for one that is not ours. Damage does
     not raise; it is on the map. `progress(done, total)` counts pages.
@@ -57,7 +60,7 @@ def inspect(
         try:
             survey = Survey(store, pin.state, progress)
             survey.run()
-            steps, found = ([], False) if key is None else _way(store, pin.state, key)
+            steps, found = ([], False) if key is None else _way(store, pin.state, key, table)
             return survey.map(name, steps, found)
         finally:
             pin.release()
@@ -86,9 +89,20 @@ def _without_tree(name: str, disk: Disk, exc: CorruptionError) -> FileMap:
 # -- the way to a key ------------------------------------------------------------------------------
 
 
-def _way(store: Store, state: State, key: bytes) -> tuple[list[Step], bool]:
-    """The pages that a look-up of `key` reads, and whether it is found."""
-    meta = state.meta
+def _way(store: Store, state: State, key: bytes, table: str | None) -> tuple[list[Step], bool]:
+    """The pages that a look-up of `key` reads, and whether it is found. In a table, its id is looked up first."""
+    if table is None:
+        return _way_in_tree(store, state, key)
+    steps, found = _way_in_tree(store, state, name_key(table))
+    view = table_view(state.view, table) if found else None
+    if view is None:
+        return steps, False
+    more, found = _way_in_tree(store, state, view.key(key))
+    return steps + more, found
+
+
+def _way_in_tree(store: Store, state: State, key: bytes) -> tuple[list[Step], bool]:
+    meta, tree = state.meta, state.view.tree_of(key)
     page = state.slot if meta.page_size == META_SIZE else 0
     if key in meta.changes:
         value = meta.changes[key]
@@ -96,17 +110,18 @@ def _way(store: Store, state: State, key: bytes) -> tuple[list[Step], bool]:
         return [
             Step(page, 1, f"meta page of commit {meta.txid}: {what}, a change that is not in the tree yet")
         ], value is not None
-    root = f"the root is page {REF.unpack(meta.root)[0]}" if meta.depth else "the tree is empty"
+    key = bytes(key)  # as the tree has it
+    root = f"the root is page {REF.unpack(tree.root)[0]}" if tree.depth else "the tree is empty"
     steps = [Step(page, 1, f"meta page of commit {meta.txid}: {root}")]
     pager = Pager(store.disk, meta.page_size, 0)
-    ref = meta.root
+    ref = tree.root
     try:
-        for level in range(meta.depth, 1, -1):
+        for level in range(tree.depth, 1, -1):
             branch = pager.branch(ref)
             at = bisect_right(branch.separators, key)
             steps.append(_step(ref, f"branch, level {level}: child {at + 1} of {len(branch.refs)}"))
             ref = branch.refs[at]
-        if not meta.depth:
+        if not tree.depth:
             return steps, False
         keys, values = decode_leaf(pager.read(ref, LEAF))
         at = bisect_left(keys, key)

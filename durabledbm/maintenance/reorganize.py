@@ -9,7 +9,8 @@ meanwhile, and write between the commits. A crash loses nothing.
 If there is almost nothing to gain, nothing is written: full leaves stay where they are, and a file with hardly any
 spare pages is left alone.
 
-Pages that a snapshot pins stay where they are, so with an open snapshot the file may stay larger than necessary.
+Both trees are treated alike: the main table's, and that of the other tables. Pages that a snapshot pins stay where they
+are, so with an open snapshot the file may stay larger than necessary.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from contextlib import AbstractContextManager
 from heapq import nlargest
 from operator import itemgetter
 
+from .._engine.catalog import TableKey
 from .._engine.commit import Committer
 from .._engine.merge import MOVE, TOUCH, Touch
 from .._engine.shrink import leaf_batches, spare_pages, touch_run
@@ -43,6 +45,9 @@ _COMPACT = 0.02
 _COMPACT_PAGES = 8
 """...and as many pages, however small the file."""
 
+_KEYS = bytes, TableKey
+"""What makes the keys of a change from those of each tree."""
+
 
 def reorganize(
     committer: Committer, writing: Callable[[], AbstractContextManager[object]], progress: CountedProgress | None = None
@@ -51,7 +56,8 @@ def reorganize(
     lock.
     """
     with writing():
-        if committer.store.state.meta.changes and committer.store.state.view.tree.depth:
+        state = committer.store.state
+        if state.meta.changes and any(tree.depth for tree in state.view.trees()):
             committer.rewrite({}, packing=False)  # what the meta page replaces or deletes is still in the tree
         total = max(committer.store.state.meta.page_count, 1)
     if _pack(committer, writing, progress, total) or _is_loose(committer, writing):
@@ -65,21 +71,24 @@ def _pack(
     total: int,
 ) -> bool:
     """Rewrite leaves that are not full; return whether there were any."""
-    after: bytes | None = None
     done, packed = 0, False
-    while True:
-        with writing():
-            tree = committer.store.state.view.tree
-            leaves = leaf_batches(tree, committer.store.state.pages(), after, _BATCH)
-            if not leaves:
-                return packed
-            if spare_pages(tree, leaves.values()) > _FULL:
-                committer.rewrite(dict.fromkeys(leaves, TOUCH), packing=True)
-                packed = True
-        after = next(reversed(leaves))
-        done += len(leaves)
-        if progress is not None:
-            progress(min(done, total - 1) // 2, total)
+    for number in (0, 1):
+        after: bytes | None = None
+        while True:
+            with writing():
+                state = committer.store.state
+                tree = state.view.trees()[number]
+                leaves = leaf_batches(tree, state.pages(), after, _BATCH)
+                if not leaves:
+                    break
+                if spare_pages(tree, leaves.values()) > _FULL:
+                    committer.rewrite(dict.fromkeys(map(_KEYS[number], leaves), TOUCH), packing=True)
+                    packed = True
+            after = next(reversed(leaves))
+            done += len(leaves)
+            if progress is not None:
+                progress(min(done, total - 1) // 2, total)
+    return packed
 
 
 def _is_loose(committer: Committer, writing: Callable[[], AbstractContextManager[object]]) -> bool:
@@ -116,7 +125,7 @@ def _move(
 
 
 class _Found:
-    """What one walk of the tree finds: the last runs `behind` page `end`, all runs `between` page `cleared` and one not
+    """What a walk of the trees finds: the last runs `behind` page `end`, all runs `between` page `cleared` and one not
     far behind it, and the `next` page after these.
 
     A run may have been moved before its turn comes; then it is moved once more.
@@ -129,8 +138,11 @@ class _Found:
 
     def _sorted(self, state: State, cleared: int, end: int) -> Iterator[_Run]:
         stop = cleared + _BATCH
-        for visit in walk(state.view.tree, state.pages()):
-            run = visit.page_id, visit.low, TOUCH if visit.level else MOVE
+        pages = state.pages()
+        trees = zip(state.view.trees(), _KEYS, strict=True)
+        visits = ((visit, kind) for tree, kind in trees for visit in walk(tree, pages))
+        for visit, kind in visits:
+            run = visit.page_id, kind(visit.low), TOUCH if visit.level else MOVE
             if visit.page_id >= stop:
                 self.next = min(self.next, visit.page_id)
             elif visit.page_id + visit.page_count > cleared:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from .._engine.meta import first_page
 from .._engine.page import REF
 from .._engine.store import Store
+from .._engine.tables import names
 from .._engine.tree import walk
 from .._engine.view import State
 from ..errors import CorruptionError
@@ -29,10 +30,11 @@ class Stats(NamedTuple):
     """Figures of one database at one moment. Sizes are in bytes; pages are counted."""
 
     entries: int
+    """Entries of the main table."""
     txid: int
     """The number of the newest commit."""
     depth: int
-    """Levels of the tree."""
+    """Levels of the main table's tree."""
     page_size: int
     page_count: int
     leaf_pages: int
@@ -63,12 +65,17 @@ class Stats(NamedTuple):
     """Look-ups that found all pages in memory. Those of values that were read lately do not get to pages at all."""
     time_ns: int
     """When the newest commit was made, in nanoseconds since 1970."""
+    tables: int
+    """Other tables."""
+    table_entries: int
+    """Entries of all other tables."""
 
 
 def gather(store: Store, state: State) -> Stats:
     """The figures of `state`, which must be pinned."""
     meta = state.meta
     leaf, branch = _tree_pages(state)
+    records = [record for _, record in names(state.view)]
     space = state.free_map(store.pager)
     own = sum(REF.unpack(ref)[1] for ref in space.own_runs())
     pins = store.oldest_pin()
@@ -80,7 +87,7 @@ def gather(store: Store, state: State) -> Stats:
         oldest = OldestSnapshot(pins.txid, None if since is None else time.monotonic() - since, pins.pid)
     live = space.pages.used_count - own
     if leaf + branch > live:
-        raise CorruptionError(f"the tree has {leaf + branch} pages, and {live} are in use", path=store.path)
+        raise CorruptionError(f"the trees have {leaf + branch} pages, and {live} are in use", path=store.path)
     return Stats(
         entries=meta.entry_count, txid=meta.txid, time_ns=meta.time_ns, depth=meta.depth, page_size=meta.page_size,
         page_count=meta.page_count, leaf_pages=leaf, branch_pages=branch,
@@ -89,18 +96,19 @@ def gather(store: Store, state: State) -> Stats:
         live_bytes=live * meta.page_size, free_bytes=space.pages.free_count * meta.page_size,
         pinned_bytes=pinned * meta.page_size, oldest_snapshot=oldest, commits=store.commits,
         syncs=store.syncs, pages_written=store.pages_written, cache_hits=store.hits,
-        cache_misses=store.pager.misses,
+        cache_misses=store.pager.misses, tables=len(records), table_entries=sum(record.entries for record in records),
     )  # fmt: skip
 
 
 def _tree_pages(state: State) -> tuple[int, int]:
     """Pages of leaves and of branches. Leaves are counted in their parents and need not be read."""
-    tree = state.view.tree
-    if tree.depth < 2:
-        return (REF.unpack(tree.root)[1] if tree.depth else 0), 0
     leaf = branch = 0
-    for visit in walk(tree, state.pages(), down_to=2):
-        branch += visit.page_count
-        if visit.level == 2 and visit.branch is not None:
-            leaf += sum(page_count for _, page_count, _ in REF.iter_unpack(b"".join(visit.branch.refs)))
+    pages = state.pages()
+    for tree in state.view.trees():
+        if tree.depth == 1:
+            leaf += REF.unpack(tree.root)[1]
+        for visit in walk(tree, pages, down_to=2) if tree.depth > 1 else ():
+            branch += visit.page_count
+            if visit.level == 2 and visit.branch is not None:
+                leaf += sum(page_count for _, page_count, _ in REF.iter_unpack(b"".join(visit.branch.refs)))
     return leaf, branch

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import chain
 
 from .._engine.disk.protocol import Disk
 from .._engine.locks import oldest_pin
@@ -82,8 +83,9 @@ class Survey:
         self._runs += meta_runs(slots.metas, self._page_size)
 
     def _tree(self) -> None:
-        tree = Tree(self._pager, self._meta.root, self._meta.depth)
-        for visit in walk(tree, self._pages, tolerated=CorruptionError):
+        meta, pager = self._meta, self._pager
+        main, tables = Tree(pager, meta.root, meta.depth), Tree(pager, meta.tables_root, meta.tables_depth)
+        for visit in chain.from_iterable(walk(tree, self._pages, tolerated=CorruptionError) for tree in (main, tables)):
             kind = TYPE_NAMES[visit.kind]
             if visit.flaw is not None and visit.flaw.invariant in _NOT_CLAIMED:
                 self._problems.append(f"page {visit.page_id}: {kind}: {visit.flaw.message}")
@@ -211,7 +213,7 @@ def _meta_run(slot: int, meta: Meta | None) -> Run:
         return Run(slot, 1, "damaged", note="the meta page does not match its checksum")
     changes = sum(len(key) + len(value or b"") + 8 for key, value in meta.changes.items())
     note = f"{'steady, ' if meta.steady else ''}{plural(len(meta.changes), 'change')} not in the tree yet"
-    return Run(slot, 1, "meta", meta.txid, len(meta.changes), 160 + changes, note=note)
+    return Run(slot, 1, "meta", meta.txid, len(meta.changes), 192 + changes, note=note)
 
 
 def unreachable(disk: Disk, page_size: int, start: int, stop: int) -> Iterator[Run]:

@@ -133,11 +133,14 @@ class Mirror:
         with self._db.snapshot() as snapshot:
             meter, theirs = Meter(progress, len(snapshot)), iter(self.target.items())
             for entry in meter.watch(snapshot.items()):
-                if next(theirs, None) != entry:
-                    raise error(f"{self.target.location}: the entry {entry[0][:50]!r} differs from the file")
+                self._compare(entry, next(theirs, None))
             if next(theirs, None) is not None:
                 raise error(f"{self.target.location}: there are more entries than in the file")
         return meter.done
+
+    def _compare(self, entry: tuple[bytes, bytes], theirs: tuple[bytes, bytes] | None) -> None:
+        if theirs != entry:
+            raise error(f"{self.target.location}: the entry {entry[0][:50]!r} differs from the file")
 
     def close(self) -> None:
         """Release the file. The target stays open. Closing twice is harmless."""

@@ -20,6 +20,7 @@ from zlib import crc32
 
 from .._engine.changeset import ChangeSet
 from .._engine.disk import FileVolume
+from .._engine.tables import drop
 from .._engine.threads import Lease
 from .._files.arguments import CountedProgress, Path
 from .._files.opening import DEFAULT_CACHE_SIZE, Flag, OpenOptions
@@ -31,9 +32,11 @@ from ..errors import BusyError, ClosedError, error
 from ..maintenance.check import Problem
 from ..mapping import Key, Writable, as_bytes
 from ..streams import Source
+from ..table import Table, checked_name
 from ..transaction import own_transaction
 from . import manifest
 from .manifest import GOLDEN, make_whole, place, shard_path
+from .tables import ShardedTable
 from .threads import Call, Threads
 from .views import MergedIterator, ShardedSnapshot, ShardedStats, ShardTransaction
 
@@ -302,6 +305,25 @@ class ShardedDatabase(Writable):
                 shard.clear()
 
         self._each(write, range(self._count))
+
+    def table(self, name: str) -> ShardedTable:
+        """The table of that name: its keys are placed in the shards as those of the main table are."""
+        self._check()
+        return ShardedTable(self, name)
+
+    def _tables(self, name: str) -> list[Table]:
+        return [shard.table(name) for shard in self._shards]
+
+    def tables(self) -> list[str]:
+        """The names of all tables, ascending."""
+        return sorted({name for shard in self._shards for name in shard.tables()})
+
+    def drop_table(self, name: str) -> None:
+        """Delete a table and all its entries, in one atomic commit per shard. Raises `KeyError` if there is none."""
+        checked_name(name)
+        dropped = [shard._change_table(drop, name) for shard in self._shards]
+        if not any(dropped):
+            raise KeyError(name)
 
     def snapshot(self) -> ShardedSnapshot:
         """Read-only snapshots of all shards, taken one after another."""

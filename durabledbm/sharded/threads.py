@@ -98,9 +98,7 @@ class Threads:
         own = len(calls) or 1  # so many are made here in any case
         calls += map(Call, anywhere)
         try:
-            for call in calls[own:]:
-                if not self._start(call):
-                    break
+            all(map(self._start, calls[own:]))  # until no thread can start
             for call in calls:
                 call.make(maker)
             for call in calls:

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from heapq import merge
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+from .._engine.catalog import CATALOG, PREFIX_SIZE, TableKey, prefix_of
 from ..database import Database
 from ..errors import ClosedError, error
 from ..maintenance.stats import Stats
 from ..mapping import Readable, Writable
 from ..snapshot import Snapshot
 from ..streams import Source
+from ..table import TableSnapshot
 from ..transaction import Transaction
 from .manifest import place
 
 __all__ = ["MergedIterator", "ShardTransaction", "ShardedSnapshot", "ShardedStats"]
 
 T = TypeVar("T", bytes, tuple[bytes, bytes])
+R = TypeVar("R")
+S = TypeVar("S", bound="_Snapshots")
 
 
 class _Closable(Protocol):
@@ -81,6 +85,10 @@ class ShardTransaction(Transaction):
         self._count = count
 
     def _mine(self, key: bytes) -> bytes:
+        if type(key) is TableKey:
+            if prefix_of(key) == CATALOG:
+                return key
+            return TableKey(key[:PREFIX_SIZE] + self._mine(key[PREFIX_SIZE:]))
         if place(key, self._count) != self._number:
             raise ValueError(f"key {key[:40]!r} is in another shard than the one of this transaction")
         return key
@@ -89,6 +97,12 @@ class ShardTransaction(Transaction):
 
     def _find(self, key: bytes, *, whole: bool = True) -> bytes | None:
         return super()._find(self._mine(key), whole=whole)
+
+    def _change_table(self, operation: Callable[..., R], name: str, *arguments: Any) -> R:
+        for key in arguments[:1]:
+            for each in [key] if isinstance(key, bytes) else key:
+                self._mine(each)
+        return super()._change_table(operation, name, *arguments)
 
     def _put(self, key: bytes, value: bytes) -> None:
         super()._put(self._mine(key), value)
@@ -111,10 +125,10 @@ class ShardTransaction(Transaction):
         return super()._delete(self._mine(key))
 
 
-class ShardedSnapshot(Readable):
+class _Snapshots(Readable):
     """One snapshot per shard. A context manager; `close()` ends it."""
 
-    def __init__(self, snapshots: list[Snapshot]) -> None:
+    def __init__(self, snapshots: Sequence[Snapshot | TableSnapshot]) -> None:
         self._snapshots = snapshots
 
     @property
@@ -132,7 +146,7 @@ class ShardedSnapshot(Readable):
         for snapshot in self._snapshots:
             snapshot.close()
 
-    def __enter__(self) -> ShardedSnapshot:
+    def __enter__(self: S) -> S:
         return self
 
     def __exit__(
@@ -162,3 +176,21 @@ class ShardedSnapshot(Readable):
 
     def __len__(self) -> int:
         return sum(map(len, self._snapshots))
+
+
+class ShardedTableSnapshot(_Snapshots):
+    """One table in the snapshots of all shards. A context manager; `close()` ends them."""
+
+
+class ShardedSnapshot(_Snapshots):
+    """One snapshot per shard. A context manager; `close()` ends it."""
+
+    _snapshots: Sequence[Snapshot]
+
+    def table(self, name: str) -> ShardedTableSnapshot:
+        """The table of that name, as it was in each shard."""
+        return ShardedTableSnapshot([snapshot.table(name) for snapshot in self._snapshots])
+
+    def tables(self) -> list[str]:
+        """The names of the tables that there were, ascending."""
+        return sorted({name for snapshot in self._snapshots for name in snapshot.tables()})

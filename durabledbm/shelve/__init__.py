@@ -32,6 +32,7 @@ from .._messages import not_copied, represented
 from ..database import open as open_database
 from ..errors import BusyError
 from ..mapping import COMPLETIONS, Readable
+from ..table import Table, checked_name
 from .lock import CacheLock, Running
 from .writeback import ObjectCodec, WriteBackCache, close_at_exit
 
@@ -57,6 +58,7 @@ _V = TypeVar("_V")
 _T = TypeVar("_T")
 
 _SHELF_OPTIONS = ("serializer", "deserializer", "writeback_size")
+
 _NOTHING = nullcontext()
 _ABSENT = object()
 
@@ -74,6 +76,7 @@ class ShelfOptions(OpenOptions, total=False):
     serializer: _Serializer | None
     deserializer: _Deserializer | None
     writeback_size: int
+    table: str | None
 
 
 class Shelf(_stdlib.Shelf[_V]):
@@ -256,9 +259,13 @@ class Shelf(_stdlib.Shelf[_V]):
             self.dict.update({key.encode(self.keyencoding): raw for key, raw in raws.items()})
             if self.writeback:
                 for key, value in entries.items():
-                    self.cache.put(key, value, raws[key])
-                    if self.cache.full:
-                        self.cache.shrink(self.dict, self._codec())
+                    self._keep(key, value, raws[key])
+
+    def _keep(self, key: str, value: _V, raw: bytes) -> None:
+        """Put an object that was written into the cache, and make room there. The lock must be held."""
+        self.cache.put(key, value, raw)
+        if self.cache.full:
+            self.cache.shrink(self.dict, self._codec())
 
     def clear(self) -> None:
         """Remove all entries, in one operation if the mapping has one."""
@@ -480,6 +487,16 @@ class BsdDbShelf(Shelf[_V]):
         return key, self[key] if self.writeback else self.deserializer(raw)
 
 
+class _OnlyTable(Table):
+    """A table whose database is open for it alone."""
+
+    __slots__ = ()
+
+    def close(self) -> None:
+        """Close the database."""
+        self._source.close()
+
+
 class DbfilenameShelf(Shelf[_V], _stdlib.DbfilenameShelf[_V]):
     """A shelf in the file of exactly this name. `options`: see `open`."""
 
@@ -488,9 +505,14 @@ class DbfilenameShelf(Shelf[_V], _stdlib.DbfilenameShelf[_V]):
         **options: Unpack[ShelfOptions],
     ) -> None:  # fmt: skip
         others: dict[str, Any] = {**options}
+        name = others.pop("table", None)
         own = {name: others.pop(name) for name in _SHELF_OPTIONS if name in others}
         _checked(own.get("serializer"), own.get("deserializer"))  # complain before a file is created
-        Shelf.__init__(self, open_database(filename, flag, **others), protocol, writeback, **own)
+        if name is not None:
+            checked_name(name)
+        database = open_database(filename, flag, **others)
+        mapping = database if name is None else _OnlyTable(database, name)
+        Shelf.__init__(self, mapping, protocol, writeback, **own)
         self._lock.timeout = others.get("timeout", _TIMEOUT)
 
 
@@ -500,7 +522,8 @@ def open(
 ) -> DbfilenameShelf[Any]:  # fmt: skip
     """Open the shelf in the file of exactly this name, creating it if need be.
 
-    `options` are `serializer`, `deserializer` and `writeback_size` of `Shelf`, and those of
+    `options` are `table`, the name of the table that holds the shelf (None: the main table; see `Database.table`),
+    `serializer`, `deserializer` and `writeback_size` of `Shelf`, and those of
     `durabledbm.open` (mode, durability, timeout and others), whose flags, errors and guarantees these are.
     """
     return DbfilenameShelf(filename, flag, protocol, writeback, **options)

@@ -47,7 +47,10 @@ class CacheLock:
         operations = self._operations
         try:
             patience = Patience(self.timeout)
-            while (other := self._other()) is not None:
+            while True:
+                other = self._other()
+                if other is None:
+                    break
                 self._wait(other, patience)
             self._operations = operations + 1
         except BaseException:

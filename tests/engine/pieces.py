@@ -49,7 +49,7 @@ class Engine:
     def writer(self) -> PageWriter:
         """The writer of the next commit."""
         self.txid += 1
-        return PageWriter(self.disk, self.pager, self.space, self.txid)
+        return PageWriter(self.disk.writes(), self.pager, self.space, self.txid)
 
     def merge(self, changes: Mapping[bytes, Change], *, packing: bool = False) -> Merged:
         """Merge changes into the tree, and make the result the tree. What it freed may be used at once."""

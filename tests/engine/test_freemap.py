@@ -70,7 +70,7 @@ def reloaded(space: FreeMap, runs: Runs, page_size: int) -> FreeMap:
 
 def test_a_new_space_has_nothing_free_and_grows() -> None:
     space = FreeMap(4096, FIRST, FIRST)
-    assert space.pages.take(1) == (2, 1)
+    assert space.pages.take(1) == [(2, 1)]
     assert space.pages.take_run(5) == (3, 5)
     assert space.pages.page_count == 8
     assert space.pages.used_count == 8
@@ -102,18 +102,23 @@ def test_a_free_run_that_is_long_enough_is_taken_before_the_file_grows() -> None
 def test_a_small_file_grows_rather_than_to_be_scattered() -> None:
     space = freed([(10, 3), (20, 3)])
     before = space.pages.page_count
-    assert space.pages.take(8) == (before, 8)
+    assert space.pages.take(8) == [(before, 8)]
 
 
-def test_a_file_that_must_not_grow_is_filled_with_the_longest_runs() -> None:
-    space = freed([(10, 3), (20, 5), (40, 1)])
+def test_a_file_that_must_not_grow_is_filled_going_around_it() -> None:
+    space = freed([(10, 3), (20, 5), (40, 1), (50, 3)])
     before = space.pages.page_count
-    assert space.pages.take(8, grow=False) == (20, 4)
-    assert space.pages.take(8, grow=False) == (10, 2)
-    left = [space.pages.take(8, grow=False) for _ in range(3)]
-    assert sorted(left) == [(12, 1), (24, 1), (40, 1)]
+    assert space.pages.take(6, grow=False) == [(10, 3), (20, 3)]
+    space.pages.give_back(10, 2)
+    assert space.pages.take(7, grow=False) == [(23, 2), (40, 1), (50, 3)], "the front has its turn later"
+    assert space.pages.take(7, grow=False) == [(10, 2)]
     assert space.pages.page_count == before
-    assert space.pages.take(8, grow=False)[0] == before, "nothing is free: there is no other way"
+    assert space.pages.take(8, grow=False) == [(before, 8)], "nothing is free: there is no other way"
+
+
+def test_a_run_that_is_long_enough_is_taken_before_scattered_pages() -> None:
+    space = freed([(10, 3), (20, 8), (40, 1)])
+    assert space.pages.take(7, grow=False) == [(20, 8)]
 
 
 def test_a_hole_is_a_single_free_page() -> None:
@@ -129,8 +134,8 @@ def test_what_is_closed_is_not_given_out_and_free_again_afterwards() -> None:
     space = freed([(10, 2), (20, 1), (30, 3), (40, 1)])
     space.pages.close_from(31)
     assert space.pages.free_count == 4
-    assert [space.pages.take(1, grow=False)[0] for _ in range(4)] == [10, 11, 20, 30]
-    assert space.pages.take(1, grow=False)[0] >= 100, "nothing else is open: the file grows"
+    assert [space.pages.take(1, grow=False) for _ in range(4)] == [[(at, 1)] for at in (10, 11, 20, 30)]
+    assert space.pages.take(1, grow=False)[0][0] >= 100, "nothing else is open: the file grows"
     space.pages.reopen()
     assert list(space.pages.free_runs()) == [(31, 2), (40, 1)]
     assert space.pages.take_run(2) == (31, 2)
@@ -141,17 +146,17 @@ def test_a_large_file_with_much_free_space_does_not_grow_for_a_long_run() -> Non
     holes = [(at, 2) for at in range(10, 9000, 4)]
     space = freed(holes, 10_000)
     before = space.pages.page_count
-    assert space.pages.take(64)[1] == 2
+    assert space.pages.take(64) == [(at, 2) for at in range(10, 138, 4)]
     assert space.pages.page_count == before
 
 
 def test_pages_that_are_freed_next_to_each_other_are_found_as_one_run() -> None:
     """That there was no run of that length before is not remembered for longer than it is true."""
     space = freed([(at, 1) for at in range(10, 90, 2)])
-    assert space.pages.take(8, grow=False)[1] == 1
-    for page_id in range(11, 19, 2):
+    assert {count for _, count in space.pages.take(8, grow=False)} == {1}
+    for page_id in range(31, 39, 2):
         space.pages.give_back(page_id, 1)
-    assert space.pages.take(8, grow=False) == (11, 8)
+    assert space.pages.take(8, grow=False) == [(30, 8)]
 
 
 def test_pages_freed_by_a_commit_wait_for_their_release() -> None:
@@ -285,23 +290,25 @@ class Model:
             want = draw.choice([1, 1, 2, 3, 7, 40])
             exactly = draw.random() < 0.5
             if want == 1 and (hole := self.space.pages.take_hole()):
-                page_id, count = hole, 1
+                runs = [(hole, 1)]
             elif exactly:
-                page_id, count = self.space.pages.take_run(want)
+                runs = [self.space.pages.take_run(want)]
             else:
-                page_id, count = self.space.pages.take(want, grow=draw.random() < 0.7)
-            assert count >= 1
-            assert not exactly or count == want
-            taken = set(range(page_id, page_id + count))
-            assert page_id >= FIRST
-            assert not taken & set(range(closed_from, end))
-            assert not taken & (self.used | fresh)
-            assert all(self.freed_by.pop(page, 0) <= self.released for page in taken)
-            if draw.random() < 0.3:
-                keep = draw.randint(0, count - 1)
-                self.space.pages.give_back(page_id + keep, count - keep)
-                taken = set(range(page_id, page_id + keep))
-            fresh |= taken
+                runs = self.space.pages.take(want, grow=draw.random() < 0.7)
+            assert runs == sorted(runs)
+            assert not exactly or runs[0][1] == want
+            for page_id, count in runs:
+                assert count >= 1
+                taken = set(range(page_id, page_id + count))
+                assert page_id >= FIRST
+                assert not taken & set(range(closed_from, end))
+                assert not taken & (self.used | fresh)
+                assert all(self.freed_by.pop(page, 0) <= self.released for page in taken)
+                if draw.random() < 0.3:
+                    keep = draw.randint(0, count - 1)
+                    self.space.pages.give_back(page_id + keep, count - keep)
+                    taken = set(range(page_id, page_id + keep))
+                fresh |= taken
         for page in draw.sample(sorted(self.used), min(len(self.used), draw.choice([0, 1, 5, 60]))):
             self.space.free(page, 1)
             self.used.remove(page)

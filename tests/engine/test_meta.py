@@ -146,16 +146,16 @@ def test_numbers_that_cannot_be_are_damage(offset: int, value: int) -> None:
 @pytest.mark.parametrize(
     ("offset", "value"),
     [
-        (152, (META_SIZE - 160 - 12 + 1).to_bytes(4, "little")),  # more bytes of changes than there are
+        (152, (META_SIZE - 192 - 12 + 1).to_bytes(4, "little")),  # more bytes of changes than there are
         (152, b"\xff\xff\xff\xff"),
         (156, (300).to_bytes(2, "little")),  # more extents than there is room for
         (156, b"\xff\xff"),
         (158, (2).to_bytes(2, "little")),  # more changes than their bytes
         (158, b"\xff\xff"),
-        (160, (100).to_bytes(4, "little")),  # a key longer than the changes
-        (160, b"\xff\xff\xff\xff"),
-        (164, (100).to_bytes(4, "little")),  # a value longer than the changes
-        (164, b"\xff\xff\xff\x7f"),
+        (192, (100).to_bytes(4, "little")),  # a key longer than the changes
+        (192, b"\xff\xff\xff\xff"),
+        (196, (100).to_bytes(4, "little")),  # a value longer than the changes
+        (196, b"\xff\xff\xff\x7f"),
     ],
 )
 def test_lists_that_do_not_fit_are_damage(offset: int, value: bytes) -> None:

@@ -196,6 +196,11 @@ def test_a_leaf_is_edited_only_if_the_result_is_within_the_limits() -> None:
     assert edit_leaf(leaf, {b"a": None}, [b"a"], (size, 2 * size, 4096)) is None
 
 
+@pytest.mark.parametrize("changes", [{b"b" * 70_000: b"2"}, {b"b" * 70_000: b"2", b"c": b"3"}])
+def test_a_key_that_no_offset_reaches_over_is_not_edited_in(changes: dict[bytes, bytes]) -> None:
+    assert edit_leaf(leaf_of({b"a": b"1", b"d": b"4"}), changes, sorted(changes), (0, 4000, 2048)) is None
+
+
 def test_a_leaf_is_not_edited_to_hold_a_value_that_belongs_in_a_run_of_its_own() -> None:
     leaf = leaf_of({b"a": b"1"})
     assert edit_leaf(leaf, {b"a": b"2" * 2048}, [b"a"], (0, 4000, 2048)) is not None

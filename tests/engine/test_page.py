@@ -51,7 +51,7 @@ def test_a_sealed_run_says_what_it_is(**given: int) -> None:
     header = read_header(run)
     assert len(run) == header.page_count * given["page_size"]
     assert header.page_count == pages_for(len(payload), given["page_size"])
-    assert (header.type, header.flags, header.reserved) == (given["kind"], given["flags"], 0)
+    assert (header.type, header.flags, header.tree) == (given["kind"], given["flags"], 0)
     assert (header.entry_count, header.page_id, header.txid) == tuple(given[name] for name in names[2:5])
     assert header.payload_size == len(payload)
     assert run[HEADER.size : HEADER.size + len(payload)] == payload

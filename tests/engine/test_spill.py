@@ -396,7 +396,7 @@ def new_spill(
     committer = Committer(store)
     lease = Lease()
     committer.begin(lease, 0)
-    return Spill(store.disk, store.state, committer.preparer.take_free_map(), cleared=cleared), committer, lease
+    return Spill(committer.writes(), store.state, committer.preparer.take_free_map(), cleared=cleared), committer, lease
 
 
 def test_what_waits_in_the_meta_page_goes_into_the_first_spill() -> None:
@@ -416,15 +416,15 @@ def test_a_spill_that_starts_from_nothing_ignores_what_waits() -> None:
 def test_a_spill_returns_to_its_mark() -> None:
     spill, committer, _lease = new_spill(SimVolume({PATH: empty_file()}), {})
     spill.add({b"%d" % n: b"x" * 500 for n in range(100)})
-    mark, before = spill.mark(), spill.tree
+    mark, before = spill.mark(), spill.view.tree
     spill.reuse = False
     spill.add({b"%d" % n: b"y" * 500 for n in range(50, 200)})
-    assert spill.tree.get(b"70") == b"y" * 500
+    assert spill.view.tree.get(b"70") == b"y" * 500
     spill.reset(mark)
-    assert spill.tree.root == before.root
+    assert spill.view.tree.root == before.root
     committer.store.pager.clear()
-    assert all(spill.tree.get(b"%d" % n) == b"x" * 500 for n in range(100))
-    assert spill.tree.get(b"150") is None
+    assert all(spill.view.tree.get(b"%d" % n) == b"x" * 500 for n in range(100))
+    assert spill.view.tree.get(b"150") is None
     successor = committer.commit_spill(spill, {b"last": b"z"}, sync=True)
     assert successor.meta.entry_count == 101
     assert successor.view.get(b"last") == b"z"

@@ -21,7 +21,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from model import MODES, Model
 from simdisk import Crash, SimVolume, Trace
@@ -31,11 +31,45 @@ from durabledbm import streams
 from durabledbm._engine import large_value
 from durabledbm.database import Database, open_on
 from durabledbm.maintenance.check import Problem
+from durabledbm.transaction import Transaction
 
 PATH = "/db"
 FOREVER = 3600.0  # the seconds of an interval that nobody waits for: flushing is the workload's business
 
 Changes = Mapping[bytes, "bytes | None"]
+
+TABLES = b"\xfetable "
+"""What begins a key of the model that stands for a key of a table."""
+
+
+def in_table(name: str, key: bytes) -> bytes:
+    """The model's key for a key of a table."""
+    return TABLES + name.encode() + b"\xfe" + key
+
+
+def content_of(database: Database) -> dict[bytes, bytes]:
+    """Everything in the database, as the model has it. The counts must be right."""
+    content = dict(database.items())
+    assert len(database) == len(content)
+    for name in database.tables():
+        table = database.table(name)
+        entries = dict(table.items())
+        assert len(table) == len(entries)
+        content |= {in_table(name, key): value for key, value in entries.items()}
+    return content
+
+
+def make(place: Database | Transaction, changes: Changes) -> None:
+    """Make changes, which are the model's, to a database or in a transaction."""
+    for place_and_key, value in changes.items():
+        key, target = place_and_key, cast("Any", place)
+        if place_and_key.startswith(TABLES):
+            name, key = place_and_key[len(TABLES) :].split(b"\xfe", 1)
+            target = place.table(name.decode())
+        if value is None:
+            target.pop(key, None)
+        else:
+            target[key] = value
 
 
 class Bench:
@@ -78,30 +112,32 @@ class Bench:
 
     def put(self, key: bytes, value: bytes) -> None:
         self.model.will_commit({key: value})
-        self.db[key] = value
+        make(self.db, {key: value})
         self.model.acknowledged()
 
     def delete(self, key: bytes) -> None:
         self.model.will_commit({key: None})
-        self.db.pop(key, None)
+        make(self.db, {key: None})
         self.model.acknowledged()
 
     def commit(self, changes: Changes) -> None:
         """One atomic commit of puts and deletions."""
         self.model.will_commit(changes)
         with self.db.transaction() as tx:
-            for key, value in changes.items():
-                if value is None:
-                    tx.pop(key, None)
-                else:
-                    tx[key] = value
+            make(tx, changes)
         self.model.acknowledged()
         if self.mode in ("interval", "manual") and self.rng.random() < 0.7:
             self.sync()  # else nothing would be written
 
     def clear(self) -> None:
-        self.model.will_commit({}, clear=True)
+        self.model.will_commit({key: None for key in self.model.content if not key.startswith(TABLES)})
         self.db.clear()
+        self.model.acknowledged()
+
+    def drop(self, name: str) -> None:
+        """Drop a table."""
+        self.model.will_commit({key: None for key in self.model.content if key.startswith(in_table(name, b""))})
+        self.db.drop_table(name)
         self.model.acknowledged()
 
     def sync(self) -> None:
@@ -364,13 +400,40 @@ def pinned(bench: Bench) -> None:
     bench.sync()
 
 
+def several_tables(bench: Bench) -> None:
+    """Commits that change the main table and others: in the meta page, in the trees, and with whole tables that go."""
+    rng = bench.rng
+
+    def entries(count: int, size: int) -> dict[bytes, bytes]:
+        found = bench.entries(count, size, span=200)
+        return {in_table(f"table {key[-1] % 3}", key) if key[-1] % 4 else key: value for key, value in found.items()}
+
+    bench.commit(entries(12, 60))
+    bench.commit(entries(200, 100))
+    bench.begin_here()
+    bench.put(in_table("table 1", b"small"), b"1")
+    bench.commit({**entries(30, 300), **dict.fromkeys(rng.sample(sorted(bench.model.content), 30))})
+    bench.put(in_table("table 2", b"large"), rng.randbytes(9000))
+    bench.drop("table 1")
+    bench.sync()
+    bench.commit({in_table("table 1", b"again"): b"2", b"main": b"3"})
+    bench.clear()
+    with spill_size(6000):
+        bench.commit(entries(60, 200))
+    bench.reorganize()
+    bench.drop("table 2")
+
+
 def mixture(bench: Bench) -> None:
     """Anything, in an order drawn with the seed."""
     rng = bench.rng
     for _ in range(rng.randrange(6, 14)):
         keys = sorted(bench.model.content) or [b"none"]
-        action = rng.randrange(13)
-        if action < 4:
+        action = rng.randrange(15)
+        if action > 12:
+            key = in_table(f"table {rng.randrange(2)}", b"%d" % rng.randrange(100))
+            bench.put(key, rng.randbytes(rng.choice((0, 5, 100, 1000))))
+        elif action < 4:
             bench.put(rng.choice([*keys, b"new %d" % rng.randrange(100)]), rng.randbytes(rng.choice((0, 5, 100, 1000))))
         elif action < 8:
             size = rng.choice((50, 200, 1500))
@@ -390,7 +453,7 @@ def mixture(bench: Bench) -> None:
 
 ALL: tuple[Workload, ...] = (
     creation, empty_file, small_commits, one_leaf, tree_commits, joining, many_pages, large_values, clearing,
-    begun_anew, shrinking, reorganizing, spilling, streaming, two_writers, pinned, mixture,
+    begun_anew, shrinking, reorganizing, spilling, streaming, two_writers, pinned, several_tables, mixture,
 )  # fmt: skip
 
 
@@ -543,9 +606,8 @@ def recovered(volume: SimVolume, model: Model, event: str, at: int | None) -> tu
         model.check({}, event, at)  # nothing was acknowledged yet
     database = open_on(volume, PATH, "c", durability=model.mode, interval=FOREVER)
     try:
-        content = dict(database.items())
+        content = content_of(database)
         model.check(content, event, at)
-        assert len(database) == len(content)
         problems = [problem for problem in database.check() if not is_torn_slot(problem)]
         assert not problems, problems
     except BaseException:
@@ -563,27 +625,23 @@ def _write_on(volume: SimVolume, database: Database, model: Model, rng: random.R
     """A small commit, a larger one, and what deletes; then all must be there, for others too."""
     keys = sorted(model.content)
     steps: list[Changes] = [
-        {b"on": rng.randbytes(20)},
+        {b"on": rng.randbytes(20), in_table("on", b"on"): rng.randbytes(20)},
         {**{rng.choice(keys): None for _ in keys[:3]}, **{b"more %d" % n: rng.randbytes(900) for n in range(8)}},
     ]
     try:
         for changes in steps:
             model.will_commit(changes)
             with database.transaction() as tx:
-                for key, value in changes.items():
-                    if value is None:
-                        tx.pop(key, None)
-                    else:
-                        tx[key] = value
+                make(tx, changes)
             model.acknowledged()
         database.sync()
         model.synced()
-        assert dict(database.items()) == model.content
+        assert content_of(database) == model.content
         assert database.check() == []
     finally:
         database.close()
     with open_on(volume, PATH, "r") as reader:
-        assert dict(reader.items()) == model.content
+        assert content_of(reader) == model.content
         assert reader.check() == []
 
 

@@ -1,11 +1,11 @@
-"""Makes tests/data/golden-v1.db: a file of format version 1, for every later version to read.
+"""Makes tests/data/golden-v2.db: a file of format version 2, for every later version to read.
 
-    python tests/support/make_golden.py tests/data/golden-v1.db
+    python tests/support/make_golden.py tests/data/golden-v2.db
 
 The file is made once for each format version that is released, and then kept: it shows what was written then,
 whatever the engine writes now. It has a fixed database id, a fixed generation and fixed times, and holds every
 structure that docs/format.md names: leaves of one page and of several, branches on two levels, large values, one of
-them in pieces, both kinds of changes in a meta page, a free-space map with all its parts, and free pages.
+them in pieces, both kinds of changes in a meta page, other tables, a free-space map with all its parts, and free pages.
 """
 
 from __future__ import annotations
@@ -49,6 +49,12 @@ def contents() -> dict[bytes, bytes]:
     return entries | {numbered(100): b"changed", b"in the meta page": b"added last"}
 
 
+def tables() -> dict[str, dict[bytes, bytes]]:
+    """What its other tables hold."""
+    small = {b"": b"empty key", b"large": bytes(range(256)) * 20, b"key": b"", b"last": b"in the meta page"}
+    return {"small": small, "n\u00e4me": {b"%03d" % n: b"value" * (n % 9) for n in range(300)}}
+
+
 def make() -> bytes:
     """The golden file."""
     meta = Meta(
@@ -78,10 +84,15 @@ def make() -> bytes:
             space._LOG_PAGES, space._CHUNK_MIN = log_pages, chunk_min
             db.update(first)
             db[IN_PIECES] = target[IN_PIECES]
+            for name, entries in tables().items():
+                db.table(name).update(entries)
+            db.table("dropped").update(tables()["small"])
+            db.drop_table("dropped")
             db[numbered(100)] = b"changed"
             db[b"in the meta page"] = b"added last"
             for key in DELETED:
                 del db[key]
+            db.table("small")[b"last"] = b"in the meta page"
             assert dict(db.items()) == target
             image = volume.content("/golden.db")
     slots = [decode_meta(image[:META_SIZE]), decode_meta(image[META_SIZE:META_AREA])]

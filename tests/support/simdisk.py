@@ -57,10 +57,11 @@ import random
 import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
-from durabledbm._engine.disk.protocol import ELSEWHERE, LockOwner
-from durabledbm.errors import ClosedError
+from durabledbm._engine.disk.protocol import ELSEWHERE, PARENTS, LockOwner, Writes
+from durabledbm.errors import ClosedError, error
 
 BLOCK = 4096
 SECTOR = 512
@@ -241,11 +242,26 @@ class SimDisk:
         return start, stop
 
     def write(self, offset: int, parts: Sequence[bytes]) -> None:
-        file = self._open(write=True)
-        self._volume._do(Operation("write", self.path, file.number, offset, b"".join(parts)))
+        self._write(self._token, offset, parts)
 
     def resize(self, size: int) -> None:
+        self._resize(self._token, size)
+
+    def writes(self) -> Writes:
+        return Writes(partial(self._write, self._token), partial(self._resize, self._token))
+
+    def _write(self, token: int, offset: int, parts: Sequence[bytes]) -> None:
+        file = self._open(write=True)
+        self._check_parent(token)
+        self._volume._do(Operation("write", self.path, file.number, offset, b"".join(parts)))
+
+    def _check_parent(self, token: int) -> None:
+        if token != self._token:
+            raise error(f"{self.path}: {PARENTS}")
+
+    def _resize(self, token: int, size: int) -> None:
         file = self._open()
+        self._check_parent(token)
         if not self.writable:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         self._volume._do(Operation("resize", self.path, file.number, size=size))

@@ -7,6 +7,12 @@ A forked child inherits open files together with their locks, and a lock ends on
 open file. So a child that never uses a handle would keep the locks of a parent that was killed. Therefore every disk of
 a child changes to an open file of its own, directly after the fork and under the same number.
 
+A write of the parent's that such a child goes on with, since a signal handler has forked, must not get there. It has
+the mark of the open file that it was begun for (see below), and compares it directly before the system call, so that no
+handler runs in between. During the call one may, if the file system lets signals interrupt it; then the call is made
+once more. So a child that is forked during it leaves the number to an open file that cannot be written, and takes
+another.
+
 A number may be taken away from us (see `disk`). To tell, each open file gets a mark that no other has: its position,
 which positioned reads and writes neither use nor move. Asking for it is the cheapest of all system calls, and unlike
 device and inode it tells two open files of the same file apart.
@@ -21,13 +27,14 @@ import os
 import stat
 import struct
 import sys
+import threading
 import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
 
 from ..._interrupts import is_interrupt
-from ...errors import ClosedError
-from .protocol import ELSEWHERE, LockOwner
+from ...errors import ClosedError, error
+from .protocol import ELSEWHERE, PARENTS, LockOwner, Writes
 
 assert sys.platform != "win32", "see windows"
 
@@ -65,12 +72,16 @@ _NO_SYNC = frozenset(
 class FileDisk:
     """A file of the operating system, through positioned reads and writes and open-file-description locks."""
 
-    __slots__ = ("__weakref__", "_fd", "_identity", "_mark", "_root", "_seeking", "path", "read", "writable")
+    __slots__ = (
+        "__weakref__", "_fd", "_identity", "_mark", "_root", "_seeking", "_writing", "path", "read", "writable",
+    )  # fmt: skip
 
     def __init__(self, fd: int, path: str, *, writable: bool) -> None:
         self._identity = _identity(fd, path)
         self._seeking: list[int] = []
         """One item for each thread that looks for holes: they move the position by which `held` tells the file."""
+        self._writing: list[int] = []
+        """The threads that are writing."""
         self._root = _root()
         self.path = path
         self.writable = writable
@@ -95,13 +106,55 @@ class FileDisk:
                 self._seeking.pop()
 
     def write(self, offset: int, parts: Sequence[bytes | memoryview]) -> None:
-        fd = self._own()
-        if len(parts) == 1 and os.pwrite(fd, parts[0], offset) == len(parts[0]):
-            return
-        _write_all(fd, offset, parts)
+        self._write(self._mark, offset, parts)
 
     def resize(self, size: int) -> None:
-        os.ftruncate(self._own(), size)
+        self._resize(self._mark, size)
+
+    def writes(self) -> Writes:
+        return Writes(partial(self._write, self._mark), partial(self._resize, self._mark))
+
+    def _write(self, mark: int, offset: int, parts: Sequence[bytes | memoryview]) -> None:
+        """Write to the open file that has the mark."""
+        fd = self._own()
+        try:
+            self._writing.append(threading.get_ident())
+            pending: Sequence[bytes | memoryview] = parts
+            while True:
+                if not pending:
+                    break
+                call: Callable[..., int] = os.pwrite if len(pending) == 1 else _write_vector
+                what = pending[0] if len(pending) == 1 else pending[:_VECTOR_MAX]
+                # The good way leads to the call without a jump, at which Python 3.10 may call a signal handler.
+                if self._mark == mark:
+                    written = call(fd, what, offset)
+                else:
+                    raise error(f"{self.path}: {PARENTS}")
+                offset += written
+                pending = _rest(pending, written)
+        except OSError as exc:
+            if self._mark == mark or is_interrupt(exc):
+                raise
+            raise error(f"{self.path}: {PARENTS}") from exc
+        finally:
+            if self._writing:
+                self._writing.pop()
+
+    def _resize(self, mark: int, size: int) -> None:
+        fd = self._own()
+        try:
+            self._writing.append(threading.get_ident())
+            if self._mark == mark:  # as in `_write`
+                os.ftruncate(fd, size)
+            else:
+                raise error(f"{self.path}: {PARENTS}")
+        except OSError as exc:
+            if self._mark == mark or is_interrupt(exc):
+                raise
+            raise error(f"{self.path}: {PARENTS}") from exc
+        finally:
+            if self._writing:
+                self._writing.pop()
 
     def sync(self) -> None:
         _sync(self._own())
@@ -140,9 +193,11 @@ class FileDisk:
         try:
             if self._fd < 0:
                 return False
+            if os.lseek(self._fd, 0, 1) == self._mark:
+                return True
             # More than one look: another thread that seeks puts the position back before it is taken off the list, and
             # may have done both between the two questions.
-            return any(os.lseek(self._fd, 0, os.SEEK_CUR) == self._mark or self._seeking for _ in range(4))
+            return any(self._seeking or os.lseek(self._fd, 0, 1) == self._mark for _ in range(4))
         except OSError as exc:
             if is_interrupt(exc):
                 raise
@@ -214,9 +269,24 @@ class FileDisk:
             self._let_go(_LOST)
             os.close(inherited)
             return
-        os.dup2(fresh, inherited, inheritable=False)
-        os.close(fresh)
-        self._mark = _marked(inherited)
+        if threading.get_ident() in self._writing:
+            self._leave(inherited)
+            self._hold(fresh)
+        else:
+            os.dup2(fresh, inherited, inheritable=False)
+            os.close(fresh)
+            self._mark = _marked(inherited)
+        self._writing = []
+
+    def _leave(self, inherited: int) -> None:
+        """In a child that goes on with a system call of the parent's: reading may go on, and writing fails."""
+        self._let_go(_LOST)
+        try:
+            powerless = _open(f"/proc/self/fd/{inherited}", _flags(False))
+        except OSError:
+            powerless = _open(os.devnull, _flags(False))
+        os.dup2(powerless, inherited, inheritable=False)
+        os.close(powerless)
 
     def close(self) -> None:
         fd, ours = self._fd, self.held()
@@ -375,7 +445,9 @@ def _open(path: str, flags: int, mode: int = 0o777) -> int:
     stopgaps: list[int] = []
     try:
         if not all(map(_is_open, range(_STANDARD))):
-            while not stopgaps or stopgaps[-1] < _STANDARD:
+            while True:
+                if stopgaps and stopgaps[-1] >= _STANDARD:
+                    break
                 stopgaps.append(os.open(os.sep, getattr(os, "O_PATH", os.O_RDONLY) | os.O_CLOEXEC))
         fd = os.open(path, flags, mode)
     finally:
@@ -431,23 +503,19 @@ if hasattr(os, "pwritev"):
     _write_vector = os.pwritev
 else:  # macOS before version 11
 
-    def _write_vector(fd: int, parts: Sequence[memoryview], offset: int) -> int:  # type: ignore[misc]
+    def _write_vector(fd: int, parts: Sequence[bytes | memoryview], offset: int) -> int:  # type: ignore[misc]
         return os.pwrite(fd, b"".join(parts), offset)
 
 
-def _write_all(fd: int, offset: int, parts: Sequence[bytes | memoryview]) -> None:
-    pending = [memoryview(part) for part in parts if part]
-    start = 0
-    while start < len(pending):
-        written = _write_vector(fd, pending[start : start + _VECTOR_MAX], offset)
-        if written == 0:
-            raise OSError(errno.EIO, "the disk took no bytes")
-        offset += written
-        while written and written >= len(pending[start]):
-            written -= len(pending[start])
-            start += 1
-        if written:
-            pending[start] = pending[start][written:]
+def _rest(parts: Sequence[bytes | memoryview], written: int) -> Sequence[bytes | memoryview]:
+    """What is left of the parts when so many bytes of them were written."""
+    if written == 0 and any(parts):
+        raise OSError(errno.EIO, "the disk took no bytes")
+    for number, part in enumerate(parts):
+        if written < len(part):
+            return [memoryview(part)[written:], *parts[number + 1 :]]
+        written -= len(part)
+    return ()
 
 
 # struct flock on 64-bit systems: Linux and most others have {short type, whence; long start, len; int pid}, macOS has

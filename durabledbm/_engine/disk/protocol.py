@@ -22,6 +22,8 @@ again by its name. Reading does not ask each time, since that would cost half as
 of the bytes verifies them, and asks `held` when they are not what they should be.
 
 After a fork a `Disk` of the child refers to an open file of its own, so that the child shares no lock with its parent.
+A signal handler may fork amid a commit, and the child return from it into that commit, which is the parent's. So what
+writes a commit is asked for once, when the writer lock is taken (`Disk.writes`), and belongs to the open file of then.
 """
 
 from __future__ import annotations
@@ -32,10 +34,21 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 if TYPE_CHECKING:
     import os
 
-__all__ = ["ELSEWHERE", "Disk", "LockOwner", "Readable", "Volume"]
+__all__ = ["ELSEWHERE", "PARENTS", "Disk", "LockOwner", "Readable", "Volume", "Writes"]
 
 ELSEWHERE = "the file was moved or removed while it was open, or another was put in its place"
 """What is said of a name that does not lead to the open file any more."""
+
+
+PARENTS = "the process was forked amid this operation, which is the parent's"
+"""What is said to a child that goes on with it."""
+
+
+class Writes(NamedTuple):
+    """`Disk.write` and `Disk.resize` of one open file. In a child that was forked since, they raise `error`."""
+
+    write: Callable[[int, Sequence[bytes | memoryview]], None]
+    resize: Callable[[int], None]
 
 
 class LockOwner(NamedTuple):
@@ -90,6 +103,9 @@ class Disk(Protocol):
 
     def resize(self, size: int) -> None:
         """Cut the file off at `size` bytes, or extend it with zeros."""
+
+    def writes(self) -> Writes:
+        """What writes to this very open file, and in a forked child to none."""
 
     def sync(self) -> None:
         """Return when everything written to the file is on the medium."""

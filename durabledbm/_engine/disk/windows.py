@@ -47,7 +47,7 @@ from typing import NewType, Protocol, TypeVar
 
 from ...errors import ClosedError
 from ..threads import Patience
-from .protocol import ELSEWHERE, LockOwner
+from .protocol import ELSEWHERE, LockOwner, Writes
 
 __all__ = ["Handle", "InUse", "Kernel", "WindowsDisk", "WindowsVolume", "take_owner"]
 
@@ -179,6 +179,9 @@ class WindowsDisk:
 
     def resize(self, size: int) -> None:
         self._kernel.resize(self._open_handle(), size)
+
+    def writes(self) -> Writes:
+        return Writes(self.write, self.resize)  # Windows does not fork
 
     def sync(self) -> None:
         self._kernel.flush(self._open_handle())
