@@ -21,16 +21,15 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ._engine.changeset import ChangeSet
-from ._engine.node import Overflow
 from ._engine.pager import Pager
 from ._engine.pipeline import Pipeline
 from ._engine.spill import Spill
 from ._engine.store import Store
 from ._engine.threads import Lease
-from ._engine.value_writer import ValueWriter
 from ._engine.view import Scope, View
 from ._process.caller_context import CallerContext
 from ._transaction_context import BLOCK_OVER, Block, Fate, TransactionContext, Use
+from ._value_stream import put_in_pieces
 from .errors import BusyError, ClosedError, error
 from .mapping import Key, Value, as_bytes
 from .streams import Source, opened
@@ -567,56 +566,9 @@ class Transaction(WithTables):
         if (value := source.whole()) is not None:
             self._put(key, value)
             return
-        context, observer = self._open_context(), self.database._store.observer
-        begun = context.spill is None
-        writer = self._exclusively(context, Spill.value_writer, key)
-        spill = context.spill
-        try:
-            for part in source.parts():  # here the file is read: what it does with the transaction is its own affair...
-                self._writing()
-                if context.spill is not spill:  # ...unless that has taken away what was written
-                    raise error("the transaction was rolled back or cleared while a value was read for it")
-                if observer is not None:
-                    observer.admit_large(key, source.length)
-                if part:
-                    self._exclusively(context, _add, writer, part)
-            large = self._exclusively(context, _finish, writer)
-            if observer is not None:
-                observer.admit_large(key, source.length, partial(context.work.base.tree.pager.value, large, key))
-            self._exclusively(context, self._move, {key: large})
-        except BaseException:
-            self._abandon(context, spill, writer, begun=begun)
-            raise
-
-    def _abandon(
-        self, context: TransactionContext, spill: Spill | None, writer: ValueWriter, *, begun: bool
-    ) -> None:
-        """A value could not be read or written to its end: unless all will be undone, its pages are free again.
-
-        `begun`: so far, the spill was for this value alone.
-        """
-        if spill is None or context.spill is not spill or context.doomed is not None or context.orphaned:
-            return
-        if begun and context.top is self._block and not spill.started:
-            context.spill = None
-        else:
-            self._exclusively(context, _free, writer)
+        put_in_pieces(self, key, source, self.database._store.observer)
 
     def __repr__(self) -> str:
         fate = self._block.fate
         state = "not begun" if fate is Fate.NEW else "open" if fate is Fate.OPEN else "ended"
         return f"<{type(self).__name__} on {self.database.path!r}, {state}>"
-
-
-def _add(spill: Spill, writer: ValueWriter, part: bytes) -> None:
-    writer.add(part)
-
-
-def _finish(spill: Spill, writer: ValueWriter) -> Overflow:
-    large = writer.finish()
-    spill.flush()  # an attached log may read it
-    return large
-
-
-def _free(spill: Spill, writer: ValueWriter) -> None:
-    writer.abandon()

@@ -37,7 +37,7 @@ _engine.pipeline
 _engine.deferred_commit  _engine.group_commit
 _engine.durability
 _process.handles  _process.children.*  _transaction_context  shelve.lock  shelve.writeback  streams
-mapping
+_value_stream  mapping
 _files.intact_pages  _files.sorting  _files.temporary  _files.tree_diff
 _files.publish  _log.records  _log.overlay
 _log.files  _foreign.kinds  _foreign.file
@@ -102,8 +102,8 @@ OPEN_TO_ALL = {
 """Modules of the engine that others may use: files, names, locks, what a file says of itself, checksums."""
 
 LOOKS_INTO_THE_ENGINE = """
-_files.*  _foreign.kinds  _process.handles  _transaction_context  attach  changelog  closing  database  maintenance.*
-migration  salvage  sharded  sharded.views  shelve.lock  snapshot  streams  table  transaction
+_files.*  _foreign.kinds  _process.handles  _transaction_context  _value_stream  attach  changelog  closing  database
+maintenance.*  migration  salvage  sharded  sharded.views  shelve.lock  snapshot  streams  table  transaction
 """
 """Modules above the engine that may import the rest of it."""
 
