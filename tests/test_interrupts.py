@@ -15,6 +15,7 @@ import ast
 import contextlib
 import dis
 import errno
+import io
 import os
 import queue
 import random
@@ -36,6 +37,8 @@ from simdisk import Operation, SimDisk, SimVolume
 from systems import WINDOWS, alarm, only_posix
 
 import durabledbm
+from durabledbm import streams
+from durabledbm._engine import large_value
 from durabledbm.database import Database, open_on
 
 pytestmark = pytest.mark.no_cover  # these tests trace themselves
@@ -45,6 +48,13 @@ pytestmark = pytest.mark.no_cover  # these tests trace themselves
 def _interrupts_of_finalizers_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     """Python prints them, and has nobody to raise them to. Whoever keeps them keeps what they met, too."""
     monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: None)
+
+
+@pytest.fixture(autouse=True)
+def _short_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large values are short, so that one in pieces takes no longer."""
+    monkeypatch.setattr(large_value, "_RUN", 8192)
+    monkeypatch.setattr(streams, "_HEAD", 1)
 
 
 PATH = "/db"
@@ -208,6 +218,32 @@ def put_large(db: Any) -> None:
     db[b"003"] = b"new" * 3000
 
 
+STREAMED = b"streamed" * 1250
+
+
+def put_stream(db: Any) -> None:
+    if isinstance(db, dict):
+        db[b"003"] = STREAMED
+    else:
+        db.put_stream(b"003", io.BytesIO(STREAMED))
+
+
+def stream_in_a_block(db: Any) -> None:
+    if isinstance(db, dict):
+        db[b"new"] = b"1"
+        return
+    with db.transaction() as tx:
+        tx[b"new"] = b"1"
+        with contextlib.suppress(ValueError):
+            tx.put_stream(b"003", io.BytesIO(STREAMED), size=10**6)
+
+
+def open_value(db: Any) -> None:
+    if not isinstance(db, dict):
+        with db.open_value(b"008") as file:
+            assert file.read() == OLD[b"008"]
+
+
 def delete(db: Any) -> None:
     del db[b"004"]
 
@@ -271,8 +307,8 @@ def snapshot(db: Any) -> None:
             assert seen[b"008"] == OLD[b"008"]
 
 
-WRITES = (put, put_large, delete, pop, update, clear, transaction, nested)
-OPERATIONS = (*WRITES, sync, reorganize, get, iterate, snapshot)
+WRITES = (put, put_large, put_stream, stream_in_a_block, delete, pop, update, clear, transaction, nested)
+OPERATIONS = (*WRITES, sync, reorganize, get, open_value, iterate, snapshot)
 
 
 class Case:

@@ -17,8 +17,9 @@ from typing import Any, TypeVar
 
 from .._interrupts import is_from_handler, is_interrupt
 from ..errors import BusyError, error
-from .changeset import ENTRY_MAX, ChangeSet
+from .changeset import ChangeSet
 from .commit import Committer
+from .large_value import KEY_MAX
 from .pipeline import Pipeline
 from .spill import Spill
 from .threads import Lease, Patience
@@ -88,7 +89,7 @@ class GroupCommit(Pipeline):
         store = self.store
         if self._crowd > 1 or self._open is not None or store.writer.busy or store.observer is not None:
             return False
-        if len(key) + len(value) > ENTRY_MAX:
+        if len(key) > KEY_MAX:
             return False
         lease = Lease()
         try:

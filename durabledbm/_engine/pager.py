@@ -12,6 +12,7 @@ from __future__ import annotations
 import struct
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from io import BytesIO
 
 from .._interrupts import is_from_handler, is_interrupt
 from ..errors import CorruptionError, error
@@ -19,8 +20,10 @@ from .cache import Generations
 from .checksum import crc32c
 from .disk.protocol import Readable
 from .kernels import RUNNING
+from .large_value import INDEX, PIECE, PLACE, WHOLE_VALUE, is_indexed, piece_count, size_of_piece
 from .node import Branch, Overflow, decode_branch, find_child
-from .page import BRANCH, CRC_SIZE, HEADER, LEAF, OVERFLOW, REF, matches, mismatch, pages_for
+from .node import pieces as cut_up
+from .page import BRANCH, CRC_SIZE, HEADER, LEAF, OVERFLOW, REF, matches, mismatch, pages_for, read_header
 from .sparse import LONG, crc_if_whole, is_sparse, kept_pages
 
 __all__ = ["MALFORMED", "Pager"]
@@ -45,6 +48,7 @@ _BEYOND = "the page is beyond the file's end"
 _LEAF_INSTEAD = "a leaf where a branch should be"
 _CHECKSUM = "the checksum does not match the content"
 _OTHER_KEY = "the large value belongs to another key"
+_OTHER_RUN = "the page is not the large value that its parent points at"
 
 _CHUNK = 1 << 24
 """Bytes of a large value that are read and checked at a time."""
@@ -239,8 +243,60 @@ class Pager:
                 raise
         return self._whole_value(overflow, key)
 
+    def index(self, overflow: Overflow, key: bytes) -> list[bytes]:
+        """The refs of the pieces of a value that is indexed, as the value of `key`. Raises `CorruptionError`."""
+        return self.refs_in(self.index_run(overflow, key), key)
+
+    def index_run(self, overflow: Overflow, key: bytes) -> bytes:
+        """The run of the index. Raises `CorruptionError`."""
+        size = piece_count(overflow.length, len(key)) * REF.size
+        if size > LONG and size > self.kept_pages() * REF.size:  # a hole can have any size, and no piece is a hole
+            raise self.malformed(overflow.ref, "the index has more pieces than there are pages")
+        run = self.read(overflow.ref, OVERFLOW)
+        self._check_part(overflow.ref, key, run, INDEX, size)
+        return run
+
+    def refs_in(self, run: bytes, key: bytes) -> list[bytes]:
+        """The refs in the run of an index that was verified."""
+        return cut_up(run[HEADER.size + len(key) : HEADER.size + read_header(run).payload_size], REF.size)
+
+    def piece(self, overflow: Overflow, key: bytes, number: int, ref: bytes) -> memoryview:
+        """Piece `number` of an indexed value, which its index says is at `ref`. Raises `CorruptionError`."""
+        run, start = self._piece(overflow, key, number, ref)
+        return memoryview(run)[start : start + size_of_piece(number, overflow.length, len(key))]
+
+    def check_piece(self, overflow: Overflow, key: bytes, number: int, ref: bytes) -> int:
+        """Verify it, and return the commit that wrote it. Raises `CorruptionError`."""
+        return read_header(self._piece(overflow, key, number, ref)[0]).txid
+
+    def _piece(self, overflow: Overflow, key: bytes, number: int, ref: bytes) -> tuple[bytes, int]:
+        """The run of a piece, and where its part of the value begins."""
+        run = self.read(ref, OVERFLOW)
+        size = size_of_piece(number, overflow.length, len(key))
+        self._check_part(ref, key, run, PIECE, PLACE.size + size)
+        start = HEADER.size + len(key)
+        if PLACE.unpack_from(run, start)[0] != number:
+            raise self.malformed(ref, "the page is another piece of the large value")
+        return run, start + PLACE.size
+
+    def _check_part(self, ref: bytes, key: bytes, run: bytes, flags: int, size: int) -> None:
+        """Refuse a verified run that is no index, or no piece, of the value of `key`; `size` bytes follow the key."""
+        _, own_flags, _, key_size, _, _, page_count, payload = HEADER.unpack_from(run)
+        if (
+            (own_flags, key_size, payload) != (flags, len(key), len(key) + size)
+            or page_count != pages_for(payload, self.page_size)
+        ):
+            raise self.malformed(ref, _OTHER_RUN)
+        if not run.startswith(key, HEADER.size):
+            raise self.malformed(ref, _OTHER_KEY)
+
     def _whole_value(self, overflow: Overflow, key: bytes) -> bytes:
         try:
+            if is_indexed(overflow, key):
+                whole = BytesIO()  # not a list to be joined: so each piece is read into the memory of the last one
+                for number, ref in enumerate(self.index(overflow, key)):
+                    whole.write(self.piece(overflow, key, number, ref))
+                return whole.getvalue()
             return self._value(overflow, key)
         except OSError as exc:
             raise error.wrap(exc, self._disk.path) from exc
@@ -280,10 +336,12 @@ class Pager:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def check_value(self, overflow: Overflow, key: bytes) -> int:
-        """Verify the large value that `overflow` stands for, without keeping it; return the commit that wrote it.
+        """Verify the run that `overflow` refers to, a large value or an index; return the commit that wrote it.
 
         Raises `CorruptionError`.
         """
+        if is_indexed(overflow, key):
+            return read_header(self.index_run(overflow, key)).txid
         try:
             page_id, page_count, _ = REF.unpack(overflow.ref)
             start, end = page_id * self.page_size, (page_id + page_count) * self.page_size
@@ -304,13 +362,13 @@ class Pager:
         _, page_count, _ = REF.unpack(ref)
         if len(head) < HEADER.size:
             raise self.malformed(ref, _BEYOND)
-        kind, _, _, key_size, _, _, _, own_payload = HEADER.unpack_from(head)
+        kind, flags, _, key_size, _, _, _, own_payload = HEADER.unpack_from(head)
         if (
-            (kind, key_size, own_payload) != (OVERFLOW, len(key), payload)
+            (kind, flags, key_size, own_payload) != (OVERFLOW, WHOLE_VALUE, len(key), payload)
             or (head[8:16], head[24:28]) != (ref[:8], ref[8:12])
             or page_count != pages_for(payload, self.page_size)
         ):
-            raise self.malformed(ref, "the page is not the large value that its parent points at")
+            raise self.malformed(ref, _OTHER_RUN)
 
     def _check_place(self, overflow: Overflow, key: bytes, start: int, end: int) -> int:
         """Refuse a long run that is not the one of the value of `key`. The checksum of its header and key.

@@ -25,6 +25,7 @@ from typing import NamedTuple
 from .._interrupts import is_from_handler
 from ..errors import CorruptionError, error
 from .kernels import twin
+from .large_value import is_indexed
 from .node import Branch, Overflow, decode_branch, decode_leaf, find_value, has_overflow, leaf_keys
 from .page import BRANCH, HEADER, LEAF, NO_REF, OVERFLOW, REF
 from .pager import MALFORMED, Pager
@@ -244,17 +245,18 @@ class Visit:
     """A run of a tree, met on a walk."""
 
     __slots__ = (
-        "_entries", "branch", "flaw", "high", "level", "low", "page_count", "page_id", "parent", "ref", "run", "value",
+        "_entries", "branch", "flaw", "high", "level", "low", "page_count", "page_id", "parent", "piece", "ref", "run",
+        "value",
     )  # fmt: skip
 
     def __init__(
         self, ref: bytes, level: int, low: bytes, high: bytes | None, parent: Visit | None,
-        value: Overflow | None = None,
+        value: Overflow | None = None, piece: int | None = None,
     ) -> None:  # fmt: skip
         self.ref = ref
         self.page_id, self.page_count, _ = REF.unpack(ref)
         self.level = level
-        """0 for a large value, 1 for a leaf, more for a branch."""
+        """0 for a large value, its index or a piece, 1 for a leaf, more for a branch."""
         self.low = low
         """No key in it is smaller. Of a large value, the key."""
         self.high = high
@@ -262,8 +264,10 @@ class Visit:
         self.parent = parent
         self.value = value
         """What the leaf holds in place of a large value."""
+        self.piece = piece
+        """The number of a piece of it."""
         self.run = b""
-        """The bytes of a branch, or of a leaf that was read."""
+        """The bytes of a branch or an index, or of a leaf that was read."""
         self.branch: Branch | None = None
         self.flaw: Flaw | None = None
         """What is wrong with it: then nothing that it says is to be believed."""
@@ -276,7 +280,7 @@ class Visit:
 
     @property
     def txid(self) -> int:
-        """The commit that wrote a branch, or a leaf that was read."""
+        """The commit that wrote a branch or an index, or a leaf that was read."""
         txid: int = HEADER.unpack_from(self.run)[5]
         return txid
 
@@ -316,6 +320,28 @@ class Visit:
         for at in range(len(refs) - 1, first - 1, -1):
             yield Visit(refs[at], self.level - 1, lows[at], highs[at], self)
 
+    @property
+    def is_index(self) -> bool:
+        """Whether it is the index of a value that is cut into pieces."""
+        return self.value is not None and self.piece is None and is_indexed(self.value, self.low)
+
+    def check_value(self, pager: Pager) -> int:
+        """Verify a large value, or a part of one; return the commit that wrote it. Raises `CorruptionError`."""
+        assert self.value is not None
+        if self.run:
+            return self.txid
+        if self.piece is None:
+            return pager.check_value(self.value, self.low)
+        return pager.check_piece(self.value, self.low, self.piece, self.ref)
+
+    def _pieces(self, pager: Pager) -> Iterator[Visit]:
+        """What an index leads to, from the last to the first."""
+        assert self.value is not None
+        self.run = pager.index_run(self.value, self.low)
+        refs = pager.refs_in(self.run, self.low)
+        for number in range(len(refs) - 1, -1, -1):
+            yield Visit(refs[number], 0, self.low, None, self, self.value, number)
+
     def _large_values(self) -> Iterator[Visit]:
         """What a leaf leads to, from the last to the first."""
         for key, value in zip(*map(reversed, self.entries()), strict=True):
@@ -329,9 +355,9 @@ def walk(
 ) -> Iterator[Visit]:  # fmt: skip
     """Visit the runs of a tree, claiming their pages in `pages`, in the order of the keys, parents before children.
 
-    `down_to` is the lowest level that is visited: 0 for large values, which are not read; with 1 leaves are visited and
-    not read. Subtrees without keys behind `after` are left out. Raises `CorruptionError` for damage, and `error` if
-    reading fails; but what is `tolerated` only becomes the visit's flaw.
+    `down_to` is the lowest level that is visited: 0 for large values, which are not read but for an index, before its
+    pieces; with 1 leaves are visited and not read. Subtrees without keys behind `after` are left out. Raises
+    `CorruptionError` for damage, and `error` if reading fails; but what is `tolerated` only becomes the visit's flaw.
     """
     stack = [Visit(tree.root, tree.depth, b"", None, None)] if tree.depth else []
     read, malformed = tree.pager.read, tree.pager.malformed
@@ -343,6 +369,11 @@ def walk(
             try:
                 run = read(visit.ref, BRANCH if level > 1 else LEAF)
                 flaw = visit._decode(run, entries=tolerated != () or has_overflow(run))
+            except tolerated as exc:
+                flaw = Flaw(3, exc.message if isinstance(exc, CorruptionError) else str(exc))
+        elif flaw is None and visit.is_index:
+            try:
+                stack += visit._pieces(tree.pager)
             except tolerated as exc:
                 flaw = Flaw(3, exc.message if isinstance(exc, CorruptionError) else str(exc))
         if flaw is not None:

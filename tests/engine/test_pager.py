@@ -8,9 +8,12 @@ import pytest
 from simdisk import Fault, disk_error
 
 from durabledbm._engine import pager as pager_module
+from durabledbm._engine.checksum import crc32c
+from durabledbm._engine.large_value import INDEX, PIECE, PLACE, room
 from durabledbm._engine.node import Branch, Overflow, decode_leaf
-from durabledbm._engine.page import BRANCH, LEAF, REF, seal
+from durabledbm._engine.page import BRANCH, HEADER, LEAF, OVERFLOW, REF, seal
 from durabledbm._engine.pager import Pager
+from durabledbm._engine.value_writer import moved, stored
 from durabledbm.errors import CorruptionError, error
 
 from .pieces import PATH, Engine, leaf_refs
@@ -28,7 +31,7 @@ def leaf(engine: Engine, key: bytes = b"key", value: bytes = b"value") -> bytes:
 def large(engine: Engine, size: int, key: bytes = b"key") -> tuple[Overflow, bytes]:
     value = b"".join(n.to_bytes(4, "little") for n in range(size // 4 + 1))[:size]
     writer = engine.writer()
-    cell = writer.value(key, value)
+    cell = stored(writer, key, value)
     writer.finish()
     return cell, value
 
@@ -466,3 +469,56 @@ def test_a_ref_to_very_many_pages_is_read_for_itself() -> None:
     assert next(leaf_by_leaf) == leaves[0]
     with pytest.raises(CorruptionError):
         next(leaf_by_leaf)
+
+
+# -- values in pieces ------------------------------------------------------------------------------------------
+
+
+def test_a_value_in_pieces_is_read_whole_and_by_the_piece() -> None:
+    engine = Engine()
+    full = room(len(b"key"))
+    cell, value = large(engine, 2 * full + 5)
+    assert engine.pager.value(cell, b"key") == value
+    refs = engine.pager.index(cell, b"key")
+    parts = [bytes(engine.pager.piece(cell, b"key", number, ref)) for number, ref in enumerate(refs)]
+    assert parts == [value[:full], value[full : 2 * full], value[2 * full :]]
+    assert engine.pager.check_value(cell, b"key") == engine.pager.check_piece(cell, b"key", 1, refs[1]) == engine.txid
+    for number, ref in ((0, refs[1]), (1, refs[0]), (2, refs[1]), (0, cell.ref)):
+        with pytest.raises(CorruptionError):
+            engine.pager.piece(cell, b"key", number, ref)
+    with pytest.raises(CorruptionError, match="another key"):
+        engine.pager.index(cell, b"kez")
+    for length in (full, full + 1, len(value) - 5, len(value) + full, 2**63, 2**64 - 1):
+        with pytest.raises(CorruptionError):
+            engine.pager.value(Overflow.make(cell.ref, length), b"key")
+
+
+@pytest.mark.parametrize("flags", [INDEX, PIECE])
+def test_a_part_of_a_value_that_claims_more_than_its_pages_hold(flags: int) -> None:
+    """Its checksum is right: the file was made to hurt."""
+    engine = Engine()
+    full = room(len(b"key"))
+    count = 1000
+    size = count * REF.size if flags == INDEX else PLACE.size + full
+    page_id = engine.space.pages.take_run(1)[0]
+    head = HEADER.pack(OVERFLOW, flags, 0, 3, page_id, 1, 1, 3 + size)
+    body = (head + b"key").ljust(4092, b"\0")
+    run = body + crc32c(body).to_bytes(4, "little")
+    engine.disk.write(page_id * 4096, (run,))
+    ref = REF.pack(page_id, 1, int.from_bytes(run[-4:], "little"))
+    cell = Overflow.make(ref, count * full)
+    with pytest.raises(CorruptionError, match="not the large value"):
+        engine.pager.index(cell, b"key") if flags == INDEX else engine.pager.piece(cell, b"key", 0, ref)
+
+
+def test_moving_some_pieces_leaves_the_others_where_they_are() -> None:
+    engine = Engine()
+    cell, value = large(engine, 5 * room(3) + 5)
+    before = engine.pager.index(cell, b"key")
+    writer = engine.writer()
+    new = moved(writer, engine.pager, b"key", cell, {REF.unpack(before[ref])[0] for ref in (1, 4)})
+    writer.finish()
+    after = engine.pager.index(new, b"key")
+    assert [number for number in range(6) if before[number] != after[number]] == [1, 4]
+    assert new.ref != cell.ref
+    assert engine.pager.value(new, b"key") == value
