@@ -105,8 +105,8 @@ class ChangeLog:
     """A log of changes in the files of `directory`, which is created if its parent exists.
 
     No file grows beyond `max_file_size` bytes. `codec` is "binary" (any bytes, checksums) or "text" (`P|key|value` and
-    `D|key` lines). `sync` says when appended records are forced to the disk, and so what a power failure can lose. The
-    death of the process loses nothing in any mode.
+    `D|key` lines, or `TP|table|key|value` and `TD|table|key`). `sync` says when appended records are forced to the
+    disk, and so what a power failure can lose. The death of the process loses nothing in any mode.
 
     * "record" (default): before `put`, `delete` or `commit` returns. Nothing is lost.
     * "interval": by an append that finds a record unsynced for more than `interval` seconds. At most what was appended

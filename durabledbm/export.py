@@ -30,8 +30,8 @@ def export(source: Path, target: Path, to: str, *, progress: Progress | None = N
     exist. The source is read in one snapshot, so others may go on writing. The files get its permissions and, if the
     system permits, its owner and group. `progress(done, total)`: as for `migrate()`.
 
-    Raises `error` if a file exists, this Python lacks the module, or what was read back differs; ValueError for another
-    kind.
+    Raises `error` if a file exists, the source has other tables, this Python lacks the module, or what was read back
+    differs; ValueError for another kind.
     """
     if to not in KINDS_TO_WRITE:
         raise ValueError(f"can export to {', '.join(KINDS_TO_WRITE)}, not {to!r}")
@@ -43,6 +43,8 @@ def export(source: Path, target: Path, to: str, *, progress: Progress | None = N
     meter = Meter(progress)
     try:
         with open_database(path, "r") as db, db.snapshot() as snapshot, new_directory(destination) as directory:
+            if snapshot.tables():
+                raise error(f"{path}: holds tables beside the main one, and a {to} database has none")
             fresh = os.path.join(directory.path, "copy")
             meter.total = 2 * len(snapshot)
             write_all(fresh, to, meter.watch(snapshot.items()))

@@ -221,10 +221,27 @@ class Table(TransactionTable):
     takes no longer for a large table. The table keeps its database open for as long as it is used.
     """
 
-    __slots__ = ()
+    __slots__ = ("_known",)
 
     if TYPE_CHECKING:
         _source: Any
+
+    def __init__(self, source: Any, name: str) -> None:
+        super().__init__(source, name)
+        self._known: tuple[object, bytes] = None, b""
+        """A committed state, and the prefix that the table's keys have in it."""
+
+    def _find(self, key: bytes, *, whole: bool = True) -> bytes | None:
+        source, known = self._source, self._known
+        state = source._store.state
+        if source._plain:
+            if known[0] is state:
+                value: bytes | None = source._find(TableKey(known[1] + key), whole=whole)
+                if value is not None or source._store.state is state:
+                    return value  # as it is in that state; or in a later one, where the table still has the prefix
+            elif (record := self._record()) is not None and source._store.state is state and source._plain:
+                self._known = state, record.prefix
+        return super()._find(key, whole=whole)
 
     @property
     def path(self) -> str:

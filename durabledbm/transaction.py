@@ -41,6 +41,7 @@ _active: ContextVar[tuple[weakref.ref[Transaction], ...]] = ContextVar("durabled
 """The transactions whose blocks were begun in this context and not left yet, innermost last. Others keep them alive."""
 
 _OUTLASTED = "a block around it ended first"
+_DROPPED = "a block in it was dropped before its end"
 
 SPILL_SIZE = 448 * 2**20
 """Bytes of memory that a transaction's changes may take before they are written to pages of their own."""
@@ -133,7 +134,7 @@ def _given_up(context: weakref.ref[TransactionContext], owner: weakref.ref[Trans
         return
     for block in living.inside(living.outermost):
         if block.owner is owner:
-            living.doomed = living.doomed or error("a block in it was dropped before its end")
+            living.doomed = living.doomed or error(_DROPPED)
             living.leave(block)
 
 
@@ -253,6 +254,8 @@ class Transaction(WithTables):
                 raise error("the transaction belongs to the parent process and cannot be used after a fork")
             return
         inside = context.inside(block)
+        if any(inner.owner is not None and inner.owner() is None for inner in inside):  # and its callback interrupted
+            context.doomed = context.doomed or error(_DROPPED)
         for inner in inside:
             inner.untouched = inner.point is not None and context.work.unchanged_since(inner.point)
         keep = kind is None and not block.rolled_back

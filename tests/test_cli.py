@@ -33,6 +33,7 @@ from systems import TELLS_HOLDERS, WINDOWS, only_posix
 import durabledbm
 import durabledbm.maintenance.inspect
 import durabledbm.shelve
+from durabledbm._engine import kernels
 from durabledbm.cli.app import GROUPS, all_commands, find, main
 from durabledbm.cli.reference import markdown
 from durabledbm.cli.text import OutputError, columns, escape, printable, unescape
@@ -883,7 +884,7 @@ def test_an_sqlite_database_is_not_taken_for_one_of_dbm_sqlite3(run: Run, db_pat
     assert "if dbm.sqlite3 made it" in run("stat", db_path).err
     result = run("migrate", db_path, tmp_path / "new.db")
     assert (result.status, result.err.count("\n")) == (2, 1)
-    assert "not one that dbm.sqlite3 made" in result.err
+    assert "not one that dbm.sqlite3 or sqlitedict made" in result.err
 
 
 def test_compact_of_a_compact_file_writes_nothing(run: Run, path: str, large: str) -> None:
@@ -1112,7 +1113,9 @@ def test_without_arguments_the_overview_is_shown_and_that_is_a_failure(run: Run)
 
 
 def test_the_version_is_told(run: Run) -> None:
-    assert run("--version").text.startswith(f"durabledbm {durabledbm.__version__} ")
+    with_kernels = "with" if kernels.RUNNING else "without"
+    version = f"durabledbm {durabledbm.__version__} (Python {sys.version.split()[0]}, {with_kernels} kernels)\n"
+    assert run("--version").text == version
 
 
 def test_the_module_is_the_program(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1374,3 +1377,21 @@ def test_importing_durabledbm_imports_neither_the_command_line_nor_what_it_needs
     modules = set(out.decode().split())
     unwanted = {"durabledbm.cli", "durabledbm.maintenance.inspect", "tqdm", "dbm", "shelve", "pickle"}
     assert not modules & unwanted
+
+
+def test_tables(run: Run, db_path: str) -> None:
+    assert run("put", db_path, "k", "main").status == 0
+    assert run("put", db_path, "-t", "users", "ada", "Lovelace").status == 0
+    assert run("put", db_path, "grace", "Hopper", "--table=users").status == 0
+    assert run("tables", db_path).out == b"users\t2\n"
+    assert json.loads(run("tables", db_path, "--json").out) == {"users": 2}
+    assert run("get", db_path, "ada", "--table", "users").out == b"Lovelace"
+    assert run("get", db_path, "ada").status == 1
+    assert run("list", db_path, "--table", "users", "-k").out == b"ada\ngrace\n"
+    assert run("list", db_path, "--table", "none").out == b""
+    assert run("del", db_path, "ada", "--table", "users").status == 0
+    assert run("del", db_path, "ada", "--table", "users").status == 1
+    assert "1, with 1 entry besides" in run("stat", db_path).out.decode()
+    assert run("inspect", db_path, "--key", "grace", "--table", "users").status == 0
+    assert run("inspect", db_path, "--table", "users").status == 2
+    assert run("list", db_path, "--table", "").status == 2

@@ -492,6 +492,87 @@ def test_every_interrupt_leaves_a_usable_handle_and_free_locks(
     interrupt(mode, operation, error, 1, 1)
 
 
+# -- interrupts of finalizers
+
+
+class InFinalizers(Interrupter):
+    """Strikes in what the interpreter calls when something is freed."""
+
+    def _call(self, frame: FrameType, event: str, argument: object) -> Callable[..., Any] | None:
+        code, names = frame.f_code, (*UNRAISABLE, *CALLBACKS)
+        if not code.co_filename.startswith(TRACED) or not (code.co_name in names or self._below(frame, names)):
+            return None
+        frame.f_trace_opcodes = True
+        frame.f_trace_lines = False
+        self._before[frame] = 0
+        return self._opcode
+
+
+def drop_transaction(db: Database) -> None:
+    block = db.transaction()
+    block.__enter__()
+    block[b"lost"] = b"1"
+
+
+def drop_nested(db: Database) -> None:
+    with contextlib.suppress(durabledbm.error), db.transaction():
+        drop_transaction(db)
+
+
+def fail(db: Database) -> None:
+    with db.transaction():
+        db[b"lost"] = b"1"
+        raise ZeroDivisionError
+
+
+def drop_snapshot(db: Database) -> None:
+    assert db.snapshot()[b"008"] == OLD[b"008"]
+
+
+def drop_iterator(db: Database) -> None:
+    next(iter(db.items()))
+    with db.transaction():
+        next(iter(db.items()))
+
+
+DROPS = (drop_transaction, drop_nested, fail, drop_snapshot, drop_iterator)
+
+
+def interrupt_finalizers(mode: str, drop: Callable[[Database], None], first: int, stride: int) -> None:
+    """Nobody may see the interrupt but `sys.unraisablehook`: what was freed is let go of all the same."""
+    at = first
+    while True:
+        case, twin = Case(mode, lambda db: None), Case(mode, lambda db: None)
+        with InFinalizers(raise_interrupt, at, lambda twin=twin: forgiving(drop, twin.db)) as interrupter:  # type: ignore[misc]
+            forgiving(drop, case.db)
+        twin.db.close()
+        twin.other.close()
+        forgiving(Database.stats, case.db)  # raises what a finalizer could not
+        case.look()
+        case.end()
+        if interrupter.moments < at:
+            break
+        at += stride
+
+
+def forgiving(operation: Callable[[Any], None], db: Database) -> None:
+    with contextlib.suppress(KeyboardInterrupt, ZeroDivisionError):
+        operation(db)
+
+
+@pytest.mark.parametrize("mode", ["full", "interval"])
+@pytest.mark.parametrize("drop", DROPS, ids=lambda drop: drop.__name__)
+def test_an_interrupted_finalizer_lets_go_of_what_was_dropped(drop: Callable[[Database], None], mode: str) -> None:
+    interrupt_finalizers(mode, drop, 1 + DROPS.index(drop), 11)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("drop", DROPS, ids=lambda drop: drop.__name__)
+def test_every_interrupted_finalizer_lets_go_of_what_was_dropped(drop: Callable[[Database], None], mode: str) -> None:
+    interrupt_finalizers(mode, drop, 1, 1)
+
+
 # -- threads that wait for somebody who is interrupted
 
 

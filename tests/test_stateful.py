@@ -117,6 +117,9 @@ class Cursor:
 class Store(RuleBasedStateMachine):
     """One file, the handles on it, the model, and the oracle."""
 
+    table = ""
+    """The table that is compared; empty: the main one."""
+
     snapshots: Bundle[tuple[durabledbm.Snapshot, dict[bytes, bytes]]] = Bundle("snapshots")
     cursors: Bundle[Cursor] = Bundle("cursors")
 
@@ -177,7 +180,7 @@ class Store(RuleBasedStateMachine):
         assert self.db.closed
         assert all(snapshot.closed for snapshot in old)
         with pytest.raises(durabledbm.ClosedError):
-            self.db[b"k00"]
+            self._in(self.db)[b"k00"]
         self._open(durability, cache_size)
         assert self.db.check() == []
 
@@ -200,21 +203,25 @@ class Store(RuleBasedStateMachine):
         shutil.copyfile(self.path, copy)
         with durabledbm.open(copy, "w") as db:
             assert db.check() == []
-            found = dict(db.items())
+            found = dict(self._in(db).items())
             assert found in self.history[self.synced :]
-            db[b"after"] = b"the kill"
+            self._in(db)[b"after"] = b"the kill"
             assert db.check() == []
-            assert dict(db.items()) == {**found, b"after": b"the kill"}
+            assert dict(self._in(db).items()) == {**found, b"after": b"the kill"}
 
     # -- writing
     # ------------------------------------------------------------------------------------------------
 
+    def _in(self, whole: Any) -> Any:
+        """What is compared: a database, transaction or snapshot, or a table of it."""
+        return whole.table(self.table) if self.table else whole
+
     @property
-    def _target(self) -> durabledbm.Database | durabledbm.Transaction:
+    def _target(self) -> Any:
         """Through the handle and through the transaction it must be the same."""
         if not self.levels or len(self.model) % 2:
-            return self.db
-        return self.levels[-1].ours
+            return self._in(self.db)
+        return self._in(self.levels[-1].ours)
 
     def _writable(self) -> bool:
         return not self.levels or not self.levels[-1].rolled_back
@@ -282,8 +289,8 @@ class Store(RuleBasedStateMachine):
         """While iterating over it; in one commit."""
         doomed = [key for key in sorted(self.model) if (start or b"") <= key and (stop is None or key < stop)]
         with self.db.transaction() as tx:
-            for key, _ in self.db.range(start, stop):
-                del tx[key]
+            for key, _ in self._in(self.db).range(start, stop):
+                del self._in(tx)[key]
         self._mirror(dict.fromkeys(doomed))
 
     @precondition(lambda self: self._writable())
@@ -332,11 +339,11 @@ class Store(RuleBasedStateMachine):
         """
         with durabledbm.open(self.path, "w", timeout=0) as other:
             try:
-                other[key] = value
+                self._in(other)[key] = value
             except durabledbm.BusyError:
                 assert self.durability == "manual"
                 return
-            assert other[key] == value
+            assert self._in(other)[key] == value
         self._synced()  # nothing was held back, so the file held the newest commit
         self._mirror({key: value})
         self._synced()
@@ -452,11 +459,13 @@ class Store(RuleBasedStateMachine):
 
     @rule(pair=snapshots, key=keys, reverse=st.booleans())
     def read_a_snapshot(self, pair: tuple[durabledbm.Snapshot, dict[bytes, bytes]], key: bytes, reverse: bool) -> None:
-        snapshot, model = pair
+        snapshot: Any = pair[0]
+        model = pair[1]
         if snapshot.closed:
             with pytest.raises(durabledbm.ClosedError):
-                snapshot.get(b"never asked")
+                self._in(snapshot).get(b"never asked")
             return
+        snapshot = self._in(snapshot)
         assert snapshot.get(key) == model.get(key)
         assert len(snapshot) == len(model)
         assert list(snapshot.range(reverse=reverse)) == sorted(model.items(), reverse=reverse)
@@ -476,7 +485,7 @@ class Store(RuleBasedStateMachine):
         elif kind == "items":
             iterator, expected = iter(self._target.items()), [(key, self.model[key]) for key in order]
         else:
-            iterator, expected = reversed(self._target), order[::-1]  # type: ignore[call-overload]
+            iterator, expected = reversed(self._target), order[::-1]
         if not self.levels:
             return Cursor(iterator, expected, self.db, None)
         return Cursor(iterator, expected, self.levels[0].ours, self.levels[-1].part)
@@ -508,20 +517,20 @@ class Store(RuleBasedStateMachine):
 
     @invariant()
     def the_count_is_right(self) -> None:
-        assert len(self.db) == len(self.model)
-        assert bool(self.db) == bool(self.model)
+        assert len(self._in(self.db)) == len(self.model)
+        assert bool(self._in(self.db)) == bool(self.model)
 
     @precondition(lambda self: len(self.model) < 40)
     @invariant()
     def the_content_is_right(self) -> None:
-        assert dict(self.db.items()) == self.model
+        assert dict(self._in(self.db).items()) == self.model
 
     @rule()
     def everything(self) -> None:
         """The content, three times: ours, LMDB's, and what others can see of ours."""
         entries = sorted(self.model.items())
-        assert list(self.db.items()) == entries
-        assert self.db.keys() == [key for key, _ in entries]
+        assert list(self._in(self.db).items()) == entries
+        assert self._in(self.db).keys() == [key for key, _ in entries]
         theirs = self.levels[-1].theirs if self.levels else self.env.begin()
         if theirs is not None:
             known = [(key, value) for key, value in entries if 1 <= len(key) <= LMDB_KEY_MAX]
@@ -532,9 +541,9 @@ class Store(RuleBasedStateMachine):
 
     @rule()
     def what_others_see(self) -> None:
-        seen = dict(self.reader.items())
+        seen = dict(self._in(self.reader).items())
         assert seen in self.history
-        assert len(self.reader) == len(seen)
+        assert len(self._in(self.reader)) == len(seen)
 
     @rule()
     def check(self) -> None:
@@ -550,10 +559,37 @@ class Store(RuleBasedStateMachine):
                 self.reader.close()
                 with durabledbm.open(self.path, "r") as db:
                     assert db.check() == []
-                    assert dict(db.items()) == self.model
+                    assert dict(self._in(db).items()) == self.model
         finally:
             self.env.close()
             shutil.rmtree(self.directory)
+
+
+class TableStore(Store):
+    """The same of a table, beside others that are changed in the same commits."""
+
+    table = "compared"
+
+    @precondition(lambda self: self._writable())
+    @rule(key=keys, value=values, name=st.sampled_from(["", "another", "a third"]))
+    def put_elsewhere(self, key: bytes, value: bytes, name: str) -> None:
+        (self.db.table(name) if name else self.db)[key] = value
+        if not self.levels:
+            self._committed()
+
+    @precondition(lambda self: self._writable())
+    @rule(name=st.sampled_from(["", "another", "a third", "compared"]), sure=st.integers(0, 2))
+    def remove(self, name: str, sure: int) -> None:
+        if sure:
+            return
+        if not name:
+            self.db.clear()
+        elif name in self.db.tables():
+            self.db.drop_table(name)
+        if name == self.table:
+            self._mirror(dict.fromkeys(self.model))
+        elif not self.levels:
+            self._committed()
 
 
 class TestStateful(Store.TestCase):  # type: ignore[misc, name-defined]
@@ -570,6 +606,12 @@ class TestStateful(Store.TestCase):  # type: ignore[misc, name-defined]
     )
 
 
+class TestTables(TableStore.TestCase):  # type: ignore[misc, name-defined]
+    """The same search for tables."""
+
+    settings = settings(TestStateful.settings, max_examples=25)
+
+
 @pytest.mark.long
 class TestStatefulLong(Store.TestCase):  # type: ignore[misc, name-defined]
     """A new search at every run. A failure is kept in Hypothesis's database and tried first the next time.
@@ -584,3 +626,10 @@ class TestStatefulLong(Store.TestCase):  # type: ignore[misc, name-defined]
         phases=[p for p in Phase if p is not Phase.shrink or os.environ.get("DURABLEDBM_SHRINK") != "0"],
         suppress_health_check=list(HealthCheck),
     )
+
+
+@pytest.mark.long
+class TestTablesLong(TableStore.TestCase):  # type: ignore[misc, name-defined]
+    """A new search at every run, for tables."""
+
+    settings = TestStatefulLong.settings

@@ -21,6 +21,7 @@ import durabledbm
 from durabledbm import changelog, dump, restore, salvage, shelve, transaction
 from durabledbm._engine.catalog import CATALOG, NAMES, TableKey, name_key, prefix_of
 from durabledbm.database import Database, open_on
+from durabledbm.export import export
 from durabledbm.maintenance.inspect import inspect
 from durabledbm.reshard import reshard
 
@@ -738,3 +739,11 @@ def test_two_processes_see_each_others_tables(db_path: str) -> None:
                 os._exit(status)
         assert os.waitpid(pid, 0)[1] == 0
         assert content_of(db) == {"": {}, "t": {b"k": b"child"}, "new": {b"k": b"child"}}
+
+
+def test_what_holds_one_dict_refuses_a_file_with_tables(db: Database, tmp_path: Path) -> None:
+    db["k"] = "v"
+    db.table("t")["k"] = "v"
+    with pytest.raises(durabledbm.error, match="holds tables beside the main one"):
+        export(db.path, tmp_path / "new", "dbm.dumb")
+    assert sorted(os.listdir(tmp_path)) == [os.path.basename(db.path)]

@@ -21,7 +21,7 @@ LAYERS = """
 _interrupts
 errors  _files.arguments  _process.caller_context  sharded.threads
 _messages
-_engine.allocator  _engine.cache  _engine.catalog  _engine.checksum  _engine.disk.protocol
+_engine.allocator  _engine.cache  _engine.catalog  _engine.checksum  _engine.disk.protocol  _engine.kernels
 _engine.disk.posix  _engine.page  _engine.threads
 _engine.disk.windows  _engine.freemap  _engine.locks  _engine.meta  _engine.node  _engine.sparse
 _engine.disk.kernel32  _engine.large_value  _engine.recovery
@@ -67,6 +67,7 @@ TOUCHES_THE_SYSTEM = {
     "_engine.disk.windows": "it is the system's interface on Windows",
     "_engine.disk.protocol": "os.stat_result only: a type",
     "_engine.files": "os.path only: a name in the same directory",
+    "_engine.kernels": "os.environ only: DURABLEDBM_PURE",
     "_engine.node": "io.BytesIO only: bytes in memory, cut up by its read",
     "_engine.pager": "io.BytesIO only: bytes in memory, put together by its write",
 }
@@ -96,8 +97,8 @@ PICTURES = {
 """Modules with characters beyond ASCII, and why."""
 
 OPEN_TO_ALL = {
-    "_engine.bulkload", "_engine.checksum", "_engine.disk", "_engine.disk.protocol", "_engine.files", "_engine.locks",
-    "_engine.meta", "_engine.sparse",
+    "_engine.bulkload", "_engine.checksum", "_engine.disk", "_engine.disk.protocol", "_engine.files", "_engine.kernels",
+    "_engine.locks", "_engine.meta", "_engine.sparse",
 }  # fmt: skip
 """Modules of the engine that others may use: files, names, locks, what a file says of itself, checksums."""
 

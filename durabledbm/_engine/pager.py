@@ -19,10 +19,11 @@ from ..errors import CorruptionError, error
 from .cache import Generations
 from .checksum import crc32c
 from .disk.protocol import Readable
+from .kernels import RUNNING
 from .large_value import INDEX, PIECE, PLACE, WHOLE_VALUE, is_indexed, piece_count, size_of_piece
 from .node import Branch, Overflow, decode_branch, find_child
 from .node import pieces as cut_up
-from .page import BRANCH, CRC_SIZE, HEADER, LEAF, OVERFLOW, REF, mismatch, pages_for, read_header
+from .page import BRANCH, CRC_SIZE, HEADER, LEAF, OVERFLOW, REF, matches, mismatch, pages_for, read_header
 from .sparse import LONG, crc_if_whole, is_sparse, kept_pages
 
 __all__ = ["MALFORMED", "Pager"]
@@ -36,13 +37,15 @@ _BRANCH_COST = 120
 _RAW_MAX = 64
 """Branches that are kept as bytes, in case that they are asked for again."""
 
+_LEAF_RARITY = 4
+"""Once the cache is full, one leaf of so many that were read is kept. Keeping costs more than reading: memory that was
+not touched for long, for the new leaf, in place of what the last one has just left."""
+
 _AHEAD = 1 << 16
 """Bytes, about, that a scan reads at a time."""
 
-_LEAF_ONLY = (LEAF,)
-_OVERFLOW_ONLY = (OVERFLOW,)
-
 _BEYOND = "the page is beyond the file's end"
+_LEAF_INSTEAD = "a leaf where a branch should be"
 _CHECKSUM = "the checksum does not match the content"
 _OTHER_KEY = "the large value belongs to another key"
 _OTHER_RUN = "the page is not the large value that its parent points at"
@@ -66,7 +69,7 @@ class Pager:
         self._disk = disk
         self.page_size = page_size
         self.nodes: Generations[bytes | Branch] = Generations(cache_size)
-        """Leaves as bytes and decoded branches, by ref. Read by the tree directly; written by `keep` only."""
+        """Leaves as bytes, branches as bytes or decoded, by ref. Read by the tree directly; written by `keep` only."""
         self._raw: dict[bytes, bytes] = {}
         """Branches as bytes that were searched once, by ref."""
         self.misses = 0
@@ -95,46 +98,57 @@ class Pager:
         return kept_pages(self._disk, self.page_size)
 
     def branch(self, ref: bytes) -> Branch:
-        """The branch at `ref`."""
+        """The branch at `ref`, decoded."""
         node = self.nodes.young.get(ref)
-        if node is None:
-            node = self.nodes.old.get(ref)
-            if node is None:
-                run = self._raw.pop(ref, None) or self.read(ref, BRANCH)
-                try:
-                    node = decode_branch(run)
-                except MALFORMED as exc:
-                    raise self.malformed(ref, exc) from exc
-            self.keep(ref, node)
-        if type(node) is not Branch:
-            raise self.malformed(ref, "a leaf where a branch should be")
+        if type(node) is Branch:
+            return node
+        node = node or self.nodes.old.get(ref)
+        if not isinstance(node, Branch):
+            run = node or self._raw.pop(ref, None) or self.read(ref, BRANCH)
+            if run[0] != BRANCH:
+                raise self.malformed(ref, _LEAF_INSTEAD)
+            try:
+                node = decode_branch(run)
+            except MALFORMED as exc:
+                raise self.malformed(ref, exc) from exc
+        self.keep(ref, node)
         return node
 
     def child(self, ref: bytes, key: bytes) -> bytes:
         """The ref of the child of the branch at `ref` that `key` belongs to.
 
         Decoding a branch takes longer than reading it, so it is searched as it is at first, and decoded when it is
-        asked again: a program that opens a file for one look-up decodes nothing that it does not need.
+        asked again: a program that opens a file for one look-up decodes nothing that it does not need. Kernels search
+        bytes as fast as lists, and bytes take a sixth of the memory: then only merges and scans decode branches.
         """
-        if ref not in self.nodes.young and ref not in self.nodes.old and ref not in self._raw:
-            run = self.read(ref, BRANCH)
-            if len(self._raw) >= _RAW_MAX:
-                self._raw.clear()
-            self._raw[ref] = run
-            return find_child(run, key)
+        node = self.nodes.young.get(ref) or self.nodes.old.get(ref)
+        if node is None and ref not in self._raw:
+            node = self.read(ref, BRANCH)
+            if not RUNNING:
+                if len(self._raw) >= _RAW_MAX:
+                    self._raw.clear()
+                self._raw[ref] = node
+                return find_child(node, key)
+        if RUNNING and type(node) is bytes:
+            if node[0] != BRANCH:
+                raise self.malformed(ref, _LEAF_INSTEAD)
+            self.keep(ref, node)
+            return find_child(node, key)
         separators, refs, _ = self.branch(ref)
         return refs[bisect_right(separators, key)]
 
     def leaf(self, ref: bytes, *, keep: bool = True) -> bytes:
         """The sealed run of the leaf at `ref`. `keep` false leaves the cache alone: for long scans."""
-        node = self.nodes.young.get(ref)
+        nodes = self.nodes
+        node = nodes.young.get(ref)
         if node is None:
-            node = self.nodes.old.get(ref)
+            node = nodes.old.get(ref)
             if node is None:
                 node = self.read(ref, LEAF)
+                keep = keep and not (nodes.old and self.misses % _LEAF_RARITY)
             if keep:
                 self.keep(ref, node)
-        if type(node) is not bytes:
+        if type(node) is not bytes or node[0] != LEAF:
             raise self.malformed(ref, "a branch where a leaf should be")
         return node
 
@@ -172,7 +186,7 @@ class Pager:
                 run = b""  # reading them one by one tells what is wrong
             for page_id, count in places:
                 leaf = run[(page_id - low) * size : (page_id - low + count) * size]
-                if len(leaf) < count * size or mismatch(leaf, refs[at], _LEAF_ONLY) is not None:
+                if len(leaf) < count * size or not matches(leaf, refs[at], LEAF):
                     leaf = self.read(refs[at], LEAF)  # which says what is wrong, if it still is
                 else:
                     self.misses += 1
@@ -205,6 +219,9 @@ class Pager:
             if size > LONG:
                 self._check_long(ref, kind)
             run = self._disk.read(size, page_id * self.page_size) if size <= _CHUNK else b""
+            if len(run) == size and matches(run, ref, kind):
+                self.misses += 1
+                return run
             if len(run) < size:
                 run = b"".join(self._pieces(page_id * self.page_size, size))
         except OSError as exc:
@@ -302,7 +319,7 @@ class Pager:
             self._check_head(overflow, key, run)
             if not run.startswith(key, HEADER.size):
                 raise self.malformed(ref, _OTHER_KEY)
-            if mismatch(run, ref, _OVERFLOW_ONLY) is not None:
+            if not matches(run, ref, OVERFLOW):
                 raise self.malformed(ref, _CHECKSUM)
             return run[at - start : at - start + length]
         checksum = self._check_place(overflow, key, start, end)

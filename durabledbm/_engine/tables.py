@@ -125,8 +125,11 @@ def put(changes: ChangeSet, name: str, key: bytes, value: bytes) -> None:
     """Set the value of `key` in the table."""
     record, made = _opened(changes, name)
     at = TableKey(record.prefix + key)
+    if not made and changes.find(at) is not None:
+        changes.put(at, value)
+        return
     made[at] = value
-    _make(changes, made, name, record._replace(entries=record.entries + (changes.find(at) is None)))
+    _make(changes, made, name, record._replace(entries=record.entries + 1))
 
 
 def update(changes: ChangeSet, name: str, values: Mapping[bytes, bytes]) -> None:

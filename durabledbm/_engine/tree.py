@@ -16,7 +16,7 @@ is noted in the `Visit`, for those that look for damage, and the walk goes on be
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from itertools import chain
 from operator import lt
@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 from .._interrupts import is_from_handler
 from ..errors import CorruptionError, error
+from .kernels import twin
 from .large_value import is_indexed
 from .node import Branch, Overflow, decode_branch, decode_leaf, find_value, has_overflow, leaf_keys
 from .page import BRANCH, HEADER, LEAF, NO_REF, OVERFLOW, REF
@@ -38,6 +39,20 @@ _KEPT = 8
 """Leaves at the start of a scan that go into the cache. A short scan may come again; a long one must not empty it."""
 
 
+@twin
+def find(young: Mapping[bytes, bytes | Branch], pager: Pager, ref: bytes, depth: int, key: bytes) -> bytes | None:
+    """What the leaf holds for `key` in the tree under `ref`, of `depth` levels, one or more; see `Tree.find`.
+
+    `young` are nodes that are at hand, by ref; the pager is asked for the others.
+    """
+    while depth > 1:
+        depth -= 1
+        node = young.get(ref)
+        ref = node[1][bisect_right(node[0], key)] if type(node) is Branch else pager.child(ref, key)
+    leaf = young.get(ref) or pager.leaf(ref)
+    return find_value(leaf, key)  # type: ignore[arg-type]
+
+
 class Tree:
     """The tree under `root`. `depth` counts its levels: 0 for an empty tree, 1 for a single leaf."""
 
@@ -50,19 +65,11 @@ class Tree:
 
     def find(self, key: bytes) -> bytes | None:
         """What the leaf holds for `key`: a value, an `Overflow`, or None."""
-        depth = self.depth
-        if not depth:
+        if not self.depth:
             return None
-        ref = self.root
         pager = self.pager
-        young = pager.nodes.young
         try:
-            while depth > 1:
-                depth -= 1
-                node = young.get(ref)
-                ref = node[1][bisect_right(node[0], key)] if node else pager.child(ref, key)  # type: ignore[index, arg-type]
-            leaf = young.get(ref) or pager.leaf(ref)
-            return find_value(leaf, key)  # type: ignore[arg-type]
+            return find(pager.nodes.young, pager, self.root, self.depth, key)
         except MALFORMED as exc:
             raise self._malformed(exc) from exc
 

@@ -401,6 +401,7 @@ COMMANDS = {
                 ("durabledbm put app.db user:1 Ada", "set user:1 to Ada"),
                 ("durabledbm put app.db logo --file logo.png", "store a file"),
                 ("date | durabledbm put app.db now", "store what another program prints"),
+                ("durabledbm put app.db ada Lovelace --table users", "in a table; its first entry makes it"),
             ],
         ),
         Command(
@@ -434,8 +435,7 @@ COMMANDS = {
             _tables_arguments, _tables,
             [
                 ("durabledbm tables app.db", "print them"),
-                ("durabledbm put app.db --table users ada Lovelace", "the first entry makes a table"),
-                ("durabledbm tables app.db --json | jq .users", "for other programs"),
+                ("durabledbm tables app.db --json | jq .users", "the number of entries of one, for other programs"),
             ],
         ),
     )

@@ -70,11 +70,14 @@ class Mirror:
         """Copy one state of the file, and return the number of its entries.
 
         On PostgreSQL it is one commit. `progress(done, total)` counts entries, including those that are read back and
-        compared. Raises `error` if the target is not empty, and what the file and the server raise.
+        compared. Raises `error` if the target is not empty or the file has other tables than the main one, and what the
+        file and the server raise.
         """
         if not self._replace and self.target:
             raise error(f"{self.target.location}: the table {self.target.name!r} is not empty")
         snapshot = self._db.snapshot()
+        if snapshot.tables():
+            raise error(f"{self.path}: holds tables beside the main one, and only that can be mirrored")
         total = 2 * len(snapshot)
         meter = Meter(progress, total)
         with self.target.loading(progress, replace=self._replace) as loader:

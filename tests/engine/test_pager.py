@@ -342,7 +342,8 @@ def test_a_pager_holds_decoded_branches_and_encoded_leaves() -> None:
     assert sorted(type(node).__name__ for node in pager.nodes.young.values()) == [Branch.__name__, "bytes"]
 
 
-def test_a_branch_is_decoded_when_it_is_searched_for_the_second_time() -> None:
+def test_a_branch_is_decoded_when_it_is_searched_for_the_second_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pager_module, "RUNNING", False)
     engine = Engine()
     engine.merge({b"%05d" % n: b"x" * 50 for n in range(500)})
     root = engine.tree.root
@@ -356,7 +357,40 @@ def test_a_branch_is_decoded_when_it_is_searched_for_the_second_time() -> None:
     assert pager.child(root, b"1") == pager.branch(root).refs[-1]
 
 
-def test_few_branches_are_kept_as_bytes() -> None:
+def test_with_kernels_a_branch_is_decoded_when_a_merge_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pager_module, "RUNNING", True)
+    engine = Engine()
+    engine.merge({b"%05d" % n: b"x" * 50 for n in range(500)})
+    root = engine.tree.root
+    pager = Pager(engine.disk, 4096, 1 << 20)
+    first = pager.child(root, b"00300")
+    assert pager.child(root, b"00300") == first
+    assert type(pager.nodes.young[root]) is bytes
+    with pytest.raises(CorruptionError):
+        pager.leaf(root)
+    assert pager.branch(root).refs[0] == pager.child(root, b"")
+    assert type(pager.nodes.young[root]) is Branch
+    assert pager.child(root, b"00300") == first
+    assert pager.misses == 1
+
+
+def test_once_the_cache_is_full_one_leaf_of_four_is_kept() -> None:
+    engine = Engine()
+    engine.merge({b"%05d" % n: b"x" * 350 for n in range(1000)})
+    pager = Pager(engine.disk, 4096, 2 * 20 * 4200)
+    refs = list(leaf_refs(engine.tree))[:80]
+    assert len(refs) == 80
+    for ref in refs[:21]:
+        pager.leaf(ref)
+    assert len(pager.nodes.old) == 20
+    for ref in refs[21:77]:
+        pager.leaf(ref)
+    assert len(pager.nodes.young) == 1 + 56 // 4
+    assert pager.misses == 77
+
+
+def test_few_branches_are_kept_as_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pager_module, "RUNNING", False)
     engine = Engine()
     pager = Pager(engine.disk, 4096, 0)
     for page in range(2, 202):

@@ -69,10 +69,15 @@ CHAPTERS = (
     ),
     Chapter(
         "Databases", "",
-        ("database:Database", "transaction:Transaction", "snapshot:Snapshot",
+        ("database:Database", "table:WithTables=WithTables", "table:Table=Table", "transaction:Transaction",
+         "table:TransactionTable=TransactionTable", "snapshot:Snapshot", "table:TableSnapshot=TableSnapshot",
          "maintenance/stats:Stats", "maintenance/stats:OldestSnapshot=OldestSnapshot", "maintenance/check:Problem"),
     ),
-    Chapter("Sharded databases", "", ("sharded/__init__:ShardedDatabase", "reshard:reshard=reshard.reshard")),
+    Chapter(
+        "Sharded databases", "",
+        ("sharded/__init__:ShardedDatabase",
+         "sharded/tables:ShardedTable=sharded.tables.ShardedTable", "reshard:reshard=reshard.reshard"),
+    ),
     Chapter(
         "Shelves", "`import durabledbm.shelve as shelve` replaces the standard library's module.",
         ("shelve/__init__:open=shelve.open", "shelve/__init__:Shelf=shelve.Shelf",
