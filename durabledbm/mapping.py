@@ -328,7 +328,7 @@ class Writable(Readable, MutableMapping[Any, bytes]):
         memory as a whole; nothing shows it before it is complete. If the file raises, that is raised and the old value
         stays. Up to 4 MiB are read first. If that is not all, the rest is read as part of a transaction, which other
         writers have to wait for: what a file uses of this database meanwhile belongs to it, and a slow source is better
-        copied to a temporary file first.
+        copied to a temporary file first. Tables other than the main one, and servers, have the value in memory.
 
         Raises `ValueError` if the file ends before `size` bytes, and `TypeError` if it does not read bytes.
         """
