@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import islice
 from operator import itemgetter
+from typing import Any
 
 from .._engine.bulkload import Builder
 from .._engine.disk import FileVolume
@@ -26,7 +27,7 @@ from .._engine.files import first_meta
 from .._engine.meta import Meta
 from .._engine.store import Store
 from .._engine.tables import names
-from .._engine.view import State, TableView, View
+from .._engine.view import State, TableView
 from .._files.arguments import CountedProgress, Path
 from .._files.publish import check_not_mounted, real_target, replacing
 from ..errors import error
@@ -84,10 +85,12 @@ def _copy(store: Store, state: State, builder: Builder, progress: CountedProgres
     view, pace = state.view, Pace(store)
     tables = sorted(names(view), key=itemgetter(1))
     total = state.meta.entry_count + sum(record.entries for _, record in tables)
-    parts: list[tuple[View, Callable[[Iterable[tuple[bytes, bytes]]], None]]] = [(view, builder.add)]
-    parts += [(TableView(view, record.prefix), partial(builder.add_to_table, name)) for name, record in tables]
-    for part, add in parts:
-        entries = part.items()
+    add_main = partial(builder.add, source=view.tree.pager)
+    parts: list[tuple[Iterator[tuple[bytes, Any]], Callable[[Iterable[tuple[bytes, bytes]]], None]]]
+    parts = [(view.items(in_pieces=lambda _, value: value), add_main)]
+    for name, record in tables:
+        parts.append((TableView(view, record.prefix).items(), partial(builder.add_to_table, name)))
+    for entries, add in parts:
         add(())  # an empty table is one, too
         while entries_of_slice := list(_slice(entries)):
             add(entries_of_slice)
