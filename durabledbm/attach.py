@@ -30,14 +30,14 @@ from contextlib import AbstractContextManager
 from itertools import chain
 from typing import Protocol, cast
 
-from ._engine.catalog import CATALOG, LAST_ID, PREFIX_SIZE, TableKey, prefix_of
+from ._engine.catalog import CATALOG, NAMES, PREFIX_SIZE, Record, TableKey, prefix_of
 from ._engine.commit import Committer
 from ._engine.meta import MAX_DEPTH
 from ._engine.page import REF
 from ._engine.pager import Pager
 from ._engine.tables import drops_table, names, table_view
 from ._engine.tree import Tree
-from ._engine.view import Layer, State, TableView, View
+from ._engine.view import State, TableView, View
 from ._files.tree_diff import differences, table_differences
 from ._log.overlay import folded
 from ._log.records import BINARY, COMMIT, COMMIT_FIELDS, MARK, PUT, Change, Commit, packed_key, unpacked_key
@@ -165,9 +165,10 @@ class Attachment:
     def admit(self, changes: Mapping[bytes, bytes | None]) -> None:
         """Raise `ValueError` if the log cannot hold these changes, before they are made."""
         room = self.log.max_file_size - BINARY.header_size - BINARY.size(PUT, b"", b"")
+        made = _made_by(changes)
         for key, value in changes.items():
             if type(key) is TableKey:
-                self._check_table(key, value, changes)
+                self._check_table(key, value, made)
             elif len(key) + (0 if value is None else len(value)) > room:
                 self.log.check(key, value)
 
@@ -177,11 +178,16 @@ class Attachment:
         if size > self.log.max_file_size:
             raise ValueError(f"the record needs a file of {size} bytes, the limit is {self.log.max_file_size}")
 
-    def _check_table(self, key: bytes, value: bytes | None, changes: Mapping[bytes, bytes | None]) -> None:
-        """The same of one change in another table, which perhaps is made by these changes."""
-        if prefix_of(key) != CATALOG:
-            table, rest = self._names.of(key, self._store.state.view, *_made_by(changes, self._store.state.view))
-            self.log.check(rest, value, table=table)
+    def _check_table(self, key: bytes, value: bytes | None, made: Mapping[bytes, str]) -> None:
+        """The same of one change in another table, which may be among those that are `made` with it. If the table
+        neither is there nor will be, it was made and dropped again: nothing of that comes into the log.
+        """
+        prefix = prefix_of(key)
+        if prefix == CATALOG:
+            return
+        table = made.get(prefix) or self._names.find(prefix, self._store.state.view)
+        if table is not None:
+            self.log.check(key[PREFIX_SIZE:], value, table=table)
 
     def expect(self, before: object) -> None:
         """The store is about to commit on top of the state `before`."""
@@ -381,9 +387,10 @@ class _TextAttachment(Attachment):
         return False
 
     def admit(self, changes: Mapping[bytes, bytes | None]) -> None:
+        made = _made_by(changes)
         for key, value in changes.items():
             if type(key) is TableKey:
-                self._check_table(key, value, changes)
+                self._check_table(key, value, made)
             else:
                 self.log.check(key, value)
 
@@ -412,18 +419,20 @@ class _Names:
     def __init__(self) -> None:
         self._known: dict[bytes, str] = {}
 
+    def find(self, prefix: bytes, *views: View) -> str | None:
+        """The name of the table with this prefix, if it is in one of the views."""
+        for view in views:
+            if prefix in self._known:
+                break
+            self._known.update((record.prefix, name) for name, record in names(view))
+        return self._known.get(prefix)
+
     def of(self, key: bytes, *views: View) -> tuple[str, bytes]:
         """The table and the key in it that a `TableKey` stands for: the table is in one of the views."""
-        prefix, found = prefix_of(key), self._known
-        for view in views:
-            if prefix in found:
-                break
-            found = {record.prefix: name for name, record in names(view)}
-            if not view.layers or not view.layers[0].shared:  # else these are changes that may not be committed
-                self._known.update(found)
-        if prefix not in found:
+        name = self.find(prefix_of(key), *views)
+        if name is None:
             raise views[0].tree.pager.malformed(views[0].tables.root, "an entry of a table that does not exist")
-        return found[prefix], key[PREFIX_SIZE:]
+        return name, key[PREFIX_SIZE:]
 
     def named(self, changes: Changes, *views: View) -> Named:
         """The changes as a log has them. The catalog is left out."""
@@ -434,13 +443,13 @@ class _Names:
                 yield self.of(key, *views), value
 
 
-def _made_by(changes: Mapping[bytes, bytes | None], view: View) -> tuple[View, ...]:
-    """What changes would make of a view, if they make tables."""
-    if LAST_ID not in changes:
-        return ()
-    layer = Layer(changes)
-    layer.shared = True
-    return (View(view.tree, (layer, *view.layers), view.tables),)
+def _made_by(changes: Mapping[bytes, bytes | None]) -> dict[bytes, str]:
+    """The tables whose records are among the changes: their prefixes and names."""
+    return {
+        Record.unpack(value).prefix: key[len(NAMES) :].decode()
+        for key, value in changes.items()
+        if type(key) is TableKey and value is not None and key.startswith(NAMES)
+    }
 
 
 def _real(changes: Changes, before: State) -> Iterator[tuple[bytes, bytes | None]]:

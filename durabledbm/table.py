@@ -52,10 +52,11 @@ def checked_name(name: object) -> str:
     """The name of a table, if it is one. Raises `TypeError` or `ValueError`."""
     if not isinstance(name, str):
         raise TypeError(f"the name of a table must be str, not {type(name).__name__}")
+    name = str.__str__(name)  # the text itself: a subclass, such as an enum of names, may show itself as another one
     if not name:
         raise ValueError("the name of a table must not be empty: the main table is the database itself")
     name.encode()  # raises `UnicodeEncodeError`, which is a `ValueError`, for what is no text
-    return str(name)
+    return name
 
 
 class WithTables(Writable):

@@ -17,6 +17,7 @@ from systems import KILL, WINDOWS, needs_fork, needs_immediate_removal
 
 import durabledbm
 import durabledbm.attach as attach_module
+from durabledbm._engine.view import View
 from durabledbm._files.tree_diff import tree_differences
 from durabledbm.attach import attach
 from durabledbm.changelog import Change, ChangeLog, Commit
@@ -691,3 +692,20 @@ def test_comparing_two_trees_finds_every_difference(
                 behind = set(before._state.meta.changes)
                 assert different <= found.keys() | behind
                 assert all((found[key] is None) == (key not in new) for key in found)
+
+
+def test_a_leaf_that_only_one_of_two_trees_has(db: durabledbm.Database) -> None:
+    keys = [b"%03d" % number + b"k" * 900 for number in range(60)]
+    differing = 0
+    for start in range(12, 20):
+        db.update(dict.fromkeys(keys, b"v" * 100))
+        with db.snapshot() as before:
+            with db.transaction():
+                for key in keys[start : start + 8]:
+                    del db[key]
+            with db.snapshot() as after:
+                old, new = (snapshot._state.view.tree for snapshot in (before, after))
+                different = {*View(old).keys()} ^ {*View(new).keys()}
+                assert dict(tree_differences(old, new)) == dict.fromkeys(different)
+                differing += len(different)
+    assert differing

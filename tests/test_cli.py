@@ -527,6 +527,14 @@ def test_what_was_dumped_can_be_loaded(run: Run, large: str, tmp_path: Path, opt
     assert content(fresh) == content(large)
 
 
+@pytest.mark.parametrize("command", ["dump", "load"])
+def test_a_table_on_a_server_is_not_one_of_the_file(run: Run, path: str, tmp_path: Path, command: str) -> None:
+    result = run(command, path, tmp_path / "dump", "--table", "users")
+    assert (result.status, result.out) == (2, b"")
+    assert "--table goes with" in result.err
+    assert not (tmp_path / "dump").exists()
+
+
 def test_dump_and_load_through_a_pipe(run: Run, path: str, tmp_path: Path) -> None:
     fresh = str(tmp_path / "fresh.db")
     dumped = run("dump", path)

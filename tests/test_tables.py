@@ -8,6 +8,7 @@ import shelve as stdlib_shelve
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +162,17 @@ def test_any_other_text_is_a_name(db_path: str, name: str) -> None:
         assert db.tables() == []
 
 
+def test_a_member_of_an_enum_of_names_is_the_name_that_it_stands_for(db: Database) -> None:
+    class Names(str, Enum):
+        USERS = "users"
+
+    db.table(Names.USERS)["k"] = "v"
+    assert db.tables() == ["users"]
+    assert type(db.table(Names.USERS).name) is str
+    db.drop_table(Names.USERS)
+    assert db.tables() == []
+
+
 def test_a_table_that_does_not_exist_is_not_dropped(db: Database) -> None:
     with pytest.raises(KeyError):
         db.drop_table("none")
@@ -212,6 +224,21 @@ def test_a_transaction_covers_all_tables(db: Database) -> None:
     with db.transaction() as tx:
         tx["k"] = tx.table("a")["k"] = "both"
     assert content_of(db) == {"": {b"k": b"both"}, "a": {b"k": b"both"}}
+
+
+@pytest.mark.parametrize("durability", ["full", "manual"])
+def test_writing_to_a_table_does_not_count_in_the_main_one(db_path: str, durability: Any) -> None:
+    with durabledbm.open(db_path, "c", durability=durability) as db:
+        db["main"] = "1"
+        with db.transaction() as tx:
+            assert len(tx) == 1
+            for value in ("1", "2"):  # the second replaces what was added in the same transaction
+                tx.table("t")["k"] = value
+            assert (len(tx), len(tx.table("t"))) == (1, 1)
+        assert len(db) == 1
+        for value in ("1", "2"):
+            db.table("u")["k"] = value
+        assert (len(db), len(db.table("u"))) == (1, 1)
 
 
 def test_a_savepoint_undoes_what_was_done_to_tables(db: Database) -> None:
@@ -550,6 +577,39 @@ def test_a_log_of_changes(db: Database, tmp_path: Path, codec: str) -> None:
         with durabledbm.open(tmp_path / "new", "c") as new:
             log.load_into(new)
             assert content_of(new) == content_of(db) == {"": {b"k": b"2"}, "t": {b"c": b"3"}}
+
+
+@pytest.mark.parametrize("codec", ["binary", "text"])
+def test_what_a_transaction_makes_and_drops_is_not_logged(db: Database, tmp_path: Path, codec: str) -> None:
+    with changelog.ChangeLog(tmp_path / "log", codec=codec) as log:
+        db.attach(log)
+        for empty in (False, True):
+            with db.transaction() as tx:
+                tx["k"] = "v"
+                tx.table("made")["a"] = "1"
+                if empty:
+                    del tx.table("made")["a"]
+                tx.drop_table("made")
+                tx.table("emptied")["a"] = "1"
+                tx.table("emptied").clear()
+                tx.table("emptied")["b"] = "2"
+            assert content_of(db) == {"": {b"k": b"v"}, "emptied": {b"b": b"2"}}
+            db.drop_table("emptied")
+        assert {(change.table, change.key) for change in log.replay()} == {("", b"k"), ("emptied", b"b")}
+
+
+def test_a_log_is_attached_after_a_table_was_emptied_and_dropped(db: Database, tmp_path: Path) -> None:
+    table = db.table("t")
+    table.update({b"%d" % n: b"v" * 300 for n in range(50)})
+    for key in table:
+        del table[key]
+    assert db._store.state.meta.changes, "the deletions wait in the meta page"
+    assert db._store.state.meta.tables_count >= 50, "and the tree still has the keys"
+    db.drop_table("t")
+    with changelog.ChangeLog(tmp_path / "log") as log:
+        db.attach(log)
+        db["k"] = "v"
+        assert [(change.table, change.key) for change in log.replay()] == [("", b"k")]
 
 
 def test_restoring_from_a_backup_and_a_log(db: Database, tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ class ChangeSet:
         if self._present is None:
             changes = self.as_dict()
             self._growth = self._growth_by(changes)
-            self._present = {key: value is not None for key, value in changes.items()}
+            self._present = {key: value is not None for key, value in changes.items() if type(key) is bytes}
         return self._base_count() + self._growth
 
     def counted_afresh(self) -> int:
@@ -201,11 +201,12 @@ class ChangeSet:
         self.size += size
         if known is not None:
             for key, value in changes.items():
-                if type(key) is bytes:
-                    self._count_change(known, key, present=value is not None)
+                self._count_change(known, key, present=value is not None)
             self._present = known
 
     def _count_change(self, known: dict[bytes, bool], key: bytes, *, present: bool) -> None:
+        if type(key) is not bytes:
+            return  # of another table, whose record in the catalog counts it
         before = known.get(key)
         if before is None:
             before = self._in_base(key)

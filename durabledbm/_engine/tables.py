@@ -206,10 +206,16 @@ def drop(changes: ChangeSet, name: str) -> bool:
     if record is None:
         return False
     gone: dict[bytes, bytes | None] = {name_key(name): None}
-    if record.entries:
+    if record.entries or _leaves_keys(changes.base, record):
         gone[dropping_key(record.prefix)] = b""
     changes.add(gone, sum(map(len, gone)) + CHANGE_MEMORY * len(gone))
     return True
+
+
+def _leaves_keys(base: View, record: Record) -> bool:
+    """Whether the tree still holds keys of a table that was emptied key by key: the deletions may wait elsewhere."""
+    in_tree = TableView(View(base.tree, (), base.tables), record.prefix)
+    return next(in_tree.keys(), None) is not None
 
 
 def erase(changes: ChangeSet) -> None:

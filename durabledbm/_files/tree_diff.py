@@ -142,7 +142,7 @@ def _parts(
 
 
 def _entries(pager: Pager, leaves: list[_Node]) -> Iterator[tuple[list[bytes], list[bytes]]]:
-    highs: list[bytes | None] = [*(low for low, _ in leaves[1:]), None]
+    highs: list[bytes | None] = [*(low for low, _ in leaves[1:]), None] if leaves else []
     for (low, ref), high in zip(leaves, highs, strict=True):
         try:
             keys, values = decode_leaf(pager.leaf(ref, keep=False))

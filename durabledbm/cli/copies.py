@@ -32,6 +32,8 @@ __all__ = ["COMMANDS"]
 _STREAM = "-"
 _DAMAGE_SHOWN = 20
 
+_REMOTE_TABLE = "durabledbm"
+
 _FACTORS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30}
 
 
@@ -81,7 +83,12 @@ def _dump_arguments(parser: Parser) -> None:
 
 
 def _table_option(parser: Parser, help: str) -> None:
-    parser.add_argument("--table", metavar="NAME", default="durabledbm", help=f"{help} (default: durabledbm)")
+    parser.add_argument("--table", metavar="NAME", help=f"{help} (default: {_REMOTE_TABLE})")
+
+
+def _remote_table(args: argparse.Namespace) -> str:
+    """The table on the server."""
+    return _REMOTE_TABLE if args.table is None else args.table
 
 
 def _codec_option(parser: Parser, help: str) -> None:
@@ -105,6 +112,8 @@ def _dump(args: argparse.Namespace) -> int:
         args.file, args.target = None, args.file
     elif args.file is None:
         raise Usage("nothing to dump: name a FILE, or give --from URL")
+    elif args.table is not None:
+        raise Usage("--table goes with --from: the dump of a FILE holds all its tables")
     with _dump_target(args) as target, _dump_source(args) as db, shown("dump", "entries") as meter:
         try:
             count = dump(
@@ -118,7 +127,7 @@ def _dump(args: argparse.Namespace) -> int:
 
 
 def _dump_source(args: argparse.Namespace) -> Any:
-    return open_store(args.file, "r") if args.origin is None else open_remote(args.origin, args.table, flag="r")
+    return open_store(args.file, "r") if args.origin is None else open_remote(args.origin, _remote_table(args), flag="r")
 
 
 @contextmanager
@@ -190,6 +199,8 @@ def _load(args: argparse.Namespace) -> int:
         return _load_remote(args, until)
     if args.file is None:
         raise Usage("no target: name a FILE, or give --to URL")
+    if args.table is not None:
+        raise Usage("--table goes with --to: what is loaded into a FILE goes into the tables that it names")
     if args.log is not None or (
         args.source not in (None, _STREAM) and os.path.isfile(args.source) and whichdb(args.source) == "durabledbm"
     ):
@@ -228,8 +239,9 @@ def _load_remote(args: argparse.Namespace, until: Until) -> int:
     if args.log is not None:
         raise Usage("--log restores a FILE: it does not go with --to")
     source, args.file = _stream_or_name(args.file), None
-    loaded = _loaded(args, open_remote(args.to, args.table, args.timeout), source, until)
-    _report_loaded(f"table {args.table}", loaded)
+    table = _remote_table(args)
+    loaded = _loaded(args, open_remote(args.to, table, args.timeout), source, until)
+    _report_loaded(f"table {table}", loaded)
     return 0
 
 
