@@ -517,7 +517,8 @@ class Transaction(WithTables):
     def clear(self) -> None:
         """Delete all entries of the main table. Other tables stay."""
         work, context = self._writing(), self._open_context()
-        if context.spill is None or not (work.has_savepoints or context.uses):
+        # Forgetting the spill would also forget what it holds of other tables.
+        if context.spill is None or not (work.has_savepoints or context.uses or work.base.tables.depth):
             work.clear()
             if context.spill is not None:
                 context.spill = None

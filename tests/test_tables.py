@@ -353,6 +353,21 @@ def test_a_transaction_that_outgrows_its_memory(db: Database, monkeypatch: pytes
     assert db.check() == []
 
 
+def test_clearing_the_main_table_after_a_spill_leaves_the_others(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transaction, "SPILL_SIZE", 2000)
+    db.table("before")["k"] = "v"
+    with db.transaction() as tx:
+        tx["main"] = "1"
+        tx.table("t")["large"] = b"v" * 3000
+        tx.clear()
+        tx["main"] = "2"
+        assert content_of(tx) == {"": {b"main": b"2"}, "before": {b"k": b"v"}, "t": {b"large": b"v" * 3000}}
+    assert content_of(db) == {"": {b"main": b"2"}, "before": {b"k": b"v"}, "t": {b"large": b"v" * 3000}}
+    assert db.check() == []
+
+
 def test_threads_that_write_to_different_tables(db: Database) -> None:
     def write(thread: int) -> None:
         table = db.table(f"table {thread % 2}")
