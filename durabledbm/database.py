@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from . import closing
+from . import checkpoint, closing
 from ._engine import tables
 from ._engine.changeset import ChangeSet
 from ._engine.disk import FileVolume
@@ -31,12 +31,13 @@ from ._files.opening import DEFAULT_CACHE_SIZE, DEFAULT_PAGE_SIZE, Durability, F
 from ._interrupts import is_interrupt
 from ._messages import counted, represented
 from ._process.handles import Registry, began, ended
+from .checkpoint import Change, Checkpoint
 from .errors import ClosedError, error
 from .maintenance.backup import backup
 from .maintenance.check import Problem, check_state
 from .maintenance.reorganize import reorganize
 from .maintenance.stats import Stats, gather
-from .mapping import Key, as_bytes
+from .mapping import Key, Writable, as_bytes
 from .snapshot import Pin, Snapshot
 from .table import Table, WithTables
 from .transaction import Transaction, own_transaction
@@ -395,6 +396,66 @@ class Database(WithTables):
     @property
     def _pager(self) -> Pager:
         return self._store.pager
+
+    # -- checkpoints -------------------------------------------------------------------------------
+
+    def checkpoint(self, name: str, *, replace: bool = False) -> None:
+        """Keep the last commit under a name, durably, until `drop_checkpoint`.
+
+        It takes no longer for a large database; the pages that later commits replace are not reused. Raises `error` if
+        there is a checkpoint of that name, unless `replace`, or inside a transaction.
+        """
+        self._on_checkpoints(checkpoint.make, name, replace=replace)
+
+    def drop_checkpoint(self, name: str) -> None:
+        """Drop a checkpoint. One commit frees the pages that only it needs. Raises `KeyError` if there is none."""
+        self._on_checkpoints(checkpoint.drop, name)
+
+    def checkpoints(self) -> list[Checkpoint]:
+        """All checkpoints, the oldest first."""
+        return self._with_pin(self._pin(), checkpoint.listed)
+
+    def at(self, name: str) -> Snapshot:
+        """A snapshot of a checkpoint. Raises `KeyError` if there is none."""
+        snapshot = self._guarded(checkpoint.at, self._pin(), name, self)
+        self._snapshots.add(snapshot)
+        return snapshot
+
+    def diff(self, a: str | Snapshot, b: str | Snapshot | None = None) -> Iterator[Change]:
+        """What has changed from `a` to `b`: checkpoints by name, or snapshots; None is the present.
+
+        Lazily; reads only pages that the two do not share.
+        """
+        old, new = (part if isinstance(part, Snapshot) else self.at(part) for part in (a, b or self.snapshot()))
+        return checkpoint.differences(old, new)
+
+    def restore(self, name: str) -> None:
+        """Make the content of a checkpoint, all tables, the present, in one commit. Checkpoints stay.
+
+        It writes what differs: so it takes as long as the difference is large, and is undone by another `restore`.
+        """
+        with self.transaction() as tx, self.at(name) as kept, self.snapshot() as present:
+            for table in {*present.tables()} - {*kept.tables()}:
+                tx.drop_table(table)
+            for table, key, _, value in checkpoint.differences(present, kept):
+                target: Writable = tx.table(table) if table else tx
+                if value is not None:
+                    target[key] = value
+                elif not table or table in kept.tables():
+                    del target[key]
+
+    def _on_checkpoints(self, operation: Callable[..., None], name: str, **options: bool) -> None:
+        if self._own_transaction() is not None:
+            raise error(f"{self.path}: checkpoints are made and dropped outside of a transaction")
+        self._store.check_writable()
+        self._raise_background_failure()
+        lease = Lease()
+        writing = partial(self._pipeline.writing, lease)
+        try:
+            call = partial(operation, self._pipeline.committer, writing, name, **options)
+            self._guarded(self._store.inside.call, call)
+        finally:
+            lease.end()
 
     # -- for transactions --------------------------------------------------------------------------
 

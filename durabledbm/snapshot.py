@@ -77,12 +77,14 @@ class Snapshot(Readable):
 
     __slots__ = ("__weakref__", "_owner", "_pin", "_rows", "_scope", "_state", "_view")
 
-    def __init__(self, pin: Pin, view: View | None = None, owner: object = None) -> None:
+    def __init__(
+        self, pin: Pin, view: View | None = None, owner: object = None, state: State | None = None
+    ) -> None:
         self._pin = pin
         self._owner = owner
         """The handle that it was taken of, which stays open for as long as the snapshot is used."""
-        self._state = pin.state
-        self._view = pin.state.view if view is None else view
+        self._state = pin.state if state is None else state
+        self._view = self._state.view if view is None else view
         self._scope = Scope("the snapshot has been closed")
         self._rows = _Rows(self._view, self._scope)
 

@@ -24,7 +24,8 @@ from itertools import islice
 from operator import lt
 from typing import NamedTuple
 
-from .._engine.catalog import CATALOG, LAST_ID, NAMES, Record, TableKey, prefix_of
+from .._engine.catalog import CATALOG, CHECKPOINTS, LAST_ID, NAMES, Kept, Record, TableKey, prefix_of
+from .._engine.checkpoints import checkpoints, trees_of
 from .._engine.page import NO_REF, read_header, ref_parts
 from .._engine.pager import MALFORMED, Pager
 from .._engine.recovery import read_slots
@@ -81,6 +82,7 @@ class _Check:
                 yield Problem(2, "a tree has a root but no depth")
             yield from self._tree(tree, entries)
         yield from self._counts(main, tables)
+        yield from self._checkpoints()
         yield from self._space()
 
     # -- invariant 4 -------------------------------------------------------------------------------
@@ -103,8 +105,8 @@ class _Check:
 
     # -- invariants 1 to 4, in the trees -----------------------------------------------------------
 
-    def _tree(self, tree: Tree, entries: _Entries) -> Iterator[Problem]:
-        for visit in walk(tree, self._pages, tolerated=CorruptionError):
+    def _tree(self, tree: Tree, entries: _Entries, *, shared: bool = False) -> Iterator[Problem]:
+        for visit in walk(tree, self._pages, tolerated=CorruptionError, shared=shared):
             if visit.flaw is not None:
                 yield Problem(*visit.flaw, visit.page_id)
             elif not visit.level:
@@ -151,6 +153,23 @@ class _Check:
         if count != meta.entry_count:
             yield Problem(5, f"there are {count} entries, the meta page says {meta.entry_count}")
         yield from _catalog(records, counts)
+
+    # -- checkpoints -------------------------------------------------------------------------------
+
+    def _checkpoints(self) -> Iterator[Problem]:
+        """Verify what checkpoints keep, and the trees of this commit have not."""
+        meta = self._meta
+        try:
+            found = checkpoints(self._state.view)
+        except error as exc:
+            yield Problem(5, f"the checkpoints cannot be read: {exc}")
+            return
+        newest = max((kept.txid for kept in found.values()), default=0)
+        if newest != meta.checkpoint_txid:
+            yield Problem(5, f"the newest checkpoint is of commit {newest}, the meta page says {meta.checkpoint_txid}")
+        for kept in reversed(found.values()):
+            for number, tree in enumerate(trees_of(kept, self._pager)):
+                yield from self._tree(tree, _Entries(number), shared=True)
 
     # -- invariant 1 -------------------------------------------------------------------------------
 
@@ -222,6 +241,9 @@ def _catalog(records: dict[bytes, bytes], counts: Counter[bytes]) -> Iterator[Pr
     kind = NAMES[len(CATALOG) :]
     for key, value in records.items():
         try:
+            if key.startswith(CHECKPOINTS[len(CATALOG) :]):
+                Kept.unpack(value)
+                continue
             if not key.startswith(kind):
                 raise ValueError("something else than a table")
             name, record = key[len(kind) :].decode(), Record.unpack(value)
