@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 from ._engine.catalog import CATALOG, Kept, TableKey, checkpoint_key, prefix_of
-from ._engine.checkpoints import checkpoints, exclusive_runs, trees_of
+from ._engine.checkpoints import checkpoints, runs_not_in_newer
 from ._engine.commit import Committer
 from ._engine.page import ref_parts
 from ._engine.store import Store
@@ -79,19 +79,13 @@ def drop(committer: Committer, writing: Callable[[], AbstractContextManager[obje
         committer.commit({key: None})
 
 
-def listed(store: Store, state: State) -> list[Checkpoint]:
+def listed(_: Store, state: State) -> list[Checkpoint]:
     """All checkpoints of a state, which must be pinned, the oldest first."""
-    pager = store.pager
     found = list(checkpoints(state.view).items())
     result = []
     older_txid = 0
-    for place, (name, kept) in enumerate(found):
-        newer = trees_of(found[place + 1][1], pager) if place + 1 < len(found) else state.view.trees()
-        pages = sum(
-            ref_parts(ref)[1]
-            for tree, other in zip(trees_of(kept, pager), newer, strict=True)
-            for ref in exclusive_runs(tree, other, older_txid)
-        )
+    for name, kept in found:
+        pages = sum(ref_parts(ref)[1] for ref in runs_not_in_newer(state, name, older_txid))
         pinned = pages * state.meta.page_size
         result.append(Checkpoint(name, kept.txid, kept.time_ns / 1e9, kept.tree_count, pinned))
         older_txid = kept.txid
@@ -124,9 +118,8 @@ def differences(before: Snapshot, after: Snapshot) -> Iterator[Change]:
     same = {record.prefix: name for name, record in names(new) if befores.get(name) == record.table_id}
     for key in _changed_in_tables(old, new):
         name = same.get(prefix_of(key))
-        if name is not None:
-            if (value := old.get(TableKey(key))) != (now := new.get(TableKey(key))):
-                yield Change(name, key[len(CATALOG) :], value, now)
+        if name is not None and (value := old.get(TableKey(key))) != (now := new.get(TableKey(key))):
+            yield Change(name, key[len(CATALOG) :], value, now)
     for name in sorted(befores.keys() | afters.keys()):
         if befores.get(name) != afters.get(name):
             yield from _compared(name, _table(old, name), _table(new, name))

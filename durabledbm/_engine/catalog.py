@@ -185,7 +185,9 @@ def prefix_of(key: bytes) -> bytes:
 
 def next_prefix(prefix: bytes) -> bytes | None:
     """The first key behind those of a table; None: there is none, or no prefix."""
-    return None if prefix == CATALOG or not prefix else (int.from_bytes(prefix, "big") + 1).to_bytes(PREFIX_SIZE, "big")
+    if prefix == CATALOG or not prefix:
+        return None
+    return (int.from_bytes(prefix, "big") + 1).to_bytes(len(prefix), "big")
 
 
 def split(changes: Mapping[bytes, V]) -> tuple[Mapping[bytes, V], dict[bytes, V]]:

@@ -22,7 +22,7 @@ from .pager import MALFORMED, Pager
 from .tree import Tree, Visit, walk
 from .view import State, TableView, View
 
-__all__ = ["changed_checkpoints", "checkpoints", "exclusive_runs", "has_checkpoints", "trees_of", "walk_all"]
+__all__ = ["changed_checkpoints", "checkpoints", "has_checkpoints", "runs_not_in_newer", "trees_of", "walk_all"]
 
 _KIND = CHECKPOINTS[len(CATALOG) :]
 
@@ -54,22 +54,34 @@ def changed_checkpoints(old: State, changes: Mapping[bytes, object]) -> tuple[li
     """The refs of runs that nothing needs after the changes, which drop checkpoints; and the newest checkpoint then."""
     if not has_checkpoints(changes):
         return [], old.meta.checkpoint_txid
-    before, pager = checkpoints(old.view), old.view.tree.pager
-    named = {key[len(CHECKPOINTS) :].decode(): value for key, value in changes.items() if key.startswith(CHECKPOINTS)
-             and type(key) is TableKey}
+    before = checkpoints(old.view)
+    named = {
+        key[len(CHECKPOINTS) :].decode(): value
+        for key, value in changes.items()
+        if type(key) is TableKey and key.startswith(CHECKPOINTS)
+    }
     added = [Kept.unpack(value) for value in named.values() if type(value) is bytes]
     gone: list[bytes] = []
     older_txid = 0
-    kept = list(before.items())
-    for at, (name, checkpoint) in enumerate(kept):
-        if name not in named:
+    for name, checkpoint in before.items():
+        if name in named:
+            gone += runs_not_in_newer(old, name, older_txid)
+        else:
             older_txid = checkpoint.txid
-            continue
-        newer = trees_of(kept[at + 1][1], pager) if at + 1 < len(kept) else old.view.trees()
-        for tree, other in zip(trees_of(checkpoint, pager), newer, strict=True):
-            gone += exclusive_runs(tree, other, older_txid)
     newest = max([older_txid, *(checkpoint.txid for checkpoint in added)])
     return gone, newest
+
+
+def runs_not_in_newer(state: State, name: str, older_txid: int = 0) -> Iterator[bytes]:
+    """The refs of the runs that a checkpoint has, and neither the next newer one (or the present, if it is the newest)
+    nor commit `older_txid`.
+    """
+    found, pager = checkpoints(state.view), state.view.tree.pager
+    order = list(found)
+    place = order.index(name) + 1
+    newer = trees_of(found[order[place]], pager) if place < len(order) else state.view.trees()
+    for tree, other in zip(trees_of(found[name], pager), newer, strict=True):
+        yield from exclusive_runs(tree, other, older_txid)
 
 
 def exclusive_runs(tree: Tree, newer: Tree, older_txid: int) -> Iterator[bytes]:

@@ -201,7 +201,8 @@ class Preparer:
         elif not batch.sparing:
             if old.meta.changes:
                 changes = {**old.meta.changes, **changes}
-            changes = self._with_tail(old.view, free_map, changes)
+            if not writer.kept_txid:  # else what stands at the end may be kept there
+                changes = self._with_tail(old.view, free_map, changes)
         trees = merge_trees(pager, writer, trees, changes, packing=batch.packing)
         return self._sealed(old, batch, trees, free_map, writer, sync=sync)
 

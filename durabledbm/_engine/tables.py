@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 from .._interrupts import is_from_handler
 from ..errors import error
 from .catalog import (
+    CHECKPOINTS,
     LAST_ID,
     MAX_ID,
     NAMES,
@@ -213,8 +214,10 @@ def drop(changes: ChangeSet, name: str) -> bool:
 
 
 def erase(changes: ChangeSet) -> None:
-    """Delete everything: the entries of the main table, and all others."""
+    """Delete everything: the entries of the main table, all others, and what checkpoints keep."""
     changes.clear()
+    for key in list(TableView(changes.view(), CHECKPOINTS).keys()):
+        changes.delete(TableKey(CHECKPOINTS + key))
     for name, _ in list(names(changes.view())):
         drop(changes, name)
 
