@@ -110,6 +110,10 @@ def at(pin: Pin, name: str, owner: object) -> Snapshot:
 def differences(before: Snapshot, after: Snapshot) -> Iterator[Change]:
     """What differs: first in the main table, then in the others. Reads only pages that are not shared."""
     (old, _, pin), (new, _, other_pin) = before._scoped_view(), after._scoped_view()
+    if before._pager is not after._pager:  # of two files, in which the same pages may hold other things
+        for table in ["", *sorted({*before.tables(), *after.tables()})]:
+            yield from _compared(table, _table(old, table), _table(new, table))
+        return
     for key in _changed(old, new):
         if (value := old.get(key)) != (now := new.get(key)):
             yield Change("", key, value, now)
@@ -140,6 +144,8 @@ def _changed_in_tables(old: View, new: View) -> Iterator[bytes]:
 
 
 def _table(view: View, name: str) -> Iterator[tuple[bytes, bytes]]:
+    if not name:
+        return view.items()
     record = dict(names(view)).get(name)
     return iter(()) if record is None else TableView(view, record.prefix).items()
 

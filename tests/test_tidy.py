@@ -99,7 +99,8 @@ OPEN_TO_ALL = {
 """Modules of the engine that others may use: files, names, locks, what a file says of itself, checksums."""
 
 LOOKS_INTO_THE_ENGINE = """
-_files.*  _foreign.kinds  _process.handles  _transaction_context  attach  changelog  checkpoint  closing  database  maintenance.*
+_files.*  _foreign.kinds  _process.handles  _transaction_context  attach  changelog  checkpoint  closing  database
+maintenance.*
 migration  salvage  sharded  sharded.views  shelve.lock  snapshot  table  transaction
 """
 """Modules above the engine that may import the rest of it."""

@@ -177,6 +177,7 @@ class Preparer:
         self._free_map = FreeMap.emptied(meta.page_size, first_page(meta.page_size), page_count, meta.txid + 1)
         return meta._replace(
             **Trees()._asdict(), page_count=page_count, entry_count=0, space=NO_REF, extents=(), changes={},
+            checkpoint_txid=0,
         )  # fmt: skip
 
     def _in_tree(self, old: State, batch: Batch, *, sync: bool) -> Meta:

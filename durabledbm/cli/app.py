@@ -27,6 +27,7 @@ NO_READER = 141
 GROUPS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("data", "Reading and writing", ("get", "put", "del", "list", "tables")),
     ("care", "Looking after a file", ("stat", "check", "salvage", "compact")),
+    ("checkpoints", "Checkpoints", ("checkpoint", "checkpoints", "diff", "restore-checkpoint")),
     ("copies", "Copies and other formats", ("backup", "dump", "load", "migrate", "export")),
     ("moving", "Moving to a server", ("mirror",)),
     ("programs", "Programs and pictures", ("exec", "inspect", "tour", "completion")),

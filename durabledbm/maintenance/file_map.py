@@ -10,7 +10,7 @@ KINDS = ("meta", "branch", "leaf", "overflow", "space", "free", "pending", "pinn
 """What a page can be.
 
 "space": the free-space map. "pending": freed by the last commits, reusable soon. "pinned": freed, but a
-snapshot reads it. "unreachable": nothing points at it. "damaged": it should hold something, and does not.
+snapshot or a checkpoint needs it. "unreachable": nothing points at it. "damaged": it should hold something, and does not.
 """
 
 
