@@ -18,10 +18,12 @@ from ._engine.tables import names
 from ._engine.view import State, TableView, View
 from ._files.tree_diff import tree_differences
 from .errors import error
+from .mapping import Writable
 from .snapshot import Pin, Snapshot
 from .table import checked_name
+from .transaction import Transaction
 
-__all__ = ["Change", "Checkpoint", "at", "differences", "drop", "listed", "make"]
+__all__ = ["Change", "Checkpoint", "at", "differences", "drop", "listed", "make", "turn"]
 
 
 class Checkpoint(NamedTuple):
@@ -51,7 +53,7 @@ class Change(NamedTuple):
 
 
 def make(
-    committer: Committer, writing: Callable[[], AbstractContextManager[object]], name: str, *, replace: bool
+    committer: Committer, writing: Callable[[], AbstractContextManager[object]], name: str, replace: bool
 ) -> None:
     """Keep the last commit under a name. What waits in its meta page is merged into the trees before."""
     key = checkpoint_key(checked_name(name))
@@ -128,6 +130,19 @@ def differences(before: Snapshot, after: Snapshot) -> Iterator[Change]:
         if befores.get(name) != afters.get(name):
             yield from _compared(name, _table(old, name), _table(new, name))
     del pin, other_pin
+
+
+def turn(tx: Transaction, present: Snapshot, kept: Snapshot) -> None:
+    """Make the changes that lead from one state to another, in a transaction that begins with the first."""
+    tables = kept.tables()
+    for name in {*present.tables()} - {*tables}:
+        tx.drop_table(name)
+    for table, key, _, value in differences(present, kept):
+        target: Writable = tx.table(table) if table else tx
+        if value is not None:
+            target[key] = value
+        elif not table or table in tables:
+            del target[key]
 
 
 def _changed(old: View, new: View) -> Iterator[bytes]:

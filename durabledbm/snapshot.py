@@ -109,6 +109,11 @@ class Snapshot(Readable):
         self._pin.release()
         self._owner = None
 
+    def end_overdue(self) -> None:
+        """A commit needs its pages, and it is older than it may be."""
+        self._scope.end_because("the snapshot was ended: it was older than its max_age when a commit needed its pages")
+        self.close()
+
     def __enter__(self) -> Snapshot:
         self._check()
         return self

@@ -294,3 +294,20 @@ def test_a_commit_beside_a_checkpoint_is_one_sync_and_dropping_one() -> None:
         assert volume.syncs == before + 1
         db.drop_checkpoint("x")
         assert volume.syncs == before + 2
+
+
+def test_a_snapshot_may_be_ended_when_its_pages_are_needed(db: Database) -> None:
+    db.update({b"%04d" % n: b"x" * 100 for n in range(1000)})
+    young, old, unlimited = db.snapshot(max_age=1000), db.snapshot(max_age=0), db.snapshot()
+    iterator = iter(old.items())
+    next(iterator)
+    db["small"] = "in the meta page: no pages are needed"
+    assert len(old) == 1000
+    db.update({b"%04d" % n: b"y" * 100 for n in range(1000)})
+    for read in (lambda: old["0000"], lambda: len(old), lambda: list(iterator), lambda: old.table("t")):
+        with pytest.raises(durabledbm.error, match="older than its max_age"):
+            read()
+    assert old.closed
+    for snapshot in (young, unlimited):
+        assert dict(snapshot) == {b"%04d" % n: b"x" * 100 for n in range(1000)}
+        snapshot.close()

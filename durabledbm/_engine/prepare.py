@@ -285,6 +285,7 @@ class Preparer:
 
         The writer lock must be held.
         """
+        self._store.limited.end_overdue()
         state, pinned = self._store.state, self._store.oldest_txid()
         free_map, self._free_map = self._free_map, None  # until it is as it should be again
         if free_map is None or free_map.ref != state.meta.space:
