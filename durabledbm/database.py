@@ -430,7 +430,7 @@ class Database(WithTables):
         return snapshot
 
     def diff(self, a: str | Snapshot, b: str | Snapshot | None = None) -> Iterator[Change]:
-        """What changed from `a` to `b`, checkpoints by name or snapshots (None: the present), by reading what differs."""
+        """What changed from `a` to `b`, checkpoints by name or snapshots (None: the present). Reads what differs."""
         old, new = (part if isinstance(part, Snapshot) else self.at(part) for part in (a, b or self.snapshot()))
         return checkpoint.differences(old, new)
 

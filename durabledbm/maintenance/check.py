@@ -2,8 +2,9 @@
 
 The invariants are those of docs/format.md; a `Problem` carries the number of the violated one:
 
-1. Each page after the meta pages belongs to one of the trees exactly once, or to the free-space map, or is free, or was
-   freed and may still be read; no page is two of these, and none is missing.
+1. Each page after the meta pages belongs to one of the present trees exactly once, or else to trees that checkpoints
+   keep, or to the free-space map, or is free, or was freed and may still be read; no page is two of these, and none is
+   missing.
 2. Keys ascend strictly within a node and across the tree and lie between their parent's separators; all leaves are at
    the depth that the meta page says.
 3. A run's checksum, page id, type and length are those that its parent holds, it was not written after its parent, and
