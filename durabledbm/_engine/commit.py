@@ -273,6 +273,10 @@ class Committer:
                     # Until this commit is synced, readers take the last durable one for the newest. So that must be the
                     # one before, which was acknowledged, and not an older one.
                     self._make_old_durable(old.meta)
+                    # So its pages need not be listed any more. They must not be: those that it has freed itself may be
+                    # reused as soon as this commit is durable, and then the list would not verify.
+                    extents = prepared.meta.extents[len(old.meta.extents) :]
+                    prepared = prepared._replace(meta=prepared.meta._replace(extents=extents))
                 slot, meta = self._numbered(old, prepared.meta, relaxed=not sync)
                 page = encode_meta(meta, prepared.encoded)
 

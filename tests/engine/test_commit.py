@@ -17,7 +17,7 @@ from durabledbm._engine import commit as commit_module
 from durabledbm._engine import prepare as prepare_module
 from durabledbm._engine.freemap import FreeMap
 from durabledbm._engine.meta import META_AREA, META_SIZE, Meta, decode_meta, first_page
-from durabledbm._engine.page import REF
+from durabledbm._engine.page import REF, read_header
 from durabledbm._engine.pager import Pager
 from durabledbm._engine.prepare import MOST_PAGES
 from durabledbm._engine.store import Phase
@@ -597,3 +597,17 @@ def test_a_commit_that_fails_leaves_the_phase_of_the_table(
             assert dict(db) == {b"before": b"1", b"after": b"2"}
         store.phase = Phase.IDLE
         store.failure = None
+
+
+def test_a_durable_commit_on_top_of_relaxed_ones_lists_its_own_pages_only(volume: SimVolume) -> None:
+    """What the relaxed ones have written and freed again may be reused next: then the list would not verify."""
+    with open_on(volume, PATH, "c", durability="process", interval=3600) as db:
+        for number in range(3):
+            db.update({b"%03d" % n: b"%d" % number * 100 for n in range(300)})
+        assert db._store.state.meta.txid > db._store.durable_txid
+        with db._pipeline.writing():
+            meta = db._pipeline.committer.rewrite({}, packing=False).meta
+        assert meta.extents
+        for extent in meta.extents:
+            header = read_header(volume.content(PATH)[extent.page_id * 4096 :])
+            assert header.txid == meta.txid
