@@ -154,7 +154,7 @@ COMMANDS = {
             "large file; pages that later commits replace are not reused while a checkpoint needs them.",
             _checkpoint_arguments, _checkpoint,
             [
-                ("durabledbm checkpoint app.db before", "keep the present state"),
+                ("durabledbm checkpoint app.db monday", "keep the present state"),
                 ("durabledbm checkpoint app.db before --replace", "or a later one, under the same name"),
                 ("durabledbm checkpoint app.db before --drop", "drop it"),
             ],
