@@ -12,6 +12,8 @@ from simdisk import SimVolume
 
 import durabledbm
 from durabledbm import salvage
+from durabledbm._engine.catalog import checkpoint_key
+from durabledbm._engine.merge import TOUCH
 from durabledbm.checkpoint import Change
 from durabledbm.database import Database, open_on
 
@@ -311,3 +313,17 @@ def test_a_snapshot_may_be_ended_when_its_pages_are_needed(db: Database) -> None
     for snapshot in (young, unlimited):
         assert dict(snapshot) == {b"%04d" % n: b"x" * 100 for n in range(1000)}
         snapshot.close()
+
+
+def test_moving_the_catalog_drops_nothing(db: Database) -> None:
+    """To move the leaf that begins with a checkpoint's record, that key is touched."""
+    db.update({b"%04d" % n: b"x" * 100 for n in range(500)})
+    db.checkpoint("x")
+    db.update({b"%04d" % n: b"y" * 100 for n in range(500)})
+    committer = db._pipeline.committer
+    with db._pipeline.writing():
+        committer.rewrite({checkpoint_key("x"): TOUCH}, packing=False)
+        committer.rewrite({checkpoint_key("x"): TOUCH}, packing=True)
+    db.update({b"%04d" % n: b"z" * 100 for n in range(500)})
+    assert db.check() == []
+    assert dict(db.at("x")) == {b"%04d" % n: b"x" * 100 for n in range(500)}

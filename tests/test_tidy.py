@@ -28,7 +28,7 @@ _engine.disk.kernel32  _engine.pager  _engine.recovery
 _engine.disk  _engine.files  _engine.page_writer  _engine.readers  _engine.tree
 _engine.balance  _engine.view
 _engine.changeset  _engine.merge
-_engine.checkpoints  _engine.tables
+_engine.tables  _engine.checkpoints
 _engine.bulkload  _engine.shrink  _engine.spill  _engine.store
 _engine.flusher  _engine.prepare
 _engine.commit

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from .._interrupts import is_from_handler
 from .catalog import CATALOG, CHECKPOINTS, Kept, TableKey
+from .merge import Touch
 from .node import Overflow, decode_branch, decode_leaf, has_overflow
 from .page import BRANCH, LEAF, read_header
 from .pager import MALFORMED, Pager
@@ -46,7 +47,7 @@ def trees_of(kept: Kept, pager: Pager) -> tuple[Tree, Tree]:
 
 
 def has_checkpoints(changes: Iterable[bytes]) -> bool:
-    """Whether checkpoints are made or dropped by these changes."""
+    """Whether checkpoints may be made or dropped by these changes."""
     return any(type(key) is TableKey and key.startswith(CHECKPOINTS) for key in changes)
 
 
@@ -55,11 +56,12 @@ def changed_checkpoints(old: State, changes: Mapping[bytes, object]) -> tuple[li
     if not has_checkpoints(changes):
         return [], old.meta.checkpoint_txid
     before = checkpoints(old.view)
-    named = {
-        key[len(CHECKPOINTS) :].decode(): value
-        for key, value in changes.items()
-        if type(key) is TableKey and key.startswith(CHECKPOINTS)
-    }
+    named: dict[str, object] = {}
+    for key, value in changes.items():
+        if type(key) is not TableKey or not key.startswith(CHECKPOINTS) or isinstance(value, Touch):
+            continue
+        if value != old.view.get(key):  # else it only moves, from the meta page into the tree
+            named[key[len(CHECKPOINTS) :].decode()] = value
     added = [Kept.unpack(value) for value in named.values() if type(value) is bytes]
     gone: list[bytes] = []
     older_txid = 0
