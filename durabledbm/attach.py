@@ -171,6 +171,12 @@ class Attachment:
             elif len(key) + (0 if value is None else len(value)) > room:
                 self.log.check(key, value)
 
+    def admit_large(self, key: bytes, length: int, value: Callable[[], bytes] | None = None) -> None:
+        """The same for a value that is not in memory."""
+        size = BINARY.header_size + BINARY.size(PUT, key, b"") + length
+        if size > self.log.max_file_size:
+            raise ValueError(f"the record needs a file of {size} bytes, the limit is {self.log.max_file_size}")
+
     def _check_table(self, key: bytes, value: bytes | None, changes: Mapping[bytes, bytes | None]) -> None:
         """The same of one change in another table, which perhaps is made by these changes."""
         if prefix_of(key) != CATALOG:
@@ -380,6 +386,11 @@ class _TextAttachment(Attachment):
                 self._check_table(key, value, changes)
             else:
                 self.log.check(key, value)
+
+    def admit_large(self, key: bytes, length: int, value: Callable[[], bytes] | None = None) -> None:
+        super().admit_large(key, length)
+        if value is not None:
+            self.log.check(key, value())
 
     def _follow(self) -> None:
         if self._held is not None:  # one by one: what is atomic in the database is not in such a log

@@ -8,6 +8,7 @@ and `snapshot` define what a handle returns. The modules of `maintenance` implem
 
 from __future__ import annotations
 
+import io
 import sys
 import weakref
 from collections.abc import Callable, Iterator
@@ -38,8 +39,9 @@ from .maintenance.reorganize import reorganize
 from .maintenance.stats import Stats, gather
 from .mapping import Key, as_bytes
 from .snapshot import Pin, Snapshot
+from .streams import Source, opened
 from .table import Table, WithTables
-from .transaction import Transaction, own_transaction
+from .transaction import Transaction, own_transaction, stream_into
 
 if TYPE_CHECKING:
     from .attach import Attachment
@@ -98,17 +100,9 @@ def open(
 
 
 def open_on(
-    volume: Volume,
-    file: Path,
-    flag: str = "r",
-    mode: int = 0o666,
-    *,
-    durability: str = "full",
-    interval: float = 1.0,
-    timeout: float | None = 30.0,
-    page_size: int | None = None,
-    cache_size: int = DEFAULT_CACHE_SIZE,
-) -> Database:
+    volume: Volume, file: Path, flag: str = "r", mode: int = 0o666, *, durability: str = "full", interval: float = 1.0,
+    timeout: float | None = 30.0, page_size: int | None = None, cache_size: int = DEFAULT_CACHE_SIZE,
+) -> Database:  # fmt: skip
     """`open` on a given file system: tests pass simulated ones."""
     name, flag, durability = checked(
         file, flag, durability, interval=interval, timeout=timeout, page_size=page_size, cache_size=cache_size
@@ -254,6 +248,9 @@ class Database(WithTables):
         finally:
             pin.release()
 
+    def _value_reader(self, key: bytes) -> io.BufferedReader | None:
+        return opened(key, *self._scoped_view())
+
     def __len__(self) -> int:
         if (transaction := self._own_transaction()) is not None:
             return len(transaction)
@@ -334,6 +331,9 @@ class Database(WithTables):
             transaction._put(key, value)
         elif not (self._pipeline.put(key, value) if self._pipeline.defers else self._put_alone(key, value)):
             self._run(lambda changes: changes.put(key, value))
+
+    def _put_stream(self, key: bytes, source: Source) -> None:
+        stream_into(self, key, source)
 
     def _put_alone(self, key: bytes, value: bytes) -> bool:
         self._store.check_writable()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import ExitStack, closing, contextmanager
+from io import SEEK_END, BufferedReader
 from typing import Any, NamedTuple, Protocol
 
 from ._engine.disk import FileVolume
@@ -27,16 +28,20 @@ from ._log.records import (
     GROUPED,
     NO_IDENTITY,
     PUT,
+    TABLE,
     UNDATED,
     Change,
     Record,
+    TableChange,
     packed_key,
+    unpacked_key,
 )  # fmt: skip
-from ._log.streams import InputStream, Label, StreamReader, StreamWriter, codec_of, open_stream
+from ._log.streams import InputStream, Label, LargePut, StreamReader, StreamWriter, codec_of, open_stream
 from .changelog import ChangeLog, Commit, Tail
 from .database import Database
 from .errors import CorruptionError, error
 from .maintenance.backup import check_target
+from .mapping import Readable, Writable
 from .snapshot import Snapshot
 
 __all__ = ["Loaded", "dump", "load", "open_log"]
@@ -102,7 +107,8 @@ def dump(
                 _write_file(entries, path, codec, label, file)
             else:
                 path = os.path.abspath(os.fsdecode(target))
-                _write_directory(entries, path, codec, label, source=file, max_file_size=max_file_size)
+                parts = _whole(entries, max_file_size)
+                _write_directory(parts, path, codec, label, source=file, max_file_size=max_file_size)
         except OSError as exc:
             raise error.wrap(exc) from exc
     meter.finish()
@@ -146,19 +152,36 @@ def _tables(mapping: Mapping[bytes, bytes]) -> dict[str, Mapping[bytes, bytes]]:
     return tables
 
 
-def _entries(tables: Mapping[str, Mapping[bytes, bytes]]) -> Iterator[tuple[str, bytes, bytes]]:
+def _entries(tables: Mapping[str, Mapping[bytes, bytes]]) -> Iterator[tuple[str, bytes, Any]]:
+    """All entries. A file stands for a value that need not be in memory as a whole."""
     for name, table in tables.items():
-        for key, value in table.items():
+        for key, value in table._parted_items() if isinstance(table, Readable) else table.items():
             yield name, key, value
 
 
 def _write_stream(
-    entries: Iterable[tuple[str, bytes, bytes]], write: Callable[[bytes], object], codec: str, label: Label
+    entries: Iterable[tuple[str, bytes, Any]], write: Callable[[bytes], object], codec: str, label: Label
 ) -> None:
     writer = StreamWriter(write, codec, label)
     for table, key, value in entries:
-        writer.put(table, key, value)
+        if isinstance(value, BufferedReader):
+            with value:
+                writer.put_file(table, key, value)
+        else:
+            writer.put(table, key, value)
     writer.finish()
+
+
+def _whole(entries: Iterable[tuple[str, bytes, Any]], most: int) -> Iterator[tuple[str, bytes, bytes]]:
+    """The entries with all values in memory, of which none may have more than `most` bytes."""
+    for table, key, value in entries:
+        if isinstance(value, BufferedReader):
+            if (size := value.seek(0, SEEK_END)) > most:
+                raise ValueError(f"a value of {size} bytes is too long: the limit of a file is {most}")
+            value.seek(0)
+            yield table, key, value.read()
+        else:
+            yield table, key, value
 
 
 def _write_file(
@@ -316,6 +339,24 @@ class _Loading:
                 self._flush()
         self.meter.count()
 
+    def apply_record(self, record: Record | LargePut) -> None:
+        """Make the change that a record is."""
+        if isinstance(record, Record):
+            self.apply(record.change())
+            return
+        name, key = unpacked_key(record.key) if record.flags & TABLE else ("", record.key)
+        table = self._table(name)
+        if self._loader is None and isinstance(table, Writable):
+            self._flush()
+            table.put_stream(key, record, size=record.size)
+            self.meter.count()
+        else:
+            parts = []
+            while part := record.read(record.size):
+                parts.append(part)
+            value = b"".join(parts)
+            self.apply(TableChange.of(name, Change("put", key, value)) if name else Change("put", key, value))
+
     def _table(self, name: str) -> Any:
         """The mapping that changes of a table go to."""
         table = self._tables.get(name)
@@ -357,7 +398,7 @@ def _load_stream(
     last = Commit(
         2**64 if until_txid is None else until_txid, 2**64 if until_time_ns is None else until_time_ns
     )
-    records = iter(reader)
+    records = reader.parted()
     record = next(records, None)
     if record is None and reader.codec == "binary":
         raise error("the dump or log is not complete: it holds no record")
@@ -366,7 +407,7 @@ def _load_stream(
             if record.kind in (PUT, DELETE):
                 if limited:
                     raise error(UNDATED)
-                loading.apply(record.change())
+                loading.apply_record(record)
             record = next(records, None)
             continue
         count = loading.meter.done
@@ -385,10 +426,10 @@ def _load_stream(
     return loading.finish()
 
 
-def _refuse_what_follows(records: Iterator[Record], last: Commit) -> None:
+def _refuse_what_follows(records: Iterator[Record | LargePut], last: Commit) -> None:
     """Raise if a wanted commit follows an unwanted one: the unwanted one would have to be loaded, too."""
     try:
-        commits = (record.commit() for record in records if record.kind == COMMIT)
+        commits = (it.commit() for it in records if isinstance(it, Record) and it.kind == COMMIT)
         found = next((it for it in commits if it.txid <= last.txid and it.time_ns <= last.time_ns), None)
     except CorruptionError:
         return  # what cannot be read is not wanted
@@ -399,19 +440,21 @@ def _refuse_what_follows(records: Iterator[Record], last: Commit) -> None:
         )
 
 
-def _load_commit(record: Record, records: Iterator[Record], loading: _Loading, last: Commit) -> None:
+def _load_commit(
+    record: Record | LargePut, records: Iterator[Record | LargePut], loading: _Loading, last: Commit
+) -> None:
     """Load the commit that begins with `record`, up to its end."""
-    following: Record | None = record
+    following: Record | LargePut | None = record
     if not record.flags & FIRST:
         raise error("the stream begins within a commit: load the directory of the log instead")
     while following is not None:
-        if following.kind == COMMIT:
+        if isinstance(following, Record) and following.kind == COMMIT:
             commit = following.commit()
             if commit.txid > last.txid or commit.time_ns > last.time_ns:
                 raise _Beyond
             loading.commit = commit
             return
-        loading.apply(following.change())
+        loading.apply_record(following)
         following = next(records, None)
         if following is not None and (not following.flags & GROUPED or following.flags & FIRST):
             break

@@ -6,12 +6,14 @@ follows from that.
 
 from __future__ import annotations
 
+import io
 from collections.abc import ItemsView, Iterable, Iterator, Mapping, MutableMapping, Reversible, ValuesView
 from itertools import islice, zip_longest
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from ._messages import not_copied
+from .streams import InputFile, Source
 
 if TYPE_CHECKING:
     from _typeshed import SupportsKeysAndGetItem
@@ -138,12 +140,21 @@ class Readable(Reversible[bytes], Mapping[Any, bytes]):
         """Whether `key` exists, without reading a large value."""
         return self._find(key) is not None
 
+    def _value_reader(self, key: bytes) -> io.BufferedReader | None:
+        """A reader of the value of `key`; None if it does not exist."""
+        value = self._find(key)
+        return None if value is None else io.BufferedReader(io.BytesIO(value))
+
     def _items(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
         """The entries of the state at this call, not at the first `next`."""
         raise NotImplementedError
 
     def _keys(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[bytes]:
         raise NotImplementedError
+
+    def _parted_items(self) -> Iterator[tuple[bytes, Any]]:
+        """All entries. A file stands for a value that need not be in memory as a whole."""
+        return self._items(None, None, False)
 
     # Look-ups
 
@@ -194,6 +205,19 @@ class Readable(Reversible[bytes], Mapping[Any, bytes]):
             return all(dict.get(other, key, _REQUIRED) == value for key, value in self.range())
         mine = self.get
         return all(isinstance(key, bytes) and mine(key, _REQUIRED) == value for key, value in other.items())
+
+    def open_value(self, key: Key) -> io.BufferedReader:
+        """The value of `key` as a file that is open for reading bytes, and can be sought in.
+
+        It shows the value as it is at this call, whatever is written later. At most a few hundred kilobytes of it are
+        in memory, and what is read is verified first. The pages of the value are kept until the file is closed or
+        dropped, so use it in a `with` statement. After the end of the database, transaction or snapshot its methods
+        raise `ClosedError`. Raises `KeyError` with the key as it was passed.
+        """
+        reader = self._value_reader(as_bytes(key, "key"))
+        if reader is None:
+            raise KeyError(key)
+        return reader
 
     # Order
 
@@ -291,11 +315,29 @@ class Writable(Readable, MutableMapping[Any, bytes]):
         raise NotImplementedError
 
     def __setitem__(self, key: Key, value: Value) -> None:
-        """Set `key` to `value`. Key and value together must be shorter than 4 GiB (`ValueError`)."""
+        """Set `key` to `value`. A key must be shorter than 2 GiB (`ValueError`)."""
         self._put(
             key if type(key) is bytes else as_bytes(key, "key"),
             value if type(value) is bytes else as_bytes(value, "value"),
         )
+
+    def put_stream(self, key: Key, file: InputFile, *, size: int | None = None) -> None:
+        """Set the value of `key` to what `file`, an object with a method `read(size)`, gives up to its end.
+
+        With `size`, exactly so many bytes are read, and no more. The value is written as it is read, so it is never in
+        memory as a whole; nothing shows it before it is complete. If the file raises, that is raised and the old value
+        stays. Up to 4 MiB are read first. If that is not all, the rest is read as part of a transaction, which other
+        writers have to wait for: what a file uses of this database meanwhile belongs to it, and a slow source is better
+        copied to a temporary file first.
+
+        Raises `ValueError` if the file ends before `size` bytes, and `TypeError` if it does not read bytes.
+        """
+        data = as_bytes(key, "key")
+        self._put_stream(data, Source(file, size, data))
+
+    def _put_stream(self, key: bytes, source: Source) -> None:
+        """Where the value must be in memory as a whole."""
+        self._put(key, b"".join(source.parts()))
 
     def __delitem__(self, key: Key) -> None:
         """Delete `key`. Raises `KeyError` if it does not exist."""

@@ -26,9 +26,10 @@ from ._engine.catalog import CATALOG, NAMES, PREFIX_SIZE, Record, TableKey, pref
 from ._engine.disk import FileVolume
 from ._engine.disk.protocol import Disk
 from ._engine.files import initialise
+from ._engine.large_value import INDEX, PIECE, PLACE, room
 from ._engine.meta import META_AREA, META_SIZE, Meta, UnknownVersionError, decode_meta, first_page, has_magic
 from ._engine.node import Overflow, decode_leaf
-from ._engine.page import HEADER, TYPE_NAMES
+from ._engine.page import CRC_SIZE, HEADER, REF, TYPE_NAMES, read_header
 from ._engine.pager import MALFORMED, Pager
 from ._engine.tree import PageSet, Tree, walk
 from ._files.arguments import Path, Progress
@@ -318,12 +319,13 @@ class _Salvage:
         for done, visit in enumerate(walk(tree, pages, tolerated=error), 1):
             if visit.flaw is not None:
                 what = f"page {visit.page_id}, a {TYPE_NAMES[visit.kind]}: {visit.flaw.message}"
-                self._lose(what, number, visit.low, visit.high if visit.level else visit.low + b"\0")
+                if visit.piece is None:  # else the value, which comes before its pieces, was lost already
+                    self._lose(what, number, visit.low, visit.high if visit.level else visit.low + b"\0")
             elif visit.level == 1:
                 for key, content in zip(*visit.entries(), strict=True):
                     if type(content) is not Overflow:
                         self._sink.put(kind(key), content, 1)
-            elif visit.value is not None:
+            elif visit.value is not None and visit.piece is None:
                 try:
                     self._sink.put(kind(visit.low), self._pager.value(visit.value, visit.low), 1)
                 except error as exc:
@@ -346,8 +348,10 @@ class _Salvage:
                     self._report.lost(f"page {page_id}: not intact")
             elif newest is None or run.txid <= newest:
                 found += 1
-                if run.tree in (0, 1) and run.kind in ("leaf", "overflow"):
-                    (self._lost_leaf if run.kind == "leaf" else self._lost_value)(run, _KEYS[run.tree])
+                if run.tree in (0, 1) and run.kind == "leaf":
+                    self._lost_leaf(run, _KEYS[run.tree])
+                elif run.tree in (0, 1) and run.kind == "overflow" and run.flags != PIECE:
+                    (self._lost_index if run.flags == INDEX else self._lost_value)(run, _KEYS[run.tree])
             self._tell(page_id)
         self._tell(self._page_count)
         for (key, place), rank in self._large.items():
@@ -377,6 +381,23 @@ class _Salvage:
         key = kind(self._read(offset, run.entries))
         if self._wanted(key, run.txid):
             self._candidate(key, self._read(offset + run.entries, run.payload - run.entries), 2 * run.txid + 2)
+
+    def _lost_index(self, run: IntactRun, kind: type[bytes]) -> None:
+        """The index of a value in pieces, of which all but the last are full. It is read in the end, as above."""
+        offset, size = run.page_id * self._page_size, run.payload - run.entries
+        key = kind(self._read(offset + HEADER.size, run.entries))
+        if size < REF.size or not self._wanted(key, run.txid):
+            return
+        last = REF.unpack(self._read(offset + HEADER.size + run.payload - REF.size, REF.size))[0]
+        head = self._read(min(last, self._page_count) * self._page_size, HEADER.size)
+        if len(head) == HEADER.size:
+            in_last = read_header(head).payload_size - len(key) - PLACE.size
+            crc = self._read(offset + run.page_count * self._page_size - CRC_SIZE, CRC_SIZE)
+            ref = REF.pack(run.page_id, run.page_count, int.from_bytes(crc, "little"))
+            length = (size // REF.size - 1) * room(len(key)) + in_last
+            if length > room(len(key)):
+                place = Overflow.make(ref, length)
+                self._large[key, place] = max(2 * run.txid + 2, self._large.get((key, place), 0))
 
     def _read(self, offset: int, size: int) -> bytes:
         parts = []

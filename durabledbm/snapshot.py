@@ -6,8 +6,10 @@ it. It costs space: pages that later commits replace are not reused before the s
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from types import TracebackType
+from typing import Any
 
 from ._engine import tables
 from ._engine.pager import Pager
@@ -15,6 +17,7 @@ from ._engine.readers import Reader
 from ._engine.store import Store
 from ._engine.view import Scope, State, View
 from .mapping import Key, Readable, as_bytes
+from .streams import opened, parted_items
 from .table import TableSnapshot
 
 __all__ = ["Pin", "Snapshot"]
@@ -143,6 +146,10 @@ class Snapshot(Readable):
             return self._view.find(key)
         return self._rows[key]
 
+    def _value_reader(self, key: bytes) -> io.BufferedReader | None:
+        self._check()
+        return opened(key, self._view, self._scope, self)
+
     def table(self, name: str) -> TableSnapshot:
         """The table of that name, as it was at this instant."""
         self._check()
@@ -164,6 +171,10 @@ class Snapshot(Readable):
     def _items(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
         self._check()
         return self._view.items(start, stop, reverse=reverse, scope=self._scope, pin=self)
+
+    def _parted_items(self) -> Iterator[tuple[bytes, Any]]:
+        self._check()
+        return parted_items(self._view, self._scope, self)
 
     def _keys(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[bytes]:
         self._check()

@@ -7,6 +7,7 @@ nothing under that id, the table may have been emptied or dropped in between; so
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -16,6 +17,7 @@ from ._engine.catalog import Record, TableKey, name_key
 from ._engine.pager import Pager
 from ._engine.view import Scope, View
 from .mapping import Readable, Writable
+from .streams import opened
 
 __all__ = ["Table", "TableSnapshot", "TransactionTable", "WithTables", "checked_name"]
 
@@ -116,6 +118,11 @@ class ReadableTable(Readable):
 
     def _has(self, key: bytes) -> bool:
         return self._find(key, whole=False) is not None
+
+    def _value_reader(self, key: bytes) -> io.BufferedReader | None:
+        view, scope, pin = self._source._scoped_view()
+        table = tables.table_view(view, self.name)
+        return None if table is None else opened(table.key(key), table, scope, pin)
 
     def __len__(self) -> int:
         record = self._record()

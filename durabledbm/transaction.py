@@ -12,8 +12,9 @@ counts, or is refused, or is undone with its block, and the end of the block say
 
 from __future__ import annotations
 
+import io
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from functools import partial
 from types import TracebackType
@@ -22,21 +23,25 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from ._engine.changeset import ChangeSet
 from ._engine.pager import Pager
 from ._engine.pipeline import Pipeline
+from ._engine.spill import Spill
 from ._engine.store import Store
 from ._engine.threads import Lease
 from ._engine.view import Scope, View
 from ._process.caller_context import CallerContext
 from ._transaction_context import BLOCK_OVER, Block, Fate, TransactionContext, Use
+from ._value_stream import put_in_pieces
 from .errors import BusyError, ClosedError, error
 from .mapping import Key, Value, as_bytes
+from .streams import Source, opened
 from .table import TransactionTable, WithTables
 
-__all__ = ["Transaction", "own_transaction"]
+__all__ = ["Transaction", "own_transaction", "stream_into"]
 
 _active: ContextVar[tuple[weakref.ref[Transaction], ...]] = ContextVar("durabledbm_transactions", default=())
 """The transactions whose blocks were begun in this context and not left yet, innermost last. Others keep them alive."""
 
 _OUTLASTED = "a block around it ended first"
+_DROPPED = "a block in it was dropped before its end"
 
 SPILL_SIZE = 448 * 2**20
 """Bytes of memory that a transaction's changes may take before they are written to pages of their own."""
@@ -53,6 +58,8 @@ class Owner(Protocol):
     _pipeline: Pipeline
 
     def _raise_background_failure(self) -> None: ...
+
+    def _put(self, key: bytes, value: bytes) -> None: ...
 
     def _join(self, transaction: weakref.ref[Transaction]) -> None:
         """Record an open transaction."""
@@ -74,6 +81,19 @@ def own_transaction(database: Owner, *, to_write: bool = False) -> Transaction |
             if to_write:
                 raise transaction._outlasted()
     return None
+
+
+def stream_into(database: Owner, key: bytes, source: Source) -> None:
+    """Set the value of `key` to what `source` gives, in the caller's transaction, or else as a commit of its own."""
+    if (transaction := own_transaction(database, to_write=True)) is not None:
+        transaction._put_stream(key, source)
+        return
+    database._store.check_writable()
+    if (value := source.whole()) is not None:
+        database._put(key, value)
+        return
+    with Transaction(database) as transaction:
+        transaction._put_stream(key, source)
 
 
 class _Exit:
@@ -114,7 +134,7 @@ def _given_up(context: weakref.ref[TransactionContext], owner: weakref.ref[Trans
         return
     for block in living.inside(living.outermost):
         if block.owner is owner:
-            living.doomed = living.doomed or error("a block in it was dropped before its end")
+            living.doomed = living.doomed or error(_DROPPED)
             living.leave(block)
 
 
@@ -234,6 +254,8 @@ class Transaction(WithTables):
                 raise error("the transaction belongs to the parent process and cannot be used after a fork")
             return
         inside = context.inside(block)
+        if any(inner.owner is not None and inner.owner() is None for inner in inside):  # and its callback interrupted
+            context.doomed = context.doomed or error(_DROPPED)
         for inner in inside:
             inner.untouched = inner.point is not None and context.work.unchanged_since(inner.point)
         keep = kind is None and not block.rolled_back
@@ -406,6 +428,9 @@ class Transaction(WithTables):
         context = self._open_context()
         return context.work.view(), context.scope, Use(context)
 
+    def _value_reader(self, key: bytes) -> io.BufferedReader | None:
+        return opened(key, *self._scoped_view())
+
     def _items(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
         view, scope, use = self._scoped_view()
         return view.items(start, stop, reverse=reverse, scope=scope, pin=use)
@@ -506,30 +531,47 @@ class Transaction(WithTables):
 
     def _spill(self) -> None:
         """Move the changes from memory to pages that no meta refers to yet."""
-        context = self._open_context()
+        self._exclusively(self._open_context(), self._move)
+
+    def _exclusively(self, context: TransactionContext, write: Callable[..., T], *arguments: Any) -> T:
+        """Let `write(spill, *arguments)` write pages, which a call that interrupts it must not come between.
+
+        If it fails, the transaction can only be rolled back.
+        """
         context.busy = True
         try:
-            self.database._store.inside.call(self._move, context)
+            result: T = self.database._store.inside.call(self._written, context, write, *arguments)
         finally:
             context.busy = False
+        return result
 
-    def _move(self, context: TransactionContext) -> None:
+    def _written(self, context: TransactionContext, write: Callable[..., T], *arguments: Any) -> T:
         work = context.work
         if context.spill is None:
             context.spill = self.database._pipeline.spill(work)
-        reuse = not work.has_savepoints and not context.uses
+        context.spill.reuse = not work.has_savepoints and not context.uses
         try:
             self.database._pipeline.committer.check_place()
-            view, count = context.spill.add(work.as_dict(), reuse=reuse)
+            return write(context.spill, *arguments)
         except BaseException as exc:
             context.doomed = exc
             if isinstance(exc, OSError):
                 raise error.wrap(exc, self.database.path) from exc
             raise
-        work.rebase(view, count)
+
+    def _move(self, spill: Spill, more: Mapping[bytes, bytes] | None = None) -> None:
+        """Merge the changes, and `more`, into the trees of the spill."""
+        work = self._open_context().work
+        work.rebase(*spill.add({**work.as_dict(), **(more or {})}))
+
+    def _put_stream(self, key: bytes, source: Source) -> None:
+        self._writing()
+        if (value := source.whole()) is not None:
+            self._put(key, value)
+            return
+        put_in_pieces(self, key, source, self.database._store.observer)
 
     def __repr__(self) -> str:
         fate = self._block.fate
         state = "not begun" if fate is Fate.NEW else "open" if fate is Fate.OPEN else "ended"
         return f"<{type(self).__name__} on {self.database.path!r}, {state}>"
-

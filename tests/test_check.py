@@ -15,6 +15,7 @@ from durabledbm._engine.meta import META_SIZE, Meta, encode_meta
 from durabledbm._engine.node import Overflow
 from durabledbm._engine.page import BRANCH, LEAF, REF, SPACE, seal
 from durabledbm._engine.page_writer import PageWriter
+from durabledbm._engine.value_writer import stored
 from durabledbm.database import open_on
 from durabledbm.maintenance.check import Problem
 
@@ -95,7 +96,7 @@ def test_a_page_in_use_that_is_listed_as_free_is_reported(forger: Forger) -> Non
 
 
 def test_a_run_that_two_parents_point_at_is_reported(forger: Forger) -> None:
-    large = forger.pen.value(b"a", b"x" * 5000)
+    large = stored(forger.pen, b"a", b"x" * 5000)
     root = forger.pen.leaf([b"a", b"b"], [large, large])
     problems = forger.finish(root, 1, 2)
     assert (1, page_of(large.ref)) in [problem[::2] for problem in problems]
@@ -161,7 +162,7 @@ def damaged(forger: Forger, page_id: int, offset: int = 500) -> list[Problem]:
 
 @pytest.mark.parametrize("kind", ["leaf", "branch", "large value", "space"])
 def test_a_damaged_run_is_reported(forger: Forger, kind: str) -> None:
-    large = forger.pen.value(b"large", b"x" * 20_000)
+    large = stored(forger.pen, b"large", b"x" * 20_000)
     leaves = forger.leaf(b"a", b"b"), forger.pen.leaf([b"large", b"n"], [large, b""])
     root = forger.branch([b"c"], *leaves)
     assert forger.finish(root, 2, 4) == []
@@ -185,7 +186,7 @@ def test_a_damaged_map_is_reported(forger: Forger) -> None:
 
 def test_a_run_that_was_written_after_its_parent_is_reported(forger: Forger) -> None:
     forger.pen.txid += 1
-    leaf, large = forger.leaf(b"a"), forger.pen.value(b"large", b"x" * 5000)
+    leaf, large = forger.leaf(b"a"), stored(forger.pen, b"large", b"x" * 5000)
     forger.pen.txid -= 1
     root = forger.branch([b"b"], leaf, forger.pen.leaf([b"large"], [large]))
     problems = forger.finish(root, 2, 2)
@@ -193,7 +194,7 @@ def test_a_run_that_was_written_after_its_parent_is_reported(forger: Forger) -> 
 
 
 def test_a_large_value_of_another_key_is_reported(forger: Forger) -> None:
-    large = forger.pen.value(b"one key", b"x" * 5000)
+    large = stored(forger.pen, b"one key", b"x" * 5000)
     problems = forger.finish(forger.pen.leaf([b"another"], [large]), 1, 1)
     assert [problem[::2] for problem in problems] == [(3, page_of(large.ref))]
 

@@ -327,3 +327,20 @@ def test_moving_the_catalog_drops_nothing(db: Database) -> None:
     db.update({b"%04d" % n: b"z" * 100 for n in range(500)})
     assert db.check() == []
     assert dict(db.at("x")) == {b"%04d" % n: b"x" * 100 for n in range(500)}
+
+
+def test_a_value_in_pieces_is_kept_and_freed(db: Database) -> None:
+    before = db.stats().live_bytes
+    first, second = b"1" * 2_000_000, b"2" * 3_000_000
+    db["large"] = first
+    db.checkpoint("x")
+    db["large"] = second
+    assert db.check() == []
+    with db.at("x") as kept:
+        assert kept["large"] == first
+    (checkpoint,) = db.checkpoints()
+    assert 2_000_000 < checkpoint.pinned_bytes < 2_100_000
+    del db["large"]
+    db.drop_checkpoint("x")
+    assert db.check() == []
+    assert db.stats().live_bytes < before + 50_000

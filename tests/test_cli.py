@@ -33,6 +33,7 @@ from systems import TELLS_HOLDERS, WINDOWS, only_posix
 import durabledbm
 import durabledbm.maintenance.inspect
 import durabledbm.shelve
+from durabledbm._engine import kernels
 from durabledbm.cli.app import GROUPS, all_commands, find, main
 from durabledbm.cli.reference import markdown
 from durabledbm.cli.text import OutputError, columns, escape, printable, unescape
@@ -1112,7 +1113,9 @@ def test_without_arguments_the_overview_is_shown_and_that_is_a_failure(run: Run)
 
 
 def test_the_version_is_told(run: Run) -> None:
-    assert run("--version").text.startswith(f"durabledbm {durabledbm.__version__} ")
+    with_kernels = "with" if kernels.RUNNING else "without"
+    version = f"durabledbm {durabledbm.__version__} (Python {sys.version.split()[0]}, {with_kernels} kernels)\n"
+    assert run("--version").text == version
 
 
 def test_the_module_is_the_program(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

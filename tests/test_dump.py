@@ -20,6 +20,8 @@ from systems import HAS_SYMLINKS, needs_mode, needs_pipe_files
 from test_attach import write_at_random
 
 import durabledbm
+import durabledbm.streams
+from durabledbm._engine import large_value
 from durabledbm._log import streams
 from durabledbm.changelog import Change, ChangeLog, Commit
 from durabledbm.cli.point_in_time import parse_until
@@ -648,3 +650,102 @@ def test_a_killed_dump_leaves_no_target(
             loaded: dict[bytes, bytes] = {}
             load(target, loaded)
             assert len(loaded) == 20_000
+
+
+# -- large values --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def short_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is a large value is short."""
+    monkeypatch.setattr(large_value, "_RUN", 8192)
+    monkeypatch.setattr(durabledbm.streams, "_HEAD", 1)
+    monkeypatch.setattr(streams, "_LARGE", 10_000)
+    monkeypatch.setattr(streams, "_PIECE", 1000)
+
+
+LARGE = {b"%d" % n: random.Random(n).randbytes(n) for n in (0, 100, 9_999, 10_000, 20_000, 70_000)}
+
+
+@pytest.mark.leaves_damage  # only where pieces are short
+@pytest.mark.parametrize("codec", ["binary", "text"])
+def test_large_values_are_dumped_and_loaded_in_pieces(db_path: str, short_pieces: None, codec: str) -> None:
+    entries = LARGE if codec == "binary" else {key: b"v" * len(value) for key, value in LARGE.items()}
+    stream, whole = io.BytesIO(), io.BytesIO()
+    with durabledbm.open(db_path, "n") as db:
+        db.update(entries)
+        assert dump(db, stream, codec=codec) == len(entries)
+        dump(dict(db), whole, codec=codec)
+        db.clear()
+        db["100"] = "replaced"
+        stream.seek(0)
+        assert load(stream, db).changes == len(entries)
+        assert dict(db) == entries
+        assert db.check() == []
+        other: dict[bytes, bytes] = {}
+        whole.seek(0)
+        load(whole, other)
+        assert other == entries
+        stream.seek(0)
+        other.clear()
+        load(stream, other)
+        assert other == entries
+
+
+@pytest.mark.leaves_damage
+def test_text_that_a_large_value_does_not_hold(db_path: str, short_pieces: None) -> None:
+    with durabledbm.open(db_path, "n") as db:
+        db["k"] = b"v" * 50_000 + b"|" + b"v" * 50_000
+        with pytest.raises(ValueError, match="cannot hold a value"):
+            dump(db, io.BytesIO(), codec="text")
+
+
+@pytest.mark.leaves_damage
+def test_a_large_value_that_no_file_of_a_directory_holds(db_path: str, tmp_path: Path, short_pieces: None) -> None:
+    with durabledbm.open(db_path, "n") as db:
+        db["k"] = b"v" * 20_000
+        dump(db, tmp_path / "files", max_file_size=30_000)
+        db["k"] = b"v" * 50_000
+        with pytest.raises(ValueError, match="50000 bytes is too long"):
+            dump(db, tmp_path / "more", max_file_size=30_000)
+        assert not (tmp_path / "more").exists()
+        load(tmp_path / "files", db)
+        assert db["k"] == b"v" * 20_000
+
+
+@pytest.mark.leaves_damage
+@pytest.mark.parametrize("where", [-1, 30_000, 70_050, 71_000])
+@pytest.mark.parametrize("kind", ["flipped", "cut off"])
+def test_a_damaged_large_value_loads_nothing(db_path: str, short_pieces: None, where: int, kind: str) -> None:
+    stream = io.BytesIO()
+    with durabledbm.open(db_path, "n") as db:
+        db.update({b"a": b"1", b"k": b"v" * 70_000, b"z": b"v" * 20_000})
+        dump(db, stream)
+        data = bytearray(stream.getvalue())
+        if kind == "flipped":
+            data[where] ^= 1
+        else:
+            del data[where:]
+        db.clear()
+        db["old"] = "1"
+        with pytest.raises(error):
+            load(io.BytesIO(data), db)
+        assert dict(db) == {b"old": b"1"}
+        assert db.check() == []
+
+
+@pytest.mark.leaves_damage
+def test_a_commit_of_large_values_beyond_the_limit_is_undone(db_path: str, short_pieces: None) -> None:
+    stream = io.BytesIO()
+    with durabledbm.open(db_path, "n") as db:
+        db["k"] = b"v" * 70_000
+        dump(db, stream)
+        txid = db.stats().txid
+        db.clear()
+        stream.seek(0)
+        with pytest.raises(error, match="no commit"):
+            load(stream, db, until_txid=txid - 1)
+        assert len(db) == 0
+        stream.seek(0)
+        load(stream, db, until_txid=txid)
+        assert db["k"] == b"v" * 70_000

@@ -421,9 +421,11 @@ class Idle:
 
     def __init__(self) -> None:
         self._alive, self._end = os.pipe()
+        self._there = os.pipe()
 
     def wait(self) -> None:
-        """In the idle process."""
+        """In the idle process, which says so when what is to be done after a fork is done."""
+        os.write(self._there[1], b"x")
         os.close(self._end)
         os.read(self._alive, 1)
         os._exit(0)
@@ -431,26 +433,29 @@ class Idle:
     def fork(self) -> None:
         if not os.fork():
             self.wait()
+        os.read(self._there[0], 1)
 
     def forkpty(self) -> None:
         pid, terminal = os.forkpty()
         if not pid:
             self.wait()
         os.set_inheritable(terminal, False)  # it stays open: else the child were told to hang up
+        os.read(self._there[0], 1)
 
     def multiprocessing(self) -> None:
         multiprocessing.get_context("fork").Process(target=self.wait).start()
+        os.read(self._there[0], 1)
 
     def subprocess(self) -> None:
         """Forked, and not another program yet. The parent waits for that, so it must be killed from elsewhere."""
         threading.Thread(
             target=subprocess.Popen, args=(["true"],), kwargs={"preexec_fn": self.wait, "pass_fds": (self._alive,)},
         ).start()
-        time.sleep(0.2)
+        os.read(self._there[0], 1)
 
     def end(self) -> None:
-        os.close(self._alive)
-        os.close(self._end)
+        for end in (self._alive, self._end, *self._there):
+            os.close(end)
 
 
 def hold_transaction(db: durabledbm.Database) -> object:

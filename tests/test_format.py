@@ -19,7 +19,7 @@ import pytest
 from crc32c import crc32c
 
 import durabledbm
-from durabledbm._engine import locks, meta, node, page
+from durabledbm._engine import large_value, locks, meta, node, page
 from durabledbm._engine.catalog import TableKey
 from durabledbm._engine.meta import META_AREA, META_SIZE, Meta, decode_meta, encode_meta
 from durabledbm._engine.node import Overflow
@@ -303,6 +303,44 @@ def test_a_leaf_with_a_large_value() -> None:
     assert seal(LEAF, flags, 2, 9, 7, 4096, payload) == run(1, 1, 2, expected)
 
 
+def test_the_flags_of_overflow_runs_are_those_of_the_code() -> None:
+    (rows,) = tables("| flags | name | behind the key |")
+    assert [(int(row[0]), row[1]) for row in rows] == [
+        (large_value.WHOLE_VALUE, "value"), (large_value.INDEX, "index"), (large_value.PIECE, "piece")
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("key_size", [0, 1, 1000, 2**17 - 1, 2**17, 2**20, 2**31 - 2**20])
+def test_the_size_of_a_piece_is_what_the_document_says(key_size: int) -> None:
+    assert "- 44 - *k* bytes, where *R* is 2^18 * (1 + floor(2 *k* / 2^18))" in DOCUMENT
+    size = 2**18 * (1 + 2 * key_size // 2**18)
+    assert large_value.room(key_size) == size - 44 - key_size > 0
+    assert size % page.MAX_PAGE_SIZE == 0
+    assert key_size + large_value.PLACE.size + large_value.room(key_size) < 2**32
+    assert large_value.KEY_MAX == 2**31 - 2**20
+    assert "at most 2^31 - 2^20 bytes" in DOCUMENT
+
+
+def test_a_value_in_pieces(db_path: str) -> None:
+    """Two pieces, then the index, then the leaf that leads there."""
+    size = 2**18 - 44 - 3
+    first, last = b"1" * size, b"2" * 100
+    with durabledbm.open(db_path, "c") as db:
+        db["key"] = first + last
+    content = Path(db_path).read_bytes()
+
+    def sealed(place: int, flags: int, payload: bytes, pages: int) -> bytes:
+        head = bytes([3, flags, 0, 0]) + u(4, 3) + u(8, place) + u(8, 2) + u(4, pages) + u(4, len(payload))
+        body = (head + payload).ljust(pages * 4096 - 4, b"\0")
+        return body + crc(body)
+
+    one = sealed(2, 2, b"key" + u(8, 0) + first, 64)
+    two = sealed(66, 2, b"key" + u(8, 1) + last, 1)
+    index = sealed(67, 1, b"key" + u(8, 2) + u(4, 64) + one[-4:] + u(8, 66) + u(4, 1) + two[-4:], 1)
+    assert content[2 * 4096 : 68 * 4096] == one + two + index
+    assert u(8, 67) + u(4, 1) + index[-4:] + u(8, size + 100) in content[68 * 4096 : 69 * 4096]
+
+
 def test_a_leaf_of_many_pages_has_wide_offsets() -> None:
     key = b"k" * 70000
     flags, payload = node.encode_leaf([key], [b"v"], 4096)
@@ -368,17 +406,20 @@ def test_the_golden_file_is_read() -> None:
 
 def test_the_golden_file_holds_every_structure() -> None:
     content = GOLDEN.read_bytes()
-    kinds = set()
+    kinds, of_values = set(), set()
     at = META_AREA
     while at < len(content):
         header = page.read_header(content[at : at + 32])
         size = max(header.page_count, 1) * 4096
         if header.page_id == at // 4096 and page.self_consistent(content[at : at + size]):
             kinds.add(header.type)
+            if header.type == page.OVERFLOW:
+                of_values.add(header.flags)
             at += size
         else:
             at += 4096
     assert kinds == set(page.TYPE_NAMES)
+    assert of_values == {large_value.WHOLE_VALUE, large_value.INDEX, large_value.PIECE}
     newest = decode_meta(content[:META_SIZE])
     assert newest is not None
     assert newest.depth == 3

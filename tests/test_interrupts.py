@@ -15,6 +15,7 @@ import ast
 import contextlib
 import dis
 import errno
+import io
 import os
 import queue
 import random
@@ -36,6 +37,8 @@ from simdisk import Operation, SimDisk, SimVolume
 from systems import WINDOWS, alarm, only_posix
 
 import durabledbm
+from durabledbm import streams
+from durabledbm._engine import large_value
 from durabledbm.database import Database, open_on
 
 pytestmark = pytest.mark.no_cover  # these tests trace themselves
@@ -45,6 +48,13 @@ pytestmark = pytest.mark.no_cover  # these tests trace themselves
 def _interrupts_of_finalizers_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     """Python prints them, and has nobody to raise them to. Whoever keeps them keeps what they met, too."""
     monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: None)
+
+
+@pytest.fixture(autouse=True)
+def _short_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large values are short, so that one in pieces takes no longer."""
+    monkeypatch.setattr(large_value, "_RUN", 8192)
+    monkeypatch.setattr(streams, "_HEAD", 1)
 
 
 PATH = "/db"
@@ -208,6 +218,32 @@ def put_large(db: Any) -> None:
     db[b"003"] = b"new" * 3000
 
 
+STREAMED = b"streamed" * 1250
+
+
+def put_stream(db: Any) -> None:
+    if isinstance(db, dict):
+        db[b"003"] = STREAMED
+    else:
+        db.put_stream(b"003", io.BytesIO(STREAMED))
+
+
+def stream_in_a_block(db: Any) -> None:
+    if isinstance(db, dict):
+        db[b"new"] = b"1"
+        return
+    with db.transaction() as tx:
+        tx[b"new"] = b"1"
+        with contextlib.suppress(ValueError):
+            tx.put_stream(b"003", io.BytesIO(STREAMED), size=10**6)
+
+
+def open_value(db: Any) -> None:
+    if not isinstance(db, dict):
+        with db.open_value(b"008") as file:
+            assert file.read() == OLD[b"008"]
+
+
 def delete(db: Any) -> None:
     del db[b"004"]
 
@@ -271,8 +307,8 @@ def snapshot(db: Any) -> None:
             assert seen[b"008"] == OLD[b"008"]
 
 
-WRITES = (put, put_large, delete, pop, update, clear, transaction, nested)
-OPERATIONS = (*WRITES, sync, reorganize, get, iterate, snapshot)
+WRITES = (put, put_large, put_stream, stream_in_a_block, delete, pop, update, clear, transaction, nested)
+OPERATIONS = (*WRITES, sync, reorganize, get, open_value, iterate, snapshot)
 
 
 class Case:
@@ -454,6 +490,87 @@ def test_every_interrupt_leaves_a_usable_handle_and_free_locks(
 ) -> None:
     alarm(3000)
     interrupt(mode, operation, error, 1, 1)
+
+
+# -- interrupts of finalizers
+
+
+class InFinalizers(Interrupter):
+    """Strikes in what the interpreter calls when something is freed."""
+
+    def _call(self, frame: FrameType, event: str, argument: object) -> Callable[..., Any] | None:
+        code, names = frame.f_code, (*UNRAISABLE, *CALLBACKS)
+        if not code.co_filename.startswith(TRACED) or not (code.co_name in names or self._below(frame, names)):
+            return None
+        frame.f_trace_opcodes = True
+        frame.f_trace_lines = False
+        self._before[frame] = 0
+        return self._opcode
+
+
+def drop_transaction(db: Database) -> None:
+    block = db.transaction()
+    block.__enter__()
+    block[b"lost"] = b"1"
+
+
+def drop_nested(db: Database) -> None:
+    with contextlib.suppress(durabledbm.error), db.transaction():
+        drop_transaction(db)
+
+
+def fail(db: Database) -> None:
+    with db.transaction():
+        db[b"lost"] = b"1"
+        raise ZeroDivisionError
+
+
+def drop_snapshot(db: Database) -> None:
+    assert db.snapshot()[b"008"] == OLD[b"008"]
+
+
+def drop_iterator(db: Database) -> None:
+    next(iter(db.items()))
+    with db.transaction():
+        next(iter(db.items()))
+
+
+DROPS = (drop_transaction, drop_nested, fail, drop_snapshot, drop_iterator)
+
+
+def interrupt_finalizers(mode: str, drop: Callable[[Database], None], first: int, stride: int) -> None:
+    """Nobody may see the interrupt but `sys.unraisablehook`: what was freed is let go of all the same."""
+    at = first
+    while True:
+        case, twin = Case(mode, lambda db: None), Case(mode, lambda db: None)
+        with InFinalizers(raise_interrupt, at, lambda twin=twin: forgiving(drop, twin.db)) as interrupter:  # type: ignore[misc]
+            forgiving(drop, case.db)
+        twin.db.close()
+        twin.other.close()
+        forgiving(Database.stats, case.db)  # raises what a finalizer could not
+        case.look()
+        case.end()
+        if interrupter.moments < at:
+            break
+        at += stride
+
+
+def forgiving(operation: Callable[[Any], None], db: Database) -> None:
+    with contextlib.suppress(KeyboardInterrupt, ZeroDivisionError):
+        operation(db)
+
+
+@pytest.mark.parametrize("mode", ["full", "interval"])
+@pytest.mark.parametrize("drop", DROPS, ids=lambda drop: drop.__name__)
+def test_an_interrupted_finalizer_lets_go_of_what_was_dropped(drop: Callable[[Database], None], mode: str) -> None:
+    interrupt_finalizers(mode, drop, 1 + DROPS.index(drop), 11)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("drop", DROPS, ids=lambda drop: drop.__name__)
+def test_every_interrupted_finalizer_lets_go_of_what_was_dropped(drop: Callable[[Database], None], mode: str) -> None:
+    interrupt_finalizers(mode, drop, 1, 1)
 
 
 # -- threads that wait for somebody who is interrupted

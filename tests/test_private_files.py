@@ -206,7 +206,7 @@ def test_a_file_that_cannot_be_replaced_is_written_where_it_is() -> None:
         (directory / "out").chmod(0o666)
         directory.chmod(0o555)
         unprivileged("""
-durabledbm.cli.targets.write_file("out", b"value", "db", force=True)
+durabledbm.cli.targets.write_file("out", [b"value"], "db", force=True)
 """, directory)
         assert (directory / "out").read_text() == "value"
 

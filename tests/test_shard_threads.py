@@ -135,6 +135,12 @@ def test_a_forked_child_has_threads_of_its_own(threads: Threads) -> None:
     assert os.waitpid(pid, 0)[1] == 0
 
 
+def sleep() -> None:
+    """Until an interrupt. One that comes just before a system call is raised after it, so this makes many."""
+    while True:
+        time.sleep(0.005)
+
+
 def interrupt_when(condition: Callable[[], bool]) -> None:
     def wait() -> None:
         wait_until(condition)
@@ -157,7 +163,7 @@ def test_what_has_not_begun_when_the_caller_is_interrupted_does_not_begin_any_mo
 
     def call(call: Call) -> None:
         if threading.current_thread() is threading.main_thread():
-            time.sleep(60)
+            sleep()
         waits.set()
         go_on.wait(60)
         try:
@@ -184,7 +190,7 @@ def test_what_has_begun_when_the_caller_is_interrupted_is_waited_for(threads: Th
 
     def call(call: Call) -> None:
         if threading.current_thread() is threading.main_thread():
-            time.sleep(60)
+            sleep()
         call.begin()
         begun.set()
         time.sleep(0.05)

@@ -21,12 +21,13 @@ LAYERS = """
 _interrupts
 errors  _files.arguments  _process.caller_context  sharded.threads
 _messages
-_engine.allocator  _engine.cache  _engine.catalog  _engine.checksum  _engine.disk.protocol
+_engine.allocator  _engine.cache  _engine.catalog  _engine.checksum  _engine.disk.protocol  _engine.kernels
 _engine.disk.posix  _engine.page  _engine.threads
 _engine.disk.windows  _engine.freemap  _engine.locks  _engine.meta  _engine.node  _engine.sparse
-_engine.disk.kernel32  _engine.pager  _engine.recovery
+_engine.disk.kernel32  _engine.large_value  _engine.recovery
+_engine.pager
 _engine.disk  _engine.files  _engine.page_writer  _engine.readers  _engine.tree
-_engine.balance  _engine.view
+_engine.balance  _engine.value_writer  _engine.view
 _engine.changeset  _engine.merge
 _engine.tables  _engine.checkpoints
 _engine.bulkload  _engine.shrink  _engine.spill  _engine.store
@@ -35,7 +36,8 @@ _engine.commit
 _engine.pipeline
 _engine.deferred_commit  _engine.group_commit
 _engine.durability
-mapping  _process.handles  _process.children.*  _transaction_context  shelve.lock  shelve.writeback
+_process.handles  _process.children.*  _transaction_context  shelve.lock  shelve.writeback  streams
+_value_stream  mapping
 _files.intact_pages  _files.sorting  _files.temporary  _files.tree_diff
 _files.publish  _log.records  _log.overlay
 _log.files  _foreign.kinds  _foreign.file
@@ -65,7 +67,9 @@ TOUCHES_THE_SYSTEM = {
     "_engine.disk.windows": "it is the system's interface on Windows",
     "_engine.disk.protocol": "os.stat_result only: a type",
     "_engine.files": "os.path only: a name in the same directory",
+    "_engine.kernels": "os.environ only: DURABLEDBM_PURE",
     "_engine.node": "io.BytesIO only: bytes in memory, cut up by its read",
+    "_engine.pager": "io.BytesIO only: bytes in memory, put together by its write",
 }
 """Modules of the engine that may import os, fcntl, or the like, and why. All others are handed what they need."""
 
@@ -93,15 +97,14 @@ PICTURES = {
 """Modules with characters beyond ASCII, and why."""
 
 OPEN_TO_ALL = {
-    "_engine.bulkload", "_engine.checksum", "_engine.disk", "_engine.disk.protocol", "_engine.files", "_engine.locks",
-    "_engine.meta", "_engine.sparse",
+    "_engine.bulkload", "_engine.checksum", "_engine.disk", "_engine.disk.protocol", "_engine.files", "_engine.kernels",
+    "_engine.locks", "_engine.meta", "_engine.sparse",
 }  # fmt: skip
 """Modules of the engine that others may use: files, names, locks, what a file says of itself, checksums."""
 
 LOOKS_INTO_THE_ENGINE = """
-_files.*  _foreign.kinds  _process.handles  _transaction_context  attach  changelog  checkpoint  closing  database
-maintenance.*
-migration  salvage  sharded  sharded.views  shelve.lock  snapshot  table  transaction
+_files.*  _foreign.kinds  _process.handles  _transaction_context  _value_stream  attach  changelog  checkpoint  closing
+database  maintenance.*  migration  salvage  sharded  sharded.views  shelve.lock  snapshot  streams  table  transaction
 """
 """Modules above the engine that may import the rest of it."""
 

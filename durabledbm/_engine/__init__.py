@@ -14,6 +14,7 @@ What the operating system offers
 
 What stands in the file, as pure functions on bytes
     checksum         CRC32C
+    kernels          which of the functions marked as twins run in C
     page             runs of pages, sealed and verified
     node             leaves and branches
     meta             the meta page: the one thing that decides what the database contains

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from itertools import accumulate, groupby
-from operator import add
 from typing import NamedTuple
 
-from .node import BRANCH_OVERHEAD, LEAF_OVERHEAD, Overflow, capacity, decode_leaf, separator
+from .node import BRANCH_OVERHEAD, capacity, decode_leaf, leaf_ends, separator
 from .page import read_header
 from .page_writer import PageWriter
 from .pager import MALFORMED, Pager
@@ -75,13 +74,11 @@ class Splitter:
         count = len(keys)
         if not count:
             return []
-        overhead = BRANCH_OVERHEAD if level else LEAF_OVERHEAD + (Overflow in set(map(type, values)))
-        total = sum(map(len, keys)) + (0 if level else sum(map(len, values))) + overhead * count
+        ends = list(accumulate(map(BRANCH_OVERHEAD.__add__, map(len, keys)))) if level else leaf_ends(keys, values)
+        total = ends[-1]
         limit, minimum = (self.one_page, MIN_BRANCH) if level else (self.leaf_limit(total, count), 1)
         if total <= limit or count <= minimum:
             return [Draft(low, keys, values, total)]
-        sizes = map(overhead.__add__, map(len, keys))
-        ends = list(accumulate(sizes if level else map(add, sizes, map(len, values))))
         drafts: list[Draft] = []
         at = done = 0
         while at < count:

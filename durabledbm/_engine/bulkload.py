@@ -14,10 +14,11 @@ from .catalog import LAST_ID, Record, name_key, pack_id
 from .disk.protocol import Disk, Writes
 from .freemap import FreeMap
 from .meta import SLOTS, Meta, encode_meta, first_page
-from .node import BRANCH_OVERHEAD, LEAF_OVERHEAD, separator
+from .node import BRANCH_OVERHEAD, LEAF_OVERHEAD, Overflow, separator
 from .page import NO_REF
 from .page_writer import PageWriter
 from .pager import Pager
+from .value_writer import copied, stored
 
 __all__ = ["Builder", "finish_copy"]
 
@@ -52,21 +53,27 @@ class _TreeBuilder:
         self.count = 0
         """Entries so far."""
 
-    def add(self, entries: Iterable[tuple[bytes, bytes]]) -> None:
-        """Append entries. Their keys must ascend, and be greater than all before."""
+    def add(self, entries: Iterable[tuple[bytes, bytes]], source: Pager | None = None) -> None:
+        """Append entries. Their keys must ascend, and be greater than all before.
+
+        With `source`, an `Overflow` stands for a large value that is to be copied from there.
+        """
         for key, value in entries:
-            stored = value if len(value) <= self._inline_max else self._value(key, value)
-            size = len(key) + len(stored) + LEAF_OVERHEAD + 1
+            cell = value
+            if type(value) is Overflow:
+                assert source is not None
+                self._take_place()
+                cell = copied(self._writer, source, key, value)
+            elif len(value) > self._inline_max:
+                self._take_place()
+                cell = stored(self._writer, key, value)
+            size = len(key) + len(cell) + LEAF_OVERHEAD + 1
             if self._keys and self._size + size > self._splitter.leaf_limit(self._size + size, len(self._keys) + 1):
                 self._end_leaf()
             self._keys.append(key)
-            self._values.append(stored)
+            self._values.append(cell)
             self._size += size
             self.count += 1
-
-    def _value(self, key: bytes, value: bytes) -> bytes:
-        self._take_place()
-        return self._writer.value(key, value)
 
     def _take_place(self) -> None:
         self._writer.expected, self._writer.tree = _PLACE, self._tree
@@ -137,9 +144,12 @@ class Builder:
         """Entries so far, of all tables."""
         return self._main.count + self._tables.count
 
-    def add(self, entries: Iterable[tuple[bytes, bytes]]) -> None:
-        """Append entries to the main table. Their keys must ascend, and be greater than all before."""
-        self._main.add(entries)
+    def add(self, entries: Iterable[tuple[bytes, bytes]], source: Pager | None = None) -> None:
+        """Append entries to the main table. Their keys must ascend, and be greater than all before.
+
+        With `source`, an `Overflow` stands for a large value that is to be copied from there.
+        """
+        self._main.add(entries, source)
 
     def add_to_table(self, name: str, entries: Iterable[tuple[bytes, bytes]]) -> None:
         """The same for another table. Tables are built one after the other."""

@@ -12,19 +12,17 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
 from .catalog import of_tables
+from .large_value import KEY_MAX
 from .node import Overflow
 from .tree import Tree
 from .view import Layer, State, View
 
-__all__ = ["CHANGE_MEMORY", "ENTRY_MAX", "ChangeSet", "Observer", "Savepoint"]
+__all__ = ["CHANGE_MEMORY", "ChangeSet", "Observer", "Savepoint"]
 
 CHANGE_MEMORY = 250
 """Bytes of memory, about, that a change takes beside its key and value."""
 
-ENTRY_MAX = 2**32 - 2**16
-"""Bytes that a key and its value may have together: the format counts them in 32 bits."""
-
-_TOO_LONG = "a key and its value together must be shorter than 4 GiB"
+_TOO_LONG = "a key must be shorter than 2 GiB"
 
 _ABSENT = object()
 
@@ -34,6 +32,9 @@ class Observer(Protocol):
 
     def admit(self, changes: Mapping[bytes, bytes | None]) -> None:
         """Raise `ValueError` to keep these changes from being committed."""
+
+    def admit_large(self, key: bytes, length: int, value: Callable[[], bytes] | None = None) -> None:
+        """The same for a value that is not in memory. Its length may still grow, unless there is a `value` to get."""
 
     def expect(self, before: object) -> None:
         """A commit is about to be made on the state `before`. If it is interrupted, `committed` may not be called
@@ -162,7 +163,7 @@ class ChangeSet:
         if live.shared:
             live = self._start_layer()
         size = len(key) + len(value)
-        if size > ENTRY_MAX:
+        if len(key) > KEY_MAX:
             raise ValueError(_TOO_LONG)
         known, self._present = self._present, None  # if this is interrupted, entries are counted anew
         live[key] = value
@@ -191,7 +192,7 @@ class ChangeSet:
 
     def add(self, changes: dict[bytes, bytes | None], size: int) -> None:
         """Make many changes; `size` is their memory."""
-        if size > ENTRY_MAX and any(len(key) + len(value or b"") > ENTRY_MAX for key, value in changes.items()):
+        if size > KEY_MAX and max(map(len, changes), default=0) > KEY_MAX:
             raise ValueError(_TOO_LONG)
         if self._live.shared:
             self._start_layer()

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from .._interrupts import is_from_handler
 from .catalog import CATALOG, CHECKPOINTS, Kept, TableKey
+from .large_value import is_indexed
 from .merge import Touch
 from .node import Overflow, decode_branch, decode_leaf, has_overflow
 from .page import BRANCH, LEAF, read_header
@@ -108,22 +109,28 @@ def exclusive_runs(tree: Tree, newer: Tree, older_txid: int) -> Iterator[bytes]:
                 run = pager.read(ref, BRANCH if level > 1 else LEAF)
                 if read_header(run).txid <= older_txid:
                     continue
-                below += _below(run, level)
+                below += _below(pager, run, level)
             elif pager.birth(ref) <= older_txid:
                 continue
             yield ref
         wanted = below or tree.depth < level
         theirs = [
-            child for ref in theirs for child in _below(pager.read(ref, BRANCH if level > 1 else LEAF), level)
+            child for ref in theirs for child in _below(pager, pager.read(ref, BRANCH if level > 1 else LEAF), level)
         ] if wanted and level else []
         mine = below
 
 
-def _below(run: bytes, level: int) -> list[bytes]:
-    """The refs of what a branch, or a leaf, leads to."""
+def _below(pager: Pager, run: bytes, level: int) -> list[bytes]:
+    """The refs of what a branch, or a leaf, leads to: of large values also the pieces."""
     if level > 1:
         return decode_branch(run).refs
-    return [value.ref for value in decode_leaf(run)[1] if type(value) is Overflow] if has_overflow(run) else []
+    refs: list[bytes] = []
+    for key, value in zip(*decode_leaf(run), strict=True) if has_overflow(run) else ():
+        if type(value) is Overflow:
+            refs.append(value.ref)
+            if is_indexed(value, key):
+                refs += pager.refs_in(pager.index_run(value, key), key)
+    return refs
 
 
 def walk_all(state: State) -> Iterator[Visit]:

@@ -53,7 +53,18 @@ from ..errors import BusyError, CorruptionError, error
 from .disk.protocol import Writes
 from .files import initialise, random_bytes
 from .merge import Touch
-from .meta import META_SIZE, STAMP_OFFSET, STAMP_SIZE, Meta, encode_meta, flaw_of, now_ns, stamp_with, steady_copy
+from .meta import (
+    META_SIZE,
+    STAMP_OFFSET,
+    STAMP_SIZE,
+    Meta,
+    encode_meta,
+    flaw_of,
+    now_ns,
+    pages_of,
+    stamp_with,
+    steady_copy,
+)
 from .page import NO_REF
 from .prepare import MOST_EXTENTS, MOST_PAGES, MOST_PAGES_RELAXED, Batch, Prepared, Preparer, has_room
 from .recovery import Slots, newest, read_slots
@@ -382,7 +393,7 @@ class Committer:
             return True
         extents = prepared.meta.extents
         most = MOST_PAGES if prepared.sync else MOST_PAGES_RELAXED
-        fits = sum(extent.page_count for extent in extents) <= most and len(extents) <= MOST_EXTENTS
+        fits = pages_of(extents) <= most and len(extents) <= MOST_EXTENTS
         return fits and not spilled and has_room(prepared.meta.changes, len(extents))
 
     def _numbered(self, old: State, meta: Meta, *, relaxed: bool) -> tuple[int, Meta]:

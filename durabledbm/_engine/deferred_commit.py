@@ -6,6 +6,7 @@ Other processes cannot write meanwhile, so what was written in memory is still r
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -38,7 +39,8 @@ class DeferredCommit(Pipeline):
         self._make_locks()
         self._changes: ChangeSet | None = None
         self._state = self.store.state
-        self._transaction: Lease | None = None
+        self._transaction: weakref.ref[Lease] | None = None
+        """Of the last transaction. Weakly: that of one that was dropped ends by itself (see `Lease`)."""
 
     def _make_locks(self) -> None:
         self._mutex = threading.RLock()
@@ -133,7 +135,8 @@ class DeferredCommit(Pipeline):
 
     @property
     def _in_transaction(self) -> bool:
-        return self._transaction is not None and self._transaction.holder is not None
+        lease = None if self._transaction is None else self._transaction()
+        return lease is not None and lease.holder is not None
 
     def deferred(self) -> ChangeSet | None:
         # No other handle writes while changes are deferred. So if the state has moved on, it was by committing them.
@@ -164,7 +167,7 @@ class DeferredCommit(Pipeline):
         self.committer.begin(lease, self.timeout)
         with self._mutex, self._changing:
             changes = self._current()
-            self._transaction = lease
+            self._transaction = weakref.ref(lease)
             # The deferred changes may be committed while the transaction goes on reading what they replace.
             return ChangeSet(changes.view(), changes.count, hold=self.store.hold() if changes.size else None)
 

@@ -17,8 +17,9 @@ from typing import Any, TypeVar
 
 from .._interrupts import is_from_handler, is_interrupt
 from ..errors import BusyError, error
-from .changeset import ENTRY_MAX, ChangeSet
+from .changeset import ChangeSet
 from .commit import Committer
+from .large_value import KEY_MAX
 from .pipeline import Pipeline
 from .spill import Spill
 from .threads import Lease, Patience
@@ -30,6 +31,9 @@ _LOOK = 0.5
 
 _LINGER = 3e-4
 """Seconds that a leader waits at most for others to join its batch: less than a sync takes."""
+
+_TRIES = 10
+"""How often finding out what became of an interrupted commit may be interrupted, and is begun again."""
 
 T = TypeVar("T")
 
@@ -85,7 +89,7 @@ class GroupCommit(Pipeline):
         store = self.store
         if self._crowd > 1 or self._open is not None or store.writer.busy or store.observer is not None:
             return False
-        if len(key) + len(value) > ENTRY_MAX:
+        if len(key) > KEY_MAX:
             return False
         lease = Lease()
         try:
@@ -168,11 +172,16 @@ class GroupCommit(Pipeline):
 
         The lease is still the caller's, so no one else can have committed since.
         """
-        try:
-            self.committer.reconcile()
-        except Exception:
-            return None
-        return self.store.state.meta.txid > before
+        for _ in range(_TRIES):
+            try:
+                self.committer.reconcile()
+            except BaseException as exc:
+                if not is_interrupt(exc):
+                    return None
+                # else another one: the caller raises the first, and the others of the batch are to know
+            else:
+                return self.store.state.meta.txid > before
+        return None
 
     def _follow(self, batch: _Batch, patience: Patience) -> None:
         while not patience.acquire(batch.done, _LOOK):
@@ -271,6 +280,10 @@ class GroupCommit(Pipeline):
         try:
             if changes is not None:
                 self._commit(changes, spill)
+        except BaseException as exc:
+            if changes is not None and is_interrupt(exc):
+                self._arrived(0)  # so that no later commit brings it to light
+            raise
         finally:
             lease.end()
 

@@ -12,7 +12,7 @@ keeps its ref. So pages are written bottom up, each once, and no page is ever ch
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from types import NoneType
 from typing import Final, NamedTuple
 
@@ -22,6 +22,7 @@ from .page import CRC_SIZE, HEADER, NO_REF, REF, read_header
 from .page_writer import PageWriter
 from .pager import MALFORMED, Pager
 from .tree import PageSet, Tree, walk
+from .value_writer import free_value, moved, stored
 
 __all__ = ["MOVE", "TOUCH", "Change", "Merged", "Touch", "merge"]
 
@@ -29,15 +30,17 @@ __all__ = ["MOVE", "TOUCH", "Change", "Merged", "Touch", "merge"]
 class Touch:
     """Instead of a value: leave the entry, if there is one, as it is, but write its leaf anew, somewhere else."""
 
-    __slots__ = ("moves_value",)
+    __slots__ = ("moves_value", "runs")
 
-    def __init__(self, *, moves_value: bool) -> None:
+    def __init__(self, *, moves_value: bool, runs: Collection[int] | None = None) -> None:
         self.moves_value = moves_value
+        self.runs = runs
+        """With `moves_value`: the first pages of those runs of a large value that are written anew, too; None: all."""
 
 
 TOUCH: Final = Touch(moves_value=False)
 MOVE: Final = Touch(moves_value=True)
-"""The same for a large value in a run of its own: the run is written anew, too."""
+"""The same for a large value in runs of its own: they are written anew, too."""
 
 Change = bytes | Touch | None
 """A new value; `TOUCH` or `MOVE`; or None, the tombstone: the key is deleted."""
@@ -307,9 +310,9 @@ class _Merge:
             if at < len(keys) and keys[at] == key:
                 if type(change) is Touch:
                     if change.moves_value:
-                        self._move(key, values, at)
+                        values[at] = self._moved(key, values[at], change)
                     continue
-                self._drop(values[at])
+                self._drop(key, values[at])
                 if change is None:
                     del keys[at], values[at]
                 else:
@@ -332,11 +335,12 @@ class _Merge:
         entries = dict(zip(keys, values, strict=True))
         if Touch in kinds:
             for key in [key for key, change in changes.items() if type(change) is Touch]:
-                if changes.pop(key) is MOVE and key in entries:
-                    self._move_in(key, entries)
+                change = changes.pop(key)
+                if change.moves_value and key in entries:  # type: ignore[union-attr]
+                    entries[key] = self._moved(key, entries[key], change)  # type: ignore[arg-type]
         if Overflow in set(map(type, values)):
             for key in changes.keys() & entries.keys():
-                self._drop(entries[key])
+                self._drop(key, entries[key])
         if not entries and NoneType not in kinds:
             merged: dict[bytes, bytes] = changes  # type: ignore[assignment]
         else:
@@ -354,21 +358,13 @@ class _Merge:
     def _stored(self, key: bytes, value: bytes) -> bytes:
         """What a leaf holds for `value`."""
         if len(value) > self._inline_max:
-            return self._writer.value(key, value)
+            return stored(self._writer, key, value)
         return value
 
-    def _drop(self, value: bytes) -> None:
+    def _drop(self, key: bytes, value: bytes) -> None:
         if type(value) is Overflow:
-            self._writer.free(value.ref)
+            free_value(self._writer, self._pager, key, value)
 
-    def _move(self, key: bytes, values: list[bytes], at: int) -> None:
-        """Write a large value anew: its owner was touched to get it out of the way."""
-        value = values[at]
-        if type(value) is Overflow:
-            values[at] = self._writer.value(key, self._pager.value(value, key))
-            self._writer.free(value.ref)
-
-    def _move_in(self, key: bytes, entries: dict[bytes, bytes]) -> None:
-        holder = [entries[key]]
-        self._move(key, holder, 0)
-        entries[key] = holder[0]
+    def _moved(self, key: bytes, value: bytes, touch: Touch) -> bytes:
+        """A large value written anew: its owner was touched to get it out of the way."""
+        return moved(self._writer, self._pager, key, value, touch.runs) if type(value) is Overflow else value

@@ -22,6 +22,8 @@ from __future__ import annotations
 import struct
 import time
 from collections.abc import Mapping
+from itertools import chain
+from operator import attrgetter
 from typing import NamedTuple
 
 from ..errors import error
@@ -33,7 +35,7 @@ __all__ = [
     "CHANGE_OVERHEAD", "MAGIC", "MAX_DEPTH", "MAX_LISTED", "MAX_TXID", "META_AREA", "META_SIZE", "SECTOR", "SLOTS",
     "STAMP_OFFSET", "STAMP_SIZE", "UNFINISHED", "Extent", "ForeignFileError", "Meta", "UnknownVersionError",
     "decode_meta", "encode_changes", "encode_meta", "first_page", "flaw_of", "has_magic", "is_uninitialised",
-    "may_follow", "now_ns", "room_for", "stamp_of", "stamp_with", "steady_copy",
+    "may_follow", "now_ns", "pages_of", "room_for", "stamp_of", "stamp_with", "steady_copy",
 ]  # fmt: skip
 
 META_SIZE = 4096
@@ -72,7 +74,8 @@ _STEADY = 1
 _RELAXED = 2
 """Flag: this commit counts, for this process and for others, as soon as it is written, without waiting for a sync."""
 
-_EXTENT = struct.Struct("<QII")
+_EXTENT_CODES = "QII"
+_EXTENT = struct.Struct("<" + _EXTENT_CODES)
 _CHANGE = struct.Struct("<Ii")
 _TRAILER = struct.Struct("<QI")
 _TOMBSTONE = -1
@@ -103,6 +106,8 @@ class Extent(NamedTuple):
     page_count: int
     digest: int
 
+
+_PAGE_COUNT = attrgetter("page_count")
 
 _NO_CHANGES: Mapping[bytes, bytes | None] = {}
 
@@ -192,9 +197,14 @@ def flaw_of(meta: Meta) -> str | None:
     for count in (meta.entry_count, meta.tree_count, meta.tables_count):
         if not 0 <= count <= meta.page_count * meta.page_size:
             return f"{count} entries"
-    if meta.extents and sum(extent.page_count for extent in meta.extents) > MAX_LISTED:
+    if pages_of(meta.extents) > MAX_LISTED:
         return "a list of too many pages"
     return None
+
+
+def pages_of(extents: tuple[Extent, ...]) -> int:
+    """How many pages these are."""
+    return sum(map(_PAGE_COUNT, extents))
 
 
 def room_for(extent_count: int) -> int:
@@ -247,7 +257,8 @@ def encode_meta(meta: Meta, changes: bytes | None = None) -> bytes:
         len(changes), len(meta.extents), len(meta.changes), meta.tables_count, meta.tables_root,
         meta.checkpoint_txid,
     )  # fmt: skip
-    body = b"".join((fixed, *[_EXTENT.pack(*extent) for extent in meta.extents], changes))
+    extents = struct.pack("<" + _EXTENT_CODES * len(meta.extents), *chain.from_iterable(meta.extents))
+    body = b"".join((fixed, extents, changes))
     assert len(body) <= STAMP_OFFSET, "the changes do not fit in a meta page"
     body = body.ljust(STAMP_OFFSET, b"\0") + meta.txid.to_bytes(8, "little")
     return body + crc32c(body).to_bytes(4, "little")

@@ -20,15 +20,18 @@ from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from io import BytesIO
 from itertools import accumulate, chain, repeat
+from operator import add
 from typing import Any, NamedTuple
 from zlib import crc32
 
+from .kernels import introduce, twin
 from .page import CRC_SIZE, HEADER, REF
 
 __all__ = [
     "BIG_ENDIAN", "BRANCH_OVERHEAD", "LEAF_OVERHEAD", "WIDTH", "Branch", "Equal", "Overflow", "capacity", "cut",
     "decode_branch", "decode_leaf", "edit_leaf", "encode_branch", "encode_leaf", "equal_cells", "find_child",
-    "find_value", "grown_tail", "has_overflow", "leaf_keys", "pack_numbers", "pieces", "separator", "unpack_numbers",
+    "find_value", "grown_tail", "has_overflow", "leaf_ends", "leaf_keys", "pack_numbers", "pieces", "separator",
+    "unpack_numbers",
 ]  # fmt: skip
 
 BIG_ENDIAN = sys.byteorder == "big"
@@ -157,6 +160,9 @@ class Overflow(bytes):
         return size
 
 
+introduce(Overflow)
+
+
 class Branch(NamedTuple):
     """A decoded branch: `refs[i]` leads to the keys from `separators[i - 1]` up to, not including, `separators[i]`."""
 
@@ -181,7 +187,15 @@ def capacity(page_count: int, page_size: int) -> int:
     return page_count * page_size - HEADER.size - CRC_SIZE - 2
 
 
-def encode_leaf(keys: Sequence[bytes], values: Sequence[bytes], page_size: int) -> tuple[int, bytes]:
+@twin
+def leaf_ends(keys: list[bytes], values: list[bytes]) -> list[int]:
+    """For each entry, the bytes that it and those before it take in a leaf, overheads included."""
+    overhead = LEAF_OVERHEAD + (Overflow in set(map(type, values)))
+    return list(accumulate(map(add, map(overhead.__add__, map(len, keys)), map(len, values))))
+
+
+@twin
+def encode_leaf(keys: list[bytes], values: list[bytes], page_size: int) -> tuple[int, bytes]:
     """The flags and the payload of a leaf with these entries."""
     count = len(keys)
     cells: list[bytes] = [b""] * (2 * count)
@@ -198,6 +212,7 @@ def encode_leaf(keys: Sequence[bytes], values: Sequence[bytes], page_size: int) 
     return flags, b"".join((_fingerprints(keys), offsets, kinds, body))
 
 
+@twin
 def find_value(leaf: bytes, key: bytes) -> bytes | None:
     """The value of `key` in a sealed leaf: bytes, an `Overflow`, or None if the key is not there."""
     if len(leaf) > _NARROW_MAX or leaf[1]:
@@ -235,6 +250,7 @@ def _find_any(leaf: bytes, key: bytes) -> bytes | None:
     return None
 
 
+@twin
 def leaf_keys(leaf: bytes) -> list[bytes]:
     """The keys of a sealed leaf, ascending."""
     code, offsets, start = _offsets(leaf)
@@ -242,6 +258,7 @@ def leaf_keys(leaf: bytes) -> list[bytes]:
     return cut(code, offsets, leaf, start)[::2] if equal is None else list(equal.keys(leaf, start))
 
 
+@twin
 def decode_leaf(leaf: bytes) -> tuple[list[bytes], list[bytes]]:
     """The keys and the values (bytes or `Overflow`) of a sealed leaf."""
     code, offsets, start = _offsets(leaf)
@@ -262,8 +279,9 @@ def has_overflow(leaf: bytes) -> bool:
     return bool(leaf[1] & HAS_OVERFLOW)
 
 
+@twin
 def edit_leaf(
-    leaf: bytes, changes: Mapping[bytes, Any], keys: Sequence[bytes], limits: tuple[int, int, int]
+    leaf: bytes, changes: Mapping[bytes, Any], keys: list[bytes], limits: tuple[int, int, int]
 ) -> tuple[int, int, tuple[bytes, ...]] | None:
     """A few changes to a leaf of small values, made in its bytes: what is between them is copied, not decoded.
 
@@ -441,6 +459,7 @@ def decode_branch(run: bytes) -> Branch:
     return Branch(cut(code, run[table:body], run, body), refs, run[table:end])
 
 
+@twin
 def find_child(run: bytes, key: bytes) -> bytes:
     """The ref of the child that `key` belongs to in a sealed branch: bisection in its bytes, nothing is decoded."""
     count = int.from_bytes(run[4:8], "little")

@@ -16,11 +16,12 @@ import struct
 from typing import NamedTuple
 
 from .checksum import crc32c
+from .kernels import twin
 
 __all__ = [
     "BRANCH", "CRC_SIZE", "HEADER", "LEAF", "MAP", "MAX_PAGE_SIZE", "MIN_PAGE_SIZE", "NO_REF", "OVERFLOW", "PENDING",
-    "REF", "SPACE", "TYPE_NAMES", "WHOLE", "Header", "crc_of", "mismatch", "pages_for", "read_header", "ref_parts",
-    "seal", "self_consistent",
+    "REF", "SPACE", "TYPE_NAMES", "WHOLE", "Header", "crc_of", "matches", "mismatch", "pages_for", "read_header",
+    "ref_parts", "seal", "self_consistent",
 ]  # fmt: skip
 
 MIN_PAGE_SIZE = 4096
@@ -64,6 +65,7 @@ def pages_for(payload_size: int, page_size: int) -> int:
     return -(-(HEADER.size + payload_size + CRC_SIZE) // page_size)
 
 
+@twin
 def seal(
     kind: int, flags: int, entry_count: int, page_id: int, txid: int, page_size: int, *payload: bytes, tree: int = 0
 ) -> bytes:
@@ -96,12 +98,18 @@ def self_consistent(run: bytes) -> bool:
     return crc32c(run) == WHOLE
 
 
+@twin
+def matches(run: bytes, ref: bytes, kind: int) -> bool:
+    """Whether `run` is what `ref` points at, and of this type."""
+    return (
+        crc32c(run) == WHOLE and run.endswith(ref[-CRC_SIZE:]) and run[8:16] == ref[:8] and run[24:28] == ref[8:12]
+        and run[0] == kind
+    )  # fmt: skip
+
+
 def mismatch(run: bytes, ref: bytes, kinds: tuple[int, ...]) -> str | None:
     """Why `run` is not what `ref` points at, or None if it is."""
-    if (
-        crc32c(run) == WHOLE and run.endswith(ref[-CRC_SIZE:]) and run[8:16] == ref[:8] and run[24:28] == ref[8:12]
-        and run[0] in kinds
-    ):  # fmt: skip
+    if run and run[0] in kinds and matches(run, ref, run[0]):
         return None
     page_id, page_count, _ = REF.unpack(ref)
     if crc32c(run) != WHOLE:

@@ -6,14 +6,14 @@ run as there is. `extents` records what was written where, for the meta page (se
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from .checksum import crc32c
 from .disk.protocol import Writes
 from .freemap import FreeMap, Run
 from .meta import Extent
-from .node import Branch, Overflow, encode_branch, encode_leaf
+from .node import Branch, encode_branch, encode_leaf
 from .page import BRANCH, CRC_SIZE, HEADER, LEAF, OVERFLOW, REF, crc_of, pages_for, seal
 from .pager import Pager
 
@@ -43,7 +43,7 @@ class PageWriter:
         self._place: Run = (0, 0)
         self._places: list[Run] = []
         """Where to go on after that, the first place last."""
-        self._buffer: list[bytes] = []
+        self._buffer: list[bytes | memoryview] = []
         self._buffer_start = 0
         self._buffer_end = 0
         self._written: list[bytes] = []
@@ -172,26 +172,28 @@ class PageWriter:
         run = seal(kind, flags, entry_count, page_id, self.txid, self.page_size, *payload, tree=self.tree)
         return self.write(run, page_id, page_count), run
 
-    def value(self, key: bytes, value: bytes) -> Overflow:
-        """Write a large value as a run of its own. It names its key, so that it can be moved, and salvaged alone."""
-        used = HEADER.size + len(key) + len(value) + CRC_SIZE
+    def overflow(self, key: bytes, flags: int, *content: bytes | memoryview) -> bytes:
+        """Write a large value, or a part of one, as a run of its own, return its ref (see `large_value`).
+
+        It names its key, so that it can be moved, and salvaged, alone.
+        """
+        payload_size = len(key) + sum(map(len, content))
+        used = HEADER.size + payload_size + CRC_SIZE
         page_count = -(-used // self.page_size)
         page_id = self._allocate(page_count)
-        header = HEADER.pack(
-            OVERFLOW, 0, self.tree, len(key), page_id, self.txid, page_count, len(key) + len(value)
-        )
-        padding = bytes(page_count * self.page_size - used)
-        checksum = crc32c(padding, crc32c(value, crc32c(key, crc32c(header))))
-        parts = [header, key, value, padding, checksum.to_bytes(CRC_SIZE, "little")]
-        ref = self._put(parts, page_id, page_count, checksum)
-        return Overflow.make(ref, len(value))
+        header = HEADER.pack(OVERFLOW, flags, self.tree, len(key), page_id, self.txid, page_count, payload_size)
+        parts: list[bytes | memoryview] = [header, key, *content, bytes(page_count * self.page_size - used)]
+        checksum = 0
+        for part in parts:
+            checksum = crc32c(part, checksum)
+        return self._put([*parts, checksum.to_bytes(CRC_SIZE, "little")], page_id, page_count, checksum)
 
     def write(self, run: bytes, page_id: int, page_count: int = 0) -> bytes:
         """Write a sealed run at a place that was taken for it, return its ref."""
         crc = int.from_bytes(crc_of(run), "little")
         return self._put([run], page_id, page_count or len(run) // self.page_size, crc)
 
-    def _put(self, parts: list[bytes], page_id: int, page_count: int, crc: int) -> bytes:
+    def _put(self, parts: Sequence[bytes | memoryview], page_id: int, page_count: int, crc: int) -> bytes:
         before = self._buffer_end
         if page_id != before or (before - self._buffer_start + page_count) * self.page_size > _BUFFER_MAX:
             self.flush()

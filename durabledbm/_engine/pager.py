@@ -12,14 +12,18 @@ from __future__ import annotations
 import struct
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from io import BytesIO
 
 from .._interrupts import is_from_handler, is_interrupt
 from ..errors import CorruptionError, error
 from .cache import Generations
 from .checksum import crc32c
 from .disk.protocol import Readable
+from .kernels import RUNNING
+from .large_value import INDEX, PIECE, PLACE, WHOLE_VALUE, is_indexed, piece_count, size_of_piece
 from .node import Branch, Overflow, decode_branch, find_child
-from .page import BRANCH, CRC_SIZE, HEADER, LEAF, OVERFLOW, REF, mismatch, pages_for
+from .node import pieces as cut_up
+from .page import BRANCH, CRC_SIZE, HEADER, LEAF, OVERFLOW, REF, matches, mismatch, pages_for, read_header
 from .sparse import LONG, crc_if_whole, is_sparse, kept_pages
 
 __all__ = ["MALFORMED", "Pager"]
@@ -33,15 +37,18 @@ _BRANCH_COST = 120
 _RAW_MAX = 64
 """Branches that are kept as bytes, in case that they are asked for again."""
 
+_LEAF_RARITY = 4
+"""Once the cache is full, one leaf of so many that were read is kept. Keeping costs more than reading: memory that was
+not touched for long, for the new leaf, in place of what the last one has just left."""
+
 _AHEAD = 1 << 16
 """Bytes, about, that a scan reads at a time."""
 
-_LEAF_ONLY = (LEAF,)
-_OVERFLOW_ONLY = (OVERFLOW,)
-
 _BEYOND = "the page is beyond the file's end"
+_LEAF_INSTEAD = "a leaf where a branch should be"
 _CHECKSUM = "the checksum does not match the content"
 _OTHER_KEY = "the large value belongs to another key"
+_OTHER_RUN = "the page is not the large value that its parent points at"
 
 _CHUNK = 1 << 24
 """Bytes of a large value that are read and checked at a time."""
@@ -62,7 +69,7 @@ class Pager:
         self._disk = disk
         self.page_size = page_size
         self.nodes: Generations[bytes | Branch] = Generations(cache_size)
-        """Leaves as bytes and decoded branches, by ref. Read by the tree directly; written by `keep` only."""
+        """Leaves as bytes, branches as bytes or decoded, by ref. Read by the tree directly; written by `keep` only."""
         self._raw: dict[bytes, bytes] = {}
         """Branches as bytes that were searched once, by ref."""
         self.misses = 0
@@ -100,46 +107,57 @@ class Pager:
         return txid
 
     def branch(self, ref: bytes) -> Branch:
-        """The branch at `ref`."""
+        """The branch at `ref`, decoded."""
         node = self.nodes.young.get(ref)
-        if node is None:
-            node = self.nodes.old.get(ref)
-            if node is None:
-                run = self._raw.pop(ref, None) or self.read(ref, BRANCH)
-                try:
-                    node = decode_branch(run)
-                except MALFORMED as exc:
-                    raise self.malformed(ref, exc) from exc
-            self.keep(ref, node)
-        if type(node) is not Branch:
-            raise self.malformed(ref, "a leaf where a branch should be")
+        if type(node) is Branch:
+            return node
+        node = node or self.nodes.old.get(ref)
+        if not isinstance(node, Branch):
+            run = node or self._raw.pop(ref, None) or self.read(ref, BRANCH)
+            if run[0] != BRANCH:
+                raise self.malformed(ref, _LEAF_INSTEAD)
+            try:
+                node = decode_branch(run)
+            except MALFORMED as exc:
+                raise self.malformed(ref, exc) from exc
+        self.keep(ref, node)
         return node
 
     def child(self, ref: bytes, key: bytes) -> bytes:
         """The ref of the child of the branch at `ref` that `key` belongs to.
 
         Decoding a branch takes longer than reading it, so it is searched as it is at first, and decoded when it is
-        asked again: a program that opens a file for one look-up decodes nothing that it does not need.
+        asked again: a program that opens a file for one look-up decodes nothing that it does not need. Kernels search
+        bytes as fast as lists, and bytes take a sixth of the memory: then only merges and scans decode branches.
         """
-        if ref not in self.nodes.young and ref not in self.nodes.old and ref not in self._raw:
-            run = self.read(ref, BRANCH)
-            if len(self._raw) >= _RAW_MAX:
-                self._raw.clear()
-            self._raw[ref] = run
-            return find_child(run, key)
+        node = self.nodes.young.get(ref) or self.nodes.old.get(ref)
+        if node is None and ref not in self._raw:
+            node = self.read(ref, BRANCH)
+            if not RUNNING:
+                if len(self._raw) >= _RAW_MAX:
+                    self._raw.clear()
+                self._raw[ref] = node
+                return find_child(node, key)
+        if RUNNING and type(node) is bytes:
+            if node[0] != BRANCH:
+                raise self.malformed(ref, _LEAF_INSTEAD)
+            self.keep(ref, node)
+            return find_child(node, key)
         separators, refs, _ = self.branch(ref)
         return refs[bisect_right(separators, key)]
 
     def leaf(self, ref: bytes, *, keep: bool = True) -> bytes:
         """The sealed run of the leaf at `ref`. `keep` false leaves the cache alone: for long scans."""
-        node = self.nodes.young.get(ref)
+        nodes = self.nodes
+        node = nodes.young.get(ref)
         if node is None:
-            node = self.nodes.old.get(ref)
+            node = nodes.old.get(ref)
             if node is None:
                 node = self.read(ref, LEAF)
+                keep = keep and not (nodes.old and self.misses % _LEAF_RARITY)
             if keep:
                 self.keep(ref, node)
-        if type(node) is not bytes:
+        if type(node) is not bytes or node[0] != LEAF:
             raise self.malformed(ref, "a branch where a leaf should be")
         return node
 
@@ -177,7 +195,7 @@ class Pager:
                 run = b""  # reading them one by one tells what is wrong
             for page_id, count in places:
                 leaf = run[(page_id - low) * size : (page_id - low + count) * size]
-                if len(leaf) < count * size or mismatch(leaf, refs[at], _LEAF_ONLY) is not None:
+                if len(leaf) < count * size or not matches(leaf, refs[at], LEAF):
                     leaf = self.read(refs[at], LEAF)  # which says what is wrong, if it still is
                 else:
                     self.misses += 1
@@ -210,6 +228,9 @@ class Pager:
             if size > LONG:
                 self._check_long(ref, kind)
             run = self._disk.read(size, page_id * self.page_size) if size <= _CHUNK else b""
+            if len(run) == size and matches(run, ref, kind):
+                self.misses += 1
+                return run
             if len(run) < size:
                 run = b"".join(self._pieces(page_id * self.page_size, size))
         except OSError as exc:
@@ -231,8 +252,60 @@ class Pager:
                 raise
         return self._whole_value(overflow, key)
 
+    def index(self, overflow: Overflow, key: bytes) -> list[bytes]:
+        """The refs of the pieces of a value that is indexed, as the value of `key`. Raises `CorruptionError`."""
+        return self.refs_in(self.index_run(overflow, key), key)
+
+    def index_run(self, overflow: Overflow, key: bytes) -> bytes:
+        """The run of the index. Raises `CorruptionError`."""
+        size = piece_count(overflow.length, len(key)) * REF.size
+        if size > LONG and size > self.kept_pages() * REF.size:  # a hole can have any size, and no piece is a hole
+            raise self.malformed(overflow.ref, "the index has more pieces than there are pages")
+        run = self.read(overflow.ref, OVERFLOW)
+        self._check_part(overflow.ref, key, run, INDEX, size)
+        return run
+
+    def refs_in(self, run: bytes, key: bytes) -> list[bytes]:
+        """The refs in the run of an index that was verified."""
+        return cut_up(run[HEADER.size + len(key) : HEADER.size + read_header(run).payload_size], REF.size)
+
+    def piece(self, overflow: Overflow, key: bytes, number: int, ref: bytes) -> memoryview:
+        """Piece `number` of an indexed value, which its index says is at `ref`. Raises `CorruptionError`."""
+        run, start = self._piece(overflow, key, number, ref)
+        return memoryview(run)[start : start + size_of_piece(number, overflow.length, len(key))]
+
+    def check_piece(self, overflow: Overflow, key: bytes, number: int, ref: bytes) -> int:
+        """Verify it, and return the commit that wrote it. Raises `CorruptionError`."""
+        return read_header(self._piece(overflow, key, number, ref)[0]).txid
+
+    def _piece(self, overflow: Overflow, key: bytes, number: int, ref: bytes) -> tuple[bytes, int]:
+        """The run of a piece, and where its part of the value begins."""
+        run = self.read(ref, OVERFLOW)
+        size = size_of_piece(number, overflow.length, len(key))
+        self._check_part(ref, key, run, PIECE, PLACE.size + size)
+        start = HEADER.size + len(key)
+        if PLACE.unpack_from(run, start)[0] != number:
+            raise self.malformed(ref, "the page is another piece of the large value")
+        return run, start + PLACE.size
+
+    def _check_part(self, ref: bytes, key: bytes, run: bytes, flags: int, size: int) -> None:
+        """Refuse a verified run that is no index, or no piece, of the value of `key`; `size` bytes follow the key."""
+        _, own_flags, _, key_size, _, _, page_count, payload = HEADER.unpack_from(run)
+        if (
+            (own_flags, key_size, payload) != (flags, len(key), len(key) + size)
+            or page_count != pages_for(payload, self.page_size)
+        ):
+            raise self.malformed(ref, _OTHER_RUN)
+        if not run.startswith(key, HEADER.size):
+            raise self.malformed(ref, _OTHER_KEY)
+
     def _whole_value(self, overflow: Overflow, key: bytes) -> bytes:
         try:
+            if is_indexed(overflow, key):
+                whole = BytesIO()  # not a list to be joined: so each piece is read into the memory of the last one
+                for number, ref in enumerate(self.index(overflow, key)):
+                    whole.write(self.piece(overflow, key, number, ref))
+                return whole.getvalue()
             return self._value(overflow, key)
         except OSError as exc:
             raise error.wrap(exc, self._disk.path) from exc
@@ -255,7 +328,7 @@ class Pager:
             self._check_head(overflow, key, run)
             if not run.startswith(key, HEADER.size):
                 raise self.malformed(ref, _OTHER_KEY)
-            if mismatch(run, ref, _OVERFLOW_ONLY) is not None:
+            if not matches(run, ref, OVERFLOW):
                 raise self.malformed(ref, _CHECKSUM)
             return run[at - start : at - start + length]
         checksum = self._check_place(overflow, key, start, end)
@@ -272,10 +345,12 @@ class Pager:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def check_value(self, overflow: Overflow, key: bytes) -> int:
-        """Verify the large value that `overflow` stands for, without keeping it; return the commit that wrote it.
+        """Verify the run that `overflow` refers to, a large value or an index; return the commit that wrote it.
 
         Raises `CorruptionError`.
         """
+        if is_indexed(overflow, key):
+            return read_header(self.index_run(overflow, key)).txid
         try:
             page_id, page_count, _ = REF.unpack(overflow.ref)
             start, end = page_id * self.page_size, (page_id + page_count) * self.page_size
@@ -296,13 +371,13 @@ class Pager:
         _, page_count, _ = REF.unpack(ref)
         if len(head) < HEADER.size:
             raise self.malformed(ref, _BEYOND)
-        kind, _, _, key_size, _, _, _, own_payload = HEADER.unpack_from(head)
+        kind, flags, _, key_size, _, _, _, own_payload = HEADER.unpack_from(head)
         if (
-            (kind, key_size, own_payload) != (OVERFLOW, len(key), payload)
+            (kind, flags, key_size, own_payload) != (OVERFLOW, WHOLE_VALUE, len(key), payload)
             or (head[8:16], head[24:28]) != (ref[:8], ref[8:12])
             or page_count != pages_for(payload, self.page_size)
         ):
-            raise self.malformed(ref, "the page is not the large value that its parent points at")
+            raise self.malformed(ref, _OTHER_RUN)
 
     def _check_place(self, overflow: Overflow, key: bytes, start: int, end: int) -> int:
         """Refuse a long run that is not the one of the value of `key`. The checksum of its header and key.

@@ -16,7 +16,7 @@ from .catalog import NAMES, TableKey, of_tables
 from .checkpoints import changed_checkpoints, walk_all
 from .freemap import FreeMap
 from .merge import Change
-from .meta import CHANGE_OVERHEAD, Meta, encode_changes, first_page, room_for
+from .meta import CHANGE_OVERHEAD, Meta, encode_changes, first_page, pages_of, room_for
 from .page import NO_REF, REF
 from .page_writer import PageWriter
 from .shrink import is_half_empty, is_wasteful, tail_runs
@@ -135,8 +135,9 @@ class Preparer:
         """Whether another merge like the last one would make the list of pages too long for a meta page."""
         if meta.txid <= self._store.durable_txid:
             return False
-        pages = sum(extent.page_count for extent in meta.extents)
-        return len(meta.extents) + self._places > MOST_EXTENTS or pages + self._written > MOST_PAGES_RELAXED
+        if len(meta.extents) + self._places > MOST_EXTENTS:
+            return True
+        return pages_of(meta.extents) + self._written > MOST_PAGES_RELAXED
 
     def _in_meta(self, old: State, changes: Mapping[bytes, bytes | None]) -> Meta | None:
         """The successor with the changes in its meta page, or None if they do not fit."""

@@ -35,7 +35,7 @@ class Pins(NamedTuple):
 class Reader:
     """One that reads a commit for longer: a snapshot, an iterator."""
 
-    __slots__ = ("disk", "txid")
+    __slots__ = ("__weakref__", "disk", "txid")
 
     def __init__(self) -> None:
         self.disk: Disk | None = None
@@ -50,8 +50,8 @@ class PinTable:
     __slots__ = ("ended", "locked", "readers", "since")
 
     def __init__(self) -> None:
-        self.readers: dict[int, set[Reader]] = {}
-        """By the txid of the commit."""
+        self.readers: dict[int, set[weakref.ref[Reader]]] = {}
+        """By the txid of the commit. One that is freed leaves by itself, if a finalizer was interrupted before that."""
         self.locked: set[int] = set()
         """The txids whose pages are known to stay."""
         self.since: dict[int, float] = {}
@@ -62,7 +62,8 @@ class PinTable:
     def add(self, reader: Reader, txid: int) -> None:
         """One more reader of commit `txid`."""
         reader.txid = txid
-        self.readers.setdefault(txid, set()).add(reader)
+        readers = self.readers.setdefault(txid, set())
+        readers.add(weakref.ref(reader, readers.discard))
         self.since.setdefault(txid, time.monotonic())
 
     def pin_again(self, disk: Disk, reader: Reader) -> None:
@@ -83,19 +84,24 @@ class PinTable:
         """
         while self.ended:
             reader, txid = self.ended[0]
-            left = self.readers.get(txid)
-            if left:
-                left.discard(reader)
-            if not left:
+            self.readers.get(txid, set()).discard(weakref.ref(reader))
+            yield from self._unread([txid])
+            self.ended.popleft()
+        yield from self._unread(list(self.readers))
+
+    def _unread(self, txids: list[int]) -> Iterator[int]:
+        """Forget those of the commits that no one reads."""
+        for txid in txids:
+            if not self.readers.get(txid):
                 self.locked.discard(txid)
                 yield txid
                 self.readers.pop(txid, None)
                 self.since.pop(txid, None)
-            self.ended.popleft()
 
     def part(self) -> list[Reader]:
         """In a child process: nothing is pinned; the readers that are left."""
-        readers = [reader for txid in self.locked for reader in self.readers.get(txid, ()) if reader.txid]
+        references = [ref for txid in self.locked for ref in self.readers.get(txid, set()).copy()]
+        readers = [reader for ref in references if (reader := ref()) is not None and reader.txid]
         self.readers, self.locked, self.since, self.ended = {}, set(), {}, deque()
         return readers
 

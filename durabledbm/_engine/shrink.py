@@ -14,13 +14,14 @@ from ..errors import CorruptionError
 from .catalog import TableKey
 from .disk.protocol import Disk
 from .freemap import FreeMap
+from .large_value import is_indexed
 from .merge import MOVE, TOUCH, Touch
 from .node import Overflow, decode_branch, leaf_keys
 from .page import BRANCH, CRC_SIZE, HEADER, LEAF, OVERFLOW, REF, self_consistent
 from .pager import MALFORMED
 from .tree import PageSet, Tree, walk
 
-__all__ = ["is_half_empty", "is_wasteful", "leaf_batches", "spare_pages", "tail_runs"]
+__all__ = ["is_half_empty", "is_wasteful", "leaf_batches", "spare_pages", "tail_runs", "touch_run"]
 
 _WASTEFUL = 0.2
 """Pages that a file may have beyond those in use, in proportion to them: room to write in..."""
@@ -63,19 +64,32 @@ def tail_runs(
     """
     touches: dict[bytes, Touch] = {}
     page_id = free_map.pages.page_count - 1
-    looked = 0
+    looked = found = 0
     end = free_map.pages.used_count
     freed: set[int] = set()  # lately, so they may not be overwritten yet
     for _, (first, count) in free_map.pending_runs():
         freed.update(range(max(first, end), first + count))
-    while page_id >= end and len(touches) < limit and looked < 4 * limit + _LONGEST_RUN:
+    while page_id >= end and found < limit and looked < 4 * limit + _LONGEST_RUN:
         looked += 1
         if not free_map.pages.is_free(page_id) and page_id not in freed:
             touch = _key_of(disk, trees[0].pager.page_size, page_id)
             if touch is not None and _is_live(trees[type(touch[0]) is TableKey], touch[0], page_id):
-                touches[touch[0]] = touch[1]
+                touch_run(touches, *touch, page_id)
+                found += 1
         page_id -= 1
     return touches, page_id + 1
+
+
+def touch_run(touches: dict[bytes, Touch], key: bytes, touch: Touch, page_id: int) -> None:
+    """Add to `touches` the run at that page, to which `key` leads. `touch` is `MOVE` if a large value is in it."""
+    known = touches.get(key, TOUCH)
+    if not touch.moves_value:
+        touches[key] = known
+    elif known.moves_value:
+        assert type(known.runs) is set
+        known.runs.add(page_id)
+    else:
+        touches[key] = Touch(moves_value=True, runs={page_id})
 
 
 def _is_live(tree: Tree, key: bytes, page_id: int) -> bool:
@@ -88,9 +102,16 @@ def _is_live(tree: Tree, key: bytes, page_id: int) -> bool:
             if level > 1:
                 ref = tree.pager.child(ref, key)
         value = tree.find(key)
-        if type(value) is Overflow and REF.unpack(value.ref)[0] == page_id:
+        if type(value) is not Overflow:
+            return met
+        if REF.unpack(value.ref)[0] == page_id:
             tree.pager.check_value(value, key)
             return True
+        if is_indexed(value, key):
+            for number, piece in enumerate(tree.pager.index(value, key)):
+                if REF.unpack(piece)[0] == page_id:
+                    tree.pager.piece(value, key, number, piece)
+                    return True
     except (*MALFORMED, CorruptionError) as exc:
         if is_from_handler(exc):
             raise

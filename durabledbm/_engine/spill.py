@@ -15,6 +15,7 @@ from .freemap import FreeMap
 from .merge import Change
 from .page_writer import Mark, PageWriter
 from .tables import Trees, merge_trees
+from .value_writer import ValueWriter
 from .view import State, View
 
 __all__ = ["Spill"]
@@ -35,14 +36,36 @@ class Spill:
         if cleared:
             self._trees = self._trees.without_main(pager, free_map, self._writer)
             self._waiting = of_tables(self._waiting)
+        self.started = cleared
+        """Something was merged, or is about to be: the trees are not those of the state any more."""
 
-    def add(self, changes: Mapping[bytes, bytes | None], *, reuse: bool) -> tuple[View, int]:
-        """Merge changes; return the trees and the entry count. `reuse` allows to overwrite what it replaces."""
+    @property
+    def reuse(self) -> bool:
+        """Whether what is replaced may be overwritten at once: no iterator and no savepoint wants it."""
+        return self._writer.reuse
+
+    @reuse.setter
+    def reuse(self, allowed: bool) -> None:
+        self._writer.reuse = allowed
+
+    def add(self, changes: Mapping[bytes, bytes | None]) -> tuple[View, int]:
+        """Merge changes; return the trees and the entry count.
+
+        An `Overflow` among them is what a `ValueWriter` of this spill has returned.
+        """
         changes, self._waiting = {**self._waiting, **changes}, {}
-        self._writer.reuse = reuse
+        self.started = True
         self._trees = merge_trees(self._pager, self._writer, self._trees, changes)
         self._writer.flush()
         return self.view, self._trees.tree_count
+
+    def value_writer(self, key: bytes) -> ValueWriter:
+        """A writer for a large value, which becomes part of the tree when `add` is told of it."""
+        return ValueWriter(self._writer, key)
+
+    def flush(self) -> None:
+        """Hand to the disk what was written, so that it can be read."""
+        self._writer.flush()
 
     @property
     def view(self) -> View:
@@ -65,7 +88,8 @@ class Spill:
 
     def finish(self, changes: Mapping[bytes, Change]) -> tuple[Trees, FreeMap, PageWriter]:
         """Merge the last changes: the trees, and what their commit needs to close the merge."""
-        if changes:
-            self.add(changes, reuse=True)  # type: ignore[arg-type]
+        if changes or self._waiting:
+            self.reuse = True
+            self.add(changes)  # type: ignore[arg-type]
         self._writer.give_back_deferred()
         return self._trees, self._free_map, self._writer

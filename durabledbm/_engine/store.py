@@ -450,6 +450,7 @@ class Store:
             self.unpin(reader)
         except BaseException as exc:
             self._refusal = Late(exc, self._refusal)
+            self.unpin(reader)  # its traceback would keep it, till it is raised
 
     def _released(self) -> None:
         """The mutex was let go of: see to what came in meanwhile from those who could not wait for it."""

@@ -16,7 +16,7 @@ is noted in the `Visit`, for those that look for damage, and the walk goes on be
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from itertools import chain
 from operator import lt
@@ -24,6 +24,8 @@ from typing import NamedTuple
 
 from .._interrupts import is_from_handler
 from ..errors import CorruptionError, error
+from .kernels import twin
+from .large_value import is_indexed
 from .node import Branch, Overflow, decode_branch, decode_leaf, find_value, has_overflow, leaf_keys
 from .page import BRANCH, HEADER, LEAF, NO_REF, OVERFLOW, REF
 from .pager import MALFORMED, Pager
@@ -35,6 +37,20 @@ Chunk = tuple[list[bytes], list[bytes], bool]
 
 _KEPT = 8
 """Leaves at the start of a scan that go into the cache. A short scan may come again; a long one must not empty it."""
+
+
+@twin
+def find(young: Mapping[bytes, bytes | Branch], pager: Pager, ref: bytes, depth: int, key: bytes) -> bytes | None:
+    """What the leaf holds for `key` in the tree under `ref`, of `depth` levels, one or more; see `Tree.find`.
+
+    `young` are nodes that are at hand, by ref; the pager is asked for the others.
+    """
+    while depth > 1:
+        depth -= 1
+        node = young.get(ref)
+        ref = node[1][bisect_right(node[0], key)] if type(node) is Branch else pager.child(ref, key)
+    leaf = young.get(ref) or pager.leaf(ref)
+    return find_value(leaf, key)  # type: ignore[arg-type]
 
 
 class Tree:
@@ -49,19 +65,11 @@ class Tree:
 
     def find(self, key: bytes) -> bytes | None:
         """What the leaf holds for `key`: a value, an `Overflow`, or None."""
-        depth = self.depth
-        if not depth:
+        if not self.depth:
             return None
-        ref = self.root
         pager = self.pager
-        young = pager.nodes.young
         try:
-            while depth > 1:
-                depth -= 1
-                node = young.get(ref)
-                ref = node[1][bisect_right(node[0], key)] if node else pager.child(ref, key)  # type: ignore[index, arg-type]
-            leaf = young.get(ref) or pager.leaf(ref)
-            return find_value(leaf, key)  # type: ignore[arg-type]
+            return find(pager.nodes.young, pager, self.root, self.depth, key)
         except MALFORMED as exc:
             raise self._malformed(exc) from exc
 
@@ -237,17 +245,18 @@ class Visit:
     """A run of a tree, met on a walk."""
 
     __slots__ = (
-        "_entries", "branch", "flaw", "high", "level", "low", "page_count", "page_id", "parent", "ref", "run", "value",
+        "_entries", "branch", "flaw", "high", "level", "low", "page_count", "page_id", "parent", "piece", "ref", "run",
+        "value",
     )  # fmt: skip
 
     def __init__(
         self, ref: bytes, level: int, low: bytes, high: bytes | None, parent: Visit | None,
-        value: Overflow | None = None,
+        value: Overflow | None = None, piece: int | None = None,
     ) -> None:  # fmt: skip
         self.ref = ref
         self.page_id, self.page_count, _ = REF.unpack(ref)
         self.level = level
-        """0 for a large value, 1 for a leaf, more for a branch."""
+        """0 for a large value, its index or a piece, 1 for a leaf, more for a branch."""
         self.low = low
         """No key in it is smaller. Of a large value, the key."""
         self.high = high
@@ -255,8 +264,10 @@ class Visit:
         self.parent = parent
         self.value = value
         """What the leaf holds in place of a large value."""
+        self.piece = piece
+        """The number of a piece of it."""
         self.run = b""
-        """The bytes of a branch, or of a leaf that was read."""
+        """The bytes of a branch or an index, or of a leaf that was read."""
         self.branch: Branch | None = None
         self.flaw: Flaw | None = None
         """What is wrong with it: then nothing that it says is to be believed."""
@@ -269,7 +280,7 @@ class Visit:
 
     @property
     def txid(self) -> int:
-        """The commit that wrote a branch, or a leaf that was read."""
+        """The commit that wrote a branch or an index, or a leaf that was read."""
         txid: int = HEADER.unpack_from(self.run)[5]
         return txid
 
@@ -309,6 +320,28 @@ class Visit:
         for at in range(len(refs) - 1, first - 1, -1):
             yield Visit(refs[at], self.level - 1, lows[at], highs[at], self)
 
+    @property
+    def is_index(self) -> bool:
+        """Whether it is the index of a value that is cut into pieces."""
+        return self.value is not None and self.piece is None and is_indexed(self.value, self.low)
+
+    def check_value(self, pager: Pager) -> int:
+        """Verify a large value, or a part of one; return the commit that wrote it. Raises `CorruptionError`."""
+        assert self.value is not None
+        if self.run:
+            return self.txid
+        if self.piece is None:
+            return pager.check_value(self.value, self.low)
+        return pager.check_piece(self.value, self.low, self.piece, self.ref)
+
+    def _pieces(self, pager: Pager) -> Iterator[Visit]:
+        """What an index leads to, from the last to the first."""
+        assert self.value is not None
+        self.run = pager.index_run(self.value, self.low)
+        refs = pager.refs_in(self.run, self.low)
+        for number in range(len(refs) - 1, -1, -1):
+            yield Visit(refs[number], 0, self.low, None, self, self.value, number)
+
     def _large_values(self) -> Iterator[Visit]:
         """What a leaf leads to, from the last to the first."""
         for key, value in zip(*map(reversed, self.entries()), strict=True):
@@ -322,10 +355,10 @@ def walk(
 ) -> Iterator[Visit]:  # fmt: skip
     """Visit the runs of a tree, claiming their pages in `pages`, in the order of the keys, parents before children.
 
-    `down_to` is the lowest level that is visited: 0 for large values, which are not read; with 1 leaves are visited and
-    not read. Subtrees without keys behind `after` are left out. Raises `CorruptionError` for damage, and `error` if
-    reading fails; but what is `tolerated` only becomes the visit's flaw. With `shared`, what was claimed before is left
-    out, with all that is below it: another tree has it, too.
+    `down_to` is the lowest level that is visited: 0 for large values, which are not read but for an index, before its
+    pieces; with 1 leaves are visited and not read. Subtrees without keys behind `after` are left out. Raises
+    `CorruptionError` for damage, and `error` if reading fails; but what is `tolerated` only becomes the visit's flaw.
+    With `shared`, what was claimed before is left out, with all that is below it: another tree has it, too.
     """
     stack = [Visit(tree.root, tree.depth, b"", None, None)] if tree.depth else []
     read, malformed = tree.pager.read, tree.pager.malformed
@@ -339,6 +372,11 @@ def walk(
             try:
                 run = read(visit.ref, BRANCH if level > 1 else LEAF)
                 flaw = visit._decode(run, entries=tolerated != () or has_overflow(run))
+            except tolerated as exc:
+                flaw = Flaw(3, exc.message if isinstance(exc, CorruptionError) else str(exc))
+        elif flaw is None and visit.is_index:
+            try:
+                stack += visit._pieces(tree.pager)
             except tolerated as exc:
                 flaw = Flaw(3, exc.message if isinstance(exc, CorruptionError) else str(exc))
         if flaw is not None:
@@ -356,8 +394,11 @@ def walk(
 def _is_intact(tree: Tree, visit: Visit) -> bool:
     """Whether a run is what its parent says."""
     try:
-        if visit.value is not None:
-            tree.pager.check_value(visit.value, visit.low)
+        if visit.is_index:
+            assert visit.value is not None
+            tree.pager.index_run(visit.value, visit.low)
+        elif visit.value is not None:
+            visit.check_value(tree.pager)
         else:
             tree.pager.read(visit.ref, visit.kind)
     except CorruptionError:

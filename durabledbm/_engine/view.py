@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import weakref
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain, islice
 from typing import Any
 
@@ -22,6 +22,7 @@ from .._interrupts import is_from_handler
 from ..errors import ClosedError, error
 from .catalog import TableKey, has_table_keys, next_prefix
 from .freemap import FreeMap
+from .large_value import is_indexed
 from .meta import Meta, first_page
 from .node import Overflow
 from .page import NO_REF
@@ -159,14 +160,17 @@ class View:
 
     def items(
         self, start: bytes | None = None, stop: bytes | None = None, *, reverse: bool = False,
-        scope: Scope = ENDLESS, pin: object = None,
-    ) -> Iterator[tuple[bytes, bytes]]:
+        scope: Scope = ENDLESS, pin: object = None, in_pieces: Callable[[bytes, Overflow], object] | None = None,
+    ) -> Iterator[tuple[bytes, Any]]:
         """The entries with `start <= key < stop`, ascending, or descending if `reverse`.
+
+        A value that is cut into pieces is not read if there is `in_pieces(key, overflow)`, whose result stands for it.
 
         `pin` is kept for as long as the iterator is, started or not. When `scope` has ended, so has the iteration, with
         `ClosedError`.
         """  # fmt: skip
-        return chain.from_iterable(self._batches(start, stop, reverse, scope, pin, with_values=True))
+        batches = self._batches(start, stop, reverse, scope, pin, with_values=True, in_pieces=in_pieces)
+        return chain.from_iterable(batches)
 
     def keys(
         self, start: bytes | None = None, stop: bytes | None = None, *, reverse: bool = False,
@@ -176,7 +180,8 @@ class View:
         return chain.from_iterable(self._batches(start, stop, reverse, scope, pin, with_values=False))
 
     def _batches(
-        self, start: bytes | None, stop: bytes | None, reverse: bool, scope: Scope, pin: object, *, with_values: bool
+        self, start: bytes | None, stop: bytes | None, reverse: bool, scope: Scope, pin: object, *,
+        with_values: bool, in_pieces: Callable[[bytes, Overflow], Any] | None = None,
     ) -> Iterator[Iterable[Any]]:
         """What `items` and `keys` hand out, a leaf at a time, so that no step in Python is made for each entry.
 
@@ -197,7 +202,10 @@ class View:
                             room -= value.length
                             if room < 0:  # runs that overlap: more to read than there is
                                 raise pager.malformed(value.ref, "the large values are larger than the file")
-                            yield ((key[skipped:], pager.value(value, key)),)
+                            if in_pieces is not None and is_indexed(value, key):
+                                yield ((key[skipped:], in_pieces(key, value)),)
+                            else:
+                                yield ((key[skipped:], pager.value(value, key)),)
                         else:
                             yield ((key[skipped:], value),)
                     continue

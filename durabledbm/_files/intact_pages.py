@@ -50,6 +50,8 @@ class IntactRun(NamedTuple):
     """Bytes of content."""
     tree: int = 0
     """Which tree it belongs to: see `page.Header`."""
+    flags: int = 0
+    """Of the type."""
 
     @property
     def used(self) -> int:
@@ -84,12 +86,12 @@ def _plausible(head: bytes, page_id: int, page_size: int, stop: int) -> IntactRu
     """The run that this header begins, if the header is plausible."""
     if len(head) < HEADER.size:
         return None
-    kind, _, tree, entries, own_id, txid, page_count, payload = HEADER.unpack(head)
+    kind, flags, tree, entries, own_id, txid, page_count, payload = HEADER.unpack(head)
     if kind not in TYPE_NAMES or own_id != page_id or not 0 < page_count <= stop - page_id:
         return None
     if page_count != pages_for(payload, page_size) or (kind == OVERFLOW and entries > payload):
         return None
-    return IntactRun(page_id, TYPE_NAMES[kind], entries, txid, page_count, payload, tree)
+    return IntactRun(page_id, TYPE_NAMES[kind], entries, txid, page_count, payload, tree, flags)
 
 
 class _Sums:

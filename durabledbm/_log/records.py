@@ -30,8 +30,8 @@ from ..errors import error
 __all__ = [
     "BINARY", "CODECS", "COMMIT", "COMMIT_FIELDS", "CRC", "DELETE", "FILE_HEADER", "FIRST", "GROUPED",
     "KINDS", "MAGIC", "MARK", "NO_IDENTITY", "PUT", "RECORD_HEADER", "SYNCED", "TABLE", "TEXT", "UNDATED", "VERSION",
-    "BinaryCodec", "BinaryDecoder", "Change", "Codec", "Commit", "Decoder", "FileHeader", "Record", "TableChange",
-    "TextCodec", "TextDecoder", "packed_key", "unpacked_key",
+    "Begun", "BinaryCodec", "BinaryDecoder", "Change", "Codec", "Commit", "Decoder", "FileHeader", "Record",
+    "TableChange", "TextCodec", "TextDecoder", "packed_key", "unpacked_key",
 ]  # fmt: skip
 
 MAGIC = b"\x8dDLOG\r\n\x1a"
@@ -156,6 +156,17 @@ class Record(NamedTuple):
         return Commit._make(COMMIT_FIELDS.unpack(self.key))
 
 
+class Begun(NamedTuple):
+    """A put whose value is still to come, for the most part: so many bytes are `missing` after those of `value`."""
+
+    flags: int
+    key: bytes
+    value: bytes
+    missing: int
+    crc: int
+    """Of key and value."""
+
+
 class FileHeader(NamedTuple):
     """The contents of a binary file's header.
 
@@ -230,6 +241,9 @@ class Codec(Protocol):
     ) -> bytes:
         """The record at `offset` of the file that begins with `header`. `size` has accepted it."""
 
+    def around(self, header: bytes, offset: int, key: bytes, size: int, crc: int, *, flags: int) -> tuple[bytes, bytes]:
+        """Of the put at `offset`, what stands before and behind its value of `size` bytes. `crc`: of key and value."""
+
     def decoder(self, name: str) -> Decoder:
         """A decoder at the start of the file `name`."""
 
@@ -252,8 +266,16 @@ class BinaryCodec:
         self, header: bytes, offset: int, kind: int, key: bytes, value: bytes, *, flags: int = 0
     ) -> bytes:
         content = key + value
-        fields = RECORD_HEADER.pack(0, crc32c(content), kind, flags, len(key), len(value))[CRC.size :]
-        return CRC.pack(_header_crc(_seed(header), offset, fields)) + fields + content
+        return self._head(header, offset, kind, flags, len(key), len(value), crc32c(content)) + content
+
+    def around(self, header: bytes, offset: int, key: bytes, size: int, crc: int, *, flags: int) -> tuple[bytes, bytes]:
+        return self._head(header, offset, PUT, flags, len(key), size, crc) + key, b""
+
+    def _head(
+        self, header: bytes, offset: int, kind: int, flags: int, key_size: int, value_size: int, crc: int
+    ) -> bytes:
+        fields = RECORD_HEADER.pack(0, crc, kind, flags, key_size, value_size)[CRC.size :]
+        return CRC.pack(_header_crc(_seed(header), offset, fields)) + fields
 
     def decoder(self, name: str) -> BinaryDecoder:
         return BinaryDecoder(name)
@@ -286,6 +308,12 @@ class TextCodec:
             table, key = unpacked_key(key)
             start, key = b"T", table.encode() + b"|" + key
         return start + (b"P|%b|%b\n" % (key, value) if kind == PUT else b"D|%b\n" % key)
+
+    def around(self, header: bytes, offset: int, key: bytes, size: int, crc: int, *, flags: int) -> tuple[bytes, bytes]:
+        if flags & TABLE:
+            table, key = unpacked_key(key)
+            return b"TP|%b|%b|" % (table.encode(), key), b"\n"
+        return b"P|%b|" % key, b"\n"
 
     def decoder(self, name: str) -> TextDecoder:
         return TextDecoder(name)
@@ -329,6 +357,17 @@ class BinaryDecoder:
 
     def seek(self, offset: int) -> None:
         self.offset, self._buffer, self.problem, self.wanted = offset, b"", None, 0
+
+    def begun(self) -> Begun | None:
+        """The put at `offset`, of which header and key have come. Its value may be read by others; then `seek`."""
+        if self.content is None:
+            return None
+        _, crc, kind, flags, key_size, value_size = RECORD_HEADER.unpack_from(self._buffer)
+        start = RECORD_HEADER.size + key_size
+        if kind != PUT or len(self._buffer) < start:
+            return None
+        key, value = self._buffer[RECORD_HEADER.size : start], self._buffer[start:]
+        return Begun(flags, key, value, value_size - len(value), crc)
 
     def proves_rot(self, data: bytes, offset: int) -> bool:
         for found in _SYNCED_KIND.finditer(data):

@@ -12,8 +12,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from typing import NamedTuple, Protocol
+from functools import partial
+from typing import BinaryIO, NamedTuple, Protocol
 
+from .._engine.checksum import crc32c
 from .._engine.disk import FileVolume
 from .._engine.disk.protocol import Disk
 from .._engine.meta import MAGIC as DATABASE_MAGIC
@@ -29,14 +31,19 @@ from .records import (
     NO_IDENTITY,
     PUT,
     TABLE,
+    Begun,
+    BinaryDecoder,
     FileHeader,
     Record,
     packed_key,
 )
 
-__all__ = ["InputStream", "Label", "StreamReader", "StreamWriter", "codec_of", "open_stream"]
+__all__ = ["InputStream", "Label", "LargePut", "StreamReader", "StreamWriter", "codec_of", "open_stream"]
 
 _PIECE = 1 << 18
+_LARGE = 1 << 22
+"""Bytes of a record from which on it may be handed out before its value was read."""
+
 _PATIENCE = 3.0
 """Seconds to wait for a writer of a pipe."""
 
@@ -141,6 +148,25 @@ class StreamWriter:
             key = packed_key(table, key)
         self._append(PUT, key, value)
 
+    def put_file(self, table: str, key: bytes, file: BinaryIO) -> None:
+        """Append an entry whose value is in a file, which is read twice: its checksum stands before it."""
+        if table:
+            self._flags |= TABLE
+            key = packed_key(table, key)
+        size, crc = 0, crc32c(key)
+        for part in _parts(file):
+            self._codec.size(PUT, key, part, flags=self._flags)
+            crc = crc32c(part, crc)
+            size += len(part)
+        before, behind = self._codec.around(self._header, self._end, key, size, crc, flags=self._flags)
+        self._parts.append(before)
+        self._flush()
+        for part in _parts(file):
+            self._write(part)
+        self._write(behind)
+        self._flags = GROUPED
+        self._end += len(before) + size + len(behind)
+
     def finish(self) -> None:
         """Append the commit, and write what is left."""
         if self._codec.header_size:
@@ -159,6 +185,51 @@ class StreamWriter:
     def _flush(self) -> None:
         self._write(b"".join(self._parts))
         self._parts, self._pending = [], 0
+
+
+def _parts(file: BinaryIO) -> Iterator[bytes]:
+    file.seek(0)
+    while part := file.read(_PIECE):
+        yield part
+
+
+class LargePut:
+    """A put whose value has not been read yet: `read` gives it. The checksum is verified before the last byte comes."""
+
+    kind = PUT
+
+    def __init__(self, begun: Begun, read: Callable[[int], bytes | None], name: str, offset: int) -> None:
+        self.flags = begun.flags
+        self.key = begun.key
+        self.size = len(begun.value) + begun.missing
+        """Bytes of the value."""
+        self._ahead = begun.value
+        self._missing = begun.missing
+        self._crc, self._expected = crc32c(begun.value, crc32c(begun.key)), begun.crc
+        self._read = read
+        self._damage = partial(CorruptionError, path=name)
+        self._offset = offset
+
+    def read(self, size: int, /) -> bytes:
+        """At most `size` bytes, none at the end. Raises `CorruptionError` for a value that is damaged or cut off."""
+        if self._ahead:
+            data, self._ahead = self._ahead[:size], self._ahead[size:]
+            return data
+        if not self._missing or not size:
+            return b""
+        data = self._read(min(size, self._missing, _PIECE)) or b""
+        if not data:
+            raise self._damage(f"at offset {self._offset}: it ends within a record")
+        self._crc = crc32c(data, self._crc)
+        self._missing -= len(data)
+        if not self._missing and self._crc != self._expected:
+            raise self._damage(f"at offset {self._offset}: a record's key and value do not match their checksum")
+        return data
+
+    def finish(self) -> None:
+        """Read what is left."""
+        while self.read(_PIECE):
+            pass
 
 
 class StreamReader:
@@ -184,6 +255,15 @@ class StreamReader:
         return NO_IDENTITY if header is None else header.identity
 
     def __iter__(self) -> Iterator[Record]:
+        return self._records(apart=False)  # type: ignore[return-value]
+
+    def parted(self) -> Iterator[Record | LargePut]:
+        """The same, but a large value of the binary codec has not been read when its record comes. What is left of it
+        is read before the next record.
+        """
+        return self._records(apart=True)
+
+    def _records(self, *, apart: bool) -> Iterator[Record | LargePut]:
         decoder = self._decoder
         file = self._stream if isinstance(self._stream, _File) else None
         piece: bytes | None = self._first
@@ -192,6 +272,14 @@ class StreamReader:
             yield from decoder.feed(piece)
             if decoder.problem is not None:
                 break
+            if apart and decoder.wanted > _LARGE and isinstance(decoder, BinaryDecoder) and (begun := decoder.begun()):
+                large = LargePut(begun, self._stream.read, self._name, decoder.offset)
+                yield large
+                large.finish()
+                self.offset += begun.missing
+                decoder.seek(self.offset)
+                piece = self._stream.read(_PIECE)
+                continue
             if file is not None and not may_go_on(file.disk, decoder, self.offset):
                 break
             piece = self._stream.read(max(_PIECE, min(decoder.wanted, 1 << 30)))

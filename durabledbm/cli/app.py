@@ -77,8 +77,9 @@ def _dispatch(arguments: list[str]) -> int:
         return _help(arguments)
     if arguments[0] in ("-V", "--version"):
         from .. import __version__
+        from .._engine.kernels import RUNNING
 
-        print(f"{PROGRAM} {__version__} (Python {sys.version.split()[0]})")
+        print(f"{PROGRAM} {__version__} (Python {sys.version.split()[0]}, {'with' if RUNNING else 'without'} kernels)")
         return 0
     command = find(arguments[0])
     if command is None:

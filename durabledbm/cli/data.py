@@ -6,8 +6,10 @@ import argparse
 import itertools
 import sys
 from collections.abc import Iterator
-from contextlib import nullcontext
-from typing import TYPE_CHECKING
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from io import BytesIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from ..database import Database
 from ..mapping import Writable, prefix_range
@@ -36,6 +38,9 @@ if TYPE_CHECKING:
     from ..sharded import ShardedDatabase
 
 __all__ = ["COMMANDS"]
+
+_PART = 2**18
+"""Bytes of a value that are copied at a time."""
 
 _WORDS = """
 Keys and values are bytes. On the command line they are what the shell passes, UTF-8 for text. In printed
@@ -79,10 +84,17 @@ def _get(args: argparse.Namespace) -> int:
     key = _key(args, args.key)
     if args.output is not None:
         check_target(args.output, args.file, force=args.force)
+    as_is = not args.pickle and not args.json and not (args.output is None and sys.stdout.isatty())
     with open_store(args.file, "r") as db:
-        value = _mapping(db, args).get(key)
-    if value is None:
-        raise NegativeResult(f"there is no key '{escape(key)}'")
+        try:
+            file = _mapping(db, args).open_value(key)
+        except KeyError:
+            raise NegativeResult(f"there is no key '{escape(key)}'") from None
+        with file:
+            if as_is:
+                _copy(file, args)
+                return 0
+            value = file.read()
     if args.pickle:
         warn_of_pickles(args.file)
         data = (pickled(value, in_json=args.json) + "\n").encode("utf-8", "backslashreplace")
@@ -91,12 +103,22 @@ def _get(args: argparse.Namespace) -> int:
     else:
         data = value
     if args.output is not None:
-        write_file(args.output, data, args.file, force=args.force)
-    elif data is value and sys.stdout.isatty():
+        write_file(args.output, (data,), args.file, force=args.force)
+    elif data is value:
         _show(value)
     else:
         raw(data)
     return 0
+
+
+def _copy(value: BinaryIO, args: argparse.Namespace) -> None:
+    """Write a value of any length, without having all of it in memory."""
+    parts = iter(partial(value.read, _PART), b"")
+    if args.output is not None:
+        write_file(args.output, parts, args.file, force=args.force)
+    else:
+        for part in parts:
+            raw(part)
 
 
 def _show(value: bytes) -> None:
@@ -122,10 +144,13 @@ def _put_arguments(parser: Parser) -> None:
     parser.add_argument("key", metavar="KEY", type=key_bytes, help="the key")
     parser.add_argument(
         "value", metavar="VALUE", nargs="?", type=key_bytes,
-        help="the value; without it and without -i, everything that standard input holds",
+        help="the value; without it and without --file, everything that standard input holds",
+    )  # fmt: skip
+    parser.add_argument(
+        "-i", "--file", "--input", dest="input", metavar="FILE",
+        help="the value is the content of FILE, of any size; - for standard input",
     )  # fmt: skip
     table_option(parser)
-    parser.add_argument("-i", "--input", metavar="FILE", help="the value is the content of FILE")
     parser.add_argument(
         "-e",
         "--escaped",
@@ -137,24 +162,23 @@ def _put_arguments(parser: Parser) -> None:
 
 def _put(args: argparse.Namespace) -> int:
     if args.value is not None and args.input is not None:
-        raise Usage("the value is given twice, as an argument and with --input")
+        raise Usage("the value is given twice, as an argument and with --file")
     key = _key(args, args.key)
-    if args.value is not None:
-        value = _key(args, args.value)
-    elif args.input is not None:
-        with open(args.input, "rb") as file:
-            value = file.read()
-    else:
-        value = _from_standard_input()
-    with open_store(args.file, "c", args.timeout) as db:
-        _mapping(db, args)[key] = value
+    with _value(args) as file, open_store(args.file, "c", args.timeout) as db:
+        _mapping(db, args).put_stream(key, file)
     return 0
 
 
-def _from_standard_input() -> bytes:
+def _value(args: argparse.Namespace) -> AbstractContextManager[BinaryIO]:
+    """The value, as a file."""
+    if args.value is not None:
+        return BytesIO(_key(args, args.value))
+    if args.input not in (None, "-"):
+        return open(args.input, "rb")
     if sys.stdin.isatty():
         message("(the value comes from the keyboard; Ctrl-D at the start of a line ends it)")
-    return sys.stdin.buffer.read()
+        return BytesIO(sys.stdin.buffer.read())
+    return nullcontext(sys.stdin.buffer)
 
 
 # -- del -------------------------------------------------------------------------------------------
@@ -369,13 +393,13 @@ COMMANDS = {
         ),
         Command(
             "put", "set a key to a value",
-            "The value is an argument, the content of a file (-i), or else what standard input holds, byte "
-            "for byte. When "
-            "the command ends the value is on the disk.\n\n" + _WORDS,
+            "The value is an argument, the content of a file (--file), or else what standard input holds, byte "
+            "for byte. It may be larger than memory: from 4 MiB on it is written as it is read, and other "
+            "writers wait for that. When the command ends the value is on the disk.\n\n" + _WORDS,
             _put_arguments, _put,
             [
                 ("durabledbm put app.db user:1 Ada", "set user:1 to Ada"),
-                ("durabledbm put app.db logo -i logo.png", "store a file"),
+                ("durabledbm put app.db logo --file logo.png", "store a file"),
                 ("date | durabledbm put app.db now", "store what another program prints"),
                 ("durabledbm put app.db ada Lovelace --table users", "in a table; its first entry makes it"),
             ],

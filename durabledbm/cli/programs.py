@@ -178,7 +178,7 @@ def _inspect(args: argparse.Namespace) -> int:
 
 
 def _save(name: str, text: str, args: argparse.Namespace) -> None:
-    write_file(name, text.encode("utf-8", "backslashreplace"), args.file, force=args.force)
+    write_file(name, [text.encode("utf-8", "backslashreplace")], args.file, force=args.force)
     message(f"{name}: {quantity(len(text), 'bytes')}")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterable
 
 from .._files.publish import real_target, replacing
 from ..errors import error
@@ -54,19 +55,23 @@ def is_stream(target: str) -> bool:
         return False
 
 
-def write_file(target: str, data: bytes, source: str, *, force: bool) -> None:
-    """Write `data`, made from the database `source`, to a file, which appears or changes as a whole.
+def write_file(target: str, parts: Iterable[bytes], source: str, *, force: bool) -> None:
+    """Write `parts`, made from the database `source`, to a file, which appears or changes as a whole.
 
     A new file gets the permissions of the database, one that is replaced keeps its own.
     """
     check_target(target, source, force=force)
+    begun = False
     if not is_stream(target):
         try:
             with replacing(real_target(target), os.stat(files_of(source)[0])) as disk:
-                disk.write(0, (data,))
+                end, begun = 0, True
+                for part in parts:
+                    disk.write(end, (part,))
+                    end += len(part)
             return
         except OSError as exc:
-            if exc.errno not in _IN_PLACE or not os.path.exists(target):
+            if begun or exc.errno not in _IN_PLACE or not os.path.exists(target):
                 raise error.wrap(exc, target) from exc
     with open(target, "wb") as file:
-        file.write(data)
+        file.writelines(parts)

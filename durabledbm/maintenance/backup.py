@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import islice
 from operator import itemgetter
+from typing import Any
 
 from .._engine.bulkload import Builder, finish_copy
 from .._engine.checkpoints import walk_all
@@ -30,7 +31,7 @@ from .._engine.page_writer import PageWriter
 from .._engine.pager import Pager
 from .._engine.store import Store
 from .._engine.tables import names
-from .._engine.view import State, TableView, View
+from .._engine.view import State, TableView
 from .._files.arguments import CountedProgress, Path
 from .._files.publish import check_not_mounted, real_target, replacing
 from ..errors import error
@@ -94,10 +95,12 @@ def _copy(store: Store, state: State, builder: Builder, progress: CountedProgres
     view, pace = state.view, Pace(store)
     tables = sorted(names(view), key=itemgetter(1))
     total = state.meta.entry_count + sum(record.entries for _, record in tables)
-    parts: list[tuple[View, Callable[[Iterable[tuple[bytes, bytes]]], None]]] = [(view, builder.add)]
-    parts += [(TableView(view, record.prefix), partial(builder.add_to_table, name)) for name, record in tables]
-    for part, add in parts:
-        entries = part.items()
+    add_main = partial(builder.add, source=view.tree.pager)
+    parts: list[tuple[Iterator[tuple[bytes, Any]], Callable[[Iterable[tuple[bytes, bytes]]], None]]]
+    parts = [(view.items(in_pieces=lambda _, value: value), add_main)]
+    for name, record in tables:
+        parts.append((TableView(view, record.prefix).items(), partial(builder.add_to_table, name)))
+    for entries, add in parts:
         add(())  # an empty table is one, too
         while entries_of_slice := list(_slice(entries)):
             add(entries_of_slice)
@@ -120,7 +123,7 @@ def _copy_with_checkpoints(store: Store, state: State, path: str, progress: Coun
             for visit in walk_all(whole):
                 offset, end = visit.page_id * page_size, (visit.page_id + visit.page_count) * page_size
                 if visit.value is not None:
-                    pager.check_value(visit.value, visit.low)
+                    visit.check_value(pager)
                 for at in range(offset, end, _PIECE):
                     piece = visit.run or store.disk.read(min(_PIECE, end - at), at)
                     writes.write(at, (piece,))

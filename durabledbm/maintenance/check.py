@@ -121,9 +121,8 @@ class _Check:
             self._tell(visit.page_count)
 
     def _value(self, visit: Visit) -> Iterator[Problem]:
-        assert visit.value is not None
         try:
-            yield from self._age(visit, self._pager.check_value(visit.value, visit.low))
+            yield from self._age(visit, visit.check_value(self._pager))
         except CorruptionError as exc:
             yield Problem(3, exc.message, visit.page_id)
 

@@ -13,6 +13,7 @@ from bisect import bisect_left, bisect_right
 from .._engine.catalog import name_key
 from .._engine.disk import FileVolume
 from .._engine.disk.protocol import Disk
+from .._engine.large_value import is_indexed
 from .._engine.meta import META_SIZE, first_page
 from .._engine.node import Overflow, decode_leaf
 from .._engine.page import LEAF, MIN_PAGE_SIZE, REF
@@ -132,9 +133,13 @@ def _way_in_tree(store: Store, state: State, key: bytes) -> tuple[list[Step], bo
             steps.append(_step(ref, f"leaf: entry {at + 1} of {len(keys)}, {len(value)} bytes"))
             return steps, True
         steps.append(_step(ref, f"leaf: entry {at + 1} of {len(keys)}, a large value"))
-        steps.append(_step(value.ref, f"overflow: {value.length:,} bytes"))
         ref = value.ref
         pager.check_value(value, key)
+        pieces = pager.index(value, key) if is_indexed(value, key) else []
+        parts = f" in {len(pieces):,} pieces" if pieces else ""
+        steps.append(_step(ref, f"overflow: {value.length:,} bytes{parts}"))
+        for number, ref in enumerate(pieces):
+            pager.check_piece(value, key, number, ref)
     except (CorruptionError, *MALFORMED) as exc:
         said = exc.message if isinstance(exc, CorruptionError) else str(exc)
         steps.append(_step(ref, f"damaged: {said}"))

@@ -23,7 +23,7 @@ from operator import itemgetter
 from .._engine.catalog import TableKey
 from .._engine.commit import Committer
 from .._engine.merge import MOVE, TOUCH, Touch
-from .._engine.shrink import leaf_batches, spare_pages
+from .._engine.shrink import leaf_batches, spare_pages, touch_run
 from .._engine.tree import walk
 from .._engine.view import State
 from .._files.arguments import CountedProgress
@@ -157,7 +157,6 @@ class _Found:
 def _rewritten(committer: Committer, runs: list[_Run]) -> int:
     """Move runs, the last ones first, up to a limit; return the new page count."""
     touches: dict[bytes, Touch] = {}
-    for _, key, touch in sorted(runs, key=itemgetter(0), reverse=True)[:_BATCH]:
-        if key not in touches or touch.moves_value:
-            touches[key] = touch
+    for page_id, key, touch in sorted(runs, key=itemgetter(0), reverse=True)[:_BATCH]:
+        touch_run(touches, key, touch, page_id)
     return committer.rewrite(touches, packing=False).meta.page_count

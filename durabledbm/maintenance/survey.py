@@ -123,7 +123,7 @@ class Survey:
             return visit.flaw.message
         if visit.value is not None:
             try:
-                self._pager.check_value(visit.value, visit.low)
+                visit.check_value(self._pager)
             except CorruptionError as exc:
                 return exc.message
         return None

@@ -10,6 +10,7 @@ snapshot shows each shard at its own start, not all of them at one instant.
 from __future__ import annotations
 
 import errno
+import io
 import os
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -30,6 +31,7 @@ from ..database import open as open_database
 from ..errors import BusyError, ClosedError, error
 from ..maintenance.check import Problem
 from ..mapping import Key, Writable, as_bytes
+from ..streams import Source
 from ..table import Table, checked_name
 from ..transaction import own_transaction
 from . import manifest
@@ -213,6 +215,12 @@ class ShardedDatabase(Writable):
     def _has(self, key: bytes) -> bool:
         return self._shard(key)._has(key)
 
+    def _value_reader(self, key: bytes) -> io.BufferedReader | None:
+        return self._shard(key)._value_reader(key)
+
+    def _put_stream(self, key: bytes, source: Source) -> None:
+        self._shard(key)._put_stream(key, source)
+
     def _put(self, key: bytes, value: bytes) -> None:
         self._shard(key)._put(key, value)
 
@@ -244,6 +252,9 @@ class ShardedDatabase(Writable):
     def _items(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
         parts = [shard._items(start, stop, reverse) for shard in self._shards]
         return MergedIterator(parts, self, reverse=reverse)
+
+    def _parted_items(self) -> Iterator[tuple[bytes, Any]]:
+        return self.snapshot()._parted_items()
 
     def _keys(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[bytes]:
         parts = [shard._keys(start, stop, reverse) for shard in self._shards]

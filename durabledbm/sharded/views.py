@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator, Sequence
 from heapq import merge
 from types import TracebackType
@@ -13,6 +14,7 @@ from ..errors import ClosedError, error
 from ..maintenance.stats import Stats
 from ..mapping import Readable, Writable
 from ..snapshot import Snapshot
+from ..streams import Source
 from ..table import TableSnapshot
 from ..transaction import Transaction
 from .manifest import place
@@ -105,6 +107,12 @@ class ShardTransaction(Transaction):
     def _put(self, key: bytes, value: bytes) -> None:
         super()._put(self._mine(key), value)
 
+    def _value_reader(self, key: bytes) -> io.BufferedReader | None:
+        return super()._value_reader(self._mine(key))
+
+    def _put_stream(self, key: bytes, source: Source) -> None:
+        super()._put_stream(self._mine(key), source)
+
     def _update(self, changes: dict[bytes, bytes]) -> None:
         for key in changes:
             self._mine(key)
@@ -149,12 +157,18 @@ class _Snapshots(Readable):
     def _find(self, key: bytes) -> bytes | None:
         return self._snapshots[place(key, len(self._snapshots))]._find(key)
 
+    def _value_reader(self, key: bytes) -> io.BufferedReader | None:
+        return self._snapshots[place(key, len(self._snapshots))]._value_reader(key)
+
     def _has(self, key: bytes) -> bool:
         return self._snapshots[place(key, len(self._snapshots))]._has(key)
 
     def _items(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
         parts = [part._items(start, stop, reverse) for part in self._snapshots]
         return MergedIterator(parts, self, reverse=reverse)
+
+    def _parted_items(self) -> Iterator[tuple[bytes, Any]]:
+        return MergedIterator([part._parted_items() for part in self._snapshots], self, reverse=False)
 
     def _keys(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[bytes]:
         parts = [part._keys(start, stop, reverse) for part in self._snapshots]

@@ -14,6 +14,7 @@ from durabledbm._engine.node import decode_leaf
 from durabledbm._engine.page import MAP, REF, read_header, seal
 from durabledbm._engine.page_writer import PageWriter
 from durabledbm._engine.recovery import extent_arrived
+from durabledbm._engine.value_writer import stored
 
 from .pieces import PATH, Engine
 
@@ -60,7 +61,7 @@ def test_extents_name_exactly_what_was_written(seed: int) -> None:
     for n in range(draw.randrange(1, 30)):
         size = draw.choice([0, 100, 5000, 30_000])
         if draw.random() < 0.3:
-            refs.append(writer.value(b"key", bytes([n]) * size).ref)
+            refs.append(stored(writer, b"key", bytes([n]) * size).ref)
         else:
             refs.append(writer.leaf([b"%d" % n], [bytes([n]) * size]))
     if draw.random() < 0.5:
@@ -89,7 +90,7 @@ def test_a_run_names_its_place_and_its_commit() -> None:
 def test_a_large_value_stands_behind_its_key() -> None:
     engine = Engine()
     writer = engine.writer()
-    cell = writer.value(b"the key", b"value" * 3000)
+    cell = stored(writer, b"the key", b"value" * 3000)
     writer.finish()
     page_id, page_count, _ = REF.unpack(cell.ref)
     run = engine.disk.read(page_count * 4096, page_id * 4096)

@@ -8,9 +8,12 @@ import pytest
 from simdisk import Fault, disk_error
 
 from durabledbm._engine import pager as pager_module
+from durabledbm._engine.checksum import crc32c
+from durabledbm._engine.large_value import INDEX, PIECE, PLACE, room
 from durabledbm._engine.node import Branch, Overflow, decode_leaf
-from durabledbm._engine.page import BRANCH, LEAF, REF, seal
+from durabledbm._engine.page import BRANCH, HEADER, LEAF, OVERFLOW, REF, seal
 from durabledbm._engine.pager import Pager
+from durabledbm._engine.value_writer import moved, stored
 from durabledbm.errors import CorruptionError, error
 
 from .pieces import PATH, Engine, leaf_refs
@@ -28,7 +31,7 @@ def leaf(engine: Engine, key: bytes = b"key", value: bytes = b"value") -> bytes:
 def large(engine: Engine, size: int, key: bytes = b"key") -> tuple[Overflow, bytes]:
     value = b"".join(n.to_bytes(4, "little") for n in range(size // 4 + 1))[:size]
     writer = engine.writer()
-    cell = writer.value(key, value)
+    cell = stored(writer, key, value)
     writer.finish()
     return cell, value
 
@@ -339,7 +342,8 @@ def test_a_pager_holds_decoded_branches_and_encoded_leaves() -> None:
     assert sorted(type(node).__name__ for node in pager.nodes.young.values()) == [Branch.__name__, "bytes"]
 
 
-def test_a_branch_is_decoded_when_it_is_searched_for_the_second_time() -> None:
+def test_a_branch_is_decoded_when_it_is_searched_for_the_second_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pager_module, "RUNNING", False)
     engine = Engine()
     engine.merge({b"%05d" % n: b"x" * 50 for n in range(500)})
     root = engine.tree.root
@@ -353,7 +357,40 @@ def test_a_branch_is_decoded_when_it_is_searched_for_the_second_time() -> None:
     assert pager.child(root, b"1") == pager.branch(root).refs[-1]
 
 
-def test_few_branches_are_kept_as_bytes() -> None:
+def test_with_kernels_a_branch_is_decoded_when_a_merge_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pager_module, "RUNNING", True)
+    engine = Engine()
+    engine.merge({b"%05d" % n: b"x" * 50 for n in range(500)})
+    root = engine.tree.root
+    pager = Pager(engine.disk, 4096, 1 << 20)
+    first = pager.child(root, b"00300")
+    assert pager.child(root, b"00300") == first
+    assert type(pager.nodes.young[root]) is bytes
+    with pytest.raises(CorruptionError):
+        pager.leaf(root)
+    assert pager.branch(root).refs[0] == pager.child(root, b"")
+    assert type(pager.nodes.young[root]) is Branch
+    assert pager.child(root, b"00300") == first
+    assert pager.misses == 1
+
+
+def test_once_the_cache_is_full_one_leaf_of_four_is_kept() -> None:
+    engine = Engine()
+    engine.merge({b"%05d" % n: b"x" * 350 for n in range(1000)})
+    pager = Pager(engine.disk, 4096, 2 * 20 * 4200)
+    refs = list(leaf_refs(engine.tree))[:80]
+    assert len(refs) == 80
+    for ref in refs[:21]:
+        pager.leaf(ref)
+    assert len(pager.nodes.old) == 20
+    for ref in refs[21:77]:
+        pager.leaf(ref)
+    assert len(pager.nodes.young) == 1 + 56 // 4
+    assert pager.misses == 77
+
+
+def test_few_branches_are_kept_as_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pager_module, "RUNNING", False)
     engine = Engine()
     pager = Pager(engine.disk, 4096, 0)
     for page in range(2, 202):
@@ -432,3 +469,56 @@ def test_a_ref_to_very_many_pages_is_read_for_itself() -> None:
     assert next(leaf_by_leaf) == leaves[0]
     with pytest.raises(CorruptionError):
         next(leaf_by_leaf)
+
+
+# -- values in pieces ------------------------------------------------------------------------------------------
+
+
+def test_a_value_in_pieces_is_read_whole_and_by_the_piece() -> None:
+    engine = Engine()
+    full = room(len(b"key"))
+    cell, value = large(engine, 2 * full + 5)
+    assert engine.pager.value(cell, b"key") == value
+    refs = engine.pager.index(cell, b"key")
+    parts = [bytes(engine.pager.piece(cell, b"key", number, ref)) for number, ref in enumerate(refs)]
+    assert parts == [value[:full], value[full : 2 * full], value[2 * full :]]
+    assert engine.pager.check_value(cell, b"key") == engine.pager.check_piece(cell, b"key", 1, refs[1]) == engine.txid
+    for number, ref in ((0, refs[1]), (1, refs[0]), (2, refs[1]), (0, cell.ref)):
+        with pytest.raises(CorruptionError):
+            engine.pager.piece(cell, b"key", number, ref)
+    with pytest.raises(CorruptionError, match="another key"):
+        engine.pager.index(cell, b"kez")
+    for length in (full, full + 1, len(value) - 5, len(value) + full, 2**63, 2**64 - 1):
+        with pytest.raises(CorruptionError):
+            engine.pager.value(Overflow.make(cell.ref, length), b"key")
+
+
+@pytest.mark.parametrize("flags", [INDEX, PIECE])
+def test_a_part_of_a_value_that_claims_more_than_its_pages_hold(flags: int) -> None:
+    """Its checksum is right: the file was made to hurt."""
+    engine = Engine()
+    full = room(len(b"key"))
+    count = 1000
+    size = count * REF.size if flags == INDEX else PLACE.size + full
+    page_id = engine.space.pages.take_run(1)[0]
+    head = HEADER.pack(OVERFLOW, flags, 0, 3, page_id, 1, 1, 3 + size)
+    body = (head + b"key").ljust(4092, b"\0")
+    run = body + crc32c(body).to_bytes(4, "little")
+    engine.disk.write(page_id * 4096, (run,))
+    ref = REF.pack(page_id, 1, int.from_bytes(run[-4:], "little"))
+    cell = Overflow.make(ref, count * full)
+    with pytest.raises(CorruptionError, match="not the large value"):
+        engine.pager.index(cell, b"key") if flags == INDEX else engine.pager.piece(cell, b"key", 0, ref)
+
+
+def test_moving_some_pieces_leaves_the_others_where_they_are() -> None:
+    engine = Engine()
+    cell, value = large(engine, 5 * room(3) + 5)
+    before = engine.pager.index(cell, b"key")
+    writer = engine.writer()
+    new = moved(writer, engine.pager, b"key", cell, {REF.unpack(before[ref])[0] for ref in (1, 4)})
+    writer.finish()
+    after = engine.pager.index(new, b"key")
+    assert [number for number in range(6) if before[number] != after[number]] == [1, 4]
+    assert new.ref != cell.ref
+    assert engine.pager.value(new, b"key") == value

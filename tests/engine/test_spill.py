@@ -401,23 +401,24 @@ def new_spill(
 
 def test_what_waits_in_the_meta_page_goes_into_the_first_spill() -> None:
     spill, _, _ = new_spill(SimVolume({PATH: empty_file()}), {b"a": b"1", b"b": b"2"})
-    tree, count = spill.add({b"b": b"3", b"c": b"4"}, reuse=True)
+    tree, count = spill.add({b"b": b"3", b"c": b"4"})
     assert count == 3
     assert [tree.get(key) for key in (b"a", b"b", b"c")] == [b"1", b"3", b"4"]
 
 
 def test_a_spill_that_starts_from_nothing_ignores_what_waits() -> None:
     spill, _, _ = new_spill(SimVolume({PATH: empty_file()}), {b"a": b"1"}, cleared=True)
-    tree, count = spill.add({b"c": b"4"}, reuse=True)
+    tree, count = spill.add({b"c": b"4"})
     assert count == 1
     assert tree.get(b"a") is None
 
 
 def test_a_spill_returns_to_its_mark() -> None:
     spill, committer, _lease = new_spill(SimVolume({PATH: empty_file()}), {})
-    spill.add({b"%d" % n: b"x" * 500 for n in range(100)}, reuse=True)
+    spill.add({b"%d" % n: b"x" * 500 for n in range(100)})
     mark, before = spill.mark(), spill.view.tree
-    spill.add({b"%d" % n: b"y" * 500 for n in range(50, 200)}, reuse=False)
+    spill.reuse = False
+    spill.add({b"%d" % n: b"y" * 500 for n in range(50, 200)})
     assert spill.view.tree.get(b"70") == b"y" * 500
     spill.reset(mark)
     assert spill.view.tree.root == before.root

@@ -11,6 +11,7 @@ Whatever fails prints the workload, the mode, the seed and the moment, which is 
 
 from __future__ import annotations
 
+import io
 import itertools
 import multiprocessing
 import os
@@ -19,13 +20,15 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any, NamedTuple, cast
 
 from model import MODES, Model
 from simdisk import Crash, SimVolume, Trace
 
 import durabledbm.transaction
+from durabledbm import streams
+from durabledbm._engine import large_value
 from durabledbm.database import Database, open_on
 from durabledbm.maintenance.check import Problem
 from durabledbm.snapshot import Snapshot
@@ -364,6 +367,42 @@ def spilling(bench: Bench) -> None:
     bench.commit(bench.entries(20, 100))
 
 
+def streaming(bench: Bench) -> None:
+    """Values in pieces come from files, which may fail, alone and in transactions. They are replaced and deleted."""
+    rng = bench.rng
+    bench.commit(bench.entries(30, 100))
+    bench.begin_here()
+
+    def put(mapping: Any, key: bytes, value: bytes) -> None:
+        mapping.put_stream(key, io.BytesIO(value))
+
+    with patched(streams, "_HEAD", 1):
+        for size in (9_000, 40_000):
+            value = rng.randbytes(size)
+            bench.model.will_commit({b"streamed": value})
+            put(bench.db, b"streamed", value)
+            bench.model.acknowledged()
+        with suppress(_Undo):
+            bench.db.put_stream(b"streamed", _Failing())
+        bench.put(b"small", b"1")
+        changes = {**bench.entries(20, 200), b"streamed": rng.randbytes(30_000), b"other": rng.randbytes(17_000)}
+        bench.model.will_commit(changes)
+        with bench.db.transaction() as tx:
+            put(tx, b"streamed", b"replaced in the same transaction" * 900)
+            with suppress(_Undo), bench.db.transaction() as inner:
+                put(inner, b"streamed", rng.randbytes(9_000))
+                inner.put_stream(b"other", _Failing())
+            for key, value in changes.items():
+                if len(value) > 1000:
+                    put(tx, key, value)
+                else:
+                    tx[key] = value
+        bench.model.acknowledged()
+    bench.delete(b"streamed")
+    bench.put(b"other", rng.randbytes(9_000))
+    bench.commit(bench.entries(20, 100))
+
+
 def two_writers(bench: Bench) -> None:
     """Two handles, as of two processes, in turn: each builds on what the other left."""
     first, second = None, None
@@ -476,7 +515,8 @@ def mixture(bench: Bench) -> None:
 
 ALL: tuple[Workload, ...] = (
     creation, empty_file, small_commits, one_leaf, tree_commits, joining, many_pages, large_values, clearing,
-    begun_anew, shrinking, reorganizing, spilling, two_writers, pinned, several_tables, checkpoints, mixture,
+    begun_anew, shrinking, reorganizing, spilling, streaming, two_writers, pinned, several_tables, checkpoints,
+    mixture,
 )  # fmt: skip
 
 
@@ -484,15 +524,33 @@ class _Undo(Exception):
     pass
 
 
-@contextmanager
-def spill_size(size: int) -> Iterator[None]:
+def spill_size(size: int) -> AbstractContextManager[None]:
     """Let transactions that take more than `size` bytes of memory write pages before they commit."""
-    before = durabledbm.transaction.SPILL_SIZE
-    durabledbm.transaction.SPILL_SIZE = size
+    return patched(durabledbm.transaction, "SPILL_SIZE", size)
+
+
+class _Failing:
+    """A file that fails after a while."""
+
+    def __init__(self) -> None:
+        self._parts = 3
+
+    def read(self, size: int) -> bytes:
+        self._parts -= 1
+        if not self._parts:
+            raise _Undo
+        return b"f" * size
+
+
+@contextmanager
+def patched(module: Any, name: str, value: int) -> Iterator[None]:
+    """Let a number of the package be another one."""
+    before = getattr(module, name)
+    setattr(module, name, value)
     try:
         yield
     finally:
-        durabledbm.transaction.SPILL_SIZE = before
+        setattr(module, name, before)
 
 
 # -- what must be true
@@ -537,6 +595,13 @@ def explore(
     """Run the workload and verify every crash of it, or about `enough` states, of all its moments alike."""
     tally = Tally() if tally is None else tally
     options = Options() if options is None else options
+    with patched(large_value, "_RUN", 8192) if workload is streaming else nullcontext():  # else there is much to copy
+        return _explore(workload, mode, seed, options, page_size, tally, enough)
+
+
+def _explore(
+    workload: Workload, mode: str, seed: int, options: Options, page_size: int, tally: Tally, enough: int | None
+) -> Tally:
     bench = Bench(mode, seed, page_size=page_size)
     try:
         workload(bench)

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import durabledbm
 from durabledbm._engine.checksum import crc32c, with_zeros
 from durabledbm._engine.freemap import _CHUNK, _EXTENT, _FIXED, _LOG
+from durabledbm._engine.large_value import INDEX, PIECE, PLACE, room
 from durabledbm._engine.meta import Extent, Meta, encode_meta, first_page
 from durabledbm._engine.node import Overflow, encode_branch, encode_leaf
 from durabledbm._engine.page import (
@@ -99,16 +100,31 @@ class Forgery:
     def value(self, key: bytes, value: bytes, **where: Any) -> Overflow:
         return Overflow.make(self.run(OVERFLOW, 0, len(key), key, value, **where), len(value))
 
-    def hollow(self, key: bytes, length: int, *, page_id: int | None = None, right: bool = True) -> Overflow:
-        """A large value of zeros that are a hole; its checksum is `right`, or not."""
+    def pieces(self, key: bytes, value: bytes, repeat: int = 1) -> Overflow:
+        """A value in pieces; an index that lists each of them more than once claims as much more."""
+        full = room(len(key))
+        refs = [
+            self.run(OVERFLOW, PIECE, len(key), key, PLACE.pack(at // full), value[at : at + full])
+            for at in range(0, len(value), full)
+        ]
+        index = self.run(OVERFLOW, INDEX, len(key), key, b"".join(refs) * repeat)
+        return Overflow.make(index, len(value) * repeat)
+
+    def hollow(
+        self, key: bytes, length: int, *, page_id: int | None = None, right: bool = True, flags: int = 0,
+        claims: int | None = None,
+    ) -> Overflow:  # fmt: skip
+        """A large value of zeros that are a hole, or another run with these `flags`, of a value that `claims` a length;
+        its checksum is `right`, or not.
+        """
         size, place = self.page_size, self.next if page_id is None else page_id
         count = pages_for(len(key) + length, size)
-        head = HEADER.pack(OVERFLOW, 0, 0, len(key), place, 2, count, (len(key) + length) & 0xFFFFFFFF) + key
+        head = HEADER.pack(OVERFLOW, flags, 0, len(key), place, 2, count, (len(key) + length) & 0xFFFFFFFF) + key
         crc = with_zeros(crc32c(head), count * size - len(head) - 4) ^ (not right)
         self.pages.setdefault(place, []).append((0, head))
         self.pages.setdefault(place + count - 1, []).append((size - 4, crc.to_bytes(4, "little")))
         self.next = max(self.next, place + count)
-        return Overflow.make(REF.pack(place, count, crc), length)
+        return Overflow.make(REF.pack(place, count, crc), length if claims is None else claims)
 
     def space(self, *log: tuple[int, int, int], maps: list[bytes] = [], chunks: list[bytes] = []) -> bytes:  # noqa: B006
         """A run that records free space."""
@@ -306,12 +322,28 @@ def large_values_of_one_page() -> Forgery:
     return file
 
 
+def hollow_index() -> Forgery:
+    """An index of a gigabyte that is a hole: its value would have 17 terabytes."""
+    file = Forgery()
+    large = file.hollow(b"k", 2**30 - 64, flags=INDEX, claims=(2**30 - 64) // 16 * room(1))
+    file.tree(file.leaf([(b"k", large)]), 1, 1)
+    return file
+
+
+def one_piece_again_and_again() -> Forgery:
+    """An index that lists its only full piece a thousand times."""
+    file = Forgery()
+    large = file.pieces(b"k", b"x" * room(1), 1000)
+    file.tree(file.leaf([(b"k", large)]), 1, 1)
+    return file
+
+
 NAMED = {
     build.__name__: build
     for build in (
         aliased, aliased_and_unknown_space, descending, barren, overlapping_log, aliased_maps, aliased_lists,
         endless_extent, endless_value, hollow_values, mostly_hole, hollow_tail, hollow_middle, nested_values,
-        claims_to_the_end, wrong_counts, large_values_of_one_page,
+        claims_to_the_end, wrong_counts, large_values_of_one_page, hollow_index, one_piece_again_and_again,
     )
 }  # fmt: skip
 
@@ -393,6 +425,8 @@ class _Random:
         owner = b"other" if self.bad() else key
         if rng.random() < 0.2:
             return file.hollow(owner, rng.choice([1, 300, 3000]) << 10, right=not self.bad())
+        if rng.random() < 0.05:
+            return file.pieces(owner, rng.randbytes(2) * 140_000, 1 + self.bad())
         large = file.value(owner, rng.randbytes(rng.choice([10, 3000, 90_000])))
         self.noted(large.ref)
         return large

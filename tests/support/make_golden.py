@@ -4,8 +4,8 @@
 
 The file is made once for each format version that is released, and then kept: it shows what was written then,
 whatever the engine writes now. It has a fixed database id, a fixed generation and fixed times, and holds every
-structure that docs/format.md names: leaves of one page and of several, branches on two levels, large values, both
-kinds of changes in a meta page, other tables, a free-space map with all its parts, and free pages.
+structure that docs/format.md names: leaves of one page and of several, branches on two levels, large values, one of
+them in pieces, both kinds of changes in a meta page, other tables, a free-space map with all its parts, and free pages.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ TIME_NS = 1_700_000_000_000_000_000
 PAGE_SIZE = 4096
 
 DELETED = [b"deleted", b"large 1"]
+IN_PIECES = b"large, in pieces"
 
 
 def numbered(number: int) -> bytes:
@@ -44,6 +45,7 @@ def contents() -> dict[bytes, bytes]:
         b"long key " + b"k" * 9000: b"in a leaf of several pages",
     }
     entries |= {bytes([n]): bytes([255 - n]) for n in range(256)}
+    entries |= {IN_PIECES: bytes(range(256)) * 1025}
     return entries | {numbered(100): b"changed", b"in the meta page": b"added last"}
 
 
@@ -68,7 +70,7 @@ def make() -> bytes:
     target = contents()
     log_pages, chunk_min = space._LOG_PAGES, space._CHUNK_MIN
     with open_on(volume, "/golden.db", "w") as db:
-        first = {key: value for key, value in target.items() if key != b"in the meta page"}
+        first = {key: value for key, value in target.items() if key not in (b"in the meta page", IN_PIECES)}
         db.update(first)
         db.update({numbered(n): b"to be overwritten" for n in range(0, 200, 9)})
         db.update(dict.fromkeys(DELETED, b"to be deleted" * 1000))
@@ -81,6 +83,7 @@ def make() -> bytes:
             db.update({numbered(n): b"to be changed" for n in range(50, 100)})
             space._LOG_PAGES, space._CHUNK_MIN = log_pages, chunk_min
             db.update(first)
+            db[IN_PIECES] = target[IN_PIECES]
             for name, entries in tables().items():
                 db.table(name).update(entries)
             db.table("dropped").update(tables()["small"])

@@ -105,7 +105,7 @@ class FileDisk:
             if self._seeking:
                 self._seeking.pop()
 
-    def write(self, offset: int, parts: Sequence[bytes]) -> None:
+    def write(self, offset: int, parts: Sequence[bytes | memoryview]) -> None:
         self._write(self._mark, offset, parts)
 
     def resize(self, size: int) -> None:
@@ -114,7 +114,7 @@ class FileDisk:
     def writes(self) -> Writes:
         return Writes(partial(self._write, self._mark), partial(self._resize, self._mark))
 
-    def _write(self, mark: int, offset: int, parts: Sequence[bytes]) -> None:
+    def _write(self, mark: int, offset: int, parts: Sequence[bytes | memoryview]) -> None:
         """Write to the open file that has the mark."""
         fd = self._own()
         try:
@@ -130,6 +130,8 @@ class FileDisk:
                     written = call(fd, what, offset)
                 else:
                     raise error(f"{self.path}: {PARENTS}")
+                if len(parts) == 1 and written == len(parts[0]):
+                    return  # as nearly always
                 offset += written
                 pending = _rest(pending, written)
         except OSError as exc:

@@ -47,7 +47,7 @@ PARENTS = "the process was forked amid this operation, which is the parent's"
 class Writes(NamedTuple):
     """`Disk.write` and `Disk.resize` of one open file. In a child that was forked since, they raise `error`."""
 
-    write: Callable[[int, Sequence[bytes]], None]
+    write: Callable[[int, Sequence[bytes | memoryview]], None]
     resize: Callable[[int], None]
 
 
@@ -98,7 +98,7 @@ class Disk(Protocol):
         none. The bytes before it are a hole: zeros that take no space. Where the platform does not tell, it keeps all.
         """
 
-    def write(self, offset: int, parts: Sequence[bytes]) -> None:
+    def write(self, offset: int, parts: Sequence[bytes | memoryview]) -> None:
         """Write the concatenation of `parts` at `offset`, all of it, growing the file if needed."""
 
     def resize(self, size: int) -> None:

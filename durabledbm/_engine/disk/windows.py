@@ -166,7 +166,7 @@ class WindowsDisk:
         self._open_handle()
         return start, stop
 
-    def write(self, offset: int, parts: Sequence[bytes]) -> None:
+    def write(self, offset: int, parts: Sequence[bytes | memoryview]) -> None:
         handle = self._open_handle()
         for data in _joined(parts):
             view = data
@@ -431,9 +431,9 @@ def _read_closed(length: int, offset: int) -> bytes:
     raise ClosedError
 
 
-def _joined(parts: Sequence[bytes]) -> Iterator[bytes]:
+def _joined(parts: Sequence[bytes | memoryview]) -> Iterator[bytes]:
     """The parts in few pieces: one write is better than many, but need not hold everything twice."""
-    pending: list[bytes] = []
+    pending: list[bytes | memoryview] = []
     size = 0
     for part in parts:
         if pending and size + len(part) > _WRITE_MAX:
@@ -442,7 +442,7 @@ def _joined(parts: Sequence[bytes]) -> Iterator[bytes]:
         pending.append(part)
         size += len(part)
     if size:
-        yield pending[0] if len(pending) == 1 else b"".join(pending)
+        yield b"".join(pending)
 
 
 def _gaps(start: int, stop: int, taken: Sequence[int]) -> Iterator[tuple[int, int]]:
