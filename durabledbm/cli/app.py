@@ -179,7 +179,7 @@ def overview(width: int) -> str:
         for name in names:
             command = find(name)
             assert command is not None
-            lines += wrapped(command.summary, width, f"  {name:<12}")
+            lines += wrapped(command.summary, width, f"  {name:<11} ")
     last = f"Start with '{PROGRAM} tour'. Options of all commands: --help, --debug; of the program: --version."
     lines += ["", *wrapped(last, width)]
     return "\n".join(lines) + "\n"
