@@ -977,7 +977,7 @@ def test_the_overview_fits_into_eighty_columns(run: Run, monkeypatch: pytest.Mon
     monkeypatch.setenv("COLUMNS", "80")
     text = run("--help").text
     for command in all_commands():
-        assert f"  {command.name:<12}{command.summary}\n" in text
+        assert f"  {command.name:<11} {command.summary}\n" in text
 
 
 # -- ends --------------------------------------------------------------------------------------------

@@ -183,7 +183,7 @@ COMMANDS = {
             "there are differences",
         ),
         Command(
-            "restore-checkpoint", "make a checkpoint the present state",
+            "restore-checkpoint", "go back to a checkpoint",
             "One commit gives all tables the content that they had. Checkpoints stay, so it can be undone: make one "
             "before.",
             _restore_arguments, _restore,
