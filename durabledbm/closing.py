@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
+from collections.abc import Callable
 from typing import Protocol
 
 from ._engine.pipeline import Pipeline
@@ -10,15 +12,15 @@ from ._engine.store import Store
 from ._engine.threads import Lease
 from ._engine.view import Scope
 from ._interrupts import is_interrupt
-from ._process.handles import Registry
+from ._process.handles import OpenHandle, Registry, ended
 from .errors import BusyError, error
 from .snapshot import Snapshot
 from .transaction import Transaction
 
-__all__ = ["close", "finish", "start_again"]
+__all__ = ["close", "close_files", "finalize", "finish", "start_again"]
 
 
-class Handle(Protocol):
+class Handle(OpenHandle, Protocol):
     """What is used of a database handle."""
 
     path: str
@@ -33,6 +35,8 @@ class Handle(Protocol):
     def _forget(self, transaction: Transaction | None) -> None: ...
 
     def _close_files(self) -> None: ...
+
+    def _unflushed(self) -> bool: ...
 
     def _raise_background_failure(self) -> None: ...
 
@@ -80,6 +84,33 @@ def _release(handle: Handle, *, flushed: bool) -> None:
         handle._close_files()
     finally:
         lease.end()
+
+
+def close_files(handle: Handle) -> None:
+    """Release the file without flushing anything."""
+    if handle._pipeline.flusher is not None:
+        handle._pipeline.flusher.stop()
+    handle._scope.end()
+    for snapshot in handle._snapshots.all():
+        snapshot.close()
+    if handle._store.observer is not None:
+        handle._store.observer.close()
+    handle._store.writer.reserved = False
+    handle._store.close()
+    ended(handle)
+
+
+def finalize(handle: Handle, let_go: Callable[[], None]) -> None:
+    """A handle that was not closed is freed: `let_go` closes it, unless the flusher is inside, which then does it."""
+    unflushed = handle._unflushed()
+    # A finalizer must not wait. Only the flusher can be inside now; if it is, it closes on its way out.
+    handle._pipeline.timeout = 0.0
+    inside = handle._store.inside
+    inside.postpone(let_go, by_any=True)
+    if not inside.occupied:
+        inside.came_out()
+    if unflushed:
+        warnings.warn(f"{handle.path!r} was not closed, and had unflushed writes", ResourceWarning, stacklevel=3)
 
 
 def finish(handle: Handle, farewell: float) -> None:

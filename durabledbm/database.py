@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import io
 import sys
-import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from . import closing
+from . import checkpoint, closing
 from ._engine import tables
 from ._engine.changeset import ChangeSet
 from ._engine.disk import FileVolume
@@ -31,7 +30,8 @@ from ._files.arguments import CountedProgress, Path
 from ._files.opening import DEFAULT_CACHE_SIZE, DEFAULT_PAGE_SIZE, Durability, Flag, checked, open_store
 from ._interrupts import is_interrupt
 from ._messages import counted, represented
-from ._process.handles import Registry, began, ended
+from ._process.handles import Registry, began
+from .checkpoint import Change, Checkpoint
 from .errors import ClosedError, error
 from .maintenance.backup import backup
 from .maintenance.check import Problem, check_state
@@ -367,13 +367,16 @@ class Database(WithTables):
         """A block of writes that is one atomic commit: `with db.transaction(): ...` (see `Transaction`)."""
         return Transaction(self)
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self, max_age: float | None = None) -> Snapshot:
         """A read-only view of the present content that does not change (see `Snapshot`).
 
-        Inside a transaction it shows the last commit, without the transaction's own changes.
+        Inside a transaction it shows the last commit, without the transaction's own changes. After `max_age` seconds a
+        commit of this handle that needs pages may end the snapshot; then reading raises `error`. None: never.
         """
         view, pin = self._pinned()
         snapshot = Snapshot(pin, view, self)
+        if max_age is not None:
+            self._store.limited.add(max_age, weakref.ref(snapshot))
         self._snapshots.add(snapshot)
         return snapshot
 
@@ -395,6 +398,49 @@ class Database(WithTables):
     @property
     def _pager(self) -> Pager:
         return self._store.pager
+
+    # -- checkpoints -------------------------------------------------------------------------------
+
+    def checkpoint(self, name: str, *, replace: bool = False) -> None:
+        """Keep the last commit under a name, durably, until `drop_checkpoint`. Takes no longer for a large database.
+
+        The pages that later commits replace are not reused. Raises `error` inside a transaction, and if there is a
+        checkpoint of that name, unless `replace`.
+        """
+        self._check_no_transaction()
+        self._writing(checkpoint.make, name, replace)
+
+    def drop_checkpoint(self, name: str) -> None:
+        """Drop a checkpoint. One commit frees the pages that only it needs. Raises `KeyError` if there is none."""
+        self._check_no_transaction()
+        self._writing(checkpoint.drop, name)
+
+    def _check_no_transaction(self) -> None:
+        if self._own_transaction() is not None:
+            raise error(f"{self.path}: checkpoints are made and dropped outside of a transaction")
+
+    def checkpoints(self) -> list[Checkpoint]:
+        """All checkpoints, the oldest first."""
+        return self._with_pin(self._pin(), checkpoint.listed)
+
+    def at(self, name: str) -> Snapshot:
+        """A snapshot of a checkpoint. Raises `KeyError` if there is none."""
+        snapshot = self._guarded(checkpoint.at, self._pin(), name, self)
+        self._snapshots.add(snapshot)
+        return snapshot
+
+    def diff(self, a: str | Snapshot, b: str | Snapshot | None = None) -> Iterator[Change]:
+        """What changed from `a` to `b`, checkpoints by name or snapshots (None: the present). Reads what differs."""
+        old, new = (part if isinstance(part, Snapshot) else self.at(part) for part in (a, b or self.snapshot()))
+        return checkpoint.differences(old, new)
+
+    def restore(self, name: str) -> None:
+        """Make the content of a checkpoint, all tables, the present, in one commit. Checkpoints stay.
+
+        It writes what differs, so it takes as long as the difference is large. Raises `KeyError` if there is none.
+        """
+        with self.transaction() as tx, self.at(name) as kept, self.snapshot() as present:
+            checkpoint.turn(tx, present, kept)
 
     # -- for transactions --------------------------------------------------------------------------
 
@@ -436,12 +482,16 @@ class Database(WithTables):
         `ReadOnlyError`, `BusyError` if another writer holds the file for longer than `timeout`, and what a commit
         raises.
         """
+        self._writing(reorganize, progress)
+
+    def _writing(self, operation: Callable[..., None], *arguments: Any) -> None:
+        """Call `operation(committer, writing, *arguments)`, which commits in blocks `with writing()`."""
         self._store.check_writable()
         self._raise_background_failure()
         lease = Lease()
         writing = partial(self._pipeline.writing, lease)
         try:
-            self._guarded(self._store.inside.call, reorganize, self._pipeline.committer, writing, progress)
+            self._guarded(self._store.inside.call, operation, self._pipeline.committer, writing, *arguments)
         finally:
             lease.end()
 
@@ -510,17 +560,8 @@ class Database(WithTables):
         closing.close(self, tidy=tidy)
 
     def _close_files(self) -> None:
-        if self._pipeline.flusher is not None:
-            self._pipeline.flusher.stop()
-        self._scope.end()
         self._plain = False
-        for snapshot in self._snapshots.all():
-            snapshot.close()
-        if self._store.observer is not None:
-            self._store.observer.close()
-        self._store.writer.reserved = False
-        self._store.close()
-        ended(self)
+        closing.close_files(self)
 
     def __enter__(self) -> Database:
         return self
@@ -538,17 +579,8 @@ class Database(WithTables):
 
     def __del__(self, _finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         scope = getattr(self, "_scope", None)
-        if scope is None or scope.ended or _finalizing():
-            return  # at the end of the interpreter everything was flushed, and the system releases the file
-        unflushed = self._unflushed()
-        # A finalizer must not wait. Only the flusher can be inside now; if it is, it closes on its way out.
-        self._pipeline.timeout = 0.0
-        inside = self._store.inside
-        inside.postpone(self._let_go, by_any=True)
-        if not inside.occupied:
-            inside.came_out()
-        if unflushed:
-            warnings.warn(f"{self.path!r} was not closed, and had unflushed writes", ResourceWarning, stacklevel=2)
+        if scope is not None and not scope.ended and not _finalizing():
+            closing.finalize(self, self._let_go)  # else everything was flushed, and the system releases the file
 
     def _let_go(self) -> None:
         try:

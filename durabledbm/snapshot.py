@@ -80,12 +80,14 @@ class Snapshot(Readable):
 
     __slots__ = ("__weakref__", "_owner", "_pin", "_rows", "_scope", "_state", "_view")
 
-    def __init__(self, pin: Pin, view: View | None = None, owner: object = None) -> None:
+    def __init__(
+        self, pin: Pin, view: View | None = None, owner: object = None, state: State | None = None
+    ) -> None:
         self._pin = pin
         self._owner = owner
         """The handle that it was taken of, which stays open for as long as the snapshot is used."""
-        self._state = pin.state
-        self._view = pin.state.view if view is None else view
+        self._state = pin.state if state is None else state
+        self._view = self._state.view if view is None else view
         self._scope = Scope("the snapshot has been closed")
         self._rows = _Rows(self._view, self._scope)
 
@@ -109,6 +111,11 @@ class Snapshot(Readable):
         self._rows = _Rows(self._view, self._scope)  # a thread may be about to put something into the old ones
         self._pin.release()
         self._owner = None
+
+    def end_overdue(self) -> None:
+        """A commit needs its pages, and it is older than it may be."""
+        self._scope.end_because("the snapshot was ended: it was older than its max_age when a commit needed its pages")
+        self.close()
 
     def __enter__(self) -> Snapshot:
         self._check()

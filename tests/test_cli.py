@@ -985,7 +985,7 @@ def test_the_overview_fits_into_eighty_columns(run: Run, monkeypatch: pytest.Mon
     monkeypatch.setenv("COLUMNS", "80")
     text = run("--help").text
     for command in all_commands():
-        assert f"  {command.name:<12}{command.summary}\n" in text
+        assert f"  {command.name:<11} {command.summary}\n" in text
 
 
 # -- ends --------------------------------------------------------------------------------------------
@@ -1403,3 +1403,31 @@ def test_tables(run: Run, db_path: str) -> None:
     assert run("inspect", db_path, "--key", "grace", "--table", "users").status == 0
     assert run("inspect", db_path, "--table", "users").status == 2
     assert run("list", db_path, "--table", "").status == 2
+
+
+def test_checkpoints(run: Run, db_path: str, tmp_path: Path) -> None:
+    run("put", db_path, "k", "1")
+    run("put", db_path, "-t", "users", "ada", "x")
+    assert run("checkpoint", db_path, "before").status == 0
+    assert "already" in run("checkpoint", db_path, "before").err
+    assert run("diff", db_path, "before").status == 0
+    run("backup", db_path, tmp_path / "copy")
+    run("put", db_path, "k", "2")
+    run("put", db_path, "new", "3")
+    run("del", db_path, "-t", "users", "ada")
+    result = run("diff", db_path, "before")
+    assert (result.status, result.out) == (1, b"~ k\t2\n+ new\t3\n- users: ada\n")
+    assert run("diff", db_path, tmp_path / "copy").out == result.out
+    assert json.loads(run("diff", db_path, "before", "--json").out.splitlines()[0]) == {
+        "table": "", "key": "k", "old": "1", "new": "2",
+    }  # fmt: skip
+    assert run("diff", db_path, "none").status == 1
+    assert run("restore-checkpoint", db_path, "none").status == 1
+    assert run("restore-checkpoint", db_path, "before").status == 0
+    assert run("list", db_path).out == b"k\t1\n"
+    assert json.loads(run("checkpoints", db_path, "--json").out)["name"] == "before"
+    assert b"1 checkpoint" in run("stat", db_path).out
+    assert run("checkpoint", db_path, "before", "--replace").status == 0
+    assert run("checkpoint", db_path, "before", "--drop").status == 0
+    assert run("checkpoint", db_path, "before", "--drop").status == 1
+    assert run("checkpoints", db_path).out == b""

@@ -90,6 +90,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
             db.backup(place / "backup.db")
             db["user:4"] = "before noon"
         log.close()
+        db.checkpoint("before")
+        db.checkpoint("after")
+        db.backup(place / "app.back")
     with durabledbm.shelve.open(place / "shelf.db") as shelf:
         shelf["list"] = [1, 2]
     shutil.copy(place / "app.db", place / "broken.db")

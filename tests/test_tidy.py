@@ -29,7 +29,7 @@ _engine.pager
 _engine.disk  _engine.files  _engine.page_writer  _engine.readers  _engine.tree
 _engine.balance  _engine.value_writer  _engine.view
 _engine.changeset  _engine.merge
-_engine.tables
+_engine.tables  _engine.checkpoints
 _engine.bulkload  _engine.shrink  _engine.spill  _engine.store
 _engine.flusher  _engine.prepare
 _engine.commit
@@ -45,7 +45,7 @@ _log.writer  _log.streams  _foreign.berkeley  _foreign.dumb  _foreign.gnu  _fore
 _files.opening  _foreign.sources
 table
 snapshot  transaction  maintenance.check  maintenance.reorganize  maintenance.stats  maintenance.backup
-attach  closing  maintenance.file_map
+attach  checkpoint  closing  maintenance.file_map
 changelog  maintenance.survey
 database  maintenance.inspect
 sharded.manifest  salvage  stdlib  remote.*
@@ -103,8 +103,8 @@ OPEN_TO_ALL = {
 """Modules of the engine that others may use: files, names, locks, what a file says of itself, checksums."""
 
 LOOKS_INTO_THE_ENGINE = """
-_files.*  _foreign.kinds  _process.handles  _transaction_context  _value_stream  attach  changelog  closing  database
-maintenance.*  migration  salvage  sharded  sharded.views  shelve.lock  snapshot  streams  table  transaction
+_files.*  _foreign.kinds  _process.handles  _transaction_context  _value_stream  attach  changelog  checkpoint  closing
+database  maintenance.*  migration  salvage  sharded  sharded.views  shelve.lock  snapshot  streams  table  transaction
 """
 """Modules above the engine that may import the rest of it."""
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from .balance import MIN_BRANCH, Splitter, inline_max
 from .catalog import LAST_ID, Record, name_key, pack_id
-from .disk.protocol import Disk
+from .disk.protocol import Disk, Writes
 from .freemap import FreeMap
 from .meta import SLOTS, Meta, encode_meta, first_page
 from .node import BRANCH_OVERHEAD, LEAF_OVERHEAD, Overflow, separator
@@ -20,7 +20,7 @@ from .page_writer import PageWriter
 from .pager import Pager
 from .value_writer import copied, stored
 
-__all__ = ["Builder"]
+__all__ = ["Builder", "finish_copy"]
 
 _PLACE = 1024
 """Free pages that are taken at a time."""
@@ -187,7 +187,13 @@ class Builder:
             tree_count=main.count, root=root, depth=depth, tables_count=tables.count, tables_root=tables_root,
             tables_depth=tables_depth, space=ref, steady_txid=old.txid, steady=True, time_ns=old.time_ns,
         )  # fmt: skip
-        self._writes.write(0, (encode_meta(meta) * SLOTS,))
-        self._writes.resize(meta.page_count * meta.page_size)
-        self._disk.sync()
-        return meta
+        return finish_copy(self._disk, self._writes, meta)
+
+
+def finish_copy(disk: Disk, writes: Writes, meta: Meta) -> Meta:
+    """Make a database of a file whose pages are written: write the meta pages, and sync."""
+    meta = meta._replace(steady=True, relaxed=False, steady_txid=meta.txid, extents=())
+    writes.write(0, (encode_meta(meta) * SLOTS,))
+    writes.resize(meta.page_count * meta.page_size)
+    disk.sync()
+    return meta

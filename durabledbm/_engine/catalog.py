@@ -22,12 +22,16 @@ from typing import NamedTuple, TypeVar
 
 __all__ = [
     "CATALOG",
+    "CHECKPOINTS",
     "LAST_ID",
+    "MAX_DEPTH",
     "MAX_ID",
     "NAMES",
     "PREFIX_SIZE",
+    "Kept",
     "Record",
     "TableKey",
+    "checkpoint_key",
     "dropped_prefix",
     "dropping_key",
     "has_table_keys",
@@ -42,9 +46,14 @@ __all__ = [
 PREFIX_SIZE = 6
 """Bytes of a table's id before each of its keys."""
 
+MAX_DEPTH = 64
+"""Levels of the deepest tree that is believed: far more than any disk could hold."""
+
 MAX_ID = 2 ** (8 * PREFIX_SIZE) - 2
 
 _RECORD = struct.Struct("<QQ")
+
+_CHECKPOINT = struct.Struct("<QQ16sIQ16sIQQ")
 
 V = TypeVar("V")
 
@@ -67,7 +76,7 @@ class TableKey(bytes):
 CATALOG = b"\xff" * PREFIX_SIZE
 """The prefix of the catalog: the greatest."""
 
-_NAME, _LAST_ID, _DROPPED = b"t", b"n", b"x"
+_NAME, _LAST_ID, _DROPPED, _CHECKPOINT_NAME = b"t", b"n", b"x", b"c"
 """What a key of the catalog begins with, behind the prefix."""
 
 NAMES = CATALOG + _NAME
@@ -77,6 +86,9 @@ LAST_ID = TableKey(CATALOG + _LAST_ID)
 """The key of the greatest id that was ever given out."""
 
 _DROPPING = CATALOG + _DROPPED
+
+CHECKPOINTS = CATALOG + _CHECKPOINT_NAME
+"""What the key of a checkpoint's record begins with; the name follows, as UTF-8."""
 
 
 class Record(NamedTuple):
@@ -104,6 +116,38 @@ class Record(NamedTuple):
         if not 0 < record.table_id <= MAX_ID:
             raise ValueError("the catalog of tables makes no sense")
         return record
+
+
+class Kept(NamedTuple):
+    """What a checkpoint keeps: a commit, and its trees."""
+
+    txid: int
+    time_ns: int
+    root: bytes
+    depth: int
+    tree_count: int
+    tables_root: bytes
+    tables_depth: int
+    tables_count: int
+
+    def pack(self) -> bytes:
+        """The value that stands in the catalog."""
+        return _CHECKPOINT.pack(*self, 0)
+
+    @classmethod
+    def unpack(cls, value: bytes) -> Kept:
+        """What a value in the catalog says. Raises `ValueError` if it cannot be."""
+        if len(value) != _CHECKPOINT.size:
+            raise ValueError("the catalog of checkpoints makes no sense")
+        kept = cls(*_CHECKPOINT.unpack(value)[:-1])
+        if max(kept.depth, kept.tables_depth) > MAX_DEPTH:
+            raise ValueError("the catalog of checkpoints makes no sense")
+        return kept
+
+
+def checkpoint_key(name: str) -> TableKey:
+    """The key of the record of a checkpoint."""
+    return TableKey(CHECKPOINTS + name.encode())
 
 
 def pack_id(table_id: int) -> bytes:
@@ -141,7 +185,9 @@ def prefix_of(key: bytes) -> bytes:
 
 def next_prefix(prefix: bytes) -> bytes | None:
     """The first key behind those of a table; None: there is none, or no prefix."""
-    return None if prefix == CATALOG or not prefix else (int.from_bytes(prefix, "big") + 1).to_bytes(PREFIX_SIZE, "big")
+    if prefix == CATALOG or not prefix:
+        return None
+    return (int.from_bytes(prefix, "big") + 1).to_bytes(len(prefix), "big")
 
 
 def split(changes: Mapping[bytes, V]) -> tuple[Mapping[bytes, V], dict[bytes, V]]:

@@ -528,6 +528,8 @@ class Committer:
         Small commits do this on their way; a large one would leave a large file behind it. `room` pages may stay free.
         """
         store = self.store
+        if store.state.meta.checkpoint_txid:
+            return store.state  # what stands at the end may be kept there
         smallest, tries = store.state.meta.page_count, _FRUITLESS
         deadline = time.monotonic() + seconds
         while budget > 0 and tries and time.monotonic() < deadline:

@@ -27,7 +27,7 @@ from operator import attrgetter
 from typing import NamedTuple
 
 from ..errors import error
-from .catalog import TableKey
+from .catalog import MAX_DEPTH, TableKey
 from .checksum import crc32c
 from .page import MAX_PAGE_SIZE, MIN_PAGE_SIZE, NO_REF, self_consistent
 
@@ -43,9 +43,6 @@ META_SIZE = 4096
 
 SLOTS = 2
 META_AREA = SLOTS * META_SIZE
-
-MAX_DEPTH = 64
-"""Levels of the deepest tree that is believed: far more than any disk could hold."""
 
 MAX_LISTED = 1 << 12
 """Pages that all extents of a meta have together at most: verifying them must not take long."""
@@ -67,7 +64,7 @@ UNFINISHED = (MAGIC + b"the initialisation of this database has not finished\n")
 _FIXED = struct.Struct("<16sQIIIIQQQ16sII16sQQ16s8sQIHHQ16sQ")
 """magic, txid, version, features, page size, flags, page count, entry count, tree count, root, depth, tables depth,
 space, steady txid, time, database id, generation, generation txid, changes size, extent count, change count,
-tables count, tables root, reserved."""
+tables count, tables root, checkpoint txid."""
 
 _FLAGS_OFFSET = 36
 
@@ -132,6 +129,8 @@ class Meta(NamedTuple):
     """Entries of the tree of tables (see `catalog`), without the changes here."""
     tables_root: bytes = NO_REF
     tables_depth: int = 0
+    checkpoint_txid: int = 0
+    """The newest commit that a checkpoint keeps; 0: there is none."""
     space: bytes = NO_REF
     steady_txid: int = 0
     """The newest commit that was known to be on disk when this one was written."""
@@ -154,8 +153,9 @@ class Meta(NamedTuple):
         """The same tree with other changes."""
         return Meta(
             self.txid, self.page_size, self.database_id, self.page_count, entry_count, self.tree_count, self.root,
-            self.depth, self.tables_count, self.tables_root, self.tables_depth, self.space, self.steady_txid,
-            self.steady, self.relaxed, self.time_ns, self.generation, self.generation_txid, extents, changes,
+            self.depth, self.tables_count, self.tables_root, self.tables_depth, self.checkpoint_txid, self.space,
+            self.steady_txid, self.steady, self.relaxed, self.time_ns, self.generation, self.generation_txid, extents,
+            changes,
         )  # fmt: skip
 
     def numbered(
@@ -164,8 +164,8 @@ class Meta(NamedTuple):
         """The same content as another commit, which is not steady yet."""
         return Meta(
             txid, self.page_size, self.database_id, self.page_count, self.entry_count, self.tree_count, self.root,
-            self.depth, self.tables_count, self.tables_root, self.tables_depth, self.space, steady_txid, False, relaxed,
-            time_ns, generation, generation_txid, self.extents, self.changes,
+            self.depth, self.tables_count, self.tables_root, self.tables_depth, self.checkpoint_txid, self.space,
+            steady_txid, False, relaxed, time_ns, generation, generation_txid, self.extents, self.changes,
         )  # fmt: skip
 
 
@@ -190,6 +190,8 @@ def flaw_of(meta: Meta) -> str | None:
         return f"a tree of {meta.depth} levels"
     if meta.page_count < first_page(meta.page_size):
         return f"{meta.page_count} pages"
+    if meta.checkpoint_txid >= meta.txid:
+        return f"a checkpoint of commit {meta.checkpoint_txid}"
     if meta.tables_depth > MAX_DEPTH:
         return f"a tree of {meta.tables_depth} levels"
     for count in (meta.entry_count, meta.tree_count, meta.tables_count):
@@ -252,7 +254,8 @@ def encode_meta(meta: Meta, changes: bytes | None = None) -> bytes:
         meta.page_count, meta.entry_count, meta.tree_count, meta.root, meta.depth,
         meta.tables_depth, meta.space,
         meta.steady_txid, meta.time_ns, meta.database_id, meta.generation, meta.generation_txid,
-        len(changes), len(meta.extents), len(meta.changes), meta.tables_count, meta.tables_root, 0,
+        len(changes), len(meta.extents), len(meta.changes), meta.tables_count, meta.tables_root,
+        meta.checkpoint_txid,
     )  # fmt: skip
     extents = struct.pack("<" + _EXTENT_CODES * len(meta.extents), *chain.from_iterable(meta.extents))
     body = b"".join((fixed, extents, changes))
@@ -295,7 +298,7 @@ def decode_meta(slot: bytes) -> Meta | None:
     (
         _, txid, version, features, page_size, flags, page_count, entry_count, tree_count, root, depth,
         tables_depth, space, steady_txid, time_ns, database_id, generation, generation_txid, changes_size, extent_count,
-        change_count, tables_count, tables_root, _,
+        change_count, tables_count, tables_root, checkpoint_txid,
     ) = _FIXED.unpack_from(slot)  # fmt: skip
     if version != FORMAT_VERSION:
         known = f"this durabledbm reads version {FORMAT_VERSION}"
@@ -313,8 +316,8 @@ def decode_meta(slot: bytes) -> Meta | None:
         return None
     meta = Meta(
         txid, page_size, database_id, page_count, entry_count, tree_count, root, depth, tables_count,
-        tables_root, tables_depth, space, steady_txid, bool(flags & _STEADY), bool(flags & _RELAXED), time_ns,
-        generation, generation_txid, extents, changes,
+        tables_root, tables_depth, checkpoint_txid, space, steady_txid, bool(flags & _STEADY), bool(flags & _RELAXED),
+        time_ns, generation, generation_txid, extents, changes,
     )  # fmt: skip
     return None if flaw_of(meta) else meta
 

@@ -49,6 +49,8 @@ class PageWriter:
         self._written: list[bytes] = []
         """The refs of all runs, in the order in which they were written."""
         self.txid = txid
+        self.kept_txid = 0
+        """Runs that were written by this commit or an older one are kept by a checkpoint, and not freed."""
         self.page_size = pager.page_size
         self.tree = 0
         """Which tree the runs belong to that are written: 0 is the main tree, 1 the tree of tables."""
@@ -115,7 +117,7 @@ class PageWriter:
                 self._deferred.append((page_id, page_count))
         elif page_id in self._mine:
             self._free_map.drop(page_id, page_count)
-        else:
+        elif not self.kept_txid or self._pager.birth(ref) > self.kept_txid:
             self._free_map.free(page_id, page_count)
 
     def mark(self) -> Mark:

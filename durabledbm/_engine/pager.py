@@ -97,6 +97,15 @@ class Pager:
         """Pages of the file that take space on the disk."""
         return kept_pages(self._disk, self.page_size)
 
+    def birth(self, ref: bytes) -> int:
+        """The commit that wrote the run at `ref`, as its header says; the rest is not read."""
+        page_id = REF.unpack(ref)[0]
+        head = self._disk.read(HEADER.size, page_id * self.page_size)
+        if len(head) < HEADER.size:
+            raise self.malformed(ref, _BEYOND)
+        txid: int = HEADER.unpack(head)[5]
+        return txid
+
     def branch(self, ref: bytes) -> Branch:
         """The branch at `ref`, decoded."""
         node = self.nodes.young.get(ref)

@@ -13,16 +13,16 @@ from typing import NamedTuple
 from .._interrupts import is_from_handler, is_interrupt
 from ..errors import CorruptionError
 from .catalog import NAMES, TableKey, of_tables
+from .checkpoints import changed_checkpoints, walk_all
 from .freemap import FreeMap
 from .merge import Change
 from .meta import CHANGE_OVERHEAD, Meta, encode_changes, first_page, pages_of, room_for
-from .page import NO_REF
+from .page import NO_REF, REF
 from .page_writer import PageWriter
 from .shrink import is_half_empty, is_wasteful, tail_runs
 from .spill import Spill
 from .store import Phase, Store
 from .tables import Trees, drops_table, merge_trees
-from .tree import walk
 from .view import Layer, State, View
 
 __all__ = ["MOST_EXTENTS", "MOST_PAGES", "MOST_PAGES_RELAXED", "Batch", "Prepared", "Preparer", "has_room"]
@@ -145,12 +145,16 @@ class Preparer:
         room = room_for(len(extents))
         if not _fit(changes, room) or drops_table(changes):
             return None
+        gone, kept_txid = changed_checkpoints(old, changes)
+        if gone:
+            return None
         waiting, count, appended = _waiting(old, changes, appending=self._encoded[0] is old.meta.changes)
         encoded = self._encoded[1] + encode_changes(changes) if appended else encode_changes(waiting)
         if len(encoded) > room:
             return None
         self._encoded = waiting, encoded
-        return old.meta.with_changes(count, extents, waiting)
+        meta = old.meta.with_changes(count, extents, waiting)
+        return meta if kept_txid == meta.checkpoint_txid else meta._replace(checkpoint_txid=kept_txid)
 
     def _emptied(self, old: State, changes: Mapping[bytes, bytes | None]) -> Meta | None:
         """The successor with empty trees and the changes in its meta page, or None if they do not fit, or if there are
@@ -158,7 +162,7 @@ class Preparer:
 
         All pages are free from then on, without a record of it: this needs no page, so it works on a full disk.
         """
-        if old.meta.tables_depth or drops_table(changes):
+        if old.meta.tables_depth or old.meta.checkpoint_txid or drops_table(changes):
             return None
         changes = {**of_tables(old.meta.changes), **changes}
         waiting = {key: value for key, value in changes.items() if value is not None}
@@ -174,6 +178,7 @@ class Preparer:
         self._free_map = FreeMap.emptied(meta.page_size, first_page(meta.page_size), page_count, meta.txid + 1)
         return meta._replace(
             **Trees()._asdict(), page_count=page_count, entry_count=0, space=NO_REF, extents=(), changes={},
+            checkpoint_txid=0,
         )  # fmt: skip
 
     def _in_tree(self, old: State, batch: Batch, *, sync: bool) -> Meta:
@@ -185,8 +190,12 @@ class Preparer:
         writes = self._store.writer.writes(self._store.path)
         writer = PageWriter(writes, pager, free_map, old.meta.txid + 1, grow=not batch.frugal)
         trees = Trees.of(old.meta)
+        gone, writer.kept_txid = changed_checkpoints(old, changes)
+        for ref in gone:
+            page_id, page_count, _ = REF.unpack(ref)
+            free_map.free(page_id, page_count)
         if batch.cleared:
-            trees = trees.without_main(pager, free_map)
+            trees = trees.without_main(pager, free_map, writer)
             changes = {**of_tables(old.meta.changes), **changes}
         elif batch.moving or batch.packing:
             free_map.pages.cut_tail(all_of_it=True)  # as in `_with_tail`
@@ -194,7 +203,8 @@ class Preparer:
         elif not batch.sparing:
             if old.meta.changes:
                 changes = {**old.meta.changes, **changes}
-            changes = self._with_tail(old.view, free_map, changes)
+            if not writer.kept_txid:  # else what stands at the end may be kept there
+                changes = self._with_tail(old.view, free_map, changes)
         trees = merge_trees(pager, writer, trees, changes, packing=batch.packing)
         return self._sealed(old, batch, trees, free_map, writer, sync=sync)
 
@@ -217,7 +227,7 @@ class Preparer:
         free_map.pages.reopen()
         free_map.pages.cut_tail(all_of_it=fold)
         depth = max(trees.depth, trees.tables_depth)
-        if not depth:
+        if not depth and not writer.kept_txid:
             writer.discard()
             return self._without_trees(old, min(free_map.pages.page_count, old.meta.page_count))
         reserve = 0 if frugal else min(depth + _RESERVE, free_map.pages.used_count // _RESERVED_PART)
@@ -238,7 +248,7 @@ class Preparer:
             extents = old.meta.extents + extents
         return old.meta._replace(
             page_count=free_map.pages.page_count, entry_count=trees.tree_count, **trees._asdict(), space=space_ref,
-            extents=extents, changes={},
+            extents=extents, changes={}, checkpoint_txid=writer.kept_txid,
         )  # fmt: skip
 
     # -- a full disk -------------------------------------------------------------------------------
@@ -276,6 +286,7 @@ class Preparer:
 
         The writer lock must be held.
         """
+        self._store.limited.end_overdue()
         state, pinned = self._store.state, self._store.oldest_txid()
         free_map, self._free_map = self._free_map, None  # until it is as it should be again
         if free_map is None or free_map.ref != state.meta.space:
@@ -308,8 +319,7 @@ class Preparer:
         except CorruptionError:
             # Nothing is lost with the free-space map: what the trees do not use is free.
             meta = state.meta
-            pages = state.pages()
-            used = ((run.page_id, run.page_count) for tree in state.view.trees() for run in walk(tree, pages))
+            used = ((run.page_id, run.page_count) for run in walk_all(state))
             return FreeMap.rebuilt(meta.page_size, first_page(meta.page_size), meta.page_count, used, meta.txid + 1)
 
     @property

@@ -16,14 +16,14 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from ..errors import CorruptionError, error
 from .disk.protocol import Disk
 from .locks import oldest_pin, pin
 from .pager import Pager
 
-__all__ = ["Hold", "PinTable", "Pins", "Reader", "Unpinned"]
+__all__ = ["Hold", "LimitedReaders", "PinTable", "Pins", "Reader", "Unpinned"]
 
 class Pins(NamedTuple):
     """The oldest commit that is still read, and by which process (None: this one, or not known)."""
@@ -193,3 +193,31 @@ class Unpinned:
         if isinstance(cause, CorruptionError) and self._newest() > self._txid:
             raise error(f"{self.path}: {self._reason}") from cause
         return False
+
+
+class Limited(Protocol):
+    """A reader that may be ended."""
+
+    def end_overdue(self) -> None:
+        """End it, and tell those who go on with it why."""
+
+
+class LimitedReaders:
+    """The readers of a handle that may be ended when their pages are needed, and from when on."""
+
+    def __init__(self) -> None:
+        self._readers: list[tuple[float, Callable[[], Limited | None]]] = []
+
+    def add(self, max_age: float, reader: Callable[[], Limited | None]) -> None:
+        """From `max_age` seconds on, the reader, to which this is a weak reference, may be ended."""
+        self._readers.append((time.monotonic() + max_age, reader))
+
+    def end_overdue(self) -> None:
+        """Pages are needed: end those that have been reading for as long as they may."""
+        now = time.monotonic()
+        for entry in self._readers.copy():
+            reader = entry[1]()
+            if reader is not None and entry[0] <= now:
+                reader.end_overdue()
+            if reader is None or entry[0] <= now:
+                self._readers.remove(entry)

@@ -31,9 +31,10 @@ class Spill:
         self._free_map = free_map
         self._writer = PageWriter(writes, pager, free_map, state.meta.txid + 1)
         self._writer.own = set()
+        self._writer.kept_txid = state.meta.checkpoint_txid
         self._trees = Trees.of(state.meta)
         if cleared:
-            self._trees = self._trees.without_main(pager, free_map)
+            self._trees = self._trees.without_main(pager, free_map, self._writer)
             self._waiting = of_tables(self._waiting)
         self.started = cleared
         """Something was merged, or is about to be: the trees are not those of the state any more."""

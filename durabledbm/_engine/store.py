@@ -31,7 +31,7 @@ from .locks import WriterLock, pin, pin_refused, unpin, writer_present
 from .meta import STAMP_OFFSET, STAMP_SIZE, Meta, first_page, may_follow
 from .node import Overflow
 from .pager import Pager
-from .readers import Hold, Pins, PinTable, Reader, Unpinned
+from .readers import Hold, LimitedReaders, Pins, PinTable, Reader, Unpinned
 from .recovery import Slots, newest, read_slots, visible
 from .threads import Inside, held_here
 from .view import State
@@ -87,6 +87,7 @@ class Store:
         self._refusal: Callable[[], BaseException | None] | None = None
         """What every use of the handle raises, since its file is not what it was; or the next one (see `Late`)."""
         self.observer: Observer | None = None
+        self.limited = LimitedReaders()
         # Commits of this handle, as `commit` keeps the books.
         self.phase = Phase.IDLE
         self.failure: BaseException | None = None

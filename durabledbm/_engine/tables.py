@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 from .._interrupts import is_from_handler
 from ..errors import error
 from .catalog import (
+    CHECKPOINTS,
     LAST_ID,
     MAX_ID,
     NAMES,
@@ -219,8 +220,10 @@ def _leaves_keys(base: View, record: Record) -> bool:
 
 
 def erase(changes: ChangeSet) -> None:
-    """Delete everything: the entries of the main table, and all others."""
+    """Delete everything: the entries of the main table, all others, and what checkpoints keep."""
     changes.clear()
+    for key in list(TableView(changes.view(), CHECKPOINTS).keys()):
+        changes.delete(TableKey(CHECKPOINTS + key))
     for name, _ in list(names(changes.view())):
         drop(changes, name)
 
@@ -249,13 +252,13 @@ class Trees(NamedTuple):
             Tree(pager, self.root, self.depth), tables=Tree(pager, self.tables_root, self.tables_depth)
         )
 
-    def without_main(self, pager: Pager, free_map: FreeMap) -> Trees:
+    def without_main(self, pager: Pager, free_map: FreeMap, writer: PageWriter) -> Trees:
         """The same with an empty main tree, whose pages are freed. Nothing was taken or freed before."""
-        if not self.tables_depth:
+        if not self.tables_depth and not writer.kept_txid:
             free_map.free_all()
         else:
             for visit in walk(Tree(pager, self.root, self.depth), PageSet(0, free_map.pages.page_count)):
-                free_map.free(visit.page_id, visit.page_count)
+                writer.free(visit.ref)
         return Trees()._replace(
             tables_root=self.tables_root, tables_depth=self.tables_depth, tables_count=self.tables_count
         )

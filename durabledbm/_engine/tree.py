@@ -351,13 +351,14 @@ class Visit:
 
 def walk(
     tree: Tree, pages: PageSet, *, down_to: int = 0, after: bytes | None = None,
-    tolerated: type[error] | tuple[()] = (),
+    tolerated: type[error] | tuple[()] = (), shared: bool = False,
 ) -> Iterator[Visit]:  # fmt: skip
     """Visit the runs of a tree, claiming their pages in `pages`, in the order of the keys, parents before children.
 
     `down_to` is the lowest level that is visited: 0 for large values, which are not read but for an index, before its
     pieces; with 1 leaves are visited and not read. Subtrees without keys behind `after` are left out. Raises
     `CorruptionError` for damage, and `error` if reading fails; but what is `tolerated` only becomes the visit's flaw.
+    With `shared`, what was claimed before is left out, with all that is below it: another tree has it, too.
     """
     stack = [Visit(tree.root, tree.depth, b"", None, None)] if tree.depth else []
     read, malformed = tree.pager.read, tree.pager.malformed
@@ -365,6 +366,8 @@ def walk(
         visit = stack.pop()
         level = visit.level
         flaw = _claimed(visit, pages)
+        if flaw is not None and shared and flaw.invariant == 1 and _is_intact(tree, visit):
+            continue  # another tree has it, and everything below
         if flaw is None and (level > 1 or level > down_to):
             try:
                 run = read(visit.ref, BRANCH if level > 1 else LEAF)
@@ -386,6 +389,21 @@ def walk(
         elif level > down_to and has_overflow(visit.run):
             stack += visit._large_values()
         yield visit
+
+
+def _is_intact(tree: Tree, visit: Visit) -> bool:
+    """Whether a run is what its parent says."""
+    try:
+        if visit.is_index:
+            assert visit.value is not None
+            tree.pager.index_run(visit.value, visit.low)
+        elif visit.value is not None:
+            visit.check_value(tree.pager)
+        else:
+            tree.pager.read(visit.ref, visit.kind)
+    except CorruptionError:
+        return False
+    return True
 
 
 def _claimed(visit: Visit, pages: PageSet) -> Flaw | None:

@@ -102,6 +102,11 @@ class Scope:
             if keys is not None:
                 keys.clear()
 
+    def end_because(self, what: str) -> None:
+        """End it, for a reason that errors shall give."""
+        self._what = what
+        self.end()
+
     def closed_error(self) -> ClosedError:
         """The error for what is asked for after the end."""
         return ClosedError(self._what)

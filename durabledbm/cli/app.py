@@ -27,6 +27,7 @@ NO_READER = 141
 GROUPS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("data", "Reading and writing", ("get", "put", "del", "list", "tables")),
     ("care", "Looking after a file", ("stat", "check", "salvage", "compact")),
+    ("checkpoints", "Checkpoints", ("checkpoint", "checkpoints", "diff", "restore-checkpoint")),
     ("copies", "Copies and other formats", ("backup", "dump", "load", "migrate", "export")),
     ("moving", "Moving to a server", ("mirror",)),
     ("programs", "Programs and pictures", ("exec", "inspect", "tour", "completion")),
@@ -178,7 +179,7 @@ def overview(width: int) -> str:
         for name in names:
             command = find(name)
             assert command is not None
-            lines += wrapped(command.summary, width, f"  {name:<12}")
+            lines += wrapped(command.summary, width, f"  {name:<11} ")
     last = f"Start with '{PROGRAM} tour'. Options of all commands: --help, --debug; of the program: --version."
     lines += ["", *wrapped(last, width)]
     return "\n".join(lines) + "\n"

@@ -135,6 +135,9 @@ def _lines(about: _About) -> list[tuple[str, str]]:
     ]
     if stats.tables:
         lines.insert(1, ("tables", f"{stats.tables:,}, with {plural(stats.table_entries, 'entry')} besides"))
+    if stats.checkpoints:
+        kept = f"{plural(stats.checkpoints, 'checkpoint')}, for which alone {_size(stats.kept_pages * stats.page_size)}"
+        lines.append(("kept", f"{kept} are needed; 'durabledbm checkpoints' lists them"))
     if stats.pending_pages:
         waiting = f"{_size(stats.pending_pages * stats.page_size)} freed by the last commits, reusable soon"
         if stats.pinned_bytes:

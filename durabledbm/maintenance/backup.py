@@ -21,10 +21,14 @@ from itertools import islice
 from operator import itemgetter
 from typing import Any
 
-from .._engine.bulkload import Builder
+from .._engine.bulkload import Builder, finish_copy
+from .._engine.checkpoints import walk_all
 from .._engine.disk import FileVolume
 from .._engine.files import first_meta
-from .._engine.meta import Meta
+from .._engine.freemap import FreeMap
+from .._engine.meta import Meta, first_page
+from .._engine.page_writer import PageWriter
+from .._engine.pager import Pager
 from .._engine.store import Store
 from .._engine.tables import names
 from .._engine.view import State, TableView
@@ -39,6 +43,9 @@ _SLICE_ENTRIES = 50
 """So much is copied between two looks at whether others want to get on."""
 
 _SYNC_BYTES = 16 * 2**20
+
+_PIECE = 1 << 20
+"""Bytes of a large value that are copied at a time."""
 
 _REST = 3.0
 """How long to rest, as a multiple of the processor time used, while this handle commits."""
@@ -62,7 +69,10 @@ def backup(
     path = real_target(target)
     check_target(path, store.disk.identity())
     meta = state.meta if state.meta.txid else first_meta(state.meta.page_size)  # it was not initialised yet
-    write_whole(path, meta, store.disk.status(), lambda builder: _copy(store, state, builder, progress))
+    if meta.checkpoint_txid:
+        _copy_with_checkpoints(store, state, path, progress)
+    else:
+        write_whole(path, meta, store.disk.status(), lambda builder: _copy(store, state, builder, progress))
 
 
 def write_whole(path: str, meta: Meta, source: os.stat_result | None, fill: Callable[[Builder], None]) -> None:
@@ -98,6 +108,45 @@ def _copy(store: Store, state: State, builder: Builder, progress: CountedProgres
             builder.sync_at(_SYNC_BYTES)
             if progress is not None:
                 progress(builder.count, total)
+
+
+def _copy_with_checkpoints(store: Store, state: State, path: str, progress: CountedProgress | None) -> None:
+    """Copy the pages of all trees, each to the same place: what checkpoints share stays shared, and gaps stay."""
+    meta, pager, pace = state.meta, Pager(store.disk, state.meta.page_size, 0), Pace(store)
+    page_size, first = meta.page_size, first_page(meta.page_size)
+    whole = State.make(meta, state.slot, pager)
+    used: list[tuple[int, int]] = []
+    done = synced = 0
+    try:
+        with replacing(path, store.disk.status()) as disk:
+            writes = disk.writes()
+            for visit in walk_all(whole):
+                offset, end = visit.page_id * page_size, (visit.page_id + visit.page_count) * page_size
+                if visit.value is not None:
+                    visit.check_value(pager)
+                for at in range(offset, end, _PIECE):
+                    piece = visit.run or store.disk.read(min(_PIECE, end - at), at)
+                    writes.write(at, (piece,))
+                    if visit.run:
+                        break
+                used.append((visit.page_id, visit.page_count))
+                done += len(visit.entries()[0]) if visit.level == 1 else 0
+                if (end - offset) + synced > _SYNC_BYTES:
+                    disk.sync()
+                    synced = 0
+                synced += end - offset
+                pace.rest()
+                if progress is not None:
+                    progress(min(done, meta.entry_count), meta.entry_count)
+            free_map = FreeMap.rebuilt(page_size, first, meta.page_count, used, meta.txid)
+            free_map.release(meta.txid)
+            writer = PageWriter(writes, Pager(disk, page_size, 0), free_map, meta.txid)
+            free_map.pages.cut_tail(all_of_it=True)
+            ref = free_map.save(meta.txid, writer.write)
+            writer.finish()
+            finish_copy(disk, writes, meta._replace(space=ref, page_count=free_map.pages.page_count))
+    except OSError as exc:
+        raise error.wrap(exc, path) from exc
 
 
 def _slice(entries: Iterator[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:

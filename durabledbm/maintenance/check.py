@@ -2,8 +2,9 @@
 
 The invariants are those of docs/format.md; a `Problem` carries the number of the violated one:
 
-1. Each page after the meta pages belongs to one of the trees exactly once, or to the free-space map, or is free, or was
-   freed and may still be read; no page is two of these, and none is missing.
+1. Each page after the meta pages belongs to one of the present trees exactly once, or else to trees that checkpoints
+   keep, or to the free-space map, or is free, or was freed and may still be read; no page is two of these, and none is
+   missing.
 2. Keys ascend strictly within a node and across the tree and lie between their parent's separators; all leaves are at
    the depth that the meta page says.
 3. A run's checksum, page id, type and length are those that its parent holds, it was not written after its parent, and
@@ -24,7 +25,8 @@ from itertools import islice
 from operator import lt
 from typing import NamedTuple
 
-from .._engine.catalog import CATALOG, LAST_ID, NAMES, Record, TableKey, prefix_of
+from .._engine.catalog import CATALOG, CHECKPOINTS, LAST_ID, NAMES, Kept, Record, TableKey, prefix_of
+from .._engine.checkpoints import checkpoints, trees_of
 from .._engine.page import NO_REF, read_header, ref_parts
 from .._engine.pager import MALFORMED, Pager
 from .._engine.recovery import read_slots
@@ -81,6 +83,7 @@ class _Check:
                 yield Problem(2, "a tree has a root but no depth")
             yield from self._tree(tree, entries)
         yield from self._counts(main, tables)
+        yield from self._checkpoints()
         yield from self._space()
 
     # -- invariant 4 -------------------------------------------------------------------------------
@@ -103,8 +106,8 @@ class _Check:
 
     # -- invariants 1 to 4, in the trees -----------------------------------------------------------
 
-    def _tree(self, tree: Tree, entries: _Entries) -> Iterator[Problem]:
-        for visit in walk(tree, self._pages, tolerated=CorruptionError):
+    def _tree(self, tree: Tree, entries: _Entries, *, shared: bool = False) -> Iterator[Problem]:
+        for visit in walk(tree, self._pages, tolerated=CorruptionError, shared=shared):
             if visit.flaw is not None:
                 yield Problem(*visit.flaw, visit.page_id)
             elif not visit.level:
@@ -150,6 +153,23 @@ class _Check:
         if count != meta.entry_count:
             yield Problem(5, f"there are {count} entries, the meta page says {meta.entry_count}")
         yield from _catalog(records, counts)
+
+    # -- checkpoints -------------------------------------------------------------------------------
+
+    def _checkpoints(self) -> Iterator[Problem]:
+        """Verify what checkpoints keep, and the trees of this commit have not."""
+        meta = self._meta
+        try:
+            found = checkpoints(self._state.view)
+        except error as exc:
+            yield Problem(5, f"the checkpoints cannot be read: {exc}")
+            return
+        newest = max((kept.txid for kept in found.values()), default=0)
+        if newest != meta.checkpoint_txid:
+            yield Problem(5, f"the newest checkpoint is of commit {newest}, the meta page says {meta.checkpoint_txid}")
+        for kept in reversed(found.values()):
+            for number, tree in enumerate(trees_of(kept, self._pager)):
+                yield from self._tree(tree, _Entries(number), shared=True)
 
     # -- invariant 1 -------------------------------------------------------------------------------
 
@@ -221,6 +241,9 @@ def _catalog(records: dict[bytes, bytes], counts: Counter[bytes]) -> Iterator[Pr
     kind = NAMES[len(CATALOG) :]
     for key, value in records.items():
         try:
+            if key.startswith(CHECKPOINTS[len(CATALOG) :]):
+                Kept.unpack(value)
+                continue
             if not key.startswith(kind):
                 raise ValueError("something else than a table")
             name, record = key[len(kind) :].decode(), Record.unpack(value)

@@ -9,8 +9,8 @@ __all__ = ["KINDS", "FileMap", "Run", "Step"]
 KINDS = ("meta", "branch", "leaf", "overflow", "space", "free", "pending", "pinned", "unreachable", "damaged")
 """What a page can be.
 
-"space": the free-space map. "pending": freed by the last commits, reusable soon. "pinned": freed, but a
-snapshot reads it. "unreachable": nothing points at it. "damaged": it should hold something, and does not.
+"space": the free-space map. "pending": freed by the last commits, reusable soon. "pinned": freed, but a snapshot or a
+checkpoint needs it. "unreachable": nothing points at it. "damaged": it should hold something, and does not.
 """
 
 

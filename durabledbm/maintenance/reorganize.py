@@ -9,8 +9,8 @@ meanwhile, and write between the commits. A crash loses nothing.
 If there is almost nothing to gain, nothing is written: full leaves stay where they are, and a file with hardly any
 spare pages is left alone.
 
-Both trees are treated alike: the main table's, and that of the other tables. Pages that a snapshot pins stay where they
-are, so with an open snapshot the file may stay larger than necessary.
+Both trees are treated alike: the main table's, and that of the other tables. Pages that a snapshot or a checkpoint
+needs stay where they are, so the file may stay larger than necessary.
 """
 
 from __future__ import annotations
@@ -81,11 +81,12 @@ def _pack(
                 leaves = leaf_batches(tree, state.pages(), after, _BATCH)
                 if not leaves:
                     break
-                if spare_pages(tree, leaves.values()) > _FULL:
+                after = next(reversed(leaves))
+                done += len(leaves)
+                leaves = {key: ref for key, ref in leaves.items() if tree.pager.birth(ref) > state.meta.checkpoint_txid}
+                if leaves and spare_pages(tree, leaves.values()) > _FULL:
                     committer.rewrite(dict.fromkeys(map(_KEYS[number], leaves), TOUCH), packing=True)
                     packed = True
-            after = next(reversed(leaves))
-            done += len(leaves)
             if progress is not None:
                 progress(min(done, total - 1) // 2, total)
     return packed
@@ -137,11 +138,13 @@ class _Found:
         self.behind = nlargest(_BATCH, self._sorted(state, cleared, end), key=itemgetter(0))
 
     def _sorted(self, state: State, cleared: int, end: int) -> Iterator[_Run]:
-        stop = cleared + _BATCH
+        stop, kept_txid = cleared + _BATCH, state.meta.checkpoint_txid
         pages = state.pages()
         trees = zip(state.view.trees(), _KEYS, strict=True)
         visits = ((visit, kind) for tree, kind in trees for visit in walk(tree, pages))
         for visit, kind in visits:
+            if kept_txid and (visit.txid if visit.level else state.view.tree.pager.birth(visit.ref)) <= kept_txid:
+                continue
             run = visit.page_id, kind(visit.low), TOUCH if visit.level else MOVE
             if visit.page_id >= stop:
                 self.next = min(self.next, visit.page_id)

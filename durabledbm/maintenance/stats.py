@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import NamedTuple
 
+from .._engine.checkpoints import checkpoints, runs_not_in_newer
 from .._engine.meta import first_page
 from .._engine.page import REF
 from .._engine.store import Store
@@ -48,7 +49,7 @@ class Stats(NamedTuple):
     """Pages that were freed, but may still be read by a snapshot or needed after a crash."""
     file_bytes: int
     live_bytes: int
-    """In use: meta pages, tree and large values."""
+    """In use: meta pages, trees and large values, also those that only checkpoints need."""
     free_bytes: int
     pinned_bytes: int
     """Freed, but kept for the oldest snapshot."""
@@ -69,6 +70,9 @@ class Stats(NamedTuple):
     """Other tables."""
     table_entries: int
     """Entries of all other tables."""
+    checkpoints: int
+    kept_pages: int
+    """Pages that are needed for checkpoints only."""
 
 
 def gather(store: Store, state: State) -> Stats:
@@ -86,17 +90,20 @@ def gather(store: Store, state: State) -> Stats:
         since = store.pins.since.get(pins.txid)
         oldest = OldestSnapshot(pins.txid, None if since is None else time.monotonic() - since, pins.pid)
     live = space.pages.used_count - own
-    if leaf + branch > live:
+    kept_names = checkpoints(state.view)
+    kept = sum(REF.unpack(ref)[1] for name in kept_names for ref in runs_not_in_newer(state, name))
+    if leaf + branch + kept > live:
         raise CorruptionError(f"the trees have {leaf + branch} pages, and {live} are in use", path=store.path)
     return Stats(
         entries=meta.entry_count, txid=meta.txid, time_ns=meta.time_ns, depth=meta.depth, page_size=meta.page_size,
         page_count=meta.page_count, leaf_pages=leaf, branch_pages=branch,
-        overflow_pages=live - leaf - branch - first_page(meta.page_size), space_pages=own,
+        overflow_pages=live - leaf - branch - kept - first_page(meta.page_size), space_pages=own,
         free_pages=space.pages.free_count, pending_pages=space.pages.pending_count, file_bytes=store.disk.size(),
         live_bytes=live * meta.page_size, free_bytes=space.pages.free_count * meta.page_size,
         pinned_bytes=pinned * meta.page_size, oldest_snapshot=oldest, commits=store.commits,
         syncs=store.syncs, pages_written=store.pages_written, cache_hits=store.hits,
         cache_misses=store.pager.misses, tables=len(records), table_entries=sum(record.entries for record in records),
+        checkpoints=len(kept_names), kept_pages=kept,
     )  # fmt: skip
 
 

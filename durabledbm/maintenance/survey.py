@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from itertools import chain
 
+from .._engine.checkpoints import checkpoints, trees_of
 from .._engine.disk.protocol import Disk
 from .._engine.locks import oldest_pin
 from .._engine.meta import META_SIZE, Meta
@@ -24,7 +25,7 @@ from .._engine.view import State
 from .._files.arguments import Progress
 from .._files.intact_pages import IntactRun, intact_runs
 from .._messages import plural
-from ..errors import CorruptionError
+from ..errors import CorruptionError, error
 from .file_map import FileMap, Run, Step
 
 __all__ = ["Survey", "cut_off", "meta_runs", "unreachable"]
@@ -85,7 +86,8 @@ class Survey:
     def _tree(self) -> None:
         meta, pager = self._meta, self._pager
         main, tables = Tree(pager, meta.root, meta.depth), Tree(pager, meta.tables_root, meta.tables_depth)
-        for visit in chain.from_iterable(walk(tree, self._pages, tolerated=CorruptionError) for tree in (main, tables)):
+        present = chain.from_iterable(walk(tree, self._pages, tolerated=CorruptionError) for tree in (main, tables))
+        for visit, kept in chain(((visit, "") for visit in present), self._kept()):
             kind = TYPE_NAMES[visit.kind]
             if visit.flaw is not None and visit.flaw.invariant in _NOT_CLAIMED:
                 self._problems.append(f"page {visit.page_id}: {kind}: {visit.flaw.message}")
@@ -96,8 +98,24 @@ class Survey:
             if flaw is not None:
                 self._damage(visit.ref, f"{kind}: {flaw}", parent, b"" if visit.level else visit.low)
                 continue
+            if kept:
+                note = f"a {kind} that only a checkpoint needs, {kept!r} for one"
+                self._runs.append(Run(visit.page_id, visit.page_count, "pinned", parent=parent, note=note))
+                continue
             head = visit.run or self._disk.read(HEADER.size, visit.page_id * self._page_size)
             self._add(kind, visit.ref, HEADER.unpack_from(head), parent, _first_key(visit))
+
+    def _kept(self) -> Iterator[tuple[Visit, str]]:
+        """What checkpoints have beside that, and the name of the newest that has it."""
+        try:
+            found = checkpoints(self._state.view)
+        except error as exc:
+            self._problems.append(f"the checkpoints cannot be read: {exc}")
+            return
+        for name, kept in reversed(found.items()):
+            for tree in trees_of(kept, self._pager):
+                for visit in walk(tree, self._pages, tolerated=CorruptionError, shared=True):
+                    yield visit, name
 
     def _flaw_of(self, visit: Visit) -> str | None:
         """What is wrong with a run, if anything is."""

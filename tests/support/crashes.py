@@ -31,6 +31,7 @@ from durabledbm import streams
 from durabledbm._engine import large_value
 from durabledbm.database import Database, open_on
 from durabledbm.maintenance.check import Problem
+from durabledbm.snapshot import Snapshot
 from durabledbm.transaction import Transaction
 
 PATH = "/db"
@@ -47,8 +48,25 @@ def in_table(name: str, key: bytes) -> bytes:
     return TABLES + name.encode() + b"\xfe" + key
 
 
+KEPT = b"\xfdcheckpoint "
+"""What begins a key of the model that stands for an entry of a checkpoint."""
+
+
+def as_kept(name: str, content: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
+    """What the model has of a checkpoint with this content."""
+    return {KEPT + name.encode() + b"\xfe" + key: value for key, value in content.items() if not key.startswith(KEPT)}
+
+
 def content_of(database: Database) -> dict[bytes, bytes]:
-    """Everything in the database, as the model has it. The counts must be right."""
+    """Everything in the database, and in its checkpoints, as the model has it. The counts must be right."""
+    content = _present(database)
+    for checkpoint in database.checkpoints():
+        with database.at(checkpoint.name) as kept:
+            content |= as_kept(checkpoint.name, _present(kept))
+    return content
+
+
+def _present(database: Database | Snapshot) -> dict[bytes, bytes]:
     content = dict(database.items())
     assert len(database) == len(content)
     for name in database.tables():
@@ -130,7 +148,7 @@ class Bench:
             self.sync()  # else nothing would be written
 
     def clear(self) -> None:
-        self.model.will_commit({key: None for key in self.model.content if not key.startswith(TABLES)})
+        self.model.will_commit({key: None for key in self.model.content if not key.startswith((TABLES, KEPT))})
         self.db.clear()
         self.model.acknowledged()
 
@@ -138,6 +156,30 @@ class Bench:
         """Drop a table."""
         self.model.will_commit({key: None for key in self.model.content if key.startswith(in_table(name, b""))})
         self.db.drop_table(name)
+        self.model.acknowledged()
+
+    def checkpoint(self, name: str) -> None:
+        """Make a checkpoint, which is synced in every mode."""
+        self.model.will_commit(as_kept(name, self.model.content))
+        self.db.checkpoint(name)
+        self.model.acknowledged()
+        self.model.synced()
+
+    def drop_checkpoint(self, name: str) -> None:
+        """Drop a checkpoint."""
+        stem = KEPT + name.encode() + b"\xfe"
+        self.model.will_commit({key: None for key in self.model.content if key.startswith(stem)})
+        self.db.drop_checkpoint(name)
+        self.model.acknowledged()
+        self.model.synced()
+
+    def restore(self, name: str) -> None:
+        """Make a checkpoint the present."""
+        stem = KEPT + name.encode() + b"\xfe"
+        kept = {key[len(stem) :]: value for key, value in self.model.content.items() if key.startswith(stem)}
+        gone = dict.fromkeys(key for key in self.model.content if not key.startswith(KEPT))
+        self.model.will_commit({**gone, **kept})
+        self.db.restore(name)
         self.model.acknowledged()
 
     def sync(self) -> None:
@@ -424,6 +466,26 @@ def several_tables(bench: Bench) -> None:
     bench.drop("table 2")
 
 
+def checkpoints(bench: Bench) -> None:
+    """Checkpoints are made, outlive what replaces their pages, are restored and dropped."""
+    rng = bench.rng
+    bench.commit(bench.entries(120, 100))
+    bench.begin_here()
+    bench.put(in_table("t", b"small"), b"1")
+    bench.checkpoint("first")
+    bench.commit(bench.entries(40, 200))
+    bench.put(b"large", rng.randbytes(9000))
+    bench.checkpoint("second")
+    bench.clear()
+    bench.commit(bench.entries(30, 150))
+    bench.drop_checkpoint("first")
+    bench.commit(bench.entries(30, 150))
+    bench.reorganize()
+    bench.restore("second")
+    bench.drop_checkpoint("second")
+    bench.commit(bench.entries(30, 150))
+
+
 def mixture(bench: Bench) -> None:
     """Anything, in an order drawn with the seed."""
     rng = bench.rng
@@ -453,7 +515,8 @@ def mixture(bench: Bench) -> None:
 
 ALL: tuple[Workload, ...] = (
     creation, empty_file, small_commits, one_leaf, tree_commits, joining, many_pages, large_values, clearing,
-    begun_anew, shrinking, reorganizing, spilling, streaming, two_writers, pinned, several_tables, mixture,
+    begun_anew, shrinking, reorganizing, spilling, streaming, two_writers, pinned, several_tables, checkpoints,
+    mixture,
 )  # fmt: skip
 
 
@@ -623,7 +686,7 @@ def is_torn_slot(problem: Problem) -> bool:
 
 def _write_on(volume: SimVolume, database: Database, model: Model, rng: random.Random) -> None:
     """A small commit, a larger one, and what deletes; then all must be there, for others too."""
-    keys = sorted(model.content)
+    keys = [key for key in sorted(model.content) if not key.startswith(KEPT)]
     steps: list[Changes] = [
         {b"on": rng.randbytes(20), in_table("on", b"on"): rng.randbytes(20)},
         {**{rng.choice(keys): None for _ in keys[:3]}, **{b"more %d" % n: rng.randbytes(900) for n in range(8)}},

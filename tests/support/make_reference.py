@@ -71,6 +71,7 @@ CHAPTERS = (
         "Databases", "",
         ("database:Database", "table:WithTables=WithTables", "table:Table=Table", "transaction:Transaction",
          "table:TransactionTable=TransactionTable", "snapshot:Snapshot", "table:TableSnapshot=TableSnapshot",
+         "checkpoint:Checkpoint=Checkpoint", "checkpoint:Change=Change",
          "maintenance/stats:Stats", "maintenance/stats:OldestSnapshot=OldestSnapshot", "maintenance/check:Problem"),
     ),
     Chapter(
