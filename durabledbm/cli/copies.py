@@ -127,7 +127,9 @@ def _dump(args: argparse.Namespace) -> int:
 
 
 def _dump_source(args: argparse.Namespace) -> Any:
-    return open_store(args.file, "r") if args.origin is None else open_remote(args.origin, _remote_table(args), flag="r")
+    if args.origin is None:
+        return open_store(args.file, "r")
+    return open_remote(args.origin, _remote_table(args), flag="r")
 
 
 @contextmanager
