@@ -178,15 +178,16 @@ class Attachment:
         if size > self.log.max_file_size:
             raise ValueError(f"the record needs a file of {size} bytes, the limit is {self.log.max_file_size}")
 
-    def _check_table(self, key: bytes, value: bytes | None, made: Mapping[bytes, str]) -> None:
+    def _check_table(self, key: bytes, value: bytes | None, made: dict[bytes, str | None]) -> None:
         """The same of one change in another table, which may be among those that are `made` with it. If the table
         neither is there nor will be, it was made and dropped again: nothing of that comes into the log.
         """
         prefix = prefix_of(key)
         if prefix == CATALOG:
             return
-        table = made.get(prefix) or self._names.find(prefix, self._store.state.view)
-        if table is not None:
+        if prefix not in made:
+            made[prefix] = self._names.find(prefix, self._store.state.view)
+        if (table := made[prefix]) is not None:
             self.log.check(key[PREFIX_SIZE:], value, table=table)
 
     def expect(self, before: object) -> None:
@@ -443,7 +444,7 @@ class _Names:
                 yield self.of(key, *views), value
 
 
-def _made_by(changes: Mapping[bytes, bytes | None]) -> dict[bytes, str]:
+def _made_by(changes: Mapping[bytes, bytes | None]) -> dict[bytes, str | None]:
     """The tables whose records are among the changes: their prefixes and names."""
     return {
         Record.unpack(value).prefix: key[len(NAMES) :].decode()
