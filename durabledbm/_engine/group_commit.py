@@ -94,8 +94,13 @@ class GroupCommit(Pipeline):
         lease = Lease()
         try:
             self.committer.begin(lease, self.timeout)
-            self.committer.commit({key: value}, sync=self._sync)
-            self._wake_flusher()
+            try:
+                self.committer.commit({key: value}, sync=self._sync)
+                self._wake_flusher()
+            except BaseException as exc:
+                if is_interrupt(exc):
+                    self._arrived(0)  # so that no later commit brings it to light
+                raise
         finally:
             try:
                 lease.end()
