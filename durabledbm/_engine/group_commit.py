@@ -35,6 +35,9 @@ _LINGER = 3e-4
 _TRIES = 10
 """How often finding out what became of an interrupted commit may be interrupted, and is begun again."""
 
+_GLANCES = 1000
+"""How often it looks meanwhile, at most."""
+
 T = TypeVar("T")
 
 
@@ -167,10 +170,11 @@ class GroupCommit(Pipeline):
         Without that there would be two batches that take turns, each of half of the threads.
         """
         crowd, requests = self._crowd, batch.requests
-        if len(requests) < crowd:
-            deadline = time.monotonic() + _LINGER
-            while len(requests) < crowd and time.monotonic() < deadline:
-                time.sleep(0)  # which lets the others run
+        deadline = time.monotonic() + _LINGER
+        for _ in range(_GLANCES):  # the clock may stand still
+            if len(requests) >= crowd or time.monotonic() > deadline:
+                break
+            time.sleep(0)  # which lets the others run
 
     def _arrived(self, before: int) -> bool | None:
         """Whether a commit on top of commit `before`, which was interrupted, has been made; None if nothing tells.
