@@ -421,11 +421,13 @@ class Database(WithTables):
 
     def checkpoints(self) -> list[Checkpoint]:
         """All checkpoints, the oldest first."""
-        return self._with_pin(self._pin(), checkpoint.listed)
+        view, pin = self._pinned()
+        return self._with_pin(pin, checkpoint.listed, view)
 
     def at(self, name: str) -> Snapshot:
         """A snapshot of a checkpoint. Raises `KeyError` if there is none."""
-        snapshot = self._guarded(checkpoint.at, self._pin(), name, self)
+        view, pin = self._pinned()
+        snapshot = self._guarded(checkpoint.at, pin, view, name, self)
         self._snapshots.add(snapshot)
         return snapshot
 
@@ -439,8 +441,8 @@ class Database(WithTables):
 
         It writes what differs, so it takes as long as the difference is large. Raises `KeyError` if there is none.
         """
-        with self.transaction() as tx, self.at(name) as kept, self.snapshot() as present:
-            checkpoint.turn(tx, present, kept)
+        with self.transaction() as tx, self.at(name) as kept:
+            checkpoint.turn(tx, kept)
 
     # -- for transactions --------------------------------------------------------------------------
 

@@ -344,3 +344,41 @@ def test_a_value_in_pieces_is_kept_and_freed(db: Database) -> None:
     db.drop_checkpoint("x")
     assert db.check() == []
     assert db.stats().live_bytes < before + 50_000
+
+
+@pytest.mark.parametrize("spill_size", [1500, 10**9])
+def test_restoring_inside_a_transaction_replaces_what_it_has_changed(
+    db: Database, monkeypatch: pytest.MonkeyPatch, spill_size: int
+) -> None:
+    monkeypatch.setattr("durabledbm.transaction.SPILL_SIZE", spill_size)
+    db.update({b"%03d" % n: b"1" for n in range(100)})
+    db.table("a")["k"] = "1"
+    kept = content_of(db)
+    db.checkpoint("x")
+    db["000"] = "2"
+    with db.transaction():
+        db.update({b"%03d" % n: b"3" for n in range(0, 200, 3)})
+        db["000"] = "1"
+        db.table("b")["k"] = "3"
+        db.drop_table("a")
+        with pytest.raises(KeyError), db.transaction():
+            db.restore("x")
+            raise KeyError
+        assert (len(db), db.tables()) == (133, ["b"])
+        db.restore("x")
+        db.restore("x")
+        assert content_of(db) == kept
+    assert content_of(db) == kept
+    assert db.check() == []
+
+
+def test_flag_n_drops_them_before_it_is_flushed(db_path: str) -> None:
+    with durabledbm.open(db_path, "c") as db:
+        db["k"] = "v"
+        db.checkpoint("x")
+    with durabledbm.open(db_path, "n", durability="manual") as db:
+        assert db.checkpoints() == []
+        with pytest.raises(KeyError):
+            db.at("x")
+        db.checkpoint("x")
+        assert dict(db.at("x")) == {}
