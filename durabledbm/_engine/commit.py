@@ -181,6 +181,9 @@ class Committer:
                 store.check()
             if self._known_txid != store.state.meta.txid or store.read(STAMP_SIZE, STAMP_OFFSET) != store.stamp:
                 self._reconcile()
+            # Who was killed, or failed, while writing pages has left them behind the database.
+            meta = store.state.meta
+            self._cut_due = self._cut_due or store.disk.size() > meta.page_count * meta.page_size
             store.lost, store.phase = False, Phase.IDLE
             store.writer.confirm()
 
@@ -255,6 +258,14 @@ class Committer:
             state = self.shrink(2 * written, 0 if self.preparer.has_shrunk else written)
         return state
 
+    def spill(self, *, cleared: bool) -> Spill:
+        """Begin to write pages before their commit, on top of the current state, or of nothing if `cleared`.
+
+        If there is no such commit in the end, the next one cuts off what was written behind the database.
+        """
+        self._cut_due = True
+        return Spill(self.writes(), self.store.state, self.preparer.take_free_map(), cleared=cleared)
+
     def commit_spill(self, spill: Spill, changes: Mapping[bytes, bytes | None], *, sync: bool) -> State:
         """Commit the tree of a transaction that has outgrown memory, with its last `changes`."""
         return self._carry_out(Batch(changes, spill=spill), None, sync=sync)
@@ -314,6 +325,13 @@ class Committer:
                 raise
         self._acknowledge(rows)
         return state
+
+    def cut_off_rest(self) -> None:
+        """Make the file end where the database ends, by a commit if need be. The writer lock must be held."""
+        meta = self.store.state.meta
+        if self.store.disk.size() > meta.page_count * meta.page_size:
+            self._cut_due = True
+            self.rewrite({}, packing=False)
 
     def _cut_off(self, meta: Meta) -> bool:
         """Give back what lies behind the database. False if that is not possible now.
