@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,9 @@ import durabledbm
 from durabledbm import salvage
 from durabledbm._engine.catalog import checkpoint_key
 from durabledbm._engine.merge import TOUCH
+from durabledbm._engine.meta import Meta
+from durabledbm._engine.prepare import Batch, Preparer
+from durabledbm._engine.view import State
 from durabledbm.checkpoint import Change
 from durabledbm.database import Database, open_on
 
@@ -382,3 +386,33 @@ def test_flag_n_drops_them_before_it_is_flushed(db_path: str) -> None:
             db.at("x")
         db.checkpoint("x")
         assert dict(db.at("x")) == {}
+
+
+@pytest.mark.parametrize("record_merged", [False, True])
+def test_dropping_one_while_the_disk_is_full_frees_its_pages(
+    db: Database, monkeypatch: pytest.MonkeyPatch, record_merged: bool
+) -> None:
+    model = {b"%04d" % n: b"y" * 100 for n in range(1000)}
+    if record_merged:
+        db.update(dict.fromkeys(model, b"x"))
+    else:
+        db.update(model)
+    db.checkpoint("x")
+    db.update(model if record_merged else {})
+    for key in (b"0000", b"0500"):
+        db[key] = model[key] = b"z" * 1200
+    in_tree = Preparer._in_tree
+
+    def full(self: Preparer, old: State, batch: Batch, *, sync: bool) -> Meta:
+        if not batch.sparing:
+            raise OSError(errno.ENOSPC, "no space")
+        return in_tree(self, old, batch, sync=sync)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Preparer, "_in_tree", full)
+        db.drop_checkpoint("x")
+    assert db.checkpoints() == []
+    assert db.check() == []
+    db[b"0001"] = model[b"0001"] = b"w" * 5000
+    assert db.check() == []
+    assert dict(db) == model

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from .._interrupts import is_from_handler, is_interrupt
 from ..errors import CorruptionError
 from .catalog import NAMES, TableKey, of_tables
-from .checkpoints import changed_checkpoints, walk_all
+from .checkpoints import changed_checkpoints, has_checkpoints, walk_all
 from .freemap import FreeMap
 from .merge import Change
 from .meta import CHANGE_OVERHEAD, Meta, encode_changes, first_page, pages_of, room_for
@@ -263,13 +263,15 @@ class Preparer:
         if old.meta.txid > self._store.durable_txid:  # then what was freed before it may be written
             self._make_durable(old.meta)
         waiting, count, _ = _waiting(old, changes)
+        # What a dropped checkpoint frees is free from the commit on that drops it.
+        dropped = {key: value for key, value in changes.items() if has_checkpoints((key,))}
         for leaves in _by_leaf(old.view, waiting):
-            rest = dict(waiting)
-            merged: dict[bytes, bytes | None] = {}
+            merged = dict(dropped)
+            rest = {key: value for key, value in waiting.items() if key not in merged}
             for keys in leaves:
-                merged.update((key, rest.pop(key)) for key in keys)
-                if _fit(rest, room):
+                if merged and _fit(rest, room):
                     break
+                merged.update((key, rest.pop(key)) for key in keys if key in rest)
             try:
                 meta = self._in_tree(old, Batch(merged, sparing=True), sync=True)
             except OSError as exc:
