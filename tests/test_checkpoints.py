@@ -14,8 +14,10 @@ from simdisk import SimVolume
 import durabledbm
 from durabledbm import salvage
 from durabledbm._engine.catalog import checkpoint_key
+from durabledbm._engine.checkpoints import checkpoints
 from durabledbm._engine.merge import TOUCH
 from durabledbm._engine.meta import Meta
+from durabledbm._engine.page import ref_parts
 from durabledbm._engine.prepare import Batch, Preparer
 from durabledbm._engine.view import State
 from durabledbm.checkpoint import Change
@@ -416,3 +418,37 @@ def test_dropping_one_while_the_disk_is_full_frees_its_pages(
     db[b"0001"] = model[b"0001"] = b"w" * 5000
     assert db.check() == []
     assert dict(db) == model
+
+
+@pytest.mark.leaves_damage
+@pytest.mark.parametrize("replace", [False, True])
+def test_a_damaged_one_can_be_dropped(db_path: str, replace: bool) -> None:
+    def filled(value: bytes) -> dict[bytes, bytes]:
+        return {b"%04d" % n: value * 100 for n in range(1000)}
+
+    with durabledbm.open(db_path, "c") as db:
+        for value in (b"x", b"y", b"z"):
+            db.update(filled(value))
+            db.checkpoint(value.decode())
+        db.update(filled(b"w"))
+        page_id = ref_parts(checkpoints(db._store.state.view)["y"].root)[0]
+    content = bytearray(Path(db_path).read_bytes())
+    content[page_id * 4096 + 50] ^= 1
+    Path(db_path).write_bytes(content)
+    with durabledbm.open(db_path, "w") as db:
+        with pytest.raises(durabledbm.CorruptionError):
+            db.at("y")["0000"]
+        assert db.check() != []
+        if replace:
+            db.checkpoint("y", replace=True)
+            assert dict(db.at("y")) == filled(b"w")
+        else:
+            db.drop_checkpoint("y")
+        assert db.check() == []
+        db.update(filled(b"v"))
+        assert (dict(db.at("x")), dict(db.at("z"))) == (filled(b"x"), filled(b"z"))
+        for checkpoint in db.checkpoints():
+            db.drop_checkpoint(checkpoint.name)
+        db.reorganize()
+        assert db.check() == []
+        assert db.stats().file_bytes < 1.2 * db.stats().live_bytes + 60_000

@@ -7,13 +7,13 @@ free ones. `Preparer` also keeps the free space in memory from one commit to the
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from .._interrupts import is_from_handler, is_interrupt
 from ..errors import CorruptionError
 from .catalog import NAMES, TableKey, of_tables
-from .checkpoints import changed_checkpoints, has_checkpoints, walk_all
+from .checkpoints import changed_checkpoints, freed_by_dropping, has_checkpoints, walk_all
 from .freemap import FreeMap
 from .merge import Change
 from .meta import CHANGE_OVERHEAD, Meta, encode_changes, first_page, pages_of, room_for
@@ -145,8 +145,8 @@ class Preparer:
         room = room_for(len(extents))
         if not _fit(changes, room) or drops_table(changes):
             return None
-        gone, kept_txid = changed_checkpoints(old, changes)
-        if gone:
+        dropped, kept_txid = changed_checkpoints(old, changes)
+        if dropped and self._freed_by(old, dropped) != []:
             return None
         waiting, count, appended = _waiting(old, changes, appending=self._encoded[0] is old.meta.changes)
         encoded = self._encoded[1] + encode_changes(changes) if appended else encode_changes(waiting)
@@ -185,13 +185,15 @@ class Preparer:
         """The successor with everything merged into the tree; its runs are written."""
         pager = self._store.pager
         changes = batch.changes
-        free_map = self.free_map()
+        dropped, kept_txid = changed_checkpoints(old, changes)
+        gone = self._freed_by(old, dropped)
+        free_map = self.free_map() if gone is not None else self._rebuilt(old, dropped)
         self._free_map = None  # until this commit is through, a failure leaves it unknown
         writes = self._store.writer.writes(self._store.path)
         writer = PageWriter(writes, pager, free_map, old.meta.txid + 1, grow=not batch.frugal)
+        writer.kept_txid = kept_txid
         trees = Trees.of(old.meta)
-        gone, writer.kept_txid = changed_checkpoints(old, changes)
-        for ref in gone:
+        for ref in gone or ():
             page_id, page_count, _ = REF.unpack(ref)
             free_map.free(page_id, page_count)
         if batch.cleared:
@@ -207,6 +209,13 @@ class Preparer:
                 changes = self._with_tail(old.view, free_map, changes)
         trees = merge_trees(pager, writer, trees, changes, packing=batch.packing)
         return self._sealed(old, batch, trees, free_map, writer, sync=sync)
+
+    def _freed_by(self, old: State, dropped: Sequence[str]) -> list[bytes] | None:
+        """The refs of runs that are free when these checkpoints are dropped; None if one of them is damaged."""
+        try:
+            return freed_by_dropping(old, dropped)
+        except CorruptionError:
+            return None
 
     def _with_tail(self, view: View, free_map: FreeMap, changes: Mapping[bytes, Change]) -> Mapping[bytes, Change]:
         """The changes, and, if most of the file is free, what stands at its end, so that it can be cut off."""
@@ -319,10 +328,13 @@ class Preparer:
         try:
             return state.free_map(self._store.pager)
         except CorruptionError:
-            # Nothing is lost with the free-space map: what the trees do not use is free.
-            meta = state.meta
-            used = ((run.page_id, run.page_count) for run in walk_all(state))
-            return FreeMap.rebuilt(meta.page_size, first_page(meta.page_size), meta.page_count, used, meta.txid + 1)
+            return self._rebuilt(state)
+
+    def _rebuilt(self, state: State, dropped: Sequence[str] = ()) -> FreeMap:
+        """The free space derived from the trees, but for those of some checkpoints: what they do not use is free."""
+        meta = state.meta
+        used = ((run.page_id, run.page_count) for run in walk_all(state, dropped))
+        return FreeMap.rebuilt(meta.page_size, first_page(meta.page_size), meta.page_count, used, meta.txid + 1)
 
     @property
     def has_shrunk(self) -> bool:
