@@ -16,8 +16,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import checkpoint, closing
-from ._engine import tables
 from ._engine.changeset import ChangeSet
+from ._engine.commit import Committer
 from ._engine.disk import FileVolume
 from ._engine.disk.protocol import Volume
 from ._engine.durability import make_pipeline
@@ -111,7 +111,7 @@ def open_on(
     database = Database(store, name, make_pipeline(store, durability, interval, timeout))
     if flag == "n" and store.state.meta.txid > 1:
         try:
-            database._run(tables.erase)
+            database._writing(Committer.erase)
         except BaseException:
             database.close()
             raise

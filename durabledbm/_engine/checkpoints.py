@@ -56,7 +56,7 @@ def has_checkpoints(changes: Iterable[bytes]) -> bool:
 
 
 def changed_checkpoints(old: State, changes: Mapping[bytes, object]) -> tuple[list[str], int]:
-    """The checkpoints, the oldest first, that are not there, or not the same, after the changes; and the newest then."""
+    """The checkpoints, the oldest first, that the changes drop or replace; and the newest one after them."""
     if not has_checkpoints(changes):
         return [], old.meta.checkpoint_txid
     before = checkpoints(old.view)

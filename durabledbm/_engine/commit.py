@@ -45,7 +45,8 @@ interrupt discipline demands (see `threads`).
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from math import inf
 
 from .._interrupts import is_interrupt
@@ -257,6 +258,14 @@ class Committer:
         if written > _LARGE and sync and shrink and self.preparer.leaves_waste(written):
             state = self.shrink(2 * written, 0 if self.preparer.has_shrunk else written)
         return state
+
+    def erase(self, writing: Callable[[], AbstractContextManager[object]]) -> None:
+        """Commit an empty database, in a block `with writing()`, which takes the writer lock.
+
+        The trees of the present one are not needed for that: they may be damaged.
+        """
+        with writing():
+            self._carry_out(Batch({}, erased=True), None, sync=True)
 
     def spill(self, *, cleared: bool) -> Spill:
         """Begin to write pages before their commit, on top of the current state, or of nothing if `cleared`.

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from .._interrupts import is_from_handler, is_interrupt
 from ..errors import CorruptionError
-from .catalog import NAMES, TableKey, of_tables
+from .catalog import LAST_ID, NAMES, TableKey, of_tables
 from .checkpoints import changed_checkpoints, freed_by_dropping, has_checkpoints, walk_all
 from .freemap import FreeMap
 from .merge import Change
@@ -61,6 +61,8 @@ class Batch(NamedTuple):
     changes: Mapping[bytes, Change]
     cleared: bool = False
     """The changes are made to an empty main tree."""
+    erased: bool = False
+    """Nothing is left: no table, no checkpoint."""
     spill: Spill | None = None
     """The changes are made to the trees of this, which holds the transaction's earlier changes."""
     moving: bool = False
@@ -114,6 +116,8 @@ class Preparer:
             return Prepared(self._sealed(old, batch, *batch.spill.finish(batch.changes), sync=sync), None, sync, True)
         if batch.moving or batch.packing:
             return Prepared(self._in_tree(old, batch, sync=sync), None, sync, True)
+        if batch.erased:
+            return Prepared(self._erased(old), None, sync, False)
         changes: Mapping[bytes, bytes | None] = batch.changes  # type: ignore[assignment]
         meta = self._emptied(old, changes) if batch.cleared else self._in_meta(old, changes)
         if meta is not None:
@@ -171,6 +175,14 @@ class Preparer:
         self._encoded = waiting, encode_changes(waiting)
         count = sum(type(key) is bytes for key in waiting)
         return self._without_trees(old, old.meta.page_count)._replace(entry_count=count, changes=waiting)
+
+    def _erased(self, old: State) -> Meta:
+        """The successor with nothing in it but, if it can be read, the last id of a table: none gets it again."""
+        try:
+            last = old.view.get(LAST_ID)
+        except CorruptionError:
+            last = None
+        return self._without_trees(old, old.meta.page_count)._replace(changes={} if last is None else {LAST_ID: last})
 
     def _without_trees(self, old: State, page_count: int) -> Meta:
         """The successor without entries and without anything in its pages."""
