@@ -56,7 +56,7 @@ def make(
     committer: Committer, writing: Callable[[], AbstractContextManager[object]], name: str, replace: bool
 ) -> None:
     """Keep the last commit under a name. What waits in its meta page is merged into the trees before."""
-    key = checkpoint_key(checked_name(name))
+    key = checkpoint_key(checked_name(name, "checkpoint"))
     store = committer.store
     with writing():
         if not replace and store.state.view.find(key) is not None:
@@ -74,7 +74,7 @@ def make(
 
 def drop(committer: Committer, writing: Callable[[], AbstractContextManager[object]], name: str) -> None:
     """Drop a checkpoint, in one commit that frees what only it needs. Raises `KeyError` if there is none."""
-    key = checkpoint_key(checked_name(name))
+    key = checkpoint_key(checked_name(name, "checkpoint"))
     with writing():
         if committer.store.state.view.find(key) is None:
             raise KeyError(name)
@@ -97,7 +97,7 @@ def listed(_: Store, state: State, view: View) -> list[Checkpoint]:
 def at(pin: Pin, view: View, name: str, owner: object) -> Snapshot:
     """The snapshot of a checkpoint. Raises `KeyError` if the view, of the pinned state, knows none of that name."""
     present = pin.state
-    kept = checkpoints(view).get(checked_name(name))
+    kept = checkpoints(view).get(checked_name(name, "checkpoint"))
     if kept is None:
         pin.release()
         raise KeyError(name)

@@ -433,8 +433,8 @@ class Database(WithTables):
 
     def diff(self, a: str | Snapshot, b: str | Snapshot | None = None) -> Iterator[Change]:
         """What changed from `a` to `b`, checkpoints by name or snapshots (None: the present). Reads what differs."""
-        old, new = (part if isinstance(part, Snapshot) else self.at(part) for part in (a, b or self.snapshot()))
-        return checkpoint.differences(old, new)
+        parts = a, self.snapshot() if b is None else b  # an empty snapshot is false, too
+        return checkpoint.differences(*(part if isinstance(part, Snapshot) else self.at(part) for part in parts))
 
     def restore(self, name: str) -> None:
         """Make the content of a checkpoint, all tables, the present, in one commit. Checkpoints stay.

@@ -89,8 +89,10 @@ def test_names(db: Database) -> None:
     for call in (db.at, db.drop_checkpoint, db.restore):
         with pytest.raises(KeyError):
             call("none")
-        with pytest.raises(ValueError, match="empty"):
+        with pytest.raises(ValueError, match="of a checkpoint must not be empty"):
             call("")
+        with pytest.raises(TypeError, match="of a checkpoint must be str, not bytes"):
+            call(b"x")
     with pytest.raises(durabledbm.error, match="outside of a transaction"), db.transaction():
         db.checkpoint("y")
     assert db.check() == []
@@ -131,6 +133,12 @@ def test_diff(db: Database) -> None:
         assert sorted(db.diff("x", "y")) == sorted(db.diff("x", snapshot)) == expected
     assert sorted(db.diff("y", "x")) == [Change(table, key, new, old) for table, key, old, new in expected]
     assert list(db.diff("x", "x")) == []
+    with db.snapshot() as empty:
+        db["new"] = "1"
+        assert list(db.diff(empty, empty)) == []
+        assert Change("", b"new", b"1", None) not in db.diff("x", empty)
+    with pytest.raises(ValueError, match="empty"):
+        db.diff("x", "")
 
 
 def test_diff_reads_only_what_differs(db: Database) -> None:
