@@ -56,7 +56,7 @@ def make(
     committer: Committer, writing: Callable[[], AbstractContextManager[object]], name: str, replace: bool
 ) -> None:
     """Keep the last commit under a name. What waits in its meta page is merged into the trees before."""
-    key = checkpoint_key(checked_name(name))
+    key = checkpoint_key(checked_name(name, "checkpoint"))
     store = committer.store
     with writing():
         if not replace and store.state.view.find(key) is not None:
@@ -74,16 +74,16 @@ def make(
 
 def drop(committer: Committer, writing: Callable[[], AbstractContextManager[object]], name: str) -> None:
     """Drop a checkpoint, in one commit that frees what only it needs. Raises `KeyError` if there is none."""
-    key = checkpoint_key(checked_name(name))
+    key = checkpoint_key(checked_name(name, "checkpoint"))
     with writing():
         if committer.store.state.view.find(key) is None:
             raise KeyError(name)
         committer.commit({key: None})
 
 
-def listed(_: Store, state: State) -> list[Checkpoint]:
-    """All checkpoints of a state, which must be pinned, the oldest first."""
-    found = list(checkpoints(state.view).items())
+def listed(_: Store, state: State, view: View) -> list[Checkpoint]:
+    """All checkpoints that a view of a state knows, the oldest first. The state must be pinned."""
+    found = list(checkpoints(view).items())
     result = []
     older_txid = 0
     for name, kept in found:
@@ -94,10 +94,10 @@ def listed(_: Store, state: State) -> list[Checkpoint]:
     return result
 
 
-def at(pin: Pin, name: str, owner: object) -> Snapshot:
-    """The snapshot of a checkpoint. Raises `KeyError` if there is none."""
+def at(pin: Pin, view: View, name: str, owner: object) -> Snapshot:
+    """The snapshot of a checkpoint. Raises `KeyError` if the view, of the pinned state, knows none of that name."""
     present = pin.state
-    kept = checkpoints(present.view).get(checked_name(name))
+    kept = checkpoints(view).get(checked_name(name, "checkpoint"))
     if kept is None:
         pin.release()
         raise KeyError(name)
@@ -109,7 +109,7 @@ def at(pin: Pin, name: str, owner: object) -> Snapshot:
     return Snapshot(pin, state.view, owner, state)
 
 
-def differences(before: Snapshot, after: Snapshot) -> Iterator[Change]:
+def differences(before: Snapshot | Transaction, after: Snapshot) -> Iterator[Change]:
     """What differs: first in the main table, then in the others. Reads only pages that are not shared."""
     (old, _, pin), (new, _, other_pin) = before._scoped_view(), after._scoped_view()
     if before._pager is not after._pager:  # of two files, in which the same pages may hold other things
@@ -132,16 +132,15 @@ def differences(before: Snapshot, after: Snapshot) -> Iterator[Change]:
     del pin, other_pin
 
 
-def turn(tx: Transaction, present: Snapshot, kept: Snapshot) -> None:
-    """Make the changes that lead from one state to another, in a transaction that begins with the first."""
-    tables = kept.tables()
-    for name in {*present.tables()} - {*tables}:
+def turn(tx: Transaction, kept: Snapshot) -> None:
+    """Make the changes in a transaction that lead from what it holds now to another state."""
+    for name in {*tx.tables()} - {*kept.tables()}:
         tx.drop_table(name)
-    for table, key, _, value in differences(present, kept):
+    for table, key, _, value in differences(tx, kept):
         target: Writable = tx.table(table) if table else tx
         if value is not None:
             target[key] = value
-        elif not table or table in tables:
+        else:
             del target[key]
 
 

@@ -16,8 +16,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import checkpoint, closing
-from ._engine import tables
 from ._engine.changeset import ChangeSet
+from ._engine.commit import Committer
 from ._engine.disk import FileVolume
 from ._engine.disk.protocol import Volume
 from ._engine.durability import make_pipeline
@@ -111,7 +111,7 @@ def open_on(
     database = Database(store, name, make_pipeline(store, durability, interval, timeout))
     if flag == "n" and store.state.meta.txid > 1:
         try:
-            database._run(tables.erase)
+            database._writing(Committer.erase)
         except BaseException:
             database.close()
             raise
@@ -421,26 +421,28 @@ class Database(WithTables):
 
     def checkpoints(self) -> list[Checkpoint]:
         """All checkpoints, the oldest first."""
-        return self._with_pin(self._pin(), checkpoint.listed)
+        view, pin = self._pinned()
+        return self._with_pin(pin, checkpoint.listed, view)
 
     def at(self, name: str) -> Snapshot:
         """A snapshot of a checkpoint. Raises `KeyError` if there is none."""
-        snapshot = self._guarded(checkpoint.at, self._pin(), name, self)
+        view, pin = self._pinned()
+        snapshot = self._guarded(checkpoint.at, pin, view, name, self)
         self._snapshots.add(snapshot)
         return snapshot
 
     def diff(self, a: str | Snapshot, b: str | Snapshot | None = None) -> Iterator[Change]:
         """What changed from `a` to `b`, checkpoints by name or snapshots (None: the present). Reads what differs."""
-        old, new = (part if isinstance(part, Snapshot) else self.at(part) for part in (a, b or self.snapshot()))
-        return checkpoint.differences(old, new)
+        parts = a, self.snapshot() if b is None else b  # an empty snapshot is false, too
+        return checkpoint.differences(*(part if isinstance(part, Snapshot) else self.at(part) for part in parts))
 
     def restore(self, name: str) -> None:
         """Make the content of a checkpoint, all tables, the present, in one commit. Checkpoints stay.
 
         It writes what differs, so it takes as long as the difference is large. Raises `KeyError` if there is none.
         """
-        with self.transaction() as tx, self.at(name) as kept, self.snapshot() as present:
-            checkpoint.turn(tx, present, kept)
+        with self.transaction() as tx, self.at(name) as kept:
+            checkpoint.turn(tx, kept)
 
     # -- for transactions --------------------------------------------------------------------------
 

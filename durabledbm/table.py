@@ -48,13 +48,14 @@ class Owner(Source, Protocol):
     def _writable(self) -> bool: ...
 
 
-def checked_name(name: object) -> str:
-    """The name of a table, if it is one. Raises `TypeError` or `ValueError`."""
+def checked_name(name: object, of: str = "table") -> str:
+    """The name of a table, or a checkpoint, if it is one. Raises `TypeError` or `ValueError`."""
     if not isinstance(name, str):
-        raise TypeError(f"the name of a table must be str, not {type(name).__name__}")
+        raise TypeError(f"the name of a {of} must be str, not {type(name).__name__}")
     name = str.__str__(name)  # the text itself: a subclass, such as an enum of names, may show itself as another one
     if not name:
-        raise ValueError("the name of a table must not be empty: the main table is the database itself")
+        reason = ": the main table is the database itself" if of == "table" else ""
+        raise ValueError(f"the name of a {of} must not be empty{reason}")
     name.encode()  # raises `UnicodeEncodeError`, which is a `ValueError`, for what is no text
     return name
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,12 @@ from simdisk import SimVolume
 import durabledbm
 from durabledbm import salvage
 from durabledbm._engine.catalog import checkpoint_key
+from durabledbm._engine.checkpoints import checkpoints
 from durabledbm._engine.merge import TOUCH
+from durabledbm._engine.meta import Meta
+from durabledbm._engine.page import ref_parts
+from durabledbm._engine.prepare import Batch, Preparer
+from durabledbm._engine.view import State
 from durabledbm.checkpoint import Change
 from durabledbm.database import Database, open_on
 
@@ -83,8 +89,10 @@ def test_names(db: Database) -> None:
     for call in (db.at, db.drop_checkpoint, db.restore):
         with pytest.raises(KeyError):
             call("none")
-        with pytest.raises(ValueError, match="empty"):
+        with pytest.raises(ValueError, match="of a checkpoint must not be empty"):
             call("")
+        with pytest.raises(TypeError, match="of a checkpoint must be str, not bytes"):
+            call(b"x")
     with pytest.raises(durabledbm.error, match="outside of a transaction"), db.transaction():
         db.checkpoint("y")
     assert db.check() == []
@@ -125,6 +133,12 @@ def test_diff(db: Database) -> None:
         assert sorted(db.diff("x", "y")) == sorted(db.diff("x", snapshot)) == expected
     assert sorted(db.diff("y", "x")) == [Change(table, key, new, old) for table, key, old, new in expected]
     assert list(db.diff("x", "x")) == []
+    with db.snapshot() as empty:
+        db["new"] = "1"
+        assert list(db.diff(empty, empty)) == []
+        assert Change("", b"new", b"1", None) not in db.diff("x", empty)
+    with pytest.raises(ValueError, match="empty"):
+        db.diff("x", "")
 
 
 def test_diff_reads_only_what_differs(db: Database) -> None:
@@ -344,3 +358,127 @@ def test_a_value_in_pieces_is_kept_and_freed(db: Database) -> None:
     db.drop_checkpoint("x")
     assert db.check() == []
     assert db.stats().live_bytes < before + 50_000
+
+
+@pytest.mark.parametrize("spill_size", [1500, 10**9])
+def test_restoring_inside_a_transaction_replaces_what_it_has_changed(
+    db: Database, monkeypatch: pytest.MonkeyPatch, spill_size: int
+) -> None:
+    monkeypatch.setattr("durabledbm.transaction.SPILL_SIZE", spill_size)
+    db.update({b"%03d" % n: b"1" for n in range(100)})
+    db.table("a")["k"] = "1"
+    kept = content_of(db)
+    db.checkpoint("x")
+    db["000"] = "2"
+    with db.transaction():
+        db.update({b"%03d" % n: b"3" for n in range(0, 200, 3)})
+        db["000"] = "1"
+        db.table("b")["k"] = "3"
+        db.drop_table("a")
+        with db.transaction() as inner:
+            db.restore("x")
+            inner.rollback()
+        assert (len(db), db.tables()) == (133, ["b"])
+        db.restore("x")
+        db.restore("x")
+        assert content_of(db) == kept
+    assert content_of(db) == kept
+    assert db.check() == []
+
+
+def test_flag_n_drops_them_before_it_is_flushed(db_path: str) -> None:
+    with durabledbm.open(db_path, "c") as db:
+        db["k"] = "v"
+        db.checkpoint("x")
+    with durabledbm.open(db_path, "n", durability="manual") as db:
+        assert db.checkpoints() == []
+        with pytest.raises(KeyError):
+            db.at("x")
+        db.checkpoint("x")
+        assert dict(db.at("x")) == {}
+
+
+@pytest.mark.leaves_damage
+@pytest.mark.parametrize("durability", ["full", "manual"])
+@pytest.mark.parametrize("tree", [0, 1])
+def test_flag_n_empties_a_damaged_file(db_path: str, tree: int, durability: Any) -> None:
+    with durabledbm.open(db_path, "c") as db:
+        db.update({b"%04d" % n: b"x" * 100 for n in range(500)})
+        db.table("a").update({b"%04d" % n: b"x" * 100 for n in range(500)})
+        db.checkpoint("x")
+        db.update({b"%04d" % n: b"y" * 100 for n in range(500)})
+        root = db._store.state.view.trees()[tree].root
+    content = bytearray(Path(db_path).read_bytes())
+    content[ref_parts(root)[0] * 4096 + 50] ^= 1
+    Path(db_path).write_bytes(content)
+    with durabledbm.open(db_path, "n", durability=durability) as db:
+        assert (len(db), db.tables(), db.checkpoints()) == (0, [], [])
+        db["k"] = "v"
+    with durabledbm.open(db_path, "w") as db:
+        assert db.check() == []
+        db.table("a")["k"] = "v"
+        assert content_of(db) == {"": {b"k": b"v"}, "a": {b"k": b"v"}, "b": {}}
+
+
+@pytest.mark.parametrize("record_merged", [False, True])
+def test_dropping_one_while_the_disk_is_full_frees_its_pages(
+    db: Database, monkeypatch: pytest.MonkeyPatch, record_merged: bool
+) -> None:
+    model = {b"%04d" % n: b"y" * 100 for n in range(1000)}
+    if record_merged:
+        db.update(dict.fromkeys(model, b"x"))
+    else:
+        db.update(model)
+    db.checkpoint("x")
+    db.update(model if record_merged else {})
+    for key in (b"0000", b"0500"):
+        db[key] = model[key] = b"z" * 1200
+    in_tree = Preparer._in_tree
+
+    def full(self: Preparer, old: State, batch: Batch, *, sync: bool) -> Meta:
+        if not batch.sparing:
+            raise OSError(errno.ENOSPC, "no space")
+        return in_tree(self, old, batch, sync=sync)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Preparer, "_in_tree", full)
+        db.drop_checkpoint("x")
+    assert db.checkpoints() == []
+    assert db.check() == []
+    db[b"0001"] = model[b"0001"] = b"w" * 5000
+    assert db.check() == []
+    assert dict(db) == model
+
+
+@pytest.mark.leaves_damage
+@pytest.mark.parametrize("replace", [False, True])
+def test_a_damaged_one_can_be_dropped(db_path: str, replace: bool) -> None:
+    def filled(value: bytes) -> dict[bytes, bytes]:
+        return {b"%04d" % n: value * 100 for n in range(1000)}
+
+    with durabledbm.open(db_path, "c") as db:
+        for value in (b"x", b"y", b"z"):
+            db.update(filled(value))
+            db.checkpoint(value.decode())
+        db.update(filled(b"w"))
+        page_id = ref_parts(checkpoints(db._store.state.view)["y"].root)[0]
+    content = bytearray(Path(db_path).read_bytes())
+    content[page_id * 4096 + 50] ^= 1
+    Path(db_path).write_bytes(content)
+    with durabledbm.open(db_path, "w") as db:
+        with pytest.raises(durabledbm.CorruptionError):
+            db.at("y")["0000"]
+        assert db.check() != []
+        if replace:
+            db.checkpoint("y", replace=True)
+            assert dict(db.at("y")) == filled(b"w")
+        else:
+            db.drop_checkpoint("y")
+        assert db.check() == []
+        db.update(filled(b"v"))
+        assert (dict(db.at("x")), dict(db.at("z"))) == (filled(b"x"), filled(b"z"))
+        for checkpoint in db.checkpoints():
+            db.drop_checkpoint(checkpoint.name)
+        db.reorganize()
+        assert db.check() == []
+        assert db.stats().file_bytes < 1.2 * db.stats().live_bytes + 60_000

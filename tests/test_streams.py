@@ -735,3 +735,27 @@ def test_a_backup_has_the_pieces(db: durabledbm.Database, tmp_path: Path) -> Non
     with durabledbm.open(tmp_path / "copy.db") as copy:
         assert dict(copy) == dict(db)
         assert copy.check() == []
+
+
+@pytest.mark.parametrize("going_on", ["a commit", "reorganize", "another handle"])
+def test_a_file_that_fails_leaves_the_database_no_larger(db_path: str, going_on: str) -> None:
+    class Failing(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            if self.tell() == 6_000_000:
+                raise ZeroDivisionError
+            return super().read(size)
+
+    with durabledbm.open(db_path, "c") as db:
+        db["k"] = b"x" * 9000
+        before = os.path.getsize(db_path)
+        with pytest.raises(ZeroDivisionError):
+            db.put_stream("large", Failing(bytes(6_000_000)))
+        if going_on == "reorganize":
+            db.reorganize()
+        elif going_on == "a commit":
+            db["k"] = b"y" * 9000
+        else:
+            with durabledbm.open(db_path, "w") as other:
+                other["k"] = b"y" * 9000
+        assert os.path.getsize(db_path) < 2 * before + 100_000
+        assert db.check() == []

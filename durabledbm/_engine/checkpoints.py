@@ -12,7 +12,7 @@ comparing the trees from above; subtrees that are shared, or older, are not ente
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 
 from .._interrupts import is_from_handler
 from .catalog import CATALOG, CHECKPOINTS, Kept, TableKey
@@ -24,7 +24,10 @@ from .pager import MALFORMED, Pager
 from .tree import Tree, Visit, walk
 from .view import State, TableView, View
 
-__all__ = ["changed_checkpoints", "checkpoints", "has_checkpoints", "runs_not_in_newer", "trees_of", "walk_all"]
+__all__ = [
+    "changed_checkpoints", "checkpoints", "freed_by_dropping", "has_checkpoints", "runs_not_in_newer", "trees_of",
+    "walk_all",
+]  # fmt: skip
 
 _KIND = CHECKPOINTS[len(CATALOG) :]
 
@@ -52,8 +55,8 @@ def has_checkpoints(changes: Iterable[bytes]) -> bool:
     return any(type(key) is TableKey and key.startswith(CHECKPOINTS) for key in changes)
 
 
-def changed_checkpoints(old: State, changes: Mapping[bytes, object]) -> tuple[list[bytes], int]:
-    """The refs of runs that nothing needs after the changes, which drop checkpoints; and the newest checkpoint then."""
+def changed_checkpoints(old: State, changes: Mapping[bytes, object]) -> tuple[list[str], int]:
+    """The checkpoints, the oldest first, that the changes drop or replace; and the newest one after them."""
     if not has_checkpoints(changes):
         return [], old.meta.checkpoint_txid
     before = checkpoints(old.view)
@@ -63,16 +66,21 @@ def changed_checkpoints(old: State, changes: Mapping[bytes, object]) -> tuple[li
             continue
         if value != old.view.get(key):  # else it only moves, from the meta page into the tree
             named[key[len(CHECKPOINTS) :].decode()] = value
-    added = [Kept.unpack(value) for value in named.values() if type(value) is bytes]
+    stay = [checkpoint.txid for name, checkpoint in before.items() if name not in named]
+    added = [Kept.unpack(value).txid for value in named.values() if type(value) is bytes]
+    return [name for name in before if name in named], max([0, *stay, *added])
+
+
+def freed_by_dropping(old: State, dropped: Sequence[str]) -> list[bytes]:
+    """The refs of runs that nothing needs when these checkpoints are dropped."""
     gone: list[bytes] = []
     older_txid = 0
-    for name, checkpoint in before.items():
-        if name in named:
+    for name, checkpoint in checkpoints(old.view).items() if dropped else ():
+        if name in dropped:
             gone += runs_not_in_newer(old, name, older_txid)
         else:
             older_txid = checkpoint.txid
-    newest = max([older_txid, *(checkpoint.txid for checkpoint in added)])
-    return gone, newest
+    return gone
 
 
 def runs_not_in_newer(state: State, name: str, older_txid: int = 0) -> Iterator[bytes]:
@@ -133,11 +141,14 @@ def _below(pager: Pager, run: bytes, level: int) -> list[bytes]:
     return refs
 
 
-def walk_all(state: State) -> Iterator[Visit]:
-    """Visit the runs of all trees of a state and of its checkpoints, each once. Raises `CorruptionError` for damage."""
+def walk_all(state: State, but: Container[str] = ()) -> Iterator[Visit]:
+    """Visit the runs of all trees of a state and of its checkpoints, `but` some, each once.
+
+    Raises `CorruptionError` for damage.
+    """
     pages = state.pages()
     for tree in state.view.trees():
         yield from walk(tree, pages)
-    for kept in reversed(checkpoints(state.view).values()):
-        for tree in trees_of(kept, state.view.tree.pager):
+    for name, kept in reversed(checkpoints(state.view).items()):
+        for tree in trees_of(kept, state.view.tree.pager) if name not in but else ():
             yield from walk(tree, pages, shared=True)

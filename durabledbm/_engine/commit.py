@@ -45,7 +45,8 @@ interrupt discipline demands (see `threads`).
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from math import inf
 
 from .._interrupts import is_interrupt
@@ -181,6 +182,9 @@ class Committer:
                 store.check()
             if self._known_txid != store.state.meta.txid or store.read(STAMP_SIZE, STAMP_OFFSET) != store.stamp:
                 self._reconcile()
+            # Who was killed, or failed, while writing pages has left them behind the database.
+            meta = store.state.meta
+            self._cut_due = self._cut_due or store.disk.size() > meta.page_count * meta.page_size
             store.lost, store.phase = False, Phase.IDLE
             store.writer.confirm()
 
@@ -255,6 +259,22 @@ class Committer:
             state = self.shrink(2 * written, 0 if self.preparer.has_shrunk else written)
         return state
 
+    def erase(self, writing: Callable[[], AbstractContextManager[object]]) -> None:
+        """Commit an empty database, in a block `with writing()`, which takes the writer lock.
+
+        The trees of the present one are not needed for that: they may be damaged.
+        """
+        with writing():
+            self._carry_out(Batch({}, erased=True), None, sync=True)
+
+    def spill(self, *, cleared: bool) -> Spill:
+        """Begin to write pages before their commit, on top of the current state, or of nothing if `cleared`.
+
+        If there is no such commit in the end, the next one cuts off what was written behind the database.
+        """
+        self._cut_due = True
+        return Spill(self.writes(), self.store.state, self.preparer.take_free_map(), cleared=cleared)
+
     def commit_spill(self, spill: Spill, changes: Mapping[bytes, bytes | None], *, sync: bool) -> State:
         """Commit the tree of a transaction that has outgrown memory, with its last `changes`."""
         return self._carry_out(Batch(changes, spill=spill), None, sync=sync)
@@ -314,6 +334,13 @@ class Committer:
                 raise
         self._acknowledge(rows)
         return state
+
+    def cut_off_rest(self) -> None:
+        """Make the file end where the database ends, by a commit if need be. The writer lock must be held."""
+        meta = self.store.state.meta
+        if self.store.disk.size() > meta.page_count * meta.page_size:
+            self._cut_due = True
+            self.rewrite({}, packing=False)
 
     def _cut_off(self, meta: Meta) -> bool:
         """Give back what lies behind the database. False if that is not possible now.

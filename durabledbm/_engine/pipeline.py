@@ -73,8 +73,7 @@ class Pipeline(ABC):
 
     def spill(self, changes: ChangeSet) -> Spill:
         """Begin to write the changes of a transaction to pages of their own. It must have the lease."""
-        free_map = self.committer.preparer.take_free_map()
-        return Spill(self.committer.writes(), self.store.state, free_map, cleared=changes.cleared)
+        return self.committer.spill(cleared=changes.cleared)
 
     @abstractmethod
     def flush(self) -> None:

@@ -7,13 +7,13 @@ free ones. `Preparer` also keeps the free space in memory from one commit to the
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from .._interrupts import is_from_handler, is_interrupt
 from ..errors import CorruptionError
-from .catalog import NAMES, TableKey, of_tables
-from .checkpoints import changed_checkpoints, walk_all
+from .catalog import LAST_ID, NAMES, TableKey, of_tables
+from .checkpoints import changed_checkpoints, freed_by_dropping, has_checkpoints, walk_all
 from .freemap import FreeMap
 from .merge import Change
 from .meta import CHANGE_OVERHEAD, Meta, encode_changes, first_page, pages_of, room_for
@@ -61,6 +61,8 @@ class Batch(NamedTuple):
     changes: Mapping[bytes, Change]
     cleared: bool = False
     """The changes are made to an empty main tree."""
+    erased: bool = False
+    """Nothing is left: no table, no checkpoint."""
     spill: Spill | None = None
     """The changes are made to the trees of this, which holds the transaction's earlier changes."""
     moving: bool = False
@@ -114,6 +116,8 @@ class Preparer:
             return Prepared(self._sealed(old, batch, *batch.spill.finish(batch.changes), sync=sync), None, sync, True)
         if batch.moving or batch.packing:
             return Prepared(self._in_tree(old, batch, sync=sync), None, sync, True)
+        if batch.erased:
+            return Prepared(self._erased(old), None, sync, False)
         changes: Mapping[bytes, bytes | None] = batch.changes  # type: ignore[assignment]
         meta = self._emptied(old, changes) if batch.cleared else self._in_meta(old, changes)
         if meta is not None:
@@ -145,8 +149,8 @@ class Preparer:
         room = room_for(len(extents))
         if not _fit(changes, room) or drops_table(changes):
             return None
-        gone, kept_txid = changed_checkpoints(old, changes)
-        if gone:
+        dropped, kept_txid = changed_checkpoints(old, changes)
+        if dropped and self._freed_by(old, dropped) != []:
             return None
         waiting, count, appended = _waiting(old, changes, appending=self._encoded[0] is old.meta.changes)
         encoded = self._encoded[1] + encode_changes(changes) if appended else encode_changes(waiting)
@@ -172,6 +176,14 @@ class Preparer:
         count = sum(type(key) is bytes for key in waiting)
         return self._without_trees(old, old.meta.page_count)._replace(entry_count=count, changes=waiting)
 
+    def _erased(self, old: State) -> Meta:
+        """The successor with nothing in it but, if it can be read, the last id of a table: none gets it again."""
+        try:
+            last = old.view.get(LAST_ID)
+        except CorruptionError:
+            last = None
+        return self._without_trees(old, old.meta.page_count)._replace(changes={} if last is None else {LAST_ID: last})
+
     def _without_trees(self, old: State, page_count: int) -> Meta:
         """The successor without entries and without anything in its pages."""
         meta = old.meta
@@ -185,13 +197,15 @@ class Preparer:
         """The successor with everything merged into the tree; its runs are written."""
         pager = self._store.pager
         changes = batch.changes
-        free_map = self.free_map()
+        dropped, kept_txid = changed_checkpoints(old, changes)
+        gone = self._freed_by(old, dropped)
+        free_map = self.free_map() if gone is not None else self._rebuilt(old, dropped)
         self._free_map = None  # until this commit is through, a failure leaves it unknown
         writes = self._store.writer.writes(self._store.path)
         writer = PageWriter(writes, pager, free_map, old.meta.txid + 1, grow=not batch.frugal)
+        writer.kept_txid = kept_txid
         trees = Trees.of(old.meta)
-        gone, writer.kept_txid = changed_checkpoints(old, changes)
-        for ref in gone:
+        for ref in gone or ():
             page_id, page_count, _ = REF.unpack(ref)
             free_map.free(page_id, page_count)
         if batch.cleared:
@@ -207,6 +221,13 @@ class Preparer:
                 changes = self._with_tail(old.view, free_map, changes)
         trees = merge_trees(pager, writer, trees, changes, packing=batch.packing)
         return self._sealed(old, batch, trees, free_map, writer, sync=sync)
+
+    def _freed_by(self, old: State, dropped: Sequence[str]) -> list[bytes] | None:
+        """The refs of runs that are free when these checkpoints are dropped; None if one of them is damaged."""
+        try:
+            return freed_by_dropping(old, dropped)
+        except CorruptionError:
+            return None
 
     def _with_tail(self, view: View, free_map: FreeMap, changes: Mapping[bytes, Change]) -> Mapping[bytes, Change]:
         """The changes, and, if most of the file is free, what stands at its end, so that it can be cut off."""
@@ -263,13 +284,15 @@ class Preparer:
         if old.meta.txid > self._store.durable_txid:  # then what was freed before it may be written
             self._make_durable(old.meta)
         waiting, count, _ = _waiting(old, changes)
+        # What a dropped checkpoint frees is free from the commit on that drops it.
+        dropped = {key: value for key, value in changes.items() if has_checkpoints((key,))}
         for leaves in _by_leaf(old.view, waiting):
-            rest = dict(waiting)
-            merged: dict[bytes, bytes | None] = {}
+            merged = dict(dropped)
+            rest = {key: value for key, value in waiting.items() if key not in merged}
             for keys in leaves:
-                merged.update((key, rest.pop(key)) for key in keys)
-                if _fit(rest, room):
+                if merged and _fit(rest, room):
                     break
+                merged.update((key, rest.pop(key)) for key in keys if key in rest)
             try:
                 meta = self._in_tree(old, Batch(merged, sparing=True), sync=True)
             except OSError as exc:
@@ -317,10 +340,13 @@ class Preparer:
         try:
             return state.free_map(self._store.pager)
         except CorruptionError:
-            # Nothing is lost with the free-space map: what the trees do not use is free.
-            meta = state.meta
-            used = ((run.page_id, run.page_count) for run in walk_all(state))
-            return FreeMap.rebuilt(meta.page_size, first_page(meta.page_size), meta.page_count, used, meta.txid + 1)
+            return self._rebuilt(state)
+
+    def _rebuilt(self, state: State, dropped: Sequence[str] = ()) -> FreeMap:
+        """The free space derived from the trees, but for those of some checkpoints: what they do not use is free."""
+        meta = state.meta
+        used = ((run.page_id, run.page_count) for run in walk_all(state, dropped))
+        return FreeMap.rebuilt(meta.page_size, first_page(meta.page_size), meta.page_count, used, meta.txid + 1)
 
     @property
     def has_shrunk(self) -> bool:

@@ -13,7 +13,6 @@ from typing import NamedTuple, Protocol
 from .._interrupts import is_from_handler
 from ..errors import error
 from .catalog import (
-    CHECKPOINTS,
     LAST_ID,
     MAX_ID,
     NAMES,
@@ -40,7 +39,7 @@ from .tree import PageSet, Tree, walk
 from .view import TableView, View
 
 __all__ = [
-    "Trees", "clear", "discard", "drop", "drops_table", "erase", "merge_trees", "names", "pop", "pop_last", "put",
+    "Trees", "clear", "discard", "drop", "drops_table", "merge_trees", "names", "pop", "pop_last", "put",
     "record_of", "set_default", "table_view", "update",
 ]  # fmt: skip
 
@@ -217,15 +216,6 @@ def _leaves_keys(base: View, record: Record) -> bool:
     """Whether the tree still holds keys of a table that was emptied key by key: the deletions may wait elsewhere."""
     in_tree = TableView(View(base.tree, (), base.tables), record.prefix)
     return next(in_tree.keys(), None) is not None
-
-
-def erase(changes: ChangeSet) -> None:
-    """Delete everything: the entries of the main table, all others, and what checkpoints keep."""
-    changes.clear()
-    for key in list(TableView(changes.view(), CHECKPOINTS).keys()):
-        changes.delete(TableKey(CHECKPOINTS + key))
-    for name, _ in list(names(changes.view())):
-        drop(changes, name)
 
 
 # -- the trees -------------------------------------------------------------------------------------

@@ -62,6 +62,8 @@ def reorganize(
         total = max(committer.store.state.meta.page_count, 1)
     if _pack(committer, writing, progress, total) or _is_loose(committer, writing):
         _move(committer, writing, progress, total)
+    with writing():
+        committer.cut_off_rest()
     if progress is not None:
         progress(total, total)
 
