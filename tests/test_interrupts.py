@@ -602,6 +602,7 @@ def grouped(kind: str, at: int) -> int:
 
         followers = [threading.Thread(target=follow, args=(b"%d" % n,), daemon=True) for n in range(2)]
         group, queue = db._pipeline, db._store.writer._leases.queue
+        group._crowd = 2  # as if several threads had written lately: a put that is alone makes no batch
 
         def join(operation: Operation) -> None:
             if operation.kind != kind or followers[0].ident is not None:

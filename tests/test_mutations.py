@@ -193,11 +193,6 @@ MUTATIONS = {
     "let the next writer in before the file is unlocked": Mutation(
         "_engine/locks.py", "        queue = self._leases.queue\n        if queue and", "        queue = self._leases.queue\n        self._leases.leave(entry)\n        if queue and", INTERRUPTS,  # noqa: E501
     ),
-    "forget a reader before its lock is gone": Mutation(
-        "snapshot.py", "            self._store.unpin(self._reader)\n            self._store = None\n",
-        "            store, self._store = self._store, None\n            store.unpin(self._reader)\n",
-        MOMENT.format(mode="full", operation="snapshot"),
-    ),
     "believe that every block ends": Mutation(
         "transaction.py", "        if transaction._context is None:\n            transaction._statement", "        if False:\n            transaction._statement", BLOCK,  # noqa: E501
     ),

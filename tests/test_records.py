@@ -24,6 +24,7 @@ from durabledbm._log.records import (
     PUT,
     RECORD_HEADER,
     SYNCED,
+    TABLE,
     TEXT,
     BinaryDecoder,
     Change,
@@ -336,5 +337,5 @@ def test_the_document_names_every_kind_and_flag_with_its_value() -> None:
     text = FORMAT.read_text(encoding="utf-8")
     rows = re.findall(r"^\| ([a-z]+) \| (\d+) \|", text, re.MULTILINE)
     kinds = {name: number for number, name in records.KINDS.items()}
-    flags = {"synced": SYNCED, "grouped": GROUPED, "first": FIRST}
+    flags = {"synced": SYNCED, "grouped": GROUPED, "first": FIRST, "table": TABLE}
     assert {name: int(number) for name, number in rows} == {**kinds, **flags}

@@ -27,6 +27,7 @@ from systems import KILL, WINDOWS, needs_fork, needs_immediate_removal, needs_mo
 import durabledbm
 import durabledbm.shelve
 from durabledbm._engine.changeset import ChangeSet
+from durabledbm._engine.group_commit import GroupCommit
 from durabledbm.errors import BusyError, ClosedError, CorruptionError, ReadOnlyError, error
 from durabledbm.reshard import reshard
 from durabledbm.sharded import ShardedDatabase, open_sharded
@@ -731,15 +732,16 @@ def test_a_handler_may_close_it_amid_an_operation(
     """It is closed when the operation has ended, which counts."""
     db = durabledbm.open_sharded(tmp_path / "db", "c", shards=2, durability=durability)
     db.update({str(number): "before" for number in range(8)})
-    original = ChangeSet.put
+    where: Any = GroupCommit if durability == "full" else ChangeSet
+    original = where.put
 
-    def interrupted(*args: Any) -> None:
+    def interrupted(*args: Any) -> Any:
         monkeypatch.undo()
         db.close()
         assert not db.closed
-        original(*args)
+        return original(*args)
 
-    monkeypatch.setattr(ChangeSet, "put", interrupted)
+    monkeypatch.setattr(where, "put", interrupted)
     db["k"] = "v"
     assert db.closed
     with durabledbm.open_sharded(tmp_path / "db") as again:

@@ -1295,7 +1295,8 @@ def test_a_handler_may_close_a_shelf_amid_an_operation(
     held = [shelf["a"], shelf["b"]]
     for value in held:
         value.append("changed")
-    where = type(shelf.dict._pipeline) if name == "flush" else ChangeSet
+    at_once = name == "put" and durability == "full"
+    where = type(shelf.dict._pipeline) if name == "flush" or at_once else ChangeSet
     original = getattr(where, name)
 
     def interrupted(*args: Any) -> Any:
