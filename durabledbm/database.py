@@ -439,7 +439,7 @@ class Database(WithTables):
     def restore(self, name: str) -> None:
         """Make the content of a checkpoint, all tables, the present, in one commit. Checkpoints stay.
 
-        It writes what differs, so it takes as long as the difference is large. Raises `KeyError` if there is none.
+        It writes what differs. In a transaction it replaces the changes so far. Raises `KeyError` if there is none.
         """
         with self.transaction() as tx, self.at(name) as kept:
             checkpoint.turn(tx, kept)
