@@ -51,8 +51,7 @@ def put_in_pieces(target: Target, key: bytes, source: Source, observer: Observer
                 raise error("the transaction was rolled back or cleared while a value was read for it")
             if observer is not None:
                 observer.admit_large(key, source.length)
-            if part:
-                target._exclusively(context, _add, writer, part)
+            target._exclusively(context, _add, writer, part)
         large: Overflow = target._exclusively(context, _finish, writer)
         if observer is not None:
             observer.admit_large(key, source.length, partial(context.work.base.tree.pager.value, large, key))
@@ -68,7 +67,8 @@ def put_in_pieces(target: Target, key: bytes, source: Source, observer: Observer
 
 
 def _add(spill: Spill, writer: ValueWriter, part: bytes) -> None:
-    writer.add(part)
+    if part:
+        writer.add(part)
 
 
 def _finish(spill: Spill, writer: ValueWriter) -> Overflow:

@@ -24,6 +24,7 @@ from typing import Any
 from .._engine.bulkload import Builder, finish_copy
 from .._engine.checkpoints import walk_all
 from .._engine.disk import FileVolume
+from .._engine.disk.protocol import Disk, Writes
 from .._engine.files import first_meta
 from .._engine.freemap import FreeMap
 from .._engine.meta import Meta, first_page
@@ -110,6 +111,15 @@ def _copy(store: Store, state: State, builder: Builder, progress: CountedProgres
                 progress(builder.count, total)
 
 
+def _copy_run(disk: Disk, writes: Writes, run: bytes, start: int, end: int) -> None:
+    """Write what stands at these bytes of `disk`: `run`, if it is in memory."""
+    if run:
+        writes.write(start, (run,))
+        return
+    for at in range(start, end, _PIECE):
+        writes.write(at, (disk.read(min(_PIECE, end - at), at),))
+
+
 def _copy_with_checkpoints(store: Store, state: State, path: str, progress: CountedProgress | None) -> None:
     """Copy the pages of all trees, each to the same place: what checkpoints share stays shared, and gaps stay."""
     meta, pager, pace = state.meta, Pager(store.disk, state.meta.page_size, 0), Pace(store)
@@ -124,20 +134,16 @@ def _copy_with_checkpoints(store: Store, state: State, path: str, progress: Coun
                 offset, end = visit.page_id * page_size, (visit.page_id + visit.page_count) * page_size
                 if visit.value is not None:
                     visit.check_value(pager)
-                for at in range(offset, end, _PIECE):
-                    piece = visit.run or store.disk.read(min(_PIECE, end - at), at)
-                    writes.write(at, (piece,))
-                    if visit.run:
-                        break
-                used.append((visit.page_id, visit.page_count))
+                _copy_run(store.disk, writes, visit.run, offset, end)
                 done += len(visit.entries()[0]) if visit.level == 1 else 0
                 if (end - offset) + synced > _SYNC_BYTES:
                     disk.sync()
                     synced = 0
                 synced += end - offset
-                pace.rest()
                 if progress is not None:
                     progress(min(done, meta.entry_count), meta.entry_count)
+                pace.rest()
+                used.append((visit.page_id, visit.page_count))
             free_map = FreeMap.rebuilt(page_size, first, meta.page_count, used, meta.txid)
             free_map.release(meta.txid)
             writer = PageWriter(writes, Pager(disk, page_size, 0), free_map, meta.txid)

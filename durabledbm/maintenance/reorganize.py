@@ -23,6 +23,7 @@ from operator import itemgetter
 from .._engine.catalog import TableKey
 from .._engine.commit import Committer
 from .._engine.merge import MOVE, TOUCH, Touch
+from .._engine.pager import Pager
 from .._engine.shrink import leaf_batches, spare_pages, touch_run
 from .._engine.tree import walk
 from .._engine.view import State
@@ -85,13 +86,18 @@ def _pack(
                     break
                 after = next(reversed(leaves))
                 done += len(leaves)
-                leaves = {key: ref for key, ref in leaves.items() if tree.pager.birth(ref) > state.meta.checkpoint_txid}
+                leaves = _born_after(state.meta.checkpoint_txid, leaves, tree.pager)
                 if leaves and spare_pages(tree, leaves.values()) > _FULL:
                     committer.rewrite(dict.fromkeys(map(_KEYS[number], leaves), TOUCH), packing=True)
                     packed = True
             if progress is not None:
                 progress(min(done, total - 1) // 2, total)
     return packed
+
+
+def _born_after(txid: int, leaves: dict[bytes, bytes], pager: Pager) -> dict[bytes, bytes]:
+    """Those that no checkpoint keeps, if the newest is that commit."""
+    return {key: ref for key, ref in leaves.items() if pager.birth(ref) > txid}
 
 
 def _is_loose(committer: Committer, writing: Callable[[], AbstractContextManager[object]]) -> bool:
