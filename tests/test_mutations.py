@@ -41,7 +41,7 @@ for seed in {seeds}:
 """
 USUAL = {"seeds": (1,), "again": 0.2, "deeper": 0.01, "enough": 40}
 FULL = CRASH.format(**USUAL, mode="full", names="creation one_leaf tree_commits large_values shrinking")
-RELAXED = CRASH.format(**USUAL, mode="process", names="tree_commits large_values two_writers")
+RELAXED = CRASH.format(**{**USUAL, "seeds": (1, 2)}, mode="process", names="tree_commits large_values two_writers")
 DEEP = CRASH.format(**USUAL, mode="full", names="pinned small_commits two_writers")
 DAMAGE = """
 import random
