@@ -53,6 +53,10 @@ static inline void put64(uint8_t *p, uint64_t v) { put32(p, (uint32_t)v); put32(
 
 static PyObject *refuse(const char *why) { PyErr_SetString(PyExc_ValueError, why); return NULL; }
 
+/* Not Py_RETURN_NONE: in the headers of 3.12 and 3.13 it counts no reference, and older interpreters, for which a build
+ * by these is made as well, count them. */
+static PyObject *none(void) { Py_IncRef(Py_None); return Py_None; }
+
 static const char *const NONSENSE = "the offsets in the page make no sense";
 
 /* The bytes of an object that must be bytes; -1 with an exception if it is not. In the limited API each access is a
@@ -292,7 +296,7 @@ static PyObject *search(const State *state, PyObject *run, PyObject *key)
         if (c < b || (Py_ssize_t)c > leaf.room) return refuse(NONSENSE);
         return value_at(state, &leaf, i, b, c);
     }
-    Py_RETURN_NONE;
+    return none();
 }
 
 static PyObject *k_find_value(PyObject *module, PyObject *const *args, Py_ssize_t n)
@@ -538,7 +542,7 @@ static PyObject *k_edit_leaf(PyObject *module, PyObject *const *args, Py_ssize_t
     }
     if (limits[1] > NARROW_MAX) return refuse("a limit beyond the reach of an offset");
     if (open_leaf(args[0], &leaf)) return NULL;
-    if (leaf.data[1] || leaf.cells - leaf.data + leaf.room > NARROW_MAX / 2) Py_RETURN_NONE;
+    if (leaf.data[1] || leaf.cells - leaf.data + leaf.room > NARROW_MAX / 2) return none();
     if (check_offsets(&leaf)) return NULL;
     Py_ssize_t payload = get32(leaf.data + PAYLOAD_AT), body = offset(&leaf, 2 * leaf.count), count = leaf.count;
     if (payload != leaf.cells - leaf.data - HEADER + body) return refuse(NONSENSE);
@@ -549,8 +553,7 @@ static PyObject *k_edit_leaf(PyObject *module, PyObject *const *args, Py_ssize_t
     Py_ssize_t done = gather(&leaf, args[1], args[2], limits, edits, &count, &body);
     Py_ssize_t size = count + NARROW * (2 * count + 1) + body;
     if (done == -2 || (done >= 0 && (size > limits[1] || size < (limits[0] < payload ? limits[0] : payload)))) {
-        result = Py_None;
-        Py_INCREF(result);
+        result = none();
     } else if (done >= 0 && (bytes = spliced(&leaf, edits, done, count, size))) {
         result = Py_BuildValue("(nn(N))", count, count - leaf.count, bytes);
     }
@@ -662,7 +665,7 @@ static PyObject *k_use(PyObject *module, PyObject *overflow)
     Py_INCREF(overflow);
     state->overflow = overflow;
     Py_XDECREF(old);
-    Py_RETURN_NONE;
+    return none();
 }
 
 static int begin(PyObject *module)
