@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from .._interrupts import is_interrupt
+from .._interrupts import is_from_handler, is_interrupt
 from ..errors import BusyError, error
 from .changeset import ChangeSet
 from .commit import Committer
@@ -90,8 +90,9 @@ class DeferredCommit(Pipeline):
         """Raise if what was deferred just now was the parent's operation, and this is its child (see `WriterLock`)."""
         try:
             self.committer.writes()
-        except error:
-            self._changes, self.store.writer.reserved = None, False
+        except error as exc:
+            if not is_from_handler(exc):
+                self._changes, self.store.writer.reserved = None, False
             raise
 
     def _current(self) -> ChangeSet:
