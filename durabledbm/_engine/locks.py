@@ -20,6 +20,7 @@ from collections.abc import Callable
 from enum import IntEnum
 from time import monotonic
 
+from .._interrupts import is_from_handler
 from ..errors import BusyError, error
 from .disk.protocol import PARENTS, Disk, LockOwner, Writes
 from .threads import FairLock, Lease, Patience
@@ -324,8 +325,9 @@ class WriterLock:
             try:
                 if not self.reserved:
                     self._unlock()
-            except OSError:
-                self._leases.leave(entry)
+            except OSError as exc:
+                if not is_from_handler(exc):  # else the lease is ended again
+                    self._leases.leave(entry)
                 raise
         self._leases.leave(entry)
 
