@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import errno
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from model import mapping_of
 from simdisk import SimVolume
 
 import durabledbm
@@ -25,16 +25,6 @@ from durabledbm.database import Database, open_on
 
 Model = dict[str, dict[bytes, bytes]]
 NAMES = ["", "a", "b"]
-
-
-@pytest.fixture
-def db(db_path: str) -> Iterator[Database]:
-    with durabledbm.open(db_path, "c") as db:
-        yield db
-
-
-def mapping_of(db: Any, name: str) -> Any:
-    return db.table(name) if name else db
 
 
 def content_of(db: Any) -> Model:

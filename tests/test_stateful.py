@@ -28,6 +28,7 @@ from hypothesis.stateful import (
     precondition,
     rule,
 )
+from model import mapping_of
 
 import durabledbm
 from durabledbm import transaction
@@ -214,7 +215,7 @@ class Store(RuleBasedStateMachine):
 
     def _in(self, whole: Any) -> Any:
         """What is compared: a database, transaction or snapshot, or a table of it."""
-        return whole.table(self.table) if self.table else whole
+        return mapping_of(whole, self.table)
 
     @property
     def _target(self) -> Any:
@@ -573,7 +574,7 @@ class TableStore(Store):
     @precondition(lambda self: self._writable())
     @rule(key=keys, value=values, name=st.sampled_from(["", "another", "a third"]))
     def put_elsewhere(self, key: bytes, value: bytes, name: str) -> None:
-        (self.db.table(name) if name else self.db)[key] = value
+        mapping_of(self.db, name)[key] = value
         if not self.levels:
             self._committed()
 

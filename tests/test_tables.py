@@ -16,6 +16,7 @@ import lmdb
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from model import mapping_of
 from simdisk import SimVolume
 
 import durabledbm
@@ -27,16 +28,6 @@ from durabledbm.maintenance.inspect import inspect
 from durabledbm.reshard import reshard
 
 Model = dict[str, dict[bytes, bytes]]
-
-
-@pytest.fixture
-def db(db_path: str) -> Iterator[Database]:
-    with durabledbm.open(db_path, "c") as db:
-        yield db
-
-
-def mapping_of(db: Any, name: str) -> Any:
-    return db.table(name) if name else db
 
 
 def content_of(db: Any) -> Model:

@@ -167,10 +167,9 @@ class PageWriter:
 
     def _sealed(self, kind: int, flags: int, entry_count: int, payload: tuple[bytes, ...]) -> tuple[bytes, bytes]:
         """Give a run its place and write it; its ref, and its bytes."""
-        page_count = pages_for(sum(map(len, payload)), self.page_size)
-        page_id = self._allocate(page_count)
+        page_id = self._allocate(pages_for(sum(map(len, payload)), self.page_size))
         run = seal(kind, flags, entry_count, page_id, self.txid, self.page_size, *payload, tree=self.tree)
-        return self.write(run, page_id, page_count), run
+        return self.write(run, page_id), run
 
     def overflow(self, key: bytes, flags: int, *content: bytes | memoryview) -> bytes:
         """Write a large value, or a part of one, as a run of its own, return its ref (see `large_value`).
@@ -188,10 +187,9 @@ class PageWriter:
             checksum = crc32c(part, checksum)
         return self._put([*parts, checksum.to_bytes(CRC_SIZE, "little")], page_id, page_count, checksum)
 
-    def write(self, run: bytes, page_id: int, page_count: int = 0) -> bytes:
+    def write(self, run: bytes, page_id: int) -> bytes:
         """Write a sealed run at a place that was taken for it, return its ref."""
-        crc = int.from_bytes(crc_of(run), "little")
-        return self._put([run], page_id, page_count or len(run) // self.page_size, crc)
+        return self._put([run], page_id, len(run) // self.page_size, int.from_bytes(crc_of(run), "little"))
 
     def _put(self, parts: Sequence[bytes | memoryview], page_id: int, page_count: int, crc: int) -> bytes:
         before = self._buffer_end

@@ -29,6 +29,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping
+from typing import Any
 
 MODES = ("full", "process", "interval", "manual")
 
@@ -141,6 +142,11 @@ class Model:
             *difference(self.versions[nearest], content),
         ]
         return "\n".join(lines)
+
+
+def mapping_of(place: Any, name: str) -> Any:
+    """The table of that name of a database, a transaction or a snapshot; without a name, the main one."""
+    return place.table(name) if name else place
 
 
 def difference(expected: Mapping[bytes, bytes], found: Mapping[bytes, bytes]) -> list[str]:
